@@ -1,0 +1,119 @@
+"""What every engine offers: compile ops into a program that runs forward and backward over planned buffers.
+
+A *program* runs the active ops of one segment in one mode. What crosses its border lies in arrays that the caller
+allocates (`values_in`, `values_out`, `gradients_in`, `gradients_out`), in the engine's own layout, one set per frame;
+everything inside is planned and allocated by the program, once. A frame is the place of one micro-batch in flight.
+
+Bit for bit: kernel, layout, fusion and block size depend on job, op and shape alone, never on segment, node, frame or
+timing. A gradient that reaches a value from several consumers is summed in graph order by the value's producer; a
+parameter's gradient is accumulated apart per op, over micro-batches in order, and summed over ops in graph order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from p2pnn.model.graph import Graph, Value
+
+Mode = Literal["train", "evaluate", "predict"]
+Array = NDArray[np.generic]
+
+Edge = tuple[str, int]
+"""(value, consuming op's index): one gradient on its way back to the value's producer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """One pass over one micro-batch. Random numbers are keyed by (seed, step, micro_batch, op).
+
+    rows: valid rows; fewer than the program's row count only outside training, where the rest is padding that losses,
+    metrics and means over the batch leave out. loss_scale: the gradient that every loss starts with (1 / micro-batches).
+    """
+
+    seed: int
+    step: int
+    micro_batch: int
+    rows: int
+    loss_scale: float = 1.0
+
+
+@dataclass(slots=True)
+class Tensors:
+    """What one node holds of a model between steps; arrays are in the engine's layout, float32 unless said.
+
+    gradients: one accumulator per (parameter, op that reads it): a shared parameter has several.
+    statistics: batch normalization's [mean, variance] of each micro-batch of this step, per op (float32[2, C]);
+    `Engine.end_step` folds them into `state` in (micro-batch, op) order.
+    """
+
+    parameters: dict[str, Array] = field(default_factory=dict)
+    state: dict[str, Array] = field(default_factory=dict)
+    gradients: dict[tuple[str, int], Array] = field(default_factory=dict)
+    statistics: dict[int, list[Array]] = field(default_factory=dict)
+
+
+class Program(Protocol):
+    """One segment, compiled for a mode. All arrays are C-contiguous and stay where they are between calls."""
+
+    values_in: tuple[str, ...]
+    """Values read from outside: graph inputs and other segments' outputs (never parameters or state)."""
+    values_out: tuple[str, ...]
+    """Values made here that other ops read, or that are a loss, a metric or (predict) a named output."""
+    gradients_in: tuple[Edge, ...]
+    """Gradients of `values_out` that come from consumers outside this segment; empty unless mode is train."""
+    gradients_out: tuple[Edge, ...]
+    """Gradients of `values_in` that this segment's ops send to the producers."""
+    memory_bytes: int
+    """What the program allocated: inner values, stashes and scratch, over all frames."""
+
+    def forward(self, frame: int, context: Context, values: Mapping[str, Array]) -> None:
+        """Read `values[v]` for v in values_in, write `values[v]` for v in values_out."""
+
+    def backward(self, frame: int, context: Context, gradients: Mapping[Edge, Array], *, first: bool) -> None:
+        """Undo the forward pass of this frame: read gradients_in, write gradients_out and `Tensors.gradients`.
+
+        first: the step's first micro-batch overwrites the accumulators, later ones add to them.
+        """
+
+
+class Engine(Protocol):
+    """Stateless; `Tensors` and programs hold what there is."""
+
+    name: str
+
+    def fingerprint(self) -> str:
+        """What decides the last bits: library versions, BLAS build and kernel type, threads."""
+
+    def shape(self, value: Value, rows: int) -> tuple[int, ...]:
+        """A value's shape in this engine's layout, with `rows` for the batch."""
+
+    def import_value(self, value: Value, array: Array, out: Array) -> None:
+        """Copy a value from ONNX's layout into the engine's."""
+
+    def export_value(self, value: Value, array: Array) -> Array:
+        """Copy a value from the engine's layout into ONNX's."""
+
+    def import_parameter(self, graph: Graph, name: str, array: Array) -> Array:
+        """A parameter or state tensor in the engine's layout, as a new array."""
+
+    def export_parameter(self, graph: Graph, name: str, array: Array) -> Array:
+        """The inverse of import_parameter."""
+
+    def allocate(self, graph: Graph, ops: Sequence[int], *, training: bool) -> Tensors:
+        """Zeroed tensors for everything that these ops own; gradients only if training."""
+
+    def compile(
+        self, graph: Graph, ops: Sequence[int], tensors: Tensors, *, rows: int, frames: int, mode: Mode
+    ) -> Program:
+        """Compile the ops of one segment that are active in `mode` (see `job.segment.Flow`)."""
+
+    def end_step(self, graph: Graph, tensors: Tensors) -> dict[str, Array]:
+        """Sum each parameter's gradients over its ops in graph order and fold statistics into state.
+
+        Returns parameter name → total gradient (the first op's accumulator, changed in place), in graph order.
+        """

@@ -1,0 +1,92 @@
+"""Every error that p2pnn raises on purpose, as one small tree.
+
+    P2pnnError                    a sentence for a person; carries the command line's exit status
+    ├── UsageError          2     what the person asked for cannot be done; nothing was started
+    │   ├── ModelError            the model (or a received graph) is not valid
+    │   ├── DataError             a file, column, shape or value of the data
+    │   ├── PlanError             the model does not fit the nodes, a pin matches nothing, …
+    │   └── CheckpointError       a checkpoint that is missing, damaged or newer than this program
+    ├── NoDaemonError       3     no daemon answers on the socket
+    ├── NotAllowedError     4     the operating system or a peer refused us
+    ├── TimedOutError       5     a deadline passed
+    ├── JobFailedError      1     a job started and failed; the reason names the node
+    ├── ProtocolError             the wire
+    │   ├── LocalProtocolError    we erred: a bug or a message over a limit that we tried to send
+    │   └── RemoteProtocolError   the peer erred: carries the close reason that it is sent
+    └── StorageError              a disk that is full, read-only or failing
+
+A message names the thing, the value, the limit, and what to do. Foreign exceptions are mapped once, at the
+border where they enter.
+"""
+
+from __future__ import annotations
+
+
+class P2pnnError(Exception):
+    """Base of all errors raised on purpose; `str(error)` is one sentence for a person."""
+
+    exit_status = 1
+
+
+class UsageError(P2pnnError):
+    """What was asked for cannot be done; nothing was started."""
+
+    exit_status = 2
+
+
+class ModelError(UsageError):
+    """A model or a received graph that is not valid."""
+
+
+class DataError(UsageError):
+    """A data file, column, shape or value that cannot be used."""
+
+
+class PlanError(UsageError):
+    """No plan satisfies the request: memory, pins or the number of nodes."""
+
+
+class CheckpointError(UsageError):
+    """A checkpoint that is missing, damaged, or written by a newer p2pnn; it is left untouched."""
+
+
+class NoDaemonError(P2pnnError):
+    """No daemon answers on its socket."""
+
+    exit_status = 3
+
+
+class NotAllowedError(P2pnnError):
+    """The operating system or a peer refused."""
+
+    exit_status = 4
+
+
+class TimedOutError(P2pnnError):
+    """A deadline passed; the message names whose and how long it was."""
+
+    exit_status = 5
+
+
+class JobFailedError(P2pnnError):
+    """A job was started and failed; the message names the node and the reason."""
+
+
+class StorageError(P2pnnError):
+    """A disk that is full, read-only or failing; what was there before is unchanged."""
+
+
+class ProtocolError(P2pnnError):
+    """Something about the wire."""
+
+
+class LocalProtocolError(ProtocolError):
+    """We erred: an illegal call, or a message over a limit. A bug on this side."""
+
+
+class RemoteProtocolError(ProtocolError):
+    """The peer erred. `reason` is the `wire.messages.CloseReason` value that it is sent before the link closes."""
+
+    def __init__(self, reason: int, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason

@@ -1,0 +1,52 @@
+"""The plan of a job: which op runs on which node, and what follows from that by pure functions.
+
+Everything that nodes must agree on (segments, transfers, their numbering) is computed from (graph, assignment) by the
+functions in `job.segment`, so only the assignment travels.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from p2pnn.types import NodeId
+
+FORMAT: Final = 1
+
+
+class NodeShare(msgspec.Struct, frozen=True):
+    """One node's part of a plan, as it is shown to a person.
+
+    layers: a short reading such as `conv1 … pool2`. memory_bytes: parameters, gradients, optimizer state, frames
+    and workspace. compute_s: predicted seconds per step. sends: (peer's name, bytes per step, forward and backward).
+    """
+
+    node: NodeId
+    name: str
+    layers: str
+    parameters: int
+    memory_bytes: int
+    memory_bytes_max: int
+    compute_s: float
+    sends: tuple[tuple[str, int, int], ...] = ()
+    why: str = ""
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """assignment[i] is the index into `nodes` of the node that runs ops[i]. frames: micro-batches in flight per node.
+
+    samples_per_s is predicted for this plan, best_single_samples_per_s for the fastest single node on which the job
+    fits (0.0 where it fits on none). `reasons` are sentences: why cut here, what a warning means.
+    bitwise is False when the nodes' numeric fingerprints differ.
+    """
+
+    nodes: tuple[NodeShare, ...]
+    assignment: tuple[int, ...]
+    frames: int
+    samples_per_s: float
+    best_single_samples_per_s: float
+    best_single_node: str = ""
+    bitwise: bool = True
+    reasons: tuple[str, ...] = ()
+    format: int = FORMAT

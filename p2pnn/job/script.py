@@ -1,0 +1,89 @@
+"""The coordinator's script of a run: commands that every executor of the job gets in the same order, and what they answer.
+
+Executors follow the script alone, so coordination is never on the path of a micro-batch. The coordinator sends commands
+ahead of need; a run is paused, stopped early or cut for a checkpoint where the script says so, at the same step on all nodes.
+They travel to peers as the bytes of `wire.messages.Command` and `Report`, and over the executor's socket pair as they are.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from p2pnn.types import BlobId
+
+
+class _Message(msgspec.Struct, array_like=True):
+    pass
+
+
+class Train(_Message, tag=2):
+    """Train up to (not including) step `until_step`; answer Done."""
+
+    sequence: int
+    until_step: int
+
+
+class Evaluate(_Message, tag=3):
+    """One forward pass over a split (`validation` or `test`); answer Done with an Evaluation."""
+
+    sequence: int
+    split: str
+
+
+class Predict(_Message, tag=4):
+    """Run the named outputs over the split `test` and store them as blobs; answer Done with Predictions."""
+
+    sequence: int
+
+
+class Checkpoint(_Message, tag=5):
+    """Write this node's part, after all earlier commands; answer Done with a Part, or with `error` (training goes on)."""
+
+    sequence: int
+
+
+class Finish(_Message, tag=6):
+    """Nothing more will come: exit with status 0."""
+
+
+class Progress(_Message, tag=24):
+    """Sent at most every 0.2 s. Sums are since the last Progress; loss and metrics only from nodes that hold them.
+
+    step: steps done. losses: (sum over rows of the loss, rows). metrics: name → (sum, count).
+    compute_s, wall_s: seconds spent computing and passed, since the last Progress.
+    """
+
+    step: int
+    losses: tuple[float, int]
+    metrics: dict[str, tuple[float, float]]
+    compute_s: float
+    wall_s: float
+
+
+class Done(_Message, tag=25):
+    """The command numbered `sequence` is done.
+
+    result: MessagePack of Evaluation, `job.checkpoint.Part` or Predictions, or empty. error: a checkpoint that failed.
+    """
+
+    sequence: int
+    result: bytes = b""
+    error: str = ""
+
+
+Command = Train | Evaluate | Predict | Checkpoint | Finish
+Report = Progress | Done
+
+
+class Evaluation(msgspec.Struct, frozen=True):
+    """Sums over the whole split; empty (rows 0) from nodes that hold no loss and no metric."""
+
+    loss_sum: float = 0.0
+    rows: int = 0
+    metrics: dict[str, tuple[float, float]] = {}
+
+
+class Predictions(msgspec.Struct, frozen=True):
+    """Named output → blobs of its rows in order, as data chunks with their dtype and row shape."""
+
+    outputs: dict[str, tuple[str, tuple[int, ...], tuple[tuple[BlobId, int], ...]]] = {}

@@ -1,0 +1,140 @@
+"""What a person asks for: the job, its data and its settings, resolved to the last default.
+
+A spec is self-contained: with the blobs that it names, any node can run the job or go on with it. It is stored and sent
+as MessagePack (maps with field names; fields may be added at the end, with a default).
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from p2pnn.model.graph import Graph
+from p2pnn.types import BlobId
+
+FORMAT: Final = 1
+
+OPTIMIZERS: Final = ("sgd", "momentum", "nesterov", "adam", "adamw")
+SCHEDULES: Final = ("constant", "step", "cosine")
+JOB_KINDS: Final = ("train", "evaluate", "predict")
+
+
+class Chunk(msgspec.Struct, frozen=True):
+    """A run of rows of one column, stored as a blob (see `data.chunks` for its bytes)."""
+
+    blob: BlobId
+    rows: int
+
+
+class Column(msgspec.Struct, frozen=True):
+    """One named array of the data: `rows` rows of `shape` (without the row axis), in chunks."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    chunks: tuple[Chunk, ...]
+
+
+class Dataset(msgspec.Struct, frozen=True):
+    """Rows that belong together over several columns. `classes` names the labels 0, 1, … where they were text."""
+
+    name: str
+    rows: int
+    columns: tuple[Column, ...]
+    classes: tuple[str, ...] = ()
+    format: int = FORMAT
+
+
+class Split(msgspec.Struct, frozen=True):
+    """Some rows of a dataset: those that a permutation of all rows, keyed by `seed`, puts at [start, stop).
+
+    With seed −1 there is no permutation: rows start … stop − 1.
+    """
+
+    dataset: Dataset
+    start: int
+    stop: int
+    seed: int = -1
+
+    @property
+    def rows(self) -> int:
+        return self.stop - self.start
+
+
+class Optimizer(msgspec.Struct, frozen=True):
+    """kind: one of OPTIMIZERS. Formulas are PyTorch's (v = μv + g; Adam's ε after the corrected root).
+
+    schedule: `constant`; `step` (rate · gamma^(step // step_size)); `cosine` (to 0 at the last step).
+    warmup_steps: the rate rises linearly from rate/warmup_steps to rate before the schedule starts.
+    clip_norm: gradients are scaled so that their global 2-norm is at most this; 0 for no clipping.
+    """
+
+    kind: str = "adam"
+    rate: float = 1e-3
+    momentum: float = 0.9
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+    weight_decay: float = 0.0
+    schedule: str = "cosine"
+    warmup_steps: int = 0
+    step_size: int = 0
+    gamma: float = 0.1
+    clip_norm: float = 0.0
+
+
+class Pin(msgspec.Struct, frozen=True):
+    """Ops whose name, or whose layer's name, matches the shell-style `pattern` stay on the node called `node`."""
+
+    pattern: str
+    node: str
+
+
+class JobSpec(msgspec.Struct, frozen=True):
+    """Everything that decides what a job computes and where.
+
+    inputs: graph input → column. train, validation, test: None where there is none (evaluate and predict use only
+    `test`). node_count: 0 for every node that has room. patience: epochs without a better monitored value before the
+    run stops; 0 never stops early. monitor: a metric's name or `loss`, on the validation split. checkpoint_steps: 0 for
+    once per epoch. initial: safetensors blobs to start from, by parts; () to draw from the seed.
+    threads: BLAS threads per executor; part of the numeric fingerprint.
+    """
+
+    name: str
+    graph: Graph
+    inputs: dict[str, str]
+    kind: str = "train"
+    train: Split | None = None
+    validation: Split | None = None
+    test: Split | None = None
+    seed: int = 0
+    epochs: int = 10
+    batch_size: int = 128
+    micro_batches: int = 4
+    optimizer: Optimizer = Optimizer()
+    parallel: str = "model"
+    schedule: str = "sync"
+    node_count: int = 0
+    nodes: tuple[str, ...] = ()
+    pins: tuple[Pin, ...] = ()
+    patience: int = 0
+    monitor: str = ""
+    checkpoint_steps: int = 0
+    initial: tuple[BlobId, ...] = ()
+    threads: int = 1
+    memory_bytes_max: int = 0
+    format: int = FORMAT
+
+    @property
+    def rows_per_micro_batch(self) -> int:
+        return self.batch_size // self.micro_batches
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches only: rows that do not fill a batch are dropped and counted."""
+        return self.train.rows // self.batch_size if self.train else 0
+
+    @property
+    def steps(self) -> int:
+        return self.epochs * self.steps_per_epoch
