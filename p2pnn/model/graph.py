@@ -21,7 +21,9 @@ BATCH: Final = -1
 
 FORMAT: Final = 1
 
-Attribute = int | float | str | bool | tuple[int, ...] | tuple[float, ...]
+Attribute = int | float | str | tuple[int | float, ...]
+"""One array type only: a decoder cannot tell two apart. Flags are 0 and 1, as in ONNX."""
+
 Shape = tuple[int, ...]
 
 
@@ -57,10 +59,7 @@ class Parameter(msgspec.Struct, frozen=True):
 
     @property
     def size(self) -> int:
-        count = 1
-        for extent in self.shape:
-            count *= extent
-        return count
+        return elements(self.shape)
 
 
 class Op(msgspec.Struct, frozen=True):
@@ -71,6 +70,24 @@ class Op(msgspec.Struct, frozen=True):
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     attributes: dict[str, Attribute] = {}
+
+    def integer(self, name: str) -> int:
+        """The attribute as an int; a verified op has every attribute of its kind, with the right type."""
+        value = self.attributes[name]
+        assert isinstance(value, int)
+        return value
+
+    def number(self, name: str) -> float:
+        """The attribute as a float."""
+        value = self.attributes[name]
+        assert isinstance(value, int | float)
+        return float(value)
+
+    def integers(self, name: str) -> tuple[int, ...]:
+        """The attribute as a tuple of ints."""
+        value = self.attributes[name]
+        assert isinstance(value, tuple)
+        return tuple(int(n) for n in value)
 
 
 class Metric(msgspec.Struct, frozen=True):
@@ -111,6 +128,25 @@ class Graph(msgspec.Struct, frozen=True):
     classes: tuple[str, ...] = ()
     name: str = "model"
     format: int = FORMAT
+
+
+def show(shape: Shape) -> str:
+    """A shape for a person: `(batch, 3, 32, 32)`."""
+    parts = ["batch" if extent == BATCH else str(extent) for extent in shape]
+    return f"({parts[0]},)" if len(parts) == 1 else f"({', '.join(parts)})"
+
+
+def concrete(shape: Shape, batch: int) -> Shape:
+    """The shape with `batch` rows in place of BATCH."""
+    return tuple(batch if extent == BATCH else extent for extent in shape)
+
+
+def elements(shape: Shape) -> int:
+    """How many elements a concrete shape has."""
+    count = 1
+    for extent in shape:
+        count *= extent
+    return count
 
 
 def encode(graph: Graph) -> bytes:

@@ -1,0 +1,248 @@
+"""Shape rules: what an op's inputs must look like, and what comes out.
+
+One rule per kind, `rule(op, inputs) -> [(dtype, shape), …]`. The inputs' number and the attributes are already checked
+against the op's row and canonical (`ops.normalise`). Semantics are ONNX's (opset 23), narrowed in one respect: the batch
+is always axis 0, no op mixes its rows, and a value without a batch (a parameter) is only ever an operand beside one that
+has it.
+
+Every refusal is a ModelError that names the op, the shapes and what to change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NoReturn
+
+from p2pnn.errors import ModelError
+from p2pnn.model.graph import BATCH, Op, Shape, Value, show
+
+Outputs = list[tuple[str, Shape]]
+
+
+def refuse(op: Op, sentence: str) -> NoReturn:
+    """Raise the ModelError for this op."""
+    raise ModelError(f"{op.name} ({op.kind}): {sentence}")
+
+
+def batched(op: Op, value: Value, ranks: Sequence[int] = (), what: str = "the input") -> Shape:
+    """The shape of a float32 value with the batch at axis 0 and one of the given ranks (any, if none are given)."""
+    floating(op, value, what)
+    if not value.shape or value.shape[0] != BATCH:
+        refuse(op, f"{what} {value.name} has shape {show(value.shape)}, but it needs the batch at axis 0")
+    if ranks and len(value.shape) not in ranks:
+        wanted = " or ".join(str(r) for r in ranks)
+        hint = "; put nn.flatten before it" if ranks == (2,) and len(value.shape) > 2 else ""
+        refuse(op, f"{what} {value.name} has shape {show(value.shape)}, but it needs {wanted} axes{hint}")
+    return value.shape
+
+
+def floating(op: Op, value: Value, what: str = "the input") -> Shape:
+    """The shape of a float32 value."""
+    if value.dtype != "float32":
+        refuse(op, f"{what} {value.name} has dtype {value.dtype}, but it needs float32")
+    return value.shape
+
+
+def operand(op: Op, value: Value, shape: Shape, what: str, fits: Value) -> None:
+    """Check a parameter-like operand against the only shape that fits."""
+    if floating(op, value, what) != shape:
+        refuse(
+            op,
+            f"{what} {value.name} has shape {show(value.shape)}, but an input {fits.name} of shape {show(fits.shape)} "
+            f"needs {show(shape)}",
+        )
+
+
+def broadcast(op: Op, a: Shape, b: Shape) -> Shape:
+    """numpy's rules, with the batch lined up: it must come out at axis 0 and may only meet itself or 1."""
+    rank = max(len(a), len(b))
+    wide = [(1,) * (rank - len(s)) + s for s in (a, b)]
+    for x, y in zip(*wide, strict=True):
+        if x != y and 1 not in (x, y):
+            lined = " (the batch does not line up)" if BATCH in (x, y) else ""
+            refuse(op, f"shapes {show(a)} and {show(b)} do not go together{lined}; axes must be equal or 1")
+    shape = tuple(y if x == 1 else x for x, y in zip(*wide, strict=True))
+    if BATCH in shape[1:]:
+        refuse(
+            op, f"shapes {show(a)} and {show(b)} would put the batch behind axis 0; give both the same number of axes"
+        )
+    return shape
+
+
+def same(op: Op, inputs: list[Value]) -> Outputs:
+    """Elementwise functions of one value."""
+    return [("float32", batched(op, inputs[0]))]
+
+
+def arithmetic(op: Op, inputs: list[Value]) -> Outputs:
+    """Add, Sub, Mul."""
+    a, b = (floating(op, v) for v in inputs)
+    shape = broadcast(op, a, b)
+    if not shape or shape[0] != BATCH:
+        refuse(op, f"shapes {show(a)} and {show(b)} have no batch; one of the two must depend on an input")
+    return [("float32", shape)]
+
+
+def gemm(op: Op, inputs: list[Value]) -> Outputs:
+    """y = x·wᵀ (+ b): x (batch, in), w (out, in), b (out,)."""
+    x = batched(op, inputs[0], (2,))
+    w = floating(op, inputs[1], "the weight")
+    if len(w) != 2 or w[1] != x[1] or BATCH in w:
+        refuse(op, f"the weight {inputs[1].name} has shape {show(w)}, but the input {inputs[0].name} of shape {show(x)} "
+                   f"needs (outputs, {x[1]})")  # fmt: skip
+    if len(inputs) > 2:
+        operand(op, inputs[2], (w[0],), "the bias", inputs[1])
+    return [("float32", (BATCH, w[0]))]
+
+
+def matmul(op: Op, inputs: list[Value]) -> Outputs:
+    """numpy.matmul for two or more axes: (…, n, k) · (…, k, m)."""
+    a, b = (floating(op, v) for v in inputs)
+    if len(a) < 2 or len(b) < 2:
+        refuse(op, f"shapes {show(a)} and {show(b)}: both sides need at least 2 axes")
+    if a[-1] != b[-2] or a[-1] == BATCH:
+        refuse(op, f"shapes {show(a)} and {show(b)} do not go together: the left's last axis and the right's last but one "
+                   f"must be equal (and not the batch)")  # fmt: skip
+    shape = (*broadcast(op, a[:-2], b[:-2]), a[-2], b[-1])
+    if shape[0] != BATCH or BATCH in shape[1:]:
+        refuse(op, f"shapes {show(a)} and {show(b)}: the batch must come out at axis 0 and nowhere else")
+    return [("float32", shape)]
+
+
+def window(op: Op, x: Shape, kernel: Sequence[int], dilations: Sequence[int] = (1, 1)) -> Shape:
+    """The spatial extents after a sliding window: ⌊(n + pads − dilated kernel) / stride⌋ + 1 per axis."""
+    strides, pads = op.integers("strides"), op.integers("pads")
+    result = []
+    for axis in range(2):
+        extent = (kernel[axis] - 1) * dilations[axis] + 1
+        room = x[2 + axis] + pads[axis] + pads[2 + axis] - extent
+        if room < 0:
+            refuse(op, f"a window of {extent} does not fit into the input of shape {show(x)} with pads {pads}; "
+                       f"use a smaller window, more padding or a larger input")  # fmt: skip
+        result.append(room // strides[axis] + 1)
+    return tuple(result)
+
+
+def conv(op: Op, inputs: list[Value]) -> Outputs:
+    """x (batch, C, H, W), w (O, C/group, kh, kw), b (O,)."""
+    x = batched(op, inputs[0], (4,))
+    w = floating(op, inputs[1], "the weight")
+    group = op.integer("group")
+    if len(w) != 4 or BATCH in w or w[1] * group != x[1] or w[0] % group:
+        refuse(op, f"the weight {inputs[1].name} has shape {show(w)}, but the input {inputs[0].name} of shape {show(x)} "
+                   f"with group {group} needs (outputs divisible by {group}, {x[1]} / {group}, height, width)")  # fmt: skip
+    if len(inputs) > 2:
+        operand(op, inputs[2], (w[0],), "the bias", inputs[1])
+    return [("float32", (BATCH, w[0], *window(op, x, w[2:], op.integers("dilations"))))]
+
+
+def pool(op: Op, inputs: list[Value]) -> Outputs:
+    """MaxPool and AveragePool over (batch, C, H, W)."""
+    x = batched(op, inputs[0], (4,))
+    kernel, pads = op.integers("kernel_shape"), op.integers("pads")
+    if any(pads[axis] >= kernel[axis % 2] for axis in range(4)):
+        refuse(op, f"pads {pads} must be smaller than the window {kernel}: some windows would hold padding only")
+    return [("float32", (*x[:2], *window(op, x, kernel)))]
+
+
+def global_average_pool(op: Op, inputs: list[Value]) -> Outputs:
+    """(batch, C, H, W) → (batch, C, 1, 1)."""
+    return [("float32", (*batched(op, inputs[0], (4,))[:2], 1, 1))]
+
+
+def batch_normalization(op: Op, inputs: list[Value]) -> Outputs:
+    """x (batch, C, …) with scale, bias, running mean and running variance, each (C,)."""
+    x = batched(op, inputs[0])
+    if len(x) < 2:
+        refuse(op, f"the input {inputs[0].name} has shape {show(x)}, but it needs channels at axis 1")
+    for value, what in zip(inputs[1:], ("the scale", "the bias", "the mean", "the variance"), strict=True):
+        operand(op, value, (x[1],), what, inputs[0])
+    return [("float32", x)]
+
+
+def concat(op: Op, inputs: list[Value]) -> Outputs:
+    """Values that differ only along `axis`."""
+    first, axis = batched(op, inputs[0]), op.integer("axis")
+    total = 0
+    for value in inputs:
+        shape = batched(op, value)
+        if len(shape) != len(first) or shape[:axis] + shape[axis + 1 :] != first[:axis] + first[axis + 1 :]:
+            refuse(op, f"shapes {show(first)} and {show(shape)} differ in more than axis {axis}")
+        total += shape[axis]
+    return [("float32", (*first[:axis], total, *first[axis + 1 :]))]
+
+
+def reshape(op: Op, inputs: list[Value]) -> Outputs:
+    """Each row gets the shape `shape[1:]`; shape[0] is 0, which in ONNX keeps the batch."""
+    return [("float32", (*batched(op, inputs[0])[:1], *op.integers("shape")[1:]))]
+
+
+def flatten(op: Op, inputs: list[Value]) -> Outputs:
+    """(batch, …) → (batch, features)."""
+    size = 1
+    for extent in batched(op, inputs[0])[1:]:
+        size *= extent
+    return [("float32", (BATCH, size))]
+
+
+def transpose(op: Op, inputs: list[Value]) -> Outputs:
+    """Axis i of the output is axis perm[i] of the input; perm[0] is 0."""
+    x, perm = batched(op, inputs[0]), op.integers("perm")
+    if sorted(perm) != list(range(len(x))) or perm[0] != 0:
+        refuse(op, f"perm {perm} must list every axis of {show(x)} once, with the batch (0) first")
+    return [("float32", tuple(x[axis] for axis in perm))]
+
+
+def reduce_mean(op: Op, inputs: list[Value]) -> Outputs:
+    """The mean over `axes`; keepdims leaves them as 1."""
+    return [("float32", _reduced(batched(op, inputs[0]), op.integers("axes"), op.integer("keepdims")))]
+
+
+def arg_max(op: Op, inputs: list[Value]) -> Outputs:
+    """The first index of the largest element along `axis`."""
+    return [("int64", _reduced(batched(op, inputs[0]), (op.integer("axis"),), op.integer("keepdims")))]
+
+
+def _reduced(x: Shape, axes: Sequence[int], keep: int) -> Shape:
+    return tuple(1 if axis in axes else extent for axis, extent in enumerate(x) if keep or axis not in axes)
+
+
+def _scores_and_labels(op: Op, inputs: list[Value]) -> int:
+    scores = batched(op, inputs[0], (2,), "the scores")
+    labels = inputs[1]
+    if labels.dtype != "int64" or labels.shape != (BATCH,):
+        refuse(op, f"the labels {labels.name} are {labels.dtype} of shape {show(labels.shape)}, but scores of shape "
+                   f"{show(scores)} need int64 of shape (batch,)")  # fmt: skip
+    return scores[1]
+
+
+def _pair(op: Op, inputs: list[Value]) -> None:
+    prediction, target = batched(op, inputs[0], (), "the prediction"), batched(op, inputs[1], (), "the target")
+    if prediction != target:
+        refuse(op, f"the prediction has shape {show(prediction)} and the target {show(target)}; they must be equal")
+
+
+def classification_loss(op: Op, inputs: list[Value]) -> Outputs:
+    """Scores (batch, classes) and int64 labels (batch,) → a scalar."""
+    _scores_and_labels(op, inputs)
+    return [("float32", ())]
+
+
+def regression_loss(op: Op, inputs: list[Value]) -> Outputs:
+    """Prediction and target of one shape → a scalar."""
+    _pair(op, inputs)
+    return [("float32", ())]
+
+
+def classification_metric(op: Op, inputs: list[Value]) -> Outputs:
+    """Scores and labels → (sum, count)."""
+    classes = _scores_and_labels(op, inputs)
+    if "k" in op.attributes and op.integer("k") > classes:
+        refuse(op, f"k is {op.integer('k')}, but there are only {classes} classes in shape {show(inputs[0].shape)}")
+    return [("float64", (2,))]
+
+
+def regression_metric(op: Op, inputs: list[Value]) -> Outputs:
+    """Prediction and target → (sum, count)."""
+    _pair(op, inputs)
+    return [("float64", (2,))]
