@@ -1,0 +1,277 @@
+"""Where p2pnn's files lie, and how a daemon is configured: flag over environment over file.
+
+Every setting of a daemon has one name, spelled alike in its three places: `--state-dir`, `P2PNN_STATE_DIR`, and
+`state_dir` in node.toml. The file is the one named by `--config` or P2PNN_CONFIG, else
+`$XDG_CONFIG_HOME/p2pnn/node.toml`, else `/etc/p2pnn/node.toml`; only one of them is read. A key that is not known is
+refused with the nearest name, because a misspelt limit that is silently ignored is worse than a daemon that does not start.
+
+Whoever sets a state folder of his own gets the socket inside it, so two daemons on one machine need only two folders, names
+and ports.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import socket
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from p2pnn.errors import NotAllowedError, UsageError
+from p2pnn.types import Address
+
+BAD_CONFIGURATION: Final = 78
+"""Exit status of `node start` for a bad configuration (sysexits' EX_CONFIG); the service is not restarted on it."""
+
+SYSTEM_CONFIG: Final = Path("/etc/p2pnn/node.toml")
+SYSTEM_SOCKET: Final = Path("/run/p2pnn/p2pnn.sock")
+SOCKET_PATH_BYTES_MAX: Final = 107
+"""A unix socket's path lies in a field of 108 bytes with a zero at its end (unix(7))."""
+
+LOG_LEVELS: Final = ("debug", "info", "warning", "error")
+KEYS: Final = ("name", "state_dir", "listen", "join", "socket", "cluster", "quota", "profile_cache", "log_level")
+_UNITS: Final = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12} | {
+    "kib": 2**10,
+    "mib": 2**20,
+    "gib": 2**30,
+    "tib": 2**40,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class NodeConfig:
+    """One daemon's configuration, resolved to the last default.
+
+    listen: port 0 asks for a free one. join: any one peer is enough. quota_bytes: of the chunk store; 0 for no quota.
+    lifeline_fd: the daemon ends when the other end of this pipe closes. ready_fd: gets one JSON line when the daemon is ready.
+    profile_cache: a file that daemons of one machine may share, None for one in the state folder.
+    """
+
+    name: str
+    state_dir: Path
+    listen: Address
+    join: tuple[Address, ...]
+    socket: Path
+    cluster: str
+    quota_bytes: int = 0
+    lifeline_fd: int | None = None
+    ready_fd: int | None = None
+    profile_cache: Path | None = None
+    log_level: str = "info"
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """A person's folders, by the XDG base directory specification."""
+
+    config: Path
+    state: Path
+    data: Path
+    cache: Path
+    runtime: Path | None
+
+    @classmethod
+    def of(cls, environ: Mapping[str, str] = os.environ) -> Places:
+        home = Path(environ.get("HOME") or Path.home())
+
+        def base(variable: str, default: str) -> Path:
+            value = environ.get(variable, "")
+            # The specification: a path that is not absolute is to be ignored.
+            return (Path(value) if value.startswith("/") else home / default) / "p2pnn"
+
+        runtime = environ.get("XDG_RUNTIME_DIR", "")
+        return cls(
+            config=base("XDG_CONFIG_HOME", ".config"),
+            state=base("XDG_STATE_HOME", ".local/state"),
+            data=base("XDG_DATA_HOME", ".local/share"),
+            cache=base("XDG_CACHE_HOME", ".cache"),
+            runtime=Path(runtime) / "p2pnn" if runtime.startswith("/") else None,
+        )
+
+    @property
+    def runs(self) -> Path:
+        return self.data / "runs"
+
+    @property
+    def profile_cache(self) -> Path:
+        return self.cache / "profile"
+
+
+@dataclass(frozen=True, slots=True)
+class SocketChoice:
+    """The daemon's socket as the command line sees it. asked: a person named it, so nothing else may take its place."""
+
+    path: Path
+    asked: bool
+
+
+def node_config(
+    flags: Mapping[str, Any],
+    *,
+    config: str | None = None,
+    lifeline_fd: int | None = None,
+    ready_fd: int | None = None,
+    environ: Mapping[str, str] = os.environ,
+) -> NodeConfig:
+    """Resolve a daemon's configuration. flags: key → value, None where the flag was not given.
+
+    Raises UsageError for a file or value that cannot be used, NotAllowedError for a file that may not be read.
+    """
+    settings = _settings(flags, config, environ)
+    places = Places.of(environ)
+    state = _path(settings, "state_dir") or places.state
+    name = settings.get("name") or socket.gethostname().split(".")[0] or "node"
+    if not isinstance(name, str) or not name.isprintable() or any(c in name for c in " /=*?[],") or len(name) > 64:
+        raise UsageError(
+            f"name = {name!r} cannot be a node's name; use up to 64 letters, digits, '-', '_' and '.', as in attic-pc"
+        )
+    level = settings.get("log_level") or "info"
+    if level not in LOG_LEVELS:
+        raise UsageError(f"log_level = {level!r} is not one of {', '.join(LOG_LEVELS)}")
+    return NodeConfig(
+        name=name,
+        state_dir=state,
+        listen=_address(settings.get("listen") or "127.0.0.1:7700", "listen"),
+        join=tuple(_address(text, "join") for text in _words(settings.get("join"), "join")),
+        socket=_socket(settings, places),
+        cluster=_text(settings, "cluster") or "p2pnn",
+        quota_bytes=parse_bytes(settings.get("quota") or 0, "quota"),
+        lifeline_fd=lifeline_fd,
+        ready_fd=ready_fd,
+        profile_cache=_path(settings, "profile_cache"),
+        log_level=level,
+    )
+
+
+def client_socket(flag: str | None = None, environ: Mapping[str, str] = os.environ) -> SocketChoice:
+    """The socket that the command line speaks to: the one asked for, else the person's daemon, else the system's."""
+    settings = _settings({"socket": flag}, None, environ)
+    places = Places.of(environ)
+    path = _socket(settings, places)
+    if settings.get("socket") or settings.get("state_dir"):
+        return SocketChoice(path, asked=True)
+    if not _exists(path) and _exists(SYSTEM_SOCKET):
+        return SocketChoice(SYSTEM_SOCKET, asked=False)
+    return SocketChoice(path, asked=False)
+
+
+def config_file(named: str | None, environ: Mapping[str, str] = os.environ) -> Path | None:
+    """The node.toml that counts, or None where there is none. A named file must exist."""
+    named = named or environ.get("P2PNN_CONFIG") or None
+    if named:
+        path = Path(named).expanduser()
+        if not path.exists():
+            raise UsageError(f"no configuration file {path}")
+        return path
+    for path in (Places.of(environ).config / "node.toml", SYSTEM_CONFIG):
+        if _exists(path):
+            return path
+    return None
+
+
+def parse_bytes(value: object, key: str) -> int:
+    """A size: a number of bytes, or text with a unit, such as `20 GB` or `512 MiB`. Raises UsageError."""
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    text = str(value).strip().lower()
+    digits = text.rstrip("abcdefghijklmnopqrstuvwxyz").strip()
+    unit = text[len(digits) :].strip()
+    try:
+        number = float(digits)
+    except ValueError:
+        number = -1.0
+    if unit not in _UNITS or not 0 <= number < 2**60:
+        raise UsageError(f"{key} = {value!r} is not a size; write bytes or a unit, as in 20 GB or 512 MiB")
+    return int(number * _UNITS[unit])
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> str:
+    """One sentence that refuses a name and gives the nearest known one: `unknown key 'epoch' in …; did you mean epochs?`"""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}" if names else "there is none"
+    return f"{kind} {name!r}; {hint}"
+
+
+def _settings(flags: Mapping[str, Any], config: str | None, environ: Mapping[str, str]) -> dict[str, Any]:
+    """File, then environment, then flags, each over the one before."""
+    settings: dict[str, Any] = {}
+    path = config_file(config, environ)
+    if path is not None:
+        settings |= _read(path)
+    for key in KEYS:
+        value = environ.get(f"P2PNN_{key.upper()}", "")
+        if value:
+            settings[key] = value
+    settings |= {key: value for key, value in flags.items() if value not in (None, (), [])}
+    return settings
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = tomllib.loads(path.read_text("utf-8"))
+    except PermissionError as error:
+        raise NotAllowedError(f"{path} cannot be read: {error.strerror}") from error
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(f"{path} is not a readable TOML file: {error}") from error
+    for key in found:
+        if key not in KEYS:
+            raise UsageError(unknown(f"{path}: unknown key", key, KEYS))
+    return found
+
+
+def _socket(settings: Mapping[str, Any], places: Places) -> Path:
+    path = _path(settings, "socket")
+    if path is None:
+        state = _path(settings, "state_dir")
+        if state is not None:
+            path = state / "p2pnn.sock"
+        else:
+            path = (places.runtime or places.state) / "p2pnn.sock"
+    if len(os.fsencode(path)) > SOCKET_PATH_BYTES_MAX:
+        raise UsageError(
+            f"the socket's path {path} is longer than the {SOCKET_PATH_BYTES_MAX} bytes that the system allows;"
+            " name a shorter one with --socket"
+        )
+    return path
+
+
+def _text(settings: Mapping[str, Any], key: str) -> str | None:
+    value = settings.get(key)
+    if value is not None and not isinstance(value, str | Path):
+        raise UsageError(f"{key} = {value!r} is not a text; write it in quotes")
+    return None if value is None or str(value) == "" else str(value)
+
+
+def _path(settings: Mapping[str, Any], key: str) -> Path | None:
+    text = _text(settings, key)
+    return Path(os.path.abspath(Path(text).expanduser())) if text else None
+
+
+def _words(value: object, key: str) -> list[str]:
+    if value is None:
+        return []
+    parts = value.replace(",", " ").split() if isinstance(value, str) else value
+    if not isinstance(parts, list | tuple) or not all(isinstance(part, str) for part in parts):
+        raise UsageError(f'{key} = {value!r} is not a list of addresses; write ["192.168.1.20:7700"]')
+    return [word for part in parts for word in part.replace(",", " ").split()]
+
+
+def _address(value: object, key: str) -> Address:
+    if not isinstance(value, str):
+        raise UsageError(f"{key} = {value!r} is not an address; write HOST:PORT, as in 192.168.1.20:7700")
+    return Address.parse(value)
+
+
+def _exists(path: Path) -> bool:
+    """Also True where a folder on the way may not be entered: who cannot look must be told so, not passed over."""
+    try:
+        path.stat()
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return True
