@@ -1,0 +1,37 @@
+"""Known networks by name. Each file's `build(shape, classes)` returns an `nn.Model` with inputs `image` and `label`.
+
+shape: of one row of `image`, such as (1, 28, 28); classes: how many labels there are.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+
+from p2pnn import nn
+from p2pnn.errors import UsageError
+from p2pnn.zoo import lenet5, mlp, resnet8
+
+Build = Callable[[tuple[int, ...], int], nn.Model]
+
+MODELS: dict[str, Build] = {"lenet5": lenet5.build, "mlp": mlp.build, "resnet8": resnet8.build}
+
+DESCRIPTIONS: dict[str, str] = {
+    "lenet5": "two convolutions with max pooling, three dense layers; for images from 12 × 12",
+    "mlp": "two dense layers of 128 with dropout; takes rows of any shape",
+    "resnet8": "three residual blocks of 16, 32 and 64 channels; for images from 8 × 8",
+}
+
+
+def names() -> list[str]:
+    """All names, sorted."""
+    return sorted(MODELS)
+
+
+def build(name: str, shape: tuple[int, ...], classes: int) -> nn.Model:
+    """The network called `name`. Raises UsageError with the nearest name, ModelError where the shape does not fit."""
+    if name not in MODELS:
+        near = difflib.get_close_matches(name, names(), 1, 0.4)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise UsageError(f"there is no network {name!r} in the zoo; {hint}known are {', '.join(names())}")
+    return MODELS[name](tuple(shape), classes)

@@ -1,0 +1,42 @@
+"""A residual network of one's own.
+
+Look at it:      python examples/own_model.py
+Train it:        p2pnn train examples/own_model.py:net --epochs 3
+With arguments:  write them into a job file, `arguments = { classes = 10, width = 32 }`, and `p2pnn train job.toml`
+
+p2pnn calls the function `net` in the process of the command that you type; only the graph that it returns travels.
+The names of the inputs are the names of the data's columns, or are mapped to them with `--input image=x --input label=y`.
+"""
+
+from p2pnn import nn
+
+
+def block(x: nn.Value, channels: int, stride: int = 1) -> nn.Value:
+    """Two convolutions beside a shortcut."""
+    h = nn.Conv2d(channels, 3, stride=stride, padding=1, bias=False, name="conv1")(x)
+    h = nn.relu(nn.BatchNorm(name="bn1")(h))
+    h = nn.Conv2d(channels, 3, padding=1, bias=False, name="conv2")(h)
+    h = nn.BatchNorm(name="bn2")(h)
+    if x.shape != h.shape:  # static: (nn.BATCH, C, H, W)
+        x = nn.Conv2d(channels, 1, stride=stride, bias=False, name="skip")(x)
+    return nn.relu(x + h)
+
+
+def net(classes: int = 10, width: int = 16) -> nn.Model:
+    """Three residual blocks for pictures of 28 × 28 with one channel."""
+    image = nn.Input("image", (1, 28, 28))  # the batch is implied
+    label = nn.Input("label", (), dtype="int64")
+    h = image
+    for i, stride in enumerate((1, 2, 2)):
+        with nn.scope(f"block{i}"):  # "block1/conv1/weight"
+            h = block(h, width * 2**i, stride)
+    logits = nn.Linear(classes, name="head")(nn.global_average_pool(h))
+    return nn.Model(
+        outputs={"probability": nn.softmax(logits)},
+        loss=nn.cross_entropy(logits, label),
+        metrics={"accuracy": nn.accuracy(logits, label)},
+    )
+
+
+if __name__ == "__main__":
+    print(net().summary(batch=64))  # names, shapes, parameters, FLOPs

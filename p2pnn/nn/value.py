@@ -1,0 +1,233 @@
+"""Values: tensors of a model that is being written. They know shape, dtype and origin, but hold no numbers.
+
+Names are given late, by `nn.Model`: until then an op only knows its *owner* (a layer, or one call of a function), which
+knows its scope and, perhaps, its name. So the same function can build a model twice in one process.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from p2pnn.errors import ModelError
+from p2pnn.model import graph as ir
+from p2pnn.model import ops
+from p2pnn.model.graph import BATCH, Initializer, Shape, show
+
+_scope: ContextVar[str] = ContextVar("scope", default="")
+_sequence = itertools.count()
+_NAME = re.compile(r"[A-Za-z0-9_.-]+")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Owner:
+    """What names ops and parameters: a layer or one call of a function. stem: what it is called where name is None."""
+
+    scope: str
+    name: str | None
+    stem: str
+
+    @classmethod
+    def here(cls, name: str | None, stem: str) -> Owner:
+        """An owner in the current scope. Raises ModelError for a name with odd characters."""
+        if name is not None:
+            check_name(name)
+        return cls(_scope.get(), name, stem)
+
+    def __str__(self) -> str:
+        return join(self.scope, self.name or self.stem)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tensor:
+    """Where a parameter comes from; `part` is `weight`, `bias`, … and trained is False for state."""
+
+    owner: Owner
+    part: str
+    initializer: Initializer
+    decay: bool
+    trained: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Call:
+    """Where an op's output comes from. part: which op of an owner that makes several, `` for its main one."""
+
+    sequence: int
+    kind: str
+    inputs: tuple[Value, ...]
+    attributes: dict[str, ir.Attribute]
+    owner: Owner
+    part: str
+
+
+class Value:
+    """A tensor of a model that is being written: `shape` (with `nn.BATCH` at axis 0) and `dtype`, and no numbers.
+
+    Made by `nn.Input`, layers and functions. `a + b`, `a - b`, `a * b` and `a @ b` are ops with numpy's broadcasting.
+    """
+
+    __slots__ = ("dtype", "origin", "shape")
+    __array_ufunc__ = None
+
+    def __init__(self, shape: Shape, dtype: str, origin: Call | Tensor | str) -> None:
+        self.shape = shape
+        self.dtype = dtype
+        self.origin = origin
+
+    @property
+    def label(self) -> str:
+        """A name for messages, before names are given."""
+        if isinstance(self.origin, str):
+            return self.origin
+        owner, part = str(self.origin.owner), self.origin.part
+        return f"{owner}/{part}" if part and isinstance(self.origin, Tensor) else owner
+
+    def __repr__(self) -> str:
+        return f"<nn.Value {self.label} {self.dtype}{show(self.shape)}>"
+
+    def __add__(self, other: Value) -> Value:
+        return _arithmetic("Add", "add", "+", self, other)
+
+    def __sub__(self, other: Value) -> Value:
+        return _arithmetic("Sub", "sub", "-", self, other)
+
+    def __mul__(self, other: Value) -> Value:
+        return _arithmetic("Mul", "mul", "*", self, other)
+
+    def __matmul__(self, other: Value) -> Value:
+        return _arithmetic("MatMul", "matmul", "@", self, other)
+
+    def __radd__(self, other: object) -> NoReturn:
+        _no_number("+", other)
+
+    def __rsub__(self, other: object) -> NoReturn:
+        _no_number("-", other)
+
+    def __rmul__(self, other: object) -> NoReturn:
+        _no_number("*", other)
+
+    def __rmatmul__(self, other: object) -> NoReturn:
+        _no_number("@", other)
+
+    def _no_numbers(self) -> NoReturn:
+        raise ModelError(
+            f"{self.label} is a value of a model and holds no numbers while the model is written, so it cannot be tested, "
+            f"converted or indexed; decide by value.shape, and get numbers with p2pnn predict"
+        )
+
+    def __bool__(self) -> bool:
+        self._no_numbers()
+
+    def __float__(self) -> float:
+        self._no_numbers()
+
+    def __int__(self) -> int:
+        self._no_numbers()
+
+    def __array__(self, *arguments: object, **keywords: object) -> NoReturn:
+        self._no_numbers()
+
+    def __iter__(self) -> Iterator[Value]:
+        self._no_numbers()
+
+    def __getitem__(self, index: object) -> Value:
+        self._no_numbers()
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A metric op's output with the way its total becomes a number (see `model.graph.Metric`)."""
+
+    value: Value
+    kind: str
+    goal: str
+
+
+def Input(name: str, shape: Sequence[int], dtype: str = "float32") -> Value:
+    """A column of the data. shape: of one row, () for a number per row; the batch is implied.
+
+    dtype: `float32`, or `int64` for labels.
+    """
+    check_name(name)
+    extents = _extents(name, shape)
+    if dtype not in ("float32", "int64"):
+        raise ModelError(
+            f"input {name} has dtype {dtype!r}; use 'float32' (numbers are converted), or 'int64' for labels"
+        )
+    return Value((BATCH, *extents), dtype, name)
+
+
+def parameter(name: str, shape: Sequence[int], *, value: float = 0.0, scale: float = 0.0, decay: bool = True) -> Value:
+    """A trained tensor of its own: all `value`, or, where scale > 0, uniform in ±scale. It has no batch."""
+    initializer = Initializer("uniform", scale=scale) if scale > 0 else Initializer("constant", value=value)
+    return tensor(Owner.here(name, "parameter"), "", _extents(name, shape), initializer, decay=decay)
+
+
+@contextmanager
+def scope(name: str) -> Iterator[None]:
+    """Put `name/` before the names of the layers that are made inside. Scopes nest."""
+    for part in name.split("/"):
+        check_name(part)
+    token = _scope.set(join(_scope.get(), name))
+    try:
+        yield
+    finally:
+        _scope.reset(token)
+
+
+def tensor(
+    owner: Owner, part: str, shape: Shape, initializer: Initializer, *, decay: bool = True, trained: bool = True
+) -> Value:
+    """A parameter (or, where not trained, state) as a value."""
+    return Value(shape, "float32", Tensor(owner, part, initializer, decay and trained, trained))
+
+
+def call(kind: str, owner: Owner, inputs: Sequence[Value], part: str = "", **attributes: Any) -> Value:
+    """Note one op and return its output. Raises ModelError where attributes or shapes do not fit."""
+    for value in inputs:
+        if not isinstance(value, Value):
+            what = f"{type(value).__name__}"
+            raise ModelError(
+                f"{owner} ({kind}) was given a {what}, but takes values: nn.Input or what a layer returned"
+            )
+    described = [ir.Value(v.label, v.dtype, v.shape) for v in inputs]
+    canonical = ops.normalise(kind, str(owner), attributes, described)
+    [(dtype, shape)] = ops.infer(ir.Op(kind, str(owner), (), ("",), canonical), described)
+    return Value(shape, dtype, Call(next(_sequence), kind, tuple(inputs), canonical, owner, part))
+
+
+def join(scope: str, name: str) -> str:
+    """`scope/name`, or the name alone at the top."""
+    return f"{scope}/{name}" if scope else name
+
+
+def check_name(name: object) -> None:
+    """Raise ModelError unless name is letters, digits, `_`, `.` and `-`."""
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise ModelError(f"{name!r} is not a name; use letters, digits, '_', '.' and '-'")
+
+
+def _extents(name: str, shape: Sequence[int]) -> Shape:
+    extents: tuple[object, ...] = tuple(shape) if isinstance(shape, list | tuple) else (None,)
+    if any(type(n) is not int or n < 1 for n in extents):
+        raise ModelError(f"{name} has shape {shape!r}; give a tuple of positive integers, without the batch")
+    return tuple(shape)
+
+
+def _arithmetic(kind: str, stem: str, sign: str, a: Value, b: Value) -> Value:
+    if not isinstance(b, Value):
+        _no_number(sign, b)
+    return call(kind, Owner.here(None, stem), (a, b))
+
+
+def _no_number(sign: str, other: object) -> NoReturn:
+    raise ModelError(
+        f"'{sign}' joins two values of a model, but one side is a {type(other).__name__}; for a constant to be trained use "
+        f"nn.parameter(name, shape, value=…)"
+    )
