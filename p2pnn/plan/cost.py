@@ -1,0 +1,210 @@
+"""What a job costs: seconds per op on a profile, bytes per value, and memory per node of an assignment.
+
+Seconds follow the roofline: an op takes its floating-point operations at the node's rate or its bytes at the node's
+memory bandwidth, whichever is longer, and a fixed overhead. A backward pass of Gemm, MatMul and Conv repeats the forward
+work once per input that gets a gradient (weights are one); any other op's moves half as much again as forward.
+
+Memory is an upper bound that is known before anything starts, because nothing is allocated while a job runs:
+
+    parameters · (1 + optimizer slots) + one gradient accumulator per op that reads a parameter + state
+    + frames · (values that are made or arrive here, stashes, gradients that cross the border)
+    + one set of inner gradients + the largest convolution's patches of one image
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from p2pnn.errors import PlanError
+from p2pnn.job.segment import Flow
+from p2pnn.job.spec import JobSpec
+from p2pnn.model import ops as table
+from p2pnn.model.graph import BATCH, Shape
+from p2pnn.plan.profile import UNMEASURED, Link, Profile
+from p2pnn.types import NodeId
+
+Floats = NDArray[np.float64]
+Links = Mapping[tuple[NodeId, NodeId], Link]
+
+SLOTS: Final = {"sgd": 0, "momentum": 1, "nesterov": 1, "adam": 2, "adamw": 2}
+"""Tensors that each optimizer keeps per parameter."""
+
+STASHING: Final = frozenset({"BatchNormalization", "Dropout", "MaxPool", "SoftmaxCrossEntropyLoss", "Softmax"})
+"""Kinds that keep a tensor of their output's size for the backward pass, beside their inputs and outputs."""
+
+DISPATCH_OPS: Final = 5
+"""Starting one pass of a segment costs as much as the overhead of so many ops: commands, context, arena views."""
+
+
+@dataclass(frozen=True, slots=True)
+class Border:
+    """One value's way: from its producer (−1: a graph input) to the ops that read it, and gradients back from some."""
+
+    value: str
+    bytes: int
+    producer: int
+    readers: tuple[int, ...]
+    gradients: tuple[int, ...]
+
+
+class Workload:
+    """A job seen as work per op and bytes per value, for one micro-batch. Computed once per plan; never changed.
+
+    Arrays have one entry per op of the graph, 0 for ops that do not run in this kind of job. Raises PlanError where the
+    batch cannot be cut into the micro-batches.
+    """
+
+    def __init__(self, spec: JobSpec) -> None:
+        if spec.micro_batches < 1 or spec.batch_size < 1 or spec.batch_size % spec.micro_batches:
+            fitting = [m for m in range(1, spec.batch_size + 1) if spec.batch_size % m == 0]
+            nearest = min(fitting, key=lambda m: abs(m - spec.micro_batches), default=1)
+            raise PlanError(
+                f"a batch of {spec.batch_size} rows cannot be cut into {spec.micro_batches} equal micro-batches; "
+                f"use --micro-batches {nearest} or another --batch-size"
+            )
+        self.graph = graph = spec.graph
+        self.training = spec.kind == "train"
+        self.rows = spec.rows_per_micro_batch
+        self.micro_batches = spec.micro_batches
+        if not self.training and spec.test is not None:
+            self.micro_batches = max(1, -(-spec.test.rows // self.rows))
+        self.clips = self.training and spec.optimizer.clip_norm > 0
+        self.slots = SLOTS.get(spec.optimizer.kind, 2) if self.training else 0
+        evaluates = self.training and (spec.validation is not None or spec.test is not None)
+        self.flow = flow = Flow(graph)
+        self.active = flow.inference if spec.kind == "predict" else flow.training
+        self.with_gradient = flow.with_gradient if self.training else frozenset()
+        self.value_bytes = {v.name: self._bytes(v.dtype, v.shape) for v in (*graph.inputs, *graph.values)}
+        self.borders = self._borders()
+        self.parameter_ops = self._parameter_ops()
+        self._count_work()
+        self._count_memory(evaluates)
+
+    @property
+    def count(self) -> int:
+        return len(self.graph.ops)
+
+    def _bytes(self, dtype: str, shape: Shape) -> int:
+        return int(np.dtype(dtype).itemsize * np.prod([self.rows if n == BATCH else n for n in shape], dtype=np.int64))
+
+    def _borders(self) -> tuple[Border, ...]:
+        found = []
+        for name, nbytes in self.value_bytes.items():
+            readers = tuple(c for c in self.flow.consumers.get(name, ()) if c in self.active)
+            back = tuple(self.flow.gradient_consumers(name)) if self.training else ()
+            if readers:
+                found.append(Border(name, nbytes, self.flow.producer.get(name, -1), readers, back))
+        return tuple(found)
+
+    def _parameter_ops(self) -> Floats:
+        names = {p.name for p in self.graph.parameters}
+        return np.array([float(any(v in names for v in op.inputs)) for op in self.graph.ops])
+
+    def _count_work(self) -> None:
+        """forward_/backward_: floating-point operations (flops) and bytes moved; gemm, conv: which ops those are."""
+        graph, flow = self.graph, self.flow
+        shapes: dict[str, Shape] = {v.name: v.shape for v in (*graph.inputs, *graph.values)}
+        shapes = {name: tuple(self.rows if n == BATCH else n for n in shape) for name, shape in shapes.items()}
+        weights = {p.name: p.shape for p in (*graph.parameters, *graph.state)}
+        trained = {p.name for p in graph.parameters}
+        self.forward_flops, self.forward_bytes = np.zeros(self.count), np.zeros(self.count)
+        self.backward_flops, self.backward_bytes = np.zeros(self.count), np.zeros(self.count)
+        self.conv = np.array([op.kind in ("Conv", "ConvTranspose") for op in graph.ops], dtype=bool)
+        self.dense = self.conv | np.array([op.kind in ("Gemm", "MatMul") for op in graph.ops], dtype=bool)
+        for index in sorted(self.active):
+            op = graph.ops[index]
+            inputs = [shapes[v] if v in shapes else weights.get(v, ()) for v in op.inputs]
+            cost = table.TABLE[op.kind].cost(op, inputs, [shapes[v] for v in op.outputs])
+            self.forward_flops[index], self.forward_bytes[index] = cost.flops, cost.bytes
+            if index not in self.with_gradient:
+                continue
+            again = sum(v in trained or flow.producer.get(v, -1) in self.with_gradient for v in op.inputs[:2])
+            self.backward_flops[index] = cost.flops * again
+            self.backward_bytes[index] = cost.bytes * (again if self.dense[index] else 1.5)
+
+    def _count_memory(self, evaluates: bool) -> None:
+        """kept_bytes: parameters, gradients, slots, state, at the first op that reads each (accumulators at every reader).
+        frame_bytes: outputs and stashes per frame. loose_bytes: inner gradients, once. patch_bytes: of one image."""
+        self.kept_bytes, self.frame_bytes = np.zeros(self.count), np.zeros(self.count)
+        self.loose_bytes, self.patch_bytes = np.zeros(self.count), np.zeros(self.count)
+        self.parameters, self.updated_bytes = np.zeros(self.count), np.zeros(self.count)
+        for p in self.graph.parameters:
+            readers = self.flow.consumers.get(p.name, [])
+            if readers:
+                self.parameters[readers[0]] += p.size
+                self.kept_bytes[readers[0]] += 4 * p.size * (1 + self.slots)
+                self.updated_bytes[readers[0]] += 4 * p.size * (4 + 2 * self.slots) if self.training else 0
+            for reader in readers:
+                self.kept_bytes[reader] += 4 * p.size if self.training else 0
+        for p in self.graph.state:
+            for reader in self.flow.consumers.get(p.name, [])[:1]:
+                self.kept_bytes[reader] += 4 * p.size
+        weights = {p.name: p.shape for p in self.graph.parameters}
+        spatial = {v.name: int(np.prod(v.shape[2:], dtype=np.int64)) for v in self.graph.values}
+        for index in self.active:
+            op = self.graph.ops[index]
+            made = sum(self.value_bytes[v] for v in op.outputs)
+            stash = made if self.training and op.kind in STASHING else 0
+            self.frame_bytes[index] = made * (2 if evaluates else 1) + stash
+            self.loose_bytes[index] = made if index in self.with_gradient else 0
+            if self.conv[index] and len(op.inputs) > 1 and op.inputs[1] in weights:
+                self.patch_bytes[index] = 4 * np.prod(weights[op.inputs[1]][1:]) * spatial[op.outputs[0]]
+
+
+@dataclass(frozen=True, slots=True)
+class Seconds:
+    """Per op, of one micro-batch: forward and backward; and the update, once per step. dispatch: per segment and pass."""
+
+    forward: Floats
+    backward: Floats
+    update: Floats
+    dispatch: float
+
+
+def seconds(work: Workload, profile: Profile) -> Seconds:
+    """How long every op takes on this node, float64[ops] each."""
+    rate = np.where(work.conv, profile.conv_gflops, profile.gemm_gflops) * 1e9
+
+    def roofline(flops: Floats, moved: Floats) -> Floats:
+        computing = np.where(work.dense, flops / rate, 0.0)
+        spent = np.maximum(computing, moved / profile.bytes_per_s) + profile.overhead_s * (moved > 0)
+        return np.asarray(spent, dtype=np.float64)
+
+    update = work.updated_bytes / profile.bytes_per_s + 4 * profile.overhead_s * (work.updated_bytes > 0)
+    forward = roofline(work.forward_flops, work.forward_bytes)
+    backward = roofline(work.backward_flops, work.backward_bytes)
+    return Seconds(forward, backward, update, DISPATCH_OPS * profile.overhead_s)
+
+
+def link(links: Links, source: NodeId, target: NodeId) -> Link:
+    """The link's figures; those of the other direction, or of 1 Gbit/s Ethernet, where it was not measured."""
+    return links.get((source, target)) or links.get((target, source)) or UNMEASURED
+
+
+def memory_bytes(work: Workload, assignment: Sequence[int], node: int, frames: int) -> int:
+    """Upper bound of what a job holds on node number `node` of this assignment, in bytes."""
+    here = np.asarray(assignment) == node
+    kept = work.kept_bytes[here].sum() + work.loose_bytes[here].sum() + work.patch_bytes[here].max(initial=0)
+    frame = work.frame_bytes[here].sum()
+    for border in work.borders:
+        made_here = border.producer >= 0 and here[border.producer]
+        if made_here:
+            frame += border.bytes * sum(not here[c] for c in border.gradients)
+        elif any(here[c] for c in border.readers):
+            frame += border.bytes * (1 + sum(bool(here[c]) for c in border.gradients))
+    return int(kept + frames * frame)
+
+
+def limits(profiles: Sequence[Profile], cap: int = 0) -> list[int]:
+    """Bytes that a job may take on each of these nodes: nodes on one machine share its memory; cap > 0 limits each."""
+    found = []
+    for p in profiles:
+        sharing = sum(bool(p.machine) and q.machine == p.machine for q in profiles) or 1
+        room = p.memory_bytes_max // sharing
+        found.append(min(room, cap) if cap > 0 else room)
+    return found

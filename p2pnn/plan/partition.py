@@ -1,0 +1,317 @@
+"""Contiguous cuts by exact dynamic programming, over unequal nodes, links and memories.
+
+The ops, in graph order, are cut into k stages, one per node. With M micro-batches, stage s on node n takes c(s) seconds for
+forward and backward of one micro-batch and u(s) for its update; what crosses boundary b takes t(b) there and back, and
+occupies the busier direction for r(b). The pipeline fills once and then runs at the pace of its bottleneck:
+
+    step = Σ c(s) + Σ t(b) + max( (M − 1)·c(s) + u(s) over stages, (M − 1)·r(b) over boundaries )
+
+A value that is read several stages on is charged to each boundary it crosses, though in truth it goes straight to its readers;
+with that, each term depends on one stage or one boundary. For a threshold θ on the maximum, the least sum is a plain
+min-plus DP over boundaries in which everything above θ is forbidden. The solver starts with θ = ∞ and goes on strictly
+below the maximum of the last solution, so it visits every point of the Pareto front of (sum, maximum), and stops as soon as
+sum(θ) plus the least possible maximum is no better than the best step seen: the result is the exact minimum for an order of
+nodes. All ordered choices of k nodes are tried while there are at most ORDERS_MAX; beyond that, a greedy order
+is improved by swaps. (PipeDream, Narayanan et al. 2019, §3.1, minimizes the maximum alone, for equal workers.)
+
+Legal boundaries part no group (see `pins.groups`), leave an op with parameters on both sides, and every stage holds one, so
+that losses, metrics and softmax stay with the last stage. Pinned ops lie where they are pinned, as a constant on their node's
+c, u and memory, and only free ops are cut; then a stage may be empty where its node has pinned ops.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations, pairwise, permutations
+from math import comb, factorial, inf
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from p2pnn.plan.cost import Floats, Links, Workload, limits, link, seconds
+from p2pnn.plan.pins import groups
+from p2pnn.plan.profile import Profile
+
+ORDERS_MAX: Final = 120
+"""Ordered choices of nodes that are tried one by one: all orders of five nodes."""
+
+SWAP_ROUNDS: Final = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """nodes: indices into the profiles, in stage order. assignment: position in `nodes` per op. objective: seconds."""
+
+    nodes: tuple[int, ...]
+    assignment: tuple[int, ...]
+    objective: float
+
+
+def boundaries(work: Workload, pinned: Mapping[int, int]) -> list[int]:
+    """Where the graph may be cut: b stands between ops b − 1 and b. Without 0 and the end; ascending."""
+    free = [bool(work.parameter_ops[i]) and i not in pinned for i in range(work.count)]
+    if pinned:
+        first, last = 0, work.count - 1
+    else:
+        holders = [i for i, holds in enumerate(free) if holds]
+        first, last = (holders[0], holders[-1]) if holders else (0, 0)
+    legal = np.zeros(work.count + 1, dtype=bool)
+    legal[first + 1 : last + 1] = True
+    for ops in groups(work.graph):
+        if len(ops) > 1 and ops[0] not in pinned:
+            legal[ops[0] + 1 : ops[-1] + 1] = False
+    return [int(b) for b in np.flatnonzero(legal)]
+
+
+def stages_max(work: Workload) -> int:
+    """How many nodes can have an op with parameters when nothing is pinned; at least 1."""
+    edges = [0, *boundaries(work, {}), work.count]
+    holders = np.concatenate(([0.0], np.cumsum(work.parameter_ops)))
+    return max(1, sum(bool(holders[b] > holders[a]) for a, b in pairwise(edges)))
+
+
+def best_cuts(
+    work: Workload,
+    profiles: Sequence[Profile],
+    links: Links,
+    count: int,
+    frames: int,
+    pinned: Mapping[int, int],
+    cap: int = 0,
+    keep: int = 1,
+) -> list[Cut]:
+    """The `keep` best cuts over `count` of the nodes, each over another order of nodes, best first; none if none fits.
+
+    pinned: op → index into profiles; those nodes are always chosen. cap: bytes a node may use, 0 for no cap.
+    """
+    needed = sorted(set(pinned.values()))
+    others = [n for n in range(len(profiles)) if n not in needed]
+    if count < len(needed) or count > len(profiles):
+        return []
+    if comb(len(others), count - len(needed)) * factorial(count) > ORDERS_MAX:
+        return _by_swaps(work, profiles, links, count, frames, pinned, cap)[:keep]
+    found: list[Cut] = []
+    for extra in combinations(others, count - len(needed)):
+        chosen = sorted((*needed, *extra))
+        problem = Problem(work, profiles, chosen, links, frames, pinned, cap)
+        for order in permutations(chosen):
+            bound = found[keep - 1].objective if len(found) >= keep else inf
+            cut = problem.solve(order, bound)
+            if cut is not None:
+                found = sorted([*found, cut], key=lambda c: (c.objective, c.nodes))[:keep]
+    return found
+
+
+def _by_swaps(
+    work: Workload,
+    profiles: Sequence[Profile],
+    links: Links,
+    count: int,
+    frames: int,
+    pinned: Mapping[int, int],
+    cap: int,
+) -> list[Cut]:
+    """Start with the fastest nodes along their fastest links; swap two places, or a place and a node left out."""
+    needed = set(pinned.values())
+    ranked = sorted(range(len(profiles)), key=lambda n: (n not in needed, -profiles[n].gemm_gflops, n))
+    order = ranked[:1]
+    while len(order) < count:
+        last = profiles[order[-1]].node
+        pool = [n for n in ranked[:count] if n not in order]
+        order.append(min(pool, key=lambda n: (-link(links, last, profiles[n].node).bytes_per_s, n)))
+    order += [n for n in ranked if n not in order]
+
+    def solve(nodes: list[int], bound: float) -> Cut | None:
+        return Problem(work, profiles, sorted(nodes), links, frames, pinned, cap).solve(tuple(nodes), bound)
+
+    best = solve(order[:count], inf)
+    for _ in range(SWAP_ROUNDS):
+        improved = False
+        for a in range(count):
+            for b in range(a + 1, len(order)):
+                if b >= count and order[a] in needed:
+                    continue
+                trial = list(order)
+                trial[a], trial[b] = trial[b], trial[a]
+                cut = solve(trial[:count], best.objective if best else inf)
+                if cut is not None and (best is None or cut.objective < best.objective):
+                    best, order, improved = cut, trial, True
+        if not improved:
+            break
+    return [best] if best else []
+
+
+class Problem:
+    """Matrices of one choice of nodes: what each range of ops costs on each, whether it fits, what each boundary costs."""
+
+    def __init__(
+        self,
+        work: Workload,
+        profiles: Sequence[Profile],
+        chosen: Sequence[int],
+        links: Links,
+        frames: int,
+        pinned: Mapping[int, int],
+        cap: int,
+    ) -> None:
+        self.work, self.profiles, self.links, self.pinned = work, profiles, links, pinned
+        self.edges = [0, *boundaries(work, pinned), work.count]
+        self.pace = float(work.micro_batches - 1)
+        free = np.array([i not in pinned for i in range(work.count)])
+        memory = range_memory(work, self.edges, frames, pinned)
+        room = dict(zip(chosen, limits([profiles[n] for n in chosen], cap), strict=True))
+        holders = self._between(work.parameter_ops * free) > 0
+        upper = np.triu(np.ones((len(self.edges), len(self.edges)), dtype=bool), 1)
+        self.cost: dict[int, Floats] = {}
+        self.peak: dict[int, Floats] = {}
+        for n in chosen:
+            mine = np.array([pinned.get(i) == n for i in range(work.count)])
+            slow = self._sharing(chosen, n)
+            spent = seconds(work, profiles[n])
+            per_op = (spent.forward + spent.backward) * slow
+            fixed = float(per_op[mine].sum()) + 2 * spent.dispatch * slow
+            self.cost[n] = self._between(per_op * free) + fixed
+            update = self._between(spent.update * free) + float(spent.update[mine].sum())
+            legal = (memory + pinned_memory(work, n, frames, pinned) <= room[n]) & upper
+            if bool((work.parameter_ops[mine] > 0).any()):
+                legal |= np.eye(len(self.edges), dtype=bool) & (pinned_memory(work, n, frames, pinned) <= room[n])
+            elif len(chosen) > 1:
+                legal &= holders
+            self.peak[n] = np.where(legal, self.pace * self.cost[n] + update * slow, inf)
+            self.cost[n] = np.where(legal, self.cost[n], inf)
+        self.forward_bytes, self.backward_bytes = crossing(work, self.edges)
+
+    def _between(self, per_op: Floats) -> Floats:
+        """sums[a, b] over the ops between edges a and b."""
+        total = np.concatenate(([0.0], np.cumsum(per_op)))[self.edges]
+        return np.asarray(total[None, :] - total[:, None], dtype=np.float64)
+
+    def _sharing(self, chosen: Sequence[int], n: int) -> float:
+        """How much slower a node computes when the chosen nodes on its machine outnumber the cores."""
+        machine = self.profiles[n].machine
+        together = sum(self.profiles[m].machine == machine for m in chosen) if machine else 1
+        return max(1.0, together / max(1, self.profiles[n].cores))
+
+    def _border(self, source: int, target: int) -> tuple[Floats, Floats]:
+        """Seconds per boundary: t (both ways, with latencies) and (M − 1)·r (the busier direction)."""
+        there = link(self.links, self.profiles[source].node, self.profiles[target].node)
+        back = link(self.links, self.profiles[target].node, self.profiles[source].node)
+        forward, backward = self.forward_bytes / there.bytes_per_s, self.backward_bytes / back.bytes_per_s
+        latency = there.latency_s * (self.forward_bytes > 0) + back.latency_s * (self.backward_bytes > 0)
+        return forward + backward + latency, self.pace * np.maximum(forward, backward)
+
+    def solve(self, order: tuple[int, ...], bound: float = inf) -> Cut | None:
+        """The best cut over the nodes in this order with an objective below `bound`; None where there is none."""
+        borders = [self._border(a, b) for a, b in pairwise(order)]
+        floor = self._least_peak(order, borders)
+        best: Cut | None = None
+        threshold = inf
+        while True:
+            found = self._least_sum(order, borders, threshold)
+            if found is None or found[0] + floor >= bound:
+                return best
+            total, places = found
+            peak = self._peak(order, borders, places)
+            if total + peak < bound:
+                bound = total + peak
+                best = Cut(order, self._assignment(order, places), bound)
+            threshold = peak
+
+    def _least_peak(self, order: tuple[int, ...], borders: Sequence[tuple[Floats, Floats]]) -> float:
+        reach = self.peak[order[0]][0]
+        for (_, rate), n in zip(borders, order[1:], strict=True):
+            reach = np.maximum(np.maximum(reach, rate)[:, None], self.peak[n]).min(axis=0)
+        return float(reach[-1])
+
+    def _least_sum(
+        self, order: tuple[int, ...], borders: Sequence[tuple[Floats, Floats]], threshold: float
+    ) -> tuple[float, list[int]] | None:
+        """Least Σc + Σt with every maximum's term strictly below the threshold; and where the stages end."""
+        reach: Floats = np.where(self.peak[order[0]][0] < threshold, self.cost[order[0]][0], inf)
+        steps: list[NDArray[np.intp]] = []
+        for (time, rate), n in zip(borders, order[1:], strict=True):
+            start = np.where(rate < threshold, reach + time, inf)
+            table = start[:, None] + np.where(self.peak[n] < threshold, self.cost[n], inf)
+            steps.append(table.argmin(axis=0))
+            reach = table.min(axis=0)
+        if not np.isfinite(reach[-1]):
+            return None
+        places = [len(self.edges) - 1]
+        for step in reversed(steps):
+            places.append(int(step[places[-1]]))
+        return float(reach[-1]), places[::-1]
+
+    def _peak(self, order: tuple[int, ...], borders: Sequence[tuple[Floats, Floats]], places: Sequence[int]) -> float:
+        starts = [0, *places[:-1]]
+        stages = [float(self.peak[n][a, b]) for n, a, b in zip(order, starts, places, strict=True)]
+        return max(stages + [float(rate[p]) for (_, rate), p in zip(borders, places, strict=False)])
+
+    def _assignment(self, order: tuple[int, ...], places: Sequence[int]) -> tuple[int, ...]:
+        found = np.zeros(self.work.count, dtype=np.int64)
+        for stage, (a, b) in enumerate(zip([0, *places[:-1]], places, strict=True)):
+            found[self.edges[a] : self.edges[b]] = stage
+        for op, node in self.pinned.items():
+            found[op] = order.index(node)
+        return tuple(int(n) for n in found)
+
+
+def crossing(work: Workload, edges: Sequence[int]) -> tuple[Floats, Floats]:
+    """Bytes per micro-batch that cross each boundary forward, and as gradients (one per reader) backward."""
+    forward, backward = np.zeros(work.count + 1), np.zeros(work.count + 1)
+    for border in work.borders:
+        if border.producer >= 0:
+            forward[border.producer + 1 : max(border.readers) + 1] += border.bytes
+            for consumer in border.gradients:
+                backward[border.producer + 1 : consumer + 1] += border.bytes
+    return forward[list(edges)], backward[list(edges)]
+
+
+def range_memory(work: Workload, edges: Sequence[int], frames: int, pinned: Mapping[int, int]) -> Floats:
+    """`cost.memory_bytes` of the free ops between edges a and b, as a matrix; an upper bound where ops are pinned."""
+    size = work.count + 1
+    free = np.array([i not in pinned for i in range(work.count)], dtype=np.float64)
+
+    def sums(per_op: Floats) -> Floats:
+        total = np.concatenate(([0.0], np.cumsum(per_op * free)))
+        return np.asarray(total[None, :] - total[:, None])
+
+    moved = np.zeros((size, size))  # [a, b]: bytes per frame that enter or leave ops a … b − 1
+    for border in work.borders:
+        p, nbytes = border.producer, border.bytes
+        start = p + 1
+        for reader in border.readers:  # the first reader at or after a decides where the value enters
+            moved[start : reader + 1, reader + 1 :] += nbytes
+            start = reader + 1
+        for consumer in border.gradients:
+            moved[p + 1 : consumer + 1, consumer + 1 :] += nbytes  # its gradient leaves
+            if p >= 0:
+                moved[: p + 1, p + 1 : consumer + 1] += nbytes  # or arrives
+    with_pinned = np.zeros(work.count)
+    for index in range(work.count if pinned else 0):
+        with_pinned[index] = _exchanged(work, index)
+    patches = np.zeros((size, size))
+    for a in range(work.count):
+        patches[a, a + 1 :] = np.maximum.accumulate(work.patch_bytes[a:] * free[a:])
+    total = sums(work.kept_bytes + work.loose_bytes) + patches
+    total += frames * (sums(work.frame_bytes) + (sums(with_pinned) if pinned else moved))
+    return total[np.ix_(list(edges), list(edges))]
+
+
+def pinned_memory(work: Workload, node: int, frames: int, pinned: Mapping[int, int]) -> float:
+    """Upper bound of what the ops that are pinned to a node take there."""
+    mine = [i for i, n in pinned.items() if n == node]
+    fixed = float((work.kept_bytes + work.loose_bytes)[mine].sum() + work.patch_bytes[mine].max(initial=0))
+    return fixed + frames * (float(work.frame_bytes[mine].sum()) + sum(_exchanged(work, i) for i in mine))
+
+
+def _exchanged(work: Workload, op: int) -> float:
+    """Bytes per frame that one op exchanges when all its neighbours are elsewhere."""
+    total = 0
+    for border in work.borders:
+        if border.producer == op:
+            total += border.bytes * len(border.gradients)
+        elif op in border.readers:
+            total += border.bytes * (1 + (op in border.gradients))
+    return float(total)

@@ -1,0 +1,101 @@
+"""The event model: sums on one node, never absurd on several, and the same floats every time."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from p2pnn.plan.cost import Workload, seconds
+from p2pnn.plan.pins import groups
+from p2pnn.plan.predict import predict
+
+from .builder import branched, job, mesh, mlp, node, split
+
+
+def test_one_node_takes_the_sum_of_its_work() -> None:
+    work = Workload(job(mlp(50, 50)))
+    spent = seconds(work, node("a"))
+    expected = 4 * float((spent.forward + spent.backward).sum() + 2 * spent.dispatch) + float(spent.update.sum())
+    played = predict(work, [0] * work.count, [node("a")], {}, 2)
+    assert played.step_s == pytest.approx(expected)
+    assert played.samples_per_s == pytest.approx(64 / expected)
+    assert played.busy == pytest.approx((1.0,))
+
+
+def test_an_evaluation_is_forward_only() -> None:
+    work = Workload(job(mlp(50, 50), kind="evaluate", test=split(1000)))
+    spent = seconds(work, node("a"))
+    assert not spent.backward.any()
+    played = predict(work, [0] * work.count, [node("a")], {}, 1)
+    assert work.micro_batches == 63  # 1000 rows in 16s
+    assert played.step_s == pytest.approx(63 * float(spent.forward.sum() + spent.dispatch))
+
+
+def test_two_equal_stages_with_free_links_share_the_work() -> None:
+    graph = mlp(*[512] * 7, features=512)
+    work = Workload(job(graph, micro_batches=16, batch_size=1024))
+    nodes = [node("a"), node("b")]
+    half = [0 if i < 8 else 1 for i in range(work.count)]
+    one = predict(work, [0] * work.count, [node("a")], {}, 3)
+    two = predict(work, half, nodes, mesh(*nodes, bytes_per_s=1e12, latency_s=0.0), 3)
+    assert 0.5 < two.step_s / one.step_s < 0.72
+    assert all(0.7 < b <= 1.0 for b in two.busy)
+
+
+def test_two_nodes_on_one_core_are_no_faster_than_one() -> None:
+    work = Workload(job(mlp(*[512] * 7, features=512), micro_batches=8))
+    nodes = [node(n, machine="pc", cores=1) for n in "ab"]
+    half = [0 if i < 8 else 1 for i in range(work.count)]
+    one = predict(work, [0] * work.count, nodes[:1], {}, 3)
+    assert predict(work, half, nodes, mesh(*nodes), 3).step_s >= one.step_s * 0.999
+
+
+@pytest.mark.parametrize("stages", [2, 3, 4])
+def test_more_frames_are_never_slower_on_a_chain(stages: int) -> None:
+    work = Workload(job(mlp(*[200] * 7, features=200), micro_batches=8))
+    nodes = [node(n, s) for n, s in zip("abcd", (1.0, 0.5, 2.0, 1.0), strict=True)][:stages]
+    chain = [min(stages - 1, i * stages // (work.count - 3)) for i in range(work.count)]
+    times = [predict(work, chain, nodes, mesh(*nodes), frames).step_s for frames in range(1, 9)]
+    assert all(b <= a * (1 + 1e-9) for a, b in zip(times, times[1:], strict=False))
+    assert times[-1] < times[0]
+
+
+def test_a_slower_link_is_never_faster() -> None:
+    work = Workload(job(mlp(*[200] * 7, features=200), micro_batches=8))
+    nodes = [node(n) for n in "abc"]
+    chain = [min(2, i * 3 // (work.count - 3)) for i in range(work.count)]
+    rates = [1e10, 1e9, 1e8, 1e7, 1e6]
+    times = [predict(work, chain, nodes, mesh(*nodes, bytes_per_s=r), 4).step_s for r in rates]
+    assert all(b >= a for a, b in zip(times, times[1:], strict=False))
+    late = predict(work, chain, nodes, mesh(*nodes, latency_s=0.05), 4).step_s
+    assert late > times[1] + 0.1
+
+
+def test_clipping_makes_all_nodes_wait_for_all() -> None:
+    def step_s(clip: float) -> float:
+        spec = job(mlp(*[200] * 5, features=200))
+        work = Workload(replace(spec, optimizer=replace(spec.optimizer, clip_norm=clip)))
+        chain = [0 if i < 4 else 1 for i in range(work.count)]
+        return predict(work, chain, nodes, mesh(*nodes, latency_s=0.01), 3).step_s
+
+    nodes = [node("a"), node("b")]
+    assert step_s(1.0) > step_s(0.0) + 0.005
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**32), nodes=st.integers(1, 4), frames=st.integers(1, 4), trains=st.booleans())
+def test_any_assignment_ends_and_repeats(seed: int, nodes: int, frames: int, trains: bool) -> None:
+    kind = "train" if trains else "predict"
+    work = Workload(job(branched(blocks=2, extent=4), kind=kind, micro_batches=4, test=split(64)))
+    dice = random.Random(seed)
+    place = {i: n for g in groups(work.graph) for n in [dice.randrange(nodes)] for i in g}
+    assignment = [place[i] for i in range(work.count)]
+    chosen = [node(n, dice.choice([0.3, 1.0, 2.0])) for n in "abcd"[:nodes]]
+    first = predict(work, assignment, chosen, mesh(*chosen), frames)
+    assert first == predict(work, assignment, chosen, mesh(*chosen), frames)
+    assert first.step_s > 0
+    assert all(0.0 <= b <= 1.0 for b in first.busy)
