@@ -128,10 +128,9 @@ def _why_here(work: Workload, here: int, edges: Sequence[int], crossed: Sequence
     least = min(near, key=lambda b: (crossed[b], abs(b - here)), default=here)
     if crossed[here] <= crossed[least]:
         return "the cheapest boundary near the balance" if len(near) > 1 else "the only boundary near the balance"
-    return (
-        f"a cut before {layer(work.graph, least)} would send {size(crossed[least] * work.micro_batches)}, "
-        "but leave the nodes less in balance"
-    )
+    instead = size(crossed[least] * work.micro_batches)
+    where = layer(work.graph, least)
+    return f"a cut before {where} would send only {instead} there and back, but leave the nodes less in balance"
 
 
 def headline(

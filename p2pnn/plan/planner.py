@@ -40,7 +40,7 @@ def plan(spec: JobSpec, profiles: Sequence[Profile], links: Links, *, spread: bo
     asked = _asked(spec, candidates, pinned)
     single, best = _best_single(work, candidates, links, spec.memory_bytes_max)
     choice = _choose(work, spec, candidates, links, pinned, asked, spread)
-    return _record(work, spec, choice, links, single, best, asked, bool(pinned))
+    return _record(work, spec, choice, links, single, best, asked or len(candidates), bool(pinned))
 
 
 def headline(made: Plan) -> str:
@@ -151,6 +151,12 @@ def _no_room(
     )
 
 
+def _idle(work: Workload, asked: int, used: int) -> str:
+    if used >= stages_max(work):
+        return f"{used} of {asked} nodes take part: the model can be cut into {used} parts that have parameters"
+    return f"{used} of {asked} nodes take part: cut over more, no part would fit the smallest of them"
+
+
 def _with_memory(profile: Profile) -> Profile:
     return Profile(
         **{name: getattr(profile, name) for name in profile.__struct_fields__} | {"memory_bytes_max": 1 << 62}
@@ -176,9 +182,7 @@ def _record(
     reasons = [describe.headline(work, nodes, links, choice.prediction, single, best)]
     reasons += describe.cuts(work, assignment, nodes, pinned)
     if asked > len(nodes):
-        reasons.append(
-            f"{asked} nodes were asked for, but only {len(nodes)} can have a layer with parameters or have room"
-        )
+        reasons.append(_idle(work, asked, len(nodes)))
     if not bitwise:
         reasons.append(
             "the nodes differ in library versions or processors: the result is equal to 1e-5, not bitwise, to a run on one node"

