@@ -12,6 +12,7 @@
     ├── JobFailedError      1     a job started and failed; the reason names the node
     ├── ProtocolError             the wire
     │   ├── LocalProtocolError    we erred: a bug or a message over a limit that we tried to send
+    │   │   └── QueueFullError        the peer does not read as fast as we send
     │   └── RemoteProtocolError   the peer erred: carries the close reason that it is sent
     └── StorageError              a disk that is full, read-only or failing
 
@@ -82,6 +83,10 @@ class ProtocolError(P2pnnError):
 
 class LocalProtocolError(ProtocolError):
     """We erred: an illegal call, or a message over a limit. A bug on this side."""
+
+
+class QueueFullError(LocalProtocolError):
+    """A link's bounded queue is full because the peer does not read; close the link as OVERFLOW."""
 
 
 class RemoteProtocolError(ProtocolError):

@@ -100,3 +100,6 @@ class Limits:
         for relation, holds in relations.items():
             if not holds:
                 raise ValueError(f"wire limits must satisfy {relation}")
+
+
+DEFAULTS: Final = Limits()

@@ -9,12 +9,50 @@ layers that this layer never opens. Messages with BODY = True are followed by ra
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import ClassVar, Final
+from typing import Annotated, ClassVar, Final
 
 import msgspec
+from msgspec import Meta
+
+from p2pnn.wire.limits import BODY_BYTES_MAX, HEADER_BYTES_MAX
 
 VERSION_MIN: Final = 1
 VERSION_MAX: Final = 1
+
+# --- limits of fields, checked when a message is decoded and when it is encoded
+
+INTEGER_MAX: Final = 2**63 - 1  # counts and numbers fit a signed 64-bit integer of any language
+NAME_CHARS_MAX: Final = 64  # nodes, clusters, boots and sessions: a person reads them in one column
+SOFTWARE_CHARS_MAX: Final = 128
+HOST_CHARS_MAX: Final = 253  # the longest DNS name
+JOB_CHARS_MAX: Final = 128
+SENTENCE_CHARS_MAX: Final = 4096  # a longer one of ours is cut when it is encoded
+RECORD_BYTES_MAX: Final = 60 * 1024  # records of higher layers; the rest of the header is for the other fields
+ROSTER_MEMBERS_MAX: Final = 1024  # with names and hosts of usual length the header's limit comes first, near 700
+NODES_MAX: Final = 1024
+BLOBS_MAX: Final = 990  # 66 bytes each
+SQUARES_MAX: Final = 7000  # 9 bytes each
+
+assert RECORD_BYTES_MAX < HEADER_BYTES_MAX
+assert BLOBS_MAX * 66 < HEADER_BYTES_MAX
+assert SQUARES_MAX * 9 < HEADER_BYTES_MAX
+
+Version = Annotated[int, Meta(ge=1, le=65535)]
+Port = Annotated[int, Meta(ge=0, le=65535)]
+Count = Annotated[int, Meta(ge=0, le=INTEGER_MAX)]
+Length = Annotated[int, Meta(ge=0, le=BODY_BYTES_MAX)]
+Name = Annotated[str, Meta(max_length=NAME_CHARS_MAX, pattern=r"\A[^\x00-\x1f\x7f-\x9f]*\Z")]  # it reaches terminals
+Software = Annotated[str, Meta(max_length=SOFTWARE_CHARS_MAX, pattern=r"\A[^\x00-\x1f\x7f-\x9f]*\Z")]
+Host = Annotated[str, Meta(max_length=HOST_CHARS_MAX, pattern=r"\A[^\x00-\x20\x7f-\x9f]*\Z")]
+NodeText = Annotated[str, Meta(pattern=r"\A[0-9a-f]{32}\Z")]
+BlobText = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]  # it becomes a file's name
+JobText = Annotated[str, Meta(max_length=JOB_CHARS_MAX, pattern=r"\A[A-Za-z0-9][A-Za-z0-9._-]*\Z")]  # a folder's name
+AnyJob = Annotated[str, Meta(max_length=JOB_CHARS_MAX, pattern=r"\A([A-Za-z0-9][A-Za-z0-9._-]*)?\Z")]
+Sentence = Annotated[str, Meta(max_length=SENTENCE_CHARS_MAX)]
+Packed = Annotated[bytes, Meta(max_length=RECORD_BYTES_MAX)]
+Nodes = Annotated[tuple[NodeText, ...], Meta(max_length=NODES_MAX)]
+Blobs = Annotated[tuple[BlobText, ...], Meta(max_length=BLOBS_MAX)]
+SquareSums = Annotated[tuple[float, ...], Meta(max_length=SQUARES_MAX)]
 
 
 class CloseReason(IntEnum):
@@ -59,42 +97,42 @@ class Hello(Message, tag=1):
     number per daemon start, so that a restarted node is known as such.
     """
 
-    version_min: int
-    version_max: int
+    version_min: Version
+    version_max: Version
     link: LinkKind
-    node: str
-    name: str
-    cluster: str
-    port: int
-    boot: str
-    session: str = ""
-    software: str = ""
+    node: NodeText
+    name: Name
+    cluster: Name
+    port: Port
+    boot: Name
+    session: Name = ""
+    software: Software = ""
 
 
 class Welcome(Message, tag=2):
     """The listening side's answer: the version both will speak, and the session that data links must name."""
 
-    version: int
-    node: str
-    name: str
-    boot: str
-    session: str
-    software: str = ""
+    version: Version
+    node: NodeText
+    name: Name
+    boot: Name
+    session: Name
+    software: Software = ""
 
 
 class Close(Message, tag=3):
     """The last message on a link. text: one sentence for a person."""
 
-    reason: int
-    text: str = ""
+    reason: Count
+    text: Sentence = ""
 
 
 class Ping(Message, tag=4):
-    nonce: int
+    nonce: Count
 
 
 class Pong(Message, tag=5):
-    nonce: int
+    nonce: Count
 
 
 # --- cluster: 10–19
@@ -103,17 +141,17 @@ class Pong(Message, tag=5):
 class Member(msgspec.Struct, frozen=True, array_like=True):
     """A node as others should know it. hosts: where it was reached or says it is."""
 
-    node: str
-    name: str
-    host: str
-    port: int
-    boot: str
+    node: NodeText
+    name: Name
+    host: Host
+    port: Port
+    boot: Name
 
 
 class Roster(Message, tag=10):
     """All members that the sender has a living control link to; sent after each Welcome and at each change."""
 
-    members: tuple[Member, ...]
+    members: Annotated[tuple[Member, ...], Meta(max_length=ROSTER_MEMBERS_MAX)]
 
 
 # --- blobs: 20–24. Content-addressed files: specs, data chunks, checkpoint parts
@@ -122,51 +160,51 @@ class Roster(Message, tag=10):
 class BlobRequest(Message, tag=20):
     """Ask for `length` bytes at `offset`; answered by BlobPiece or BlobMissing with the same request number."""
 
-    request: int
-    blob: str
-    offset: int
-    length: int
+    request: Count
+    blob: BlobText
+    offset: Count
+    length: Length
 
 
 class BlobPiece(Message, tag=21):
     """Body: the bytes asked for, fewer only at the blob's end. size: the whole blob's."""
 
     BODY: ClassVar[bool] = True
-    request: int
-    blob: str
-    offset: int
-    size: int
+    request: Count
+    blob: BlobText
+    offset: Count
+    size: Count
 
 
 class BlobMissing(Message, tag=22):
-    request: int
-    blob: str
-    text: str = ""
+    request: Count
+    blob: BlobText
+    text: Sentence = ""
 
 
 # --- profiles and links: 25–29
 
 
 class ProfileRequest(Message, tag=25):
-    request: int
+    request: Count
 
 
 class ProfileReply(Message, tag=26):
     """profile: MessagePack of plan.profile.Profile."""
 
-    request: int
-    profile: bytes
+    request: Count
+    profile: Packed
 
 
 class LinkProbe(Message, tag=27):
     """Body: as many bytes as the sender likes, within the body limit; the receiver drops them and answers LinkProbed."""
 
     BODY: ClassVar[bool] = True
-    request: int
+    request: Count
 
 
 class LinkProbed(Message, tag=28):
-    request: int
+    request: Count
 
 
 # --- jobs: 30–59. coordinator: the node that took the submission. generation: higher for each start of a job
@@ -175,30 +213,30 @@ class LinkProbed(Message, tag=28):
 class Reserve(Message, tag=30):
     """Coordinator asks for the node's one place. Answered by Granted, at once or when the place is free; first Waiting."""
 
-    job: str
-    generation: int
-    name: str = ""
+    job: JobText
+    generation: Count
+    name: Name = ""
 
 
 class Waiting(Message, tag=31):
     """The place is taken by job `behind`; this one is `position` in the queue (1 is next)."""
 
-    job: str
-    generation: int
-    behind: str
-    position: int
+    job: JobText
+    generation: Count
+    behind: JobText
+    position: Count
 
 
 class Granted(Message, tag=32):
-    job: str
-    generation: int
+    job: JobText
+    generation: Count
 
 
 class Release(Message, tag=33):
     """Coordinator gives the place back, or withdraws its Reserve; an executor that still runs is ended."""
 
-    job: str
-    generation: int
+    job: JobText
+    generation: Count
 
 
 class Prepare(Message, tag=34):
@@ -207,90 +245,90 @@ class Prepare(Message, tag=34):
     nodes: the plan's nodes, in its order. keep: blobs to fetch and keep although this node does not read them.
     """
 
-    job: str
-    generation: int
-    spec: str
-    plan: bytes
-    checkpoint: bytes
-    nodes: tuple[str, ...]
-    index: int
-    sources: tuple[str, ...]
-    keep: tuple[str, ...] = ()
+    job: JobText
+    generation: Count
+    spec: BlobText
+    plan: Packed
+    checkpoint: Packed
+    nodes: Nodes
+    index: Count
+    sources: Nodes
+    keep: Blobs = ()
 
 
 class Preparing(Message, tag=35):
     """How far Prepare is: bytes fetched of bytes needed."""
 
-    job: str
-    generation: int
-    fetched_bytes: int
-    total_bytes: int
+    job: JobText
+    generation: Count
+    fetched_bytes: Count
+    total_bytes: Count
 
 
 class Prepared(Message, tag=36):
-    job: str
-    generation: int
-    memory_bytes: int
+    job: JobText
+    generation: Count
+    memory_bytes: Count
 
 
 class Command(Message, tag=37):
     """A MessagePack executor command (Train, Evaluate, Predict, Checkpoint, Finish), for the executor, in this order."""
 
-    job: str
-    generation: int
-    command: bytes
+    job: JobText
+    generation: Count
+    command: Packed
 
 
 class Report(Message, tag=38):
     """A MessagePack executor message (Progress, Done) for the coordinator."""
 
-    job: str
-    generation: int
-    report: bytes
+    job: JobText
+    generation: Count
+    report: Packed
 
 
 class JobFailed(Message, tag=39):
     """Node to coordinator: the job cannot go on here. text: one sentence, without the node's name."""
 
-    job: str
-    generation: int
-    text: str
+    job: JobText
+    generation: Count
+    text: Sentence
 
 
 class Retired(Message, tag=40):
     """Node to the nodes that send it tensors: micro-batches below `count` are done here."""
 
-    job: str
-    generation: int
-    index: int
-    count: int
+    job: JobText
+    generation: Count
+    index: Count
+    count: Count
 
 
 class Squares(Message, tag=41):
     """Node to the job's other nodes, for global-norm clipping: float64 sums of squares per parameter."""
 
-    job: str
-    generation: int
-    index: int
-    step: int
-    squares: tuple[float, ...]
+    job: JobText
+    generation: Count
+    index: Count
+    step: Count
+    squares: SquareSums
 
 
 class Keep(Message, tag=42):
     """Coordinator to a buddy: fetch these blobs from `source`, verify and keep them; answered by Kept."""
 
-    job: str
-    request: int
-    blobs: tuple[str, ...]
-    source: str
+    job: JobText
+    request: Count
+    blobs: Blobs
+    source: NodeText
 
 
 class Kept(Message, tag=43):
     """error: empty, or one sentence."""
 
-    job: str
-    request: int
-    error: str = ""
+    job: JobText
+    request: Count
+    error: Sentence = ""
 
 
 class Record(Message, tag=44):
@@ -299,21 +337,21 @@ class Record(Message, tag=44):
     record: MessagePack of job.records.JobRecord. A receiver keeps the one with the highest (generation, revision).
     """
 
-    job: str
-    generation: int
-    revision: int
-    record: bytes
+    job: JobText
+    generation: Count
+    revision: Count
+    record: Packed
 
 
 class RecordRequest(Message, tag=45):
     """Ask a peer for the job records it has (all when job is empty); it answers with Record messages, then RecordsEnd."""
 
-    request: int
-    job: str = ""
+    request: Count
+    job: AnyJob = ""
 
 
 class RecordsEnd(Message, tag=46):
-    request: int
+    request: Count
 
 
 # --- tensors: 60–69, on data links only
@@ -323,10 +361,10 @@ class Tensor(Message, tag=60):
     """Body: a tensor of a running job, raw little-endian, C order. transfer: its number in the plan (job.segment)."""
 
     BODY: ClassVar[bool] = True
-    job: str
-    generation: int
-    transfer: int
-    micro_batch: int
+    job: JobText
+    generation: Count
+    transfer: Count
+    micro_batch: Count
 
 
 AnyMessage = (
