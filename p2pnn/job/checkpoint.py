@@ -36,7 +36,7 @@ class Manifest(msgspec.Struct, frozen=True):
     """One cut of a run after `step` updates, with everything that `jobs resume` needs beside the spec.
 
     best: the best monitored value so far and its epoch (patience counts from there). history: one record per epoch, as in
-    metrics.jsonl. best_parts: the parts of the best epoch's checkpoint, when it is another one.
+    metrics.jsonl.
     """
 
     job: JobId
@@ -46,7 +46,6 @@ class Manifest(msgspec.Struct, frozen=True):
     parts: tuple[Part, ...]
     best_value: float | None = None
     best_epoch: int = 0
-    best_parts: tuple[Part, ...] = ()
     history: tuple[dict[str, float], ...] = ()
     finished: bool = False
     format: int = FORMAT

@@ -42,6 +42,16 @@ class Checkpoint(_Message, tag=5):
     sequence: int
 
 
+class Restore(_Message, tag=11):
+    """Load parameters and state (not the optimizer's) from a checkpoint, by name; answer Done.
+
+    parts: safetensors blobs that this node holds or has fetched. For evaluating the best epoch after the last one.
+    """
+
+    sequence: int
+    parts: tuple[str, ...]
+
+
 class Finish(_Message, tag=6):
     """Nothing more will come: exit with status 0."""
 
@@ -71,7 +81,7 @@ class Done(_Message, tag=25):
     error: str = ""
 
 
-Command = Train | Evaluate | Predict | Checkpoint | Finish
+Command = Train | Evaluate | Predict | Checkpoint | Restore | Finish
 Report = Progress | Done
 
 

@@ -99,6 +99,7 @@ class JobSpec(msgspec.Struct, frozen=True):
     run stops; 0 never stops early. monitor: a metric's name or `loss`, on the validation split. checkpoint_steps: 0 for
     once per epoch. initial: safetensors blobs to start from, by parts; () to draw from the seed.
     threads: BLAS threads per executor; part of the numeric fingerprint.
+    request: the job file that led here, as text, so that whoever fetches the results gets it with them.
     """
 
     name: str
@@ -125,6 +126,7 @@ class JobSpec(msgspec.Struct, frozen=True):
     threads: int = 1
     memory_bytes_max: int = 0
     format: int = FORMAT
+    request: str = ""
 
     @property
     def rows_per_micro_batch(self) -> int:

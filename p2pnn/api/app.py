@@ -1,0 +1,212 @@
+"""The HTTP API of a daemon, on its unix socket: whoever may open the socket may do everything.
+
+Answers are JSON, errors `{"error": one sentence, "exit": the command line's exit status}`. Bodies are read whole and have
+limits; multipart is never parsed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+import msgspec
+from aiohttp import web
+
+from p2pnn.api import views
+from p2pnn.data.blobs import blob_id
+from p2pnn.errors import NotAllowedError, P2pnnError, StorageError, UsageError
+from p2pnn.node.daemon import Daemon
+from p2pnn.types import BlobId
+
+log = logging.getLogger("p2pnn.api")
+
+BODY_BYTES_MAX: Final = (8 << 20) + 4096
+"""A data chunk (at most 8 MiB) with its header."""
+
+READ_BYTES: Final = 1 << 20
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+DAEMON: Final = web.AppKey("daemon", Daemon)
+STOP: Final = web.AppKey("stop", asyncio.Event)
+
+
+def application(daemon: Daemon, stop: asyncio.Event) -> web.Application:
+    """All routes. stop: set when a person asks the daemon to end."""
+    app = web.Application(client_max_size=BODY_BYTES_MAX, middlewares=[_errors])
+    app[DAEMON] = daemon
+    app[STOP] = stop
+    prefix = "/api/v1"
+    app.router.add_get(f"{prefix}/node", _node)
+    app.router.add_post(f"{prefix}/node/stop", _stop)
+    app.router.add_get(f"{prefix}/peers", _peers)
+    app.router.add_post(f"{prefix}/blobs/missing", _missing)
+    app.router.add_put(f"{prefix}/blobs/{{blob}}", _put_blob)
+    app.router.add_get(f"{prefix}/blobs/{{blob}}", _get_blob)
+    app.router.add_post(f"{prefix}/plan", _plan)
+    app.router.add_post(f"{prefix}/jobs", _submit)
+    app.router.add_get(f"{prefix}/jobs", _jobs)
+    app.router.add_get(f"{prefix}/jobs/{{job}}", _job)
+    app.router.add_get(f"{prefix}/jobs/{{job}}/events", _events)
+    app.router.add_get(f"{prefix}/jobs/{{job}}/results", _results)
+    app.router.add_post(f"{prefix}/jobs/{{job}}/{{verb:cancel|pause|resume}}", _change)
+    app.router.add_get(f"{prefix}/datasets", _datasets)
+    app.router.add_delete(f"{prefix}/datasets/{{dataset}}", _remove_dataset)
+    return app
+
+
+@web.middleware
+async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except P2pnnError as error:
+        status = 403 if isinstance(error, NotAllowedError) else 507 if isinstance(error, StorageError) else 400
+        return _error(status, str(error), error.exit_status)
+    except web.HTTPException as error:
+        return _error(error.status, f"{request.method} {request.path}: {error.reason}", 1)
+    except ConnectionError:
+        raise
+    except Exception as error:
+        log.exception("request failed path=%s", request.path)
+        return _error(500, f"a fault in the daemon: {error!r}; its log says more", 1)
+
+
+def _error(status: int, text: str, exit_status: int) -> web.Response:
+    return web.json_response({"error": text, "exit": exit_status}, status=status)
+
+
+async def _node(request: web.Request) -> web.Response:
+    return web.json_response(await views.node(request.app[DAEMON]))
+
+
+async def _stop(request: web.Request) -> web.Response:
+    request.app[STOP].set()
+    return web.json_response({})
+
+
+async def _peers(request: web.Request) -> web.Response:
+    return web.json_response({"peers": views.peers(request.app[DAEMON])})
+
+
+async def _missing(request: web.Request) -> web.Response:
+    blobs = (await _json(request)).get("blobs")
+    if not isinstance(blobs, list):
+        raise UsageError('the body must be {"blobs": [names]}')
+    store = request.app[DAEMON].storage.blobs
+    missing = await asyncio.to_thread(lambda: [blob for blob in blobs if not store.has(BlobId(blob))])
+    return web.json_response({"missing": missing})
+
+
+async def _put_blob(request: web.Request) -> web.Response:
+    daemon = request.app[DAEMON]
+    data = await request.read()
+    blob = BlobId(request.match_info["blob"])
+    await asyncio.to_thread(_store, daemon, blob, data)
+    return web.json_response({})
+
+
+def _store(daemon: Daemon, blob: BlobId, data: bytes) -> None:
+    found = blob_id(data)
+    if found != blob:
+        raise UsageError(f"what was sent as blob {blob[:12]}… has the hash {found[:12]}…; send it again")
+    store = daemon.storage.blobs
+    quota = daemon.config.quota_bytes
+    if quota and not store.has(blob):
+        used = sum(size for _, size in store.list())
+        if used + len(data) > quota:
+            raise StorageError(
+                f"the chunk store of node {daemon.config.name} holds {used:,} of {quota:,} bytes; "
+                "remove data with `p2pnn data rm`, or raise the quota"
+            )
+    store.put(data)
+
+
+async def _get_blob(request: web.Request) -> web.StreamResponse:
+    daemon = request.app[DAEMON]
+    blob = BlobId(request.match_info["blob"])
+    store = daemon.storage.blobs
+    await daemon.blobs.fetch(blob)
+    size = await asyncio.to_thread(store.size, blob)
+    response = web.StreamResponse(headers={"Content-Type": "application/octet-stream"})
+    response.content_length = size
+    await response.prepare(request)
+    for offset in range(0, size, READ_BYTES):
+        await response.write(await asyncio.to_thread(store.read, blob, offset, min(READ_BYTES, size - offset)))
+    return response
+
+
+async def _plan(request: web.Request) -> web.Response:
+    plan = await request.app[DAEMON].jobs.plan(await request.read())
+    return web.json_response({"plan": msgspec.to_builtins(plan), "lines": list(plan.reasons)})
+
+
+async def _submit(request: web.Request) -> web.Response:
+    spec = (await _json(request)).get("spec")
+    if not isinstance(spec, str):
+        raise UsageError('the body must be {"spec": "<blob>"}')
+    return web.json_response({"job": await request.app[DAEMON].jobs.submit(BlobId(spec))})
+
+
+async def _jobs(request: web.Request) -> web.Response:
+    jobs = request.app[DAEMON].jobs
+    found = [jobs.get(job) for job in jobs.records]
+    return web.json_response({"jobs": [views.summary(r) for r in sorted(found, key=lambda r: r.created_s)]})
+
+
+async def _job(request: web.Request) -> web.Response:
+    return web.json_response(views.details(request.app[DAEMON].jobs.get(request.match_info["job"])))
+
+
+async def _change(request: web.Request) -> web.Response:
+    jobs, job = request.app[DAEMON].jobs, request.match_info["job"]
+    match request.match_info["verb"]:
+        case "cancel":
+            return web.json_response({"state": jobs.cancel(job)})
+        case "pause":
+            return web.json_response({"state": jobs.pause(job)})
+    await jobs.resume(job)
+    return web.json_response({"job": job, "state": jobs.get(job).state})
+
+
+async def _events(request: web.Request) -> web.StreamResponse:
+    jobs = request.app[DAEMON].jobs
+    text = request.query.get("after", "0")
+    after = int(text) if text.isdigit() and len(text) < 16 else 0
+    jobs.get(request.match_info["job"])  # refuse before the stream begins
+    response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
+    stream = jobs.events(request.match_info["job"], after)
+    prepared = False
+    async for event in stream:
+        if not prepared:
+            await response.prepare(request)
+            prepared = True
+        await response.write(json.dumps(event).encode() + b"\n")
+    if not prepared:
+        await response.prepare(request)
+    return response
+
+
+async def _results(request: web.Request) -> web.Response:
+    return web.json_response(views.results(request.app[DAEMON].jobs.get(request.match_info["job"])))
+
+
+async def _datasets(request: web.Request) -> web.Response:
+    daemon = request.app[DAEMON]
+    return web.json_response({"datasets": await asyncio.to_thread(views.datasets, daemon)})
+
+
+async def _remove_dataset(request: web.Request) -> web.Response:
+    freed = await asyncio.to_thread(views.remove_dataset, request.app[DAEMON], request.match_info["dataset"])
+    return web.json_response({"bytes": freed})
+
+
+async def _json(request: web.Request) -> dict[str, Any]:
+    try:
+        found = json.loads(await request.read())
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"the body is not JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise UsageError("the body must be a JSON object")
+    return found

@@ -1,0 +1,126 @@
+"""Running a daemon as a process: loop, signals, lifeline, unix socket, and the line that says it is ready."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import signal
+import socket
+import stat
+import sys
+from pathlib import Path
+from typing import Final
+
+from aiohttp import web
+
+from p2pnn.api.app import application
+from p2pnn.config import NodeConfig
+from p2pnn.data.blobs import storage_error
+from p2pnn.errors import UsageError
+from p2pnn.node.daemon import Daemon
+
+try:
+    import uvloop
+except ImportError:  # no wheel for this system: asyncio's own loop does, more slowly
+    uvloop = None
+
+log = logging.getLogger("p2pnn.node")
+
+SHUTDOWN_TIMEOUT_S: Final = 1.0
+"""How long requests may go on while the daemon stops; followers of a job are cut after that."""
+
+
+def run_daemon(config: NodeConfig) -> int:
+    """Run a daemon until it is told to stop; returns the exit status. Raises P2pnnError where it cannot start."""
+    logging.basicConfig(
+        level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr
+    )
+    logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop if uvloop else None) as runner:
+        return runner.run(_run(config))
+
+
+async def _run(config: NodeConfig) -> int:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    if config.lifeline_fd is not None:
+        _watch_lifeline(config.lifeline_fd, stop)
+    daemon = Daemon(config)
+    await daemon.start()
+    runner = web.AppRunner(application(daemon, stop), access_log=None, shutdown_timeout=SHUTDOWN_TIMEOUT_S)
+    try:
+        await runner.setup()
+        await web.SockSite(runner, _listen(config.socket)).start()
+        _announce(config, daemon)
+        await stop.wait()
+        return 0
+    finally:
+        await daemon.close(f"node {config.name} was stopped")
+        await runner.cleanup()
+        with contextlib.suppress(OSError):
+            config.socket.unlink()
+        log.info("stopped node=%s", config.name)
+
+
+def _listen(path: Path) -> socket.socket:
+    """A unix socket that only this user may open. A socket that a dead daemon left is replaced; a living one is not."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if path.exists() or path.is_symlink():
+            if not stat.S_ISSOCK(path.lstat().st_mode):
+                raise UsageError(f"{path} exists and is not a socket; name another with --socket")
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+                try:
+                    probe.connect(str(path))
+                except ConnectionRefusedError:
+                    path.unlink()
+                else:
+                    raise UsageError(
+                        f"another daemon answers on {path}; stop it (p2pnn node stop) or name another with --socket"
+                    )
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        before = os.umask(0o077)
+        try:
+            listener.bind(str(path))
+        finally:
+            os.umask(before)
+    except OSError as error:
+        raise storage_error(error, path) from error
+    return listener
+
+
+def _watch_lifeline(descriptor: int, stop: asyncio.Event) -> None:
+    """Stop when the other end of the pipe closes: whoever started this daemon is gone."""
+    loop = asyncio.get_running_loop()
+
+    def readable() -> None:
+        loop.remove_reader(descriptor)
+        stop.set()
+
+    os.set_blocking(descriptor, False)
+    loop.add_reader(descriptor, readable)
+
+
+def _announce(config: NodeConfig, daemon: Daemon) -> None:
+    facts = {
+        "node": daemon.node,
+        "name": config.name,
+        "address": str(daemon.address),
+        "socket": str(config.socket),
+        "pid": os.getpid(),
+    }
+    if config.ready_fd is not None:
+        with os.fdopen(config.ready_fd, "w") as file:
+            file.write(json.dumps(facts) + "\n")
+        return
+    print(f"node {config.name} listens on {daemon.address} (loopback only, because it has no credentials)")
+    print(f"socket {config.socket}")
+    print(
+        f"join it with: p2pnn node start --name NAME --state-dir DIR --listen 127.0.0.1:0 --join {daemon.address}",
+        flush=True,
+    )

@@ -1,0 +1,214 @@
+"""What the API shows: plain dictionaries made from the daemon's snapshots and records."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+from typing import Any
+
+import msgspec
+
+from p2pnn.errors import UsageError
+from p2pnn.job import life
+from p2pnn.job.records import JobRecord
+from p2pnn.job.spec import Dataset, JobSpec
+from p2pnn.node.daemon import SOFTWARE, Daemon, resident_bytes
+from p2pnn.node.specs import splits
+from p2pnn.types import BlobId, JobId
+from p2pnn.wire.messages import LinkKind
+
+
+async def node(daemon: Daemon) -> dict[str, Any]:
+    """This node, for `node status`."""
+    used = await asyncio.to_thread(lambda: sum(size for _, size in daemon.storage.blobs.list()))
+    profile = daemon.planning.known
+    return {
+        "node": daemon.node,
+        "name": daemon.config.name,
+        "software": SOFTWARE,
+        "version": SOFTWARE.split()[1],
+        "pid": os.getpid(),
+        "address": str(daemon.address),
+        "state_dir": str(daemon.config.state_dir),
+        "cluster": daemon.config.cluster,
+        "uptime_s": asyncio.get_running_loop().time() - daemon.started_at,
+        "rss_bytes": resident_bytes(),
+        "job": daemon.place.job,
+        "executor_pid": daemon.place.executor_pid,
+        "queue": list(daemon.place.waiting),
+        "blobs_bytes": used,
+        "quota_bytes": daemon.config.quota_bytes,
+        "profile": {
+            "gflops": profile.gemm_gflops,
+            "memory_bytes": profile.memory_bytes_max,
+            "fingerprint": profile.fingerprint,
+        }
+        if profile
+        else None,
+        "notice": "binds loopback only: without credentials no other machine can reach it",
+    }
+
+
+def peers(daemon: Daemon) -> list[dict[str, Any]]:
+    """Every member that this node knows of, itself first."""
+    trips = {s.node: s.round_trip_s for s in daemon.transport.snapshot() if s.kind == LinkKind.CONTROL}
+    running = {
+        share.node: record.job
+        for record in daemon.jobs.records.values()
+        if record.state not in life.ENDED and record.state != "queued" and record.plan
+        for share in record.plan.nodes
+    }
+    own: dict[str, Any] = {
+        "node": daemon.node,
+        "name": daemon.config.name,
+        "address": str(daemon.address),
+        "state": "self",
+        "reason": "",
+        "rtt_ms": None,
+        "since_s": asyncio.get_running_loop().time() - daemon.started_at,
+        "job": daemon.place.job,
+    }
+    others: list[dict[str, Any]] = []
+    for member in daemon.members.snapshot():
+        trip = trips.get(member.node)
+        others.append(
+            {
+                "node": member.node,
+                "name": member.name,
+                "address": str(member.address),
+                "state": str(member.state),
+                "reason": member.reason,
+                "rtt_ms": trip * 1000 if trip is not None else None,
+                "since_s": member.since_s,
+                "job": running.get(member.node),
+            }
+        )
+    return [own, *sorted(others, key=lambda row: (row["name"], row["node"]))]
+
+
+def summary(record: JobRecord) -> dict[str, Any]:
+    """One line of `jobs ls`."""
+    last = record.history[-1] if record.history else {}
+    return {
+        "job": record.job,
+        "name": record.name,
+        "kind": record.kind,
+        "state": record.state,
+        "reason": record.reason,
+        "coordinator": record.coordinator,
+        "coordinator_name": record.coordinator_name,
+        "nodes": [share.name for share in record.plan.nodes] if record.plan else [],
+        "epoch": record.epoch,
+        "epochs": record.epochs,
+        "step": record.step,
+        "steps": record.steps,
+        "loss": last.get("loss"),
+        "metrics": {k: v for k, v in last.items() if k not in ("epoch", "step", "loss", "samples_per_s")},
+        "created_s": record.created_s,
+        "updated_s": record.updated_s,
+    }
+
+
+def details(record: JobRecord) -> dict[str, Any]:
+    """Everything of `jobs show`."""
+    result = {
+        "bits": record.bits,
+        "stopped_early": record.stopped_early,
+        "evaluation": msgspec.to_builtins(record.results),
+    }
+    return summary(record) | {
+        "generation": record.generation,
+        "plan": msgspec.to_builtins(record.plan) if record.plan else None,
+        "checkpoints": [
+            {"step": m.step, "epoch": m.epoch, "complete": True, "bytes": sum(p.size for p in m.parts)}
+            for m in record.checkpoints
+        ],
+        "best_epoch": record.best.epoch if record.best else None,
+        "result": result if record.state == "done" else None,
+        "history": list(record.history),
+    }
+
+
+def results(record: JobRecord) -> dict[str, Any]:
+    """Which blobs hold what the job made. UsageError where it has made nothing yet."""
+    best = bool(record.stopped_early and record.best)
+    manifest = record.best if best else record.newest
+    if manifest is None and record.predictions is None and not record.results:
+        raise UsageError(f"job {record.job} is {record.state} and has no results yet")
+    return {
+        "job": record.job,
+        "state": record.state,
+        "spec": record.spec,
+        "manifest": msgspec.to_builtins(manifest) if manifest else None,
+        "best": best,
+        "bits": record.bits,
+        "evaluation": msgspec.to_builtins(record.results),
+        "history": list(record.history),
+        "plan": msgspec.to_builtins(record.plan) if record.plan else None,
+        "predictions": msgspec.to_builtins(record.predictions) if record.predictions else None,
+    }
+
+
+def datasets(daemon: Daemon) -> list[dict[str, Any]]:
+    """The data sets of all jobs whose specification is here, with what of them lies in this node's store."""
+    rows: dict[str, dict[str, Any]] = {}
+    for job, found in _datasets_of_jobs(daemon):
+        ident = dataset_id(found)
+        row = rows.setdefault(
+            ident,
+            {
+                "id": ident,
+                "name": found.name,
+                "rows": found.rows,
+                "columns": [column.name for column in found.columns],
+                "jobs": [],
+                "blobs": 0,
+                "bytes": 0,
+            },
+        )
+        if not row["jobs"]:
+            here = [b for b in _chunks(found) if daemon.storage.blobs.has(b)]
+            row["blobs"], row["bytes"] = len(here), sum(daemon.storage.blobs.size(b) for b in here)
+        if job not in row["jobs"]:
+            row["jobs"].append(job)
+    return [row for row in rows.values() if row["blobs"]]
+
+
+def remove_dataset(daemon: Daemon, ident: str) -> int:
+    """Remove a data set's chunks from this node's store; returns the bytes freed. UsageError where a job still needs it."""
+    wanted: set[BlobId] = set()
+    needed: dict[BlobId, JobId] = {}
+    for job, found in _datasets_of_jobs(daemon):
+        if dataset_id(found) == ident:
+            wanted |= _chunks(found)
+        if daemon.jobs.get(job).state not in ("done", "failed", "cancelled"):
+            needed |= dict.fromkeys(_chunks(found), job)
+    if not wanted:
+        raise UsageError(f"no data set {ident!r}; `p2pnn data ls` shows those in this node's store")
+    for blob in wanted & needed.keys():
+        raise UsageError(f"data set {ident} is needed by job {needed[blob]}; cancel that first")
+    freed = 0
+    for blob in wanted:
+        if daemon.storage.blobs.has(blob):
+            freed += daemon.storage.blobs.size(blob)
+            daemon.storage.blobs.remove(blob)
+    return freed
+
+
+def dataset_id(dataset: Dataset) -> str:
+    return hashlib.sha256(msgspec.msgpack.encode(dataset)).hexdigest()[:12]
+
+
+def _datasets_of_jobs(daemon: Daemon) -> list[tuple[JobId, Dataset]]:
+    found = []
+    store = daemon.storage.blobs
+    for job, record in list(daemon.jobs.records.items()):
+        if store.has(record.spec):
+            spec = msgspec.msgpack.decode(store.path(record.spec).read_bytes(), type=JobSpec)
+            found.extend((job, split.dataset) for split in splits(spec))
+    return found
+
+
+def _chunks(dataset: Dataset) -> set[BlobId]:
+    return {chunk.blob for column in dataset.columns for chunk in column.chunks}

@@ -1,0 +1,72 @@
+"""What a supervisor wants done; the adapter in `node` does it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from p2pnn.job.records import JobRecord
+from p2pnn.job.script import Command
+from p2pnn.types import BlobId, NodeId
+
+
+@dataclass(frozen=True, slots=True)
+class ReserveNode:
+    """Ask for the node's one place."""
+
+    node: NodeId
+
+
+@dataclass(frozen=True, slots=True)
+class PrepareNode:
+    """Have the node fetch what its part of the plan needs and start an executor."""
+
+    node: NodeId
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """Send a command to all nodes of the plan."""
+
+    command: Command
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseNode:
+    """Give the node's place back; an executor that still runs there is ended."""
+
+    node: NodeId
+
+
+@dataclass(frozen=True, slots=True)
+class KeepBlobs:
+    """Have `node` fetch blobs from `source` and keep them; answered by `kept`."""
+
+    node: NodeId
+    request: int
+    blobs: tuple[BlobId, ...]
+    source: NodeId
+
+
+@dataclass(frozen=True, slots=True)
+class Remember:
+    """Store the record durably here and send it to every member."""
+
+    record: JobRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Publish:
+    """An event for whoever follows the job."""
+
+    kind: str
+    fields: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Replan:
+    """A planned node went away before anything started: plan again over who is left."""
+
+
+Action = ReserveNode | PrepareNode | Order | ReleaseNode | KeepBlobs | Remember | Publish | Replan

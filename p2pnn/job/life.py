@@ -1,0 +1,47 @@
+"""The life of a job: every legal change of state, in one table.
+
+    queued ──► preparing ──► running ──► finishing ──► done
+       ▲            │         │   ▲          │
+       │            │         ▼   │          │
+       └── paused ◄─┼──── pausing ┘          │
+       ▲            ▼                        ▼
+       └─ failed, cancelled ◄─── from every state that is not an end
+
+`resume` leads back to queued from paused, failed and cancelled; `done` is final.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from p2pnn.errors import UsageError
+
+TABLE: Final[dict[str, dict[str, str]]] = {
+    "queued": {"granted": "preparing", "fail": "failed", "cancel": "cancelled", "pause": "paused"},
+    "preparing": {"prepared": "running", "fail": "failed", "cancel": "cancelled"},
+    "running": {"pause": "pausing", "complete": "finishing", "fail": "failed", "cancel": "cancelled"},
+    "pausing": {
+        "saved": "paused",
+        "unsaved": "running",
+        "complete": "finishing",
+        "fail": "failed",
+        "cancel": "cancelled",
+    },
+    "finishing": {"gathered": "done", "fail": "failed", "cancel": "cancelled"},
+    "paused": {"resume": "queued", "cancel": "cancelled"},
+    "failed": {"resume": "queued"},
+    "cancelled": {"resume": "queued"},
+    "done": {},
+}
+
+ENDED: Final = frozenset({"done", "failed", "cancelled", "paused"})
+"""States in which a job holds no node."""
+
+
+def after(state: str, event: str) -> str:
+    """The state that `event` leads to; UsageError where the table has no such change."""
+    try:
+        return TABLE[state][event]
+    except KeyError:
+        legal = ", ".join(sorted(TABLE[state])) or "nothing more"
+        raise UsageError(f"a job that is {state} cannot {event}; possible is: {legal}") from None

@@ -1,0 +1,82 @@
+"""A node's one place: one job runs on a node at a time, others wait in the order in which they asked.
+
+Coordinators take their nodes one after the other in the order of node ids, so two jobs that want the same nodes can never
+hold one each and wait for the other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from p2pnn.types import JobId, NodeId
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """Who asked for the place: a start of a job, and the node that coordinates it."""
+
+    job: JobId
+    generation: int
+    coordinator: NodeId
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """The place is this ticket's now."""
+
+    ticket: Ticket
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """`ticket` waits behind `behind`, at `position` (1 is next)."""
+
+    ticket: Ticket
+    behind: JobId
+    position: int
+
+
+class PlaceQueue:
+    """Pure. Every verb returns what to tell the coordinators."""
+
+    LENGTH_MAX = 256
+    """Waiting tickets; a reservation over it is dropped, and its coordinator told so."""
+
+    def __init__(self) -> None:
+        self.holder: Ticket | None = None
+        self.waiting: list[Ticket] = []
+
+    def reserve(self, ticket: Ticket) -> list[Grant | Wait]:
+        """Ask for the place. A newer start of the same job replaces an older one that still waits."""
+        if ticket == self.holder:
+            return [Grant(ticket)]
+        self.waiting = [t for t in self.waiting if t.job != ticket.job or t.generation > ticket.generation]
+        if len(self.waiting) >= self.LENGTH_MAX:
+            return []
+        self.waiting.append(ticket)
+        return self._advance()
+
+    def release(self, job: JobId, generation: int) -> list[Grant | Wait]:
+        """Give the place back, or stop waiting for it. A lower generation than the holder's changes nothing."""
+        self.waiting = [t for t in self.waiting if t.job != job or t.generation > generation]
+        if self.holder and self.holder.job == job and self.holder.generation <= generation:
+            self.holder = None
+        return self._advance()
+
+    def drop_coordinator(self, node: NodeId) -> list[Grant | Wait]:
+        """A coordinator is gone: forget what it asked for."""
+        self.waiting = [t for t in self.waiting if t.coordinator != node]
+        if self.holder and self.holder.coordinator == node:
+            self.holder = None
+        return self._advance()
+
+    def _advance(self) -> list[Grant | Wait]:
+        if self.holder is None and self.waiting:
+            self.holder = self.waiting.pop(0)
+            return [Grant(self.holder), *self._positions()]
+        return list(self._positions())
+
+    def _positions(self) -> list[Wait]:
+        if self.holder is None:
+            return []
+        return [Wait(t, self.holder.job, position) for position, t in enumerate(self.waiting, 1)]

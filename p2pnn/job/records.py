@@ -1,0 +1,100 @@
+"""What the mesh remembers of a job, so that it can be shown and resumed from any peer.
+
+The coordinator writes the record; every member keeps the one with the highest (generation, revision). `generation` counts
+the starts of a job, `revision` the changes of its record within one start.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import msgspec
+
+from p2pnn.errors import CheckpointError
+from p2pnn.job.checkpoint import Manifest
+from p2pnn.job.plan import Plan
+from p2pnn.job.script import Predictions
+from p2pnn.types import BlobId, JobId, NodeId
+
+FORMAT: Final = 1
+KEPT_CHECKPOINTS: Final = 3
+
+
+class SplitResult(msgspec.Struct, frozen=True):
+    """An evaluation's outcome over one split. loss is None for a graph without one."""
+
+    split: str
+    rows: int
+    loss: float | None
+    metrics: dict[str, float]
+
+
+class JobRecord(msgspec.Struct, frozen=True):
+    """One job. Times are seconds since 1970. checkpoints: complete ones, oldest first, at most KEPT_CHECKPOINTS.
+
+    best: the complete checkpoint of the best epoch, where there is a validation split. datasets: what its data is called
+    and the blobs of it, so that they can be listed and kept. bits: the fingerprint of the result.
+    """
+
+    job: JobId
+    name: str
+    kind: str
+    spec: BlobId
+    state: str
+    coordinator: NodeId
+    coordinator_name: str
+    generation: int
+    revision: int = 0
+    reason: str = ""
+    created_s: float = 0.0
+    updated_s: float = 0.0
+    plan: Plan | None = None
+    step: int = 0
+    steps: int = 0
+    epoch: int = 0
+    epochs: int = 0
+    checkpoints: tuple[Manifest, ...] = ()
+    best: Manifest | None = None
+    history: tuple[dict[str, float], ...] = ()
+    results: tuple[SplitResult, ...] = ()
+    predictions: Predictions | None = None
+    bits: str = ""
+    stopped_early: bool = False
+    format: int = FORMAT
+
+    @property
+    def newest(self) -> Manifest | None:
+        """The checkpoint that a resume starts from."""
+        return self.checkpoints[-1] if self.checkpoints else None
+
+    @property
+    def version(self) -> tuple[int, int]:
+        return (self.generation, self.revision)
+
+    def part_blobs(self) -> set[BlobId]:
+        """The checkpoint parts that this record needs; predictions too."""
+        manifests = [*self.checkpoints, *([self.best] if self.best else [])]
+        blobs = {part.blob for manifest in manifests for part in manifest.parts}
+        if self.predictions:
+            blobs |= {blob for _, _, chunks in self.predictions.outputs.values() for blob, _ in chunks}
+        return blobs
+
+
+_decoder = msgspec.msgpack.Decoder(JobRecord)
+
+
+def encode(record: JobRecord) -> bytes:
+    return msgspec.msgpack.encode(record)
+
+
+def decode(data: bytes, source: str) -> JobRecord:
+    """Read a record. source names the file or peer; CheckpointError where it is damaged or newer than this program."""
+    try:
+        found: Any = msgspec.msgpack.decode(data)
+        if isinstance(found, dict) and isinstance(found.get("format"), int) and found["format"] > FORMAT:
+            raise CheckpointError(
+                f"{source} has format {found['format']}; this p2pnn reads up to {FORMAT}: use a newer p2pnn (it is left as it is)"
+            )
+        return _decoder.decode(data)
+    except (msgspec.DecodeError, msgspec.ValidationError, RecursionError) as error:
+        raise CheckpointError(f"{source} is not a readable job record ({error}); it is left as it is") from error

@@ -1,0 +1,147 @@
+"""When a checkpoint counts: each part verified on the node that wrote it and on a buddy.
+
+A buddy is the next living node of the plan, or any other member; where there is nobody else, one copy has to do. A buddy
+that fails is replaced by the next candidate. The same holds for data that only one node has: no checkpoint counts before
+that has its second copy, because a run cannot go on without its data either.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Final
+
+from p2pnn.job.actions import KeepBlobs
+from p2pnn.job.checkpoint import Manifest
+from p2pnn.types import BlobId, NodeId
+
+COPY_ATTEMPTS: Final = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Complete:
+    """A checkpoint that counts. best: it holds the best epoch so far."""
+
+    manifest: Manifest
+    best: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Incomplete:
+    """A checkpoint that never will count; error: one clause."""
+
+    manifest: Manifest
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class DataAlone:
+    """Data stays on one node only; error: one clause."""
+
+    error: str
+
+
+@dataclass(slots=True)
+class _Saving:
+    manifest: Manifest
+    best: bool
+    pending: set[int] = field(default_factory=set)
+
+
+@dataclass(slots=True)
+class _Copy:
+    blobs: tuple[BlobId, ...]
+    source: NodeId
+    node: NodeId
+    saving: _Saving | None
+    tried: frozenset[NodeId]
+
+
+class Saver:
+    """Pure. nodes: the plan's, in its order, set when the plan is known. members: name by id of the living, kept up to date
+    by the owner. Take `requests` and `next_outcome` after each call."""
+
+    def __init__(self, members: dict[NodeId, str], spec: BlobId) -> None:
+        self.nodes: list[NodeId] = []
+        self.requests: deque[KeepBlobs] = deque()
+        self._members = members
+        self._spec = spec
+        self._number = 0
+        self._copies: dict[int, _Copy] = {}
+        self._savings: list[_Saving] = []
+        self._outcomes: deque[Complete | Incomplete | DataAlone] = deque()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a checkpoint still waits for its copies."""
+        return bool(self._savings)
+
+    def save(self, manifest: Manifest, *, best: bool) -> None:
+        """All parts were written, part i by node i of the plan: have each copied to a buddy."""
+        saving = _Saving(manifest, best)
+        self._savings.append(saving)
+        for part, source in zip(manifest.parts, self.nodes, strict=True):
+            self._copy((part.blob, self._spec), source, saving, frozenset())
+        self._settle()
+
+    def keep_data(self, source: NodeId, blobs: tuple[BlobId, ...]) -> None:
+        """Have data that only `source` is known to hold copied to another node."""
+        self._copy(blobs, source, None, frozenset())
+
+    def kept(self, request: int, error: str) -> None:
+        """A buddy has verified its copy, or could not."""
+        copy = self._copies.pop(request, None)
+        if copy is None:
+            return
+        if copy.saving:
+            copy.saving.pending.discard(request)
+        if error:
+            self._try_another(copy, error)
+        self._settle()
+
+    def member_failed(self, node: NodeId) -> None:
+        """What was asked of a lost node is asked of another."""
+        for request in [r for r, copy in self._copies.items() if copy.node == node]:
+            self.kept(request, "it is gone")
+
+    def next_outcome(self) -> Complete | Incomplete | DataAlone | None:
+        return self._outcomes.popleft() if self._outcomes else None
+
+    def _copy(
+        self, blobs: tuple[BlobId, ...], source: NodeId, saving: _Saving | None, tried: frozenset[NodeId]
+    ) -> bool:
+        buddy = self._buddy(source, tried)
+        if buddy is None:
+            return False
+        self._number += 1
+        self._copies[self._number] = _Copy(blobs, source, buddy, saving, tried)
+        if saving:
+            saving.pending.add(self._number)
+        self.requests.append(KeepBlobs(buddy, self._number, blobs, source))
+        return True
+
+    def _try_another(self, copy: _Copy, error: str) -> None:
+        tried = copy.tried | {copy.node}
+        if len(tried) < COPY_ATTEMPTS and self._copy(copy.blobs, copy.source, copy.saving, tried):
+            return
+        text = f"no second copy on node {self._members.get(copy.node, copy.node[:8])}: {error}"
+        if copy.saving is None:
+            self._outcomes.append(DataAlone(text))
+        elif copy.saving in self._savings:
+            self._savings.remove(copy.saving)
+            self._outcomes.append(Incomplete(copy.saving.manifest, text))
+
+    def _buddy(self, source: NodeId, tried: frozenset[NodeId]) -> NodeId | None:
+        after = self.nodes.index(source) + 1 if source in self.nodes else 0
+        ring = self.nodes[after:] + self.nodes[:after]
+        others = sorted(set(self._members) - set(self.nodes))
+        candidates = (n for n in (*ring, *others) if n != source and n in self._members and n not in tried)
+        return next(candidates, None)
+
+    def _settle(self) -> None:
+        """Checkpoints complete in the order in which they were written, and after the data."""
+        if any(copy.saving is None for copy in self._copies.values()):
+            return
+        while self._savings and not self._savings[0].pending:
+            saving = self._savings.pop(0)
+            self._outcomes.append(Complete(saving.manifest, saving.best))

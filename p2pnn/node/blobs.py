@@ -1,0 +1,234 @@
+"""Blobs between peers: fetching what this node lacks, serving what it has.
+
+A blob is asked for in pieces, a few at a time; a piece is received into its own small buffer and written by a thread, so
+neither memory nor the loop notices how large a blob is. What arrives is believed only after its hash was checked, so any
+peer may be asked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from p2pnn.data.blobs import BlobStore
+from p2pnn.errors import DataError, P2pnnError, PeerGone, StorageError
+from p2pnn.node.links import Post
+from p2pnn.types import BlobId, NodeId
+from p2pnn.wire.messages import BlobMissing, BlobPiece, BlobRequest, Keep, Kept
+
+log = logging.getLogger("p2pnn.blobs")
+
+PIECE_BYTES: Final = 1 << 20
+PIECES_AHEAD: Final = 4
+"""Pieces asked for ahead of the one that is written: hides a round trip, and bounds memory at 4 MiB per blob."""
+
+FETCHES_MAX: Final = 4
+SERVED_MAX: Final = 64
+"""Requests of one peer under way here; more are answered `busy`, and its own window keeps it far below."""
+
+PIECE_TIMEOUT_S: Final = 30.0
+BLOB_BYTES_MAX: Final = 1 << 40
+
+
+@dataclass(slots=True)
+class _Asked:
+    node: NodeId
+    blob: BlobId
+    offset: int
+    answer: asyncio.Future[tuple[int, bytearray]]
+    buffer: bytearray | None = None
+
+
+class BlobExchange:
+    """members gives every living peer, for blobs whose holder is not known."""
+
+    def __init__(self, blobs: BlobStore, post: Post, members: Callable[[], Iterable[NodeId]]) -> None:
+        self.blobs = blobs
+        self._post = post
+        self._members = members
+        self._numbers = itertools.count(1)
+        self._asked: dict[int, _Asked] = {}
+        self._served: dict[NodeId, int] = {}
+        self._gate = asyncio.Semaphore(FETCHES_MAX)
+        self._fetching: dict[BlobId, asyncio.Future[None]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def fetch(self, blob: BlobId, sources: Iterable[NodeId] = ()) -> None:
+        """Have the blob here, from one of `sources` or else from any member. Raises StorageError with every reason."""
+        if await asyncio.to_thread(self.blobs.has, blob):
+            return
+        running = self._fetching.get(blob)
+        if running is not None:
+            await asyncio.shield(running)
+            return
+        future = asyncio.get_running_loop().create_future()
+        self._fetching[blob] = future
+        try:
+            async with self._gate:
+                await self._fetch_from_any(blob, sources)
+            future.set_result(None)
+        except BaseException as error:
+            future.set_exception(
+                error if isinstance(error, P2pnnError) else StorageError(f"blob {blob[:12]}… was not fetched")
+            )
+            future.exception()  # retrieved here: nobody else may be waiting
+            raise
+        finally:
+            del self._fetching[blob]
+
+    async def fetch_all(
+        self, blobs: Iterable[BlobId], sources: Iterable[NodeId], progress: Callable[[int], None] | None = None
+    ) -> None:
+        """Fetch several; progress gets the bytes of each that is here. Raises the first StorageError."""
+        sources = list(sources)
+
+        async def one(blob: BlobId) -> None:
+            await self.fetch(blob, sources)
+            if progress is not None:
+                progress(await asyncio.to_thread(self.blobs.size, blob))
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for blob in dict.fromkeys(blobs):
+                    group.create_task(one(blob))
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+
+    # --- messages
+
+    def requested(self, node: NodeId, message: BlobRequest) -> None:
+        """A peer asks for a piece."""
+        if self._served.get(node, 0) >= SERVED_MAX:
+            self._post.send(node, BlobMissing(message.request, message.blob, "busy; ask again later"))
+            return
+        self._served[node] = self._served.get(node, 0) + 1
+        self._spawn(self._serve(node, message))
+
+    def body_for(self, node: NodeId, message: BlobPiece, nbytes: int) -> memoryview | None:
+        """Room for a piece that was asked for, from the peer that was asked; None for any other."""
+        asked = self._asked.get(message.request)
+        if asked is None or asked.node != node or asked.offset != message.offset or nbytes > PIECE_BYTES:
+            return None
+        asked.buffer = bytearray(nbytes)
+        return memoryview(asked.buffer)
+
+    def received(self, node: NodeId, message: BlobPiece) -> None:
+        asked = self._asked.get(message.request)
+        if asked is not None and asked.node == node and asked.buffer is not None and not asked.answer.done():
+            asked.answer.set_result((message.size, asked.buffer))
+
+    def missing(self, node: NodeId, message: BlobMissing) -> None:
+        asked = self._asked.get(message.request)
+        if asked is not None and asked.node == node and not asked.answer.done():
+            asked.answer.set_exception(StorageError(message.text or "it has no such blob"))
+
+    def keep(self, node: NodeId, message: Keep) -> None:
+        """A coordinator wants blobs kept here."""
+        self._spawn(self._keep(node, message))
+
+    def peer_lost(self, node: NodeId, reason: str) -> None:
+        self._served.pop(node, None)
+        for asked in self._asked.values():
+            if asked.node == node and not asked.answer.done():
+                asked.answer.set_exception(StorageError(f"its node is gone: {reason}"))
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    # --- how
+
+    async def _fetch_from_any(self, blob: BlobId, sources: Iterable[NodeId]) -> None:
+        reasons = []
+        for node in dict.fromkeys([*sources, *self._members()]):
+            if node == self._post.node or not self._post.reachable(node):
+                continue
+            try:
+                await self._fetch_from(blob, node)
+                return
+            except StorageError as error:
+                reasons.append(f"{node[:8]}: {error}")
+        detail = "; ".join(reasons) or "no peer is connected"
+        raise StorageError(f"blob {blob[:12]}… is on no node that can be reached ({detail})")
+
+    async def _fetch_from(self, blob: BlobId, node: NodeId) -> None:
+        size, first = await self._ask(node, blob, 0)
+        if not 0 <= size <= BLOB_BYTES_MAX or len(first) != min(size, PIECE_BYTES):
+            raise StorageError(f"it names {size} bytes and sends {len(first)}")
+        writer = await asyncio.to_thread(self.blobs.writer, blob, size)
+        try:
+            await asyncio.to_thread(writer.write, 0, first)
+            offsets = iter(range(PIECE_BYTES, size, PIECE_BYTES))
+            async with contextlib.AsyncExitStack() as stack:
+                ahead = [self._ahead(stack, node, blob, offset) for offset in itertools.islice(offsets, PIECES_AHEAD)]
+                while ahead:
+                    offset, task = ahead.pop(0)
+                    _, data = await task
+                    if len(data) != min(PIECE_BYTES, size - offset):
+                        raise StorageError(f"a piece at {offset} has {len(data)} bytes")
+                    ahead.extend(self._ahead(stack, node, blob, o) for o in itertools.islice(offsets, 1))
+                    await asyncio.to_thread(writer.write, offset, data)
+            await asyncio.to_thread(writer.finish)
+        finally:
+            writer.abort()
+
+    def _ahead(
+        self, stack: contextlib.AsyncExitStack, node: NodeId, blob: BlobId, offset: int
+    ) -> tuple[int, asyncio.Task[tuple[int, bytearray]]]:
+        task = asyncio.ensure_future(self._ask(node, blob, offset))
+        stack.push_async_callback(_cancelled, task)
+        return offset, task
+
+    async def _ask(self, node: NodeId, blob: BlobId, offset: int) -> tuple[int, bytearray]:
+        number = next(self._numbers)
+        asked = _Asked(node, blob, offset, asyncio.get_running_loop().create_future())
+        self._asked[number] = asked
+        try:
+            self._post.send(node, BlobRequest(number, blob, offset, PIECE_BYTES))
+            async with asyncio.timeout(PIECE_TIMEOUT_S):
+                return await asked.answer
+        except TimeoutError:
+            raise StorageError(f"no answer within {PIECE_TIMEOUT_S:.0f} s") from None
+        finally:
+            del self._asked[number]
+
+    async def _serve(self, node: NodeId, message: BlobRequest) -> None:
+        try:
+            blob = BlobId(message.blob)
+            size = await asyncio.to_thread(self.blobs.size, blob)
+            length = min(message.length, PIECE_BYTES, max(0, size - message.offset))
+            data = await asyncio.to_thread(self.blobs.read, blob, message.offset, length)
+            await self._post.send_body(
+                node, BlobPiece(message.request, blob, message.offset, size), memoryview(data), 2
+            )
+        except (StorageError, DataError) as error:
+            self._post.send(node, BlobMissing(message.request, message.blob, str(error)))
+        except PeerGone as error:
+            log.debug("piece not sent node=%s reason=%s", node[:8], error)
+        finally:
+            if node in self._served:
+                self._served[node] -= 1
+
+    async def _keep(self, node: NodeId, message: Keep) -> None:
+        error = ""
+        try:
+            await self.fetch_all([BlobId(b) for b in message.blobs], [NodeId(message.source)])
+        except P2pnnError as failure:
+            error = str(failure)
+        self._post.send(node, Kept(message.job, message.request, error))
+
+    def _spawn(self, work: asyncio._CoroutineLike[None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+async def _cancelled(task: asyncio.Task[tuple[int, bytearray]]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)

@@ -1,0 +1,180 @@
+"""The daemon: the composition root. It makes the parts, joins them, and routes what comes in to the one it is for.
+
+The daemon never computes, and opens no path that a person names: models and data come in through the API, blobs through
+peers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from p2pnn import __version__
+from p2pnn.config import NodeConfig
+from p2pnn.node.blobs import BlobExchange
+from p2pnn.node.jobs import Jobs
+from p2pnn.node.links import Post
+from p2pnn.node.members import Members
+from p2pnn.node.place import Place
+from p2pnn.node.planning import Planning
+from p2pnn.node.storage import Storage
+from p2pnn.transport import LocalIdentity, PeerIdentity, Transport
+from p2pnn.types import Address, NodeId
+from p2pnn.wire import messages as wire
+
+log = logging.getLogger("p2pnn.node")
+
+SOFTWARE: Final = f"p2pnn {__version__}"
+
+
+class Daemon:
+    """Call `start`, then `close` once. Implements `transport.Events`. Create it inside a running loop."""
+
+    def __init__(self, config: NodeConfig) -> None:
+        self.config = config
+        self.boot = secrets.token_hex(8)
+        self.started_at = asyncio.get_running_loop().time()
+        self.storage = Storage(config.state_dir)
+        self.node = self.storage.node
+        identity = LocalIdentity(self.node, config.name, config.cluster, self.boot, SOFTWARE)
+        self.transport = Transport(identity, self)
+        self.post = Post(self.node, config.name, self.transport, self.message)
+        self.members = Members(self.post, config.join, self.transport, self._member_joined, self._member_failed)
+        self.blobs = BlobExchange(self.storage.blobs, self.post, lambda: self.members.names())
+        cache = config.profile_cache or Path(config.state_dir) / "profile"
+        self.planning = Planning(self.post, lambda: self.members.names(), cache)
+        self.place = Place(self.post, self.blobs)
+        self.jobs = Jobs(self.post, self.storage, self.blobs, self.planning, lambda: self.members.names())
+        self.address = config.listen
+        self._profiling: asyncio.Task[object] | None = None
+        self._routes = self._make_routes()
+
+    async def start(self) -> None:
+        """Listen and begin to join. Raises NotAllowedError or UsageError where the address cannot be had."""
+        try:
+            self.address = await self.transport.start(self.config.listen)
+        except BaseException:
+            self.storage.close()
+            raise
+        self.jobs.fail_orphans()
+        self.members.start()
+        self._profiling = asyncio.ensure_future(self.planning.profile())
+        self._profiling.add_done_callback(_log_failure)
+        log.info("listening node=%s name=%s address=%s", self.node[:8], self.config.name, self.address)
+
+    async def close(self, reason: str) -> None:
+        """End jobs and executors, say goodbye to the peers, let go of the state folder."""
+        await self.jobs.close(reason)
+        await self.place.close()
+        self.members.close()
+        if self._profiling is not None:
+            self._profiling.cancel()
+        await self.planning.close()
+        await self.blobs.close()
+        await self.transport.close(reason)
+        self.storage.close()
+
+    # --- transport.Events
+
+    def peer_connected(self, node: NodeId, hello: PeerIdentity) -> None:
+        self.members.link_up(node, hello)
+
+    def peer_lost(self, node: NodeId, reason: str, left: bool) -> None:
+        self.blobs.peer_lost(node, reason)
+        self.planning.peer_lost(node, reason)
+        self.members.link_down(node, reason, left)
+
+    def dial_reached(self, address: Address, node: NodeId) -> None:
+        self.members.dial_reached(address, node)
+
+    def dial_failed(self, address: Address, reason: str) -> None:
+        self.members.dial_failed(address, reason)
+
+    def message(self, node: NodeId, message: wire.Message) -> None:
+        """Route a message, of a peer or of this node itself. What no part takes is logged and dropped."""
+        receive = self._routes.get(type(message))
+        if receive is None:
+            log.warning("message without a receiver type=%s node=%s", type(message).__name__, node[:8])
+            return
+        receive(node, message)
+
+    def body_for(self, node: NodeId, message: wire.Message, nbytes: int) -> memoryview | None:
+        match message:
+            case wire.Tensor():
+                return self.place.body_for(node, message, nbytes)
+            case wire.BlobPiece():
+                return self.blobs.body_for(node, message, nbytes)
+            case wire.LinkProbe():
+                return self.planning.body_for(node, message, nbytes)
+        return None
+
+    def body(self, node: NodeId, message: wire.Message) -> None:
+        match message:
+            case wire.Tensor():
+                self.place.body(node, message)
+            case wire.BlobPiece():
+                self.blobs.received(node, message)
+            case wire.LinkProbe():
+                self.planning.body(node, message)
+
+    # --- how
+
+    def _make_routes(self) -> dict[type[wire.Message], Callable[[NodeId, wire.Message], None]]:
+        groups: dict[Callable[[NodeId, wire.Message], None], tuple[type[wire.Message], ...]] = {
+            self.members.receive: (wire.Roster,),
+            self.planning.receive: (wire.ProfileRequest, wire.ProfileReply, wire.LinkProbed),
+            self.place.receive: (wire.Reserve, wire.Release, wire.Prepare, wire.Command, wire.Retired, wire.Squares),
+            self.jobs.receive: (
+                wire.Waiting,
+                wire.Granted,
+                wire.Preparing,
+                wire.Prepared,
+                wire.Report,
+                wire.JobFailed,
+                wire.Kept,
+                wire.Record,
+                wire.RecordRequest,
+            ),
+            self._receive_blob: (wire.BlobRequest, wire.BlobMissing, wire.Keep),
+            _ignore: (wire.RecordsEnd,),
+        }
+        return {kind: receive for receive, kinds in groups.items() for kind in kinds}
+
+    def _receive_blob(self, node: NodeId, message: wire.Message) -> None:
+        match message:
+            case wire.BlobRequest():
+                self.blobs.requested(node, message)
+            case wire.BlobMissing():
+                self.blobs.missing(node, message)
+            case wire.Keep():
+                self.blobs.keep(node, message)
+
+    def _member_joined(self, node: NodeId, name: str) -> None:
+        self.jobs.member_joined(node, name)
+
+    def _member_failed(self, node: NodeId, reason: str) -> None:
+        self.jobs.member_failed(node, reason)
+        self.place.member_failed(node)
+
+
+def _ignore(node: NodeId, message: wire.Message) -> None:
+    """RecordsEnd: records count as they come."""
+
+
+def _log_failure(task: asyncio.Task[object]) -> None:
+    if not task.cancelled() and task.exception() is not None:
+        log.warning("this node could not be measured reason=%s", task.exception())
+
+
+def resident_bytes() -> int:
+    """This process's resident memory; 0 where the system does not tell."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0

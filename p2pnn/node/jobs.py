@@ -1,0 +1,448 @@
+"""The jobs that this node knows of, and those that it coordinates: the adapter of `job.supervisor`.
+
+The node that takes a submission coordinates the job. What it decides is carried out by messages; the commit of a decision
+(`_commit`) returns at once here, and is the one place where a replicated log would have to be asked first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any, Final
+
+import msgspec
+
+from p2pnn.errors import CheckpointError, P2pnnError, StorageError, UsageError
+from p2pnn.job import life, records, script
+from p2pnn.job.actions import (
+    Action,
+    KeepBlobs,
+    Order,
+    PrepareNode,
+    Publish,
+    ReleaseNode,
+    Remember,
+    Replan,
+    ReserveNode,
+)
+from p2pnn.job.plan import Plan
+from p2pnn.job.records import JobRecord
+from p2pnn.job.spec import JobSpec
+from p2pnn.job.supervisor import Supervisor
+from p2pnn.node.blobs import BlobExchange
+from p2pnn.node.journal import Journal
+from p2pnn.node.links import Post
+from p2pnn.node.planning import Planning
+from p2pnn.node.specs import blobs_read_by, chunks_of, decode_spec, inputs_read
+from p2pnn.node.storage import Storage, valid_job_id
+from p2pnn.types import BlobId, JobId, NodeId
+from p2pnn.wire import messages as wire
+
+log = logging.getLogger("p2pnn.jobs")
+
+SPEC_BYTES_MAX: Final = 16 << 20
+JOBS_MAX: Final = 10_000
+"""Records in memory; a new job is refused beyond it."""
+
+_reports = msgspec.msgpack.Decoder(script.Report)
+
+
+class Jobs:
+    """members: name by node id of every living member, this node included."""
+
+    def __init__(
+        self,
+        post: Post,
+        storage: Storage,
+        blobs: BlobExchange,
+        planning: Planning,
+        members: Callable[[], dict[NodeId, str]],
+    ) -> None:
+        self._post = post
+        self._storage = storage
+        self._blobs = blobs
+        self._planning = planning
+        self._members = members
+        self.records: dict[JobId, JobRecord] = storage.load_records()
+        self._supervisors: dict[JobId, Supervisor] = {}
+        self._specs: dict[JobId, JobSpec] = {}
+        self._journals: dict[JobId, Journal] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    # --- what a person asks for
+
+    async def submit(self, spec_blob: BlobId) -> JobId:
+        """Plan the job and queue it. The spec and its data are in this node's blob store.
+
+        Raises UsageError (PlanError, ModelError, DataError) before anything has started.
+        """
+        spec = await self._load_spec(spec_blob)
+        if len(self.records) >= JOBS_MAX:
+            raise UsageError(f"this mesh remembers {JOBS_MAX} jobs already; remove old state before submitting more")
+        missing = await asyncio.to_thread(self._missing, spec)
+        if missing:
+            raise UsageError(f"{missing} data chunks of the job are not in this node's store; submit it again")
+        plan = await self._planning.plan(spec)
+        job = self._new_id(spec.name)
+        now = time.time()
+        record = JobRecord(
+            job=job,
+            name=spec.name,
+            kind=spec.kind,
+            spec=spec_blob,
+            state="queued",
+            coordinator=self._post.node,
+            coordinator_name=self._post.name,
+            generation=1,
+            created_s=now,
+            updated_s=now,
+            steps=spec.steps if spec.kind == "train" else 0,
+            epochs=spec.epochs if spec.kind == "train" else 0,
+        )
+        self._begin(record, spec, plan)
+        return job
+
+    async def plan(self, data: bytes) -> Plan:
+        """The plan of a spec, without submitting it."""
+        return await self._planning.plan(await asyncio.to_thread(decode_spec, data))
+
+    async def resume(self, job: str) -> None:
+        """Queue a paused, failed or cancelled job again, from its newest complete checkpoint, over who is there now.
+
+        Raises UsageError where the job cannot be resumed, CheckpointError where what it needs is nowhere.
+        """
+        record = self.get(job)
+        life.after(record.state, "resume")
+        if record.coordinator != self._post.node and record.state not in life.ENDED:
+            raise UsageError(f"job {job} is coordinated by node {record.coordinator_name}; ask there")
+        try:
+            await self._blobs.fetch(record.spec)
+        except StorageError as error:
+            raise CheckpointError(f"job {job} cannot be resumed: its specification is gone ({error})") from error
+        spec = await self._load_spec(record.spec)
+        if spec.kind == "train" and record.newest is None:
+            log.warning("job=%s resumed without a checkpoint: it begins again", job)
+        plan = await self._planning.plan(spec)
+        record = msgspec.structs.replace(
+            self.get(job),
+            state=life.after(self.get(job).state, "resume"),
+            reason="",
+            coordinator=self._post.node,
+            coordinator_name=self._post.name,
+            generation=record.generation + 1,
+            revision=0,
+            results=(),
+            stopped_early=False,
+            step=record.newest.step if record.newest else 0,
+            epoch=record.newest.epoch if record.newest else 0,
+            history=record.newest.history if record.newest else (),
+        )
+        self._begin(record, spec, plan)
+
+    def cancel(self, job: str) -> str:
+        """End a job that this node coordinates; returns its state. A paused job is cancelled wherever its record is."""
+        record = self.get(job)
+        supervisor = self._supervisors.get(record.job)
+        if supervisor is None:
+            life.after(record.state, "cancel")
+            self._refuse_foreign(record)
+            self._remember(
+                msgspec.structs.replace(record, state="cancelled", reason="cancelled", revision=record.revision + 1)
+            )
+            self.journal(record.job).add("state", {"state": "cancelled", "reason": "cancelled"})
+        else:
+            supervisor.cancel("cancelled", self._now())
+            self._carry_out(record.job)
+        return self.get(job).state
+
+    def pause(self, job: str) -> str:
+        """Pause a job that this node coordinates; returns its state."""
+        record = self.get(job)
+        supervisor = self._supervisors.get(record.job)
+        if supervisor is None:
+            life.after(record.state, "pause")
+            self._refuse_foreign(record)
+            raise UsageError(f"job {job} does not run")
+        supervisor.pause(self._now())
+        self._carry_out(record.job)
+        return self.get(job).state
+
+    def get(self, job: str) -> JobRecord:
+        """The newest record of a job. UsageError where nobody knows it."""
+        record = self.records.get(JobId(job))
+        if record is None:
+            raise UsageError(f"no job {job!r}; `p2pnn jobs ls` shows those that this node knows")
+        supervisor = self._supervisors.get(record.job)
+        return supervisor.record if supervisor else record
+
+    def journal(self, job: JobId) -> Journal:
+        if job not in self._journals:
+            self._journals[job] = Journal(job, self._storage)
+        return self._journals[job]
+
+    async def events(self, job: str, after: int) -> AsyncIterator[dict[str, Any]]:
+        """Follow a job that this node coordinates, or coordinated last as far as its file tells."""
+        record = self.get(job)
+        self._refuse_foreign(record, only_running=True)
+        async for event in self.journal(record.job).follow(after):
+            yield event
+
+    def blobs_in_use(self) -> dict[BlobId, set[JobId]]:
+        """Which blobs records need, and for which jobs (specs and checkpoint parts; data chunks are in the specs)."""
+        found: dict[BlobId, set[JobId]] = {}
+        for record in self.records.values():
+            for blob in (record.spec, *record.part_blobs()):
+                found.setdefault(blob, set()).add(record.job)
+        return found
+
+    # --- what peers say
+
+    def receive(self, node: NodeId, message: wire.Message) -> None:
+        now = self._now()
+        match message:
+            case wire.Record():
+                self._learn(node, message)
+            case wire.RecordRequest():
+                for record in list(self.records.values()):
+                    if message.job in ("", record.job):
+                        self._post.send(node, self._as_message(self.get(record.job)))
+                self._post.send(node, wire.RecordsEnd(message.request))
+            case wire.Kept():
+                supervisor = self._supervisors.get(JobId(message.job))
+                if supervisor is not None:
+                    supervisor.kept(message.request, message.error, now)
+                    self._carry_out(JobId(message.job))
+            case (
+                wire.Waiting() | wire.Granted() | wire.Preparing() | wire.Prepared() | wire.Report() | wire.JobFailed()
+            ):
+                self._receive_of_part(node, message, now)
+
+    def member_joined(self, node: NodeId, name: str) -> None:
+        for supervisor in self._supervisors.values():
+            supervisor.member_joined(node, name)
+        self._post.send(node, wire.RecordRequest(0))
+
+    def member_failed(self, node: NodeId, reason: str) -> None:
+        """Jobs with a part on the lost node fail; jobs that it coordinated are marked so that anybody can resume them."""
+        for job, supervisor in list(self._supervisors.items()):
+            supervisor.member_failed(node, reason, self._now())
+            self._carry_out(job)
+        for record in list(self.records.values()):
+            if record.coordinator == node and record.state not in life.ENDED:
+                text = (
+                    f"node {record.coordinator_name}, which coordinated it, is gone: {reason}; "
+                    f"go on with `p2pnn jobs resume {record.job}`"
+                )
+                self._remember(
+                    msgspec.structs.replace(record, state="failed", reason=text, revision=record.revision + 1),
+                    tell=False,
+                )
+                self.journal(record.job).add("state", {"state": "failed", "reason": text})
+
+    async def close(self, reason: str) -> None:
+        """The daemon stops: jobs that it coordinates fail, with a reason that says how to go on."""
+        for job, supervisor in list(self._supervisors.items()):
+            supervisor.fail(f"{reason}; go on with `p2pnn jobs resume {job}`", self._now())
+            self._carry_out(job)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    # --- carrying out
+
+    def _begin(self, record: JobRecord, spec: JobSpec, plan: Plan) -> None:
+        supervisor = Supervisor(record, spec, self._members(), self._now())
+        self._supervisors[record.job] = supervisor
+        self._specs[record.job] = spec
+        self._remember(record)
+        supervisor.planned(plan, self._now())
+        self._spread_data(supervisor, spec, plan)
+        self._carry_out(record.job)
+
+    def _spread_data(self, supervisor: Supervisor, spec: JobSpec, plan: Plan) -> None:
+        """Have each data chunk on two nodes, so that the run can go on without the one that holds it."""
+        here = self._post.node
+        nodes = [share.node for share in plan.nodes]
+        readers = {node: set(blobs_read_by(spec, plan, index)) for index, node in enumerate(nodes)}
+        everything = set(chunks_of(spec, {spec.inputs[name] for name in inputs_read(spec)}))
+        alone = everything - {blob for node, blobs in readers.items() if node != here for blob in blobs}
+        if alone and len(self._members()) > 1:
+            supervisor.keep_data(here, tuple(sorted(alone)))
+
+    def _carry_out(self, job: JobId) -> None:
+        supervisor = self._supervisors[job]
+        while (action := supervisor.next_action()) is not None:
+            self._do(job, supervisor, action)
+        if supervisor.record.state in life.ENDED:
+            self._supervisors.pop(job, None)
+            self._specs.pop(job, None)
+
+    def _do(self, job: JobId, supervisor: Supervisor, action: Action) -> None:
+        record = supervisor.record
+        about = (job, record.generation)
+        match action:
+            case ReserveNode(node):
+                self._post.send(node, wire.Reserve(*about, record.name))
+            case ReleaseNode(node):
+                self._post.send(node, wire.Release(*about))
+            case PrepareNode(node, index):
+                self._prepare(record, node, index)
+            case Order(command):
+                data = msgspec.msgpack.encode(command)
+                for share in record.plan.nodes if record.plan else ():
+                    self._post.send(share.node, wire.Command(*about, data))
+            case KeepBlobs(node, request, blobs, source):
+                self._post.send(node, wire.Keep(job, request, blobs, source))
+            case Remember(changed):
+                self._remember(changed)
+            case Publish(kind, fields):
+                self.journal(job).add(kind, fields)
+            case Replan():
+                self._spawn(self._replan(job, supervisor))
+
+    def _prepare(self, record: JobRecord, node: NodeId, index: int) -> None:
+        assert record.plan is not None
+        nodes = tuple(share.node for share in record.plan.nodes)
+        manifest = record.newest
+        self._post.send(
+            node,
+            wire.Prepare(
+                job=record.job,
+                generation=record.generation,
+                spec=record.spec,
+                plan=msgspec.msgpack.encode(record.plan),
+                checkpoint=msgspec.msgpack.encode(manifest) if manifest else b"",
+                nodes=nodes,
+                index=index,
+                sources=tuple(dict.fromkeys((self._post.node, *nodes))),
+            ),
+        )
+
+    async def _replan(self, job: JobId, supervisor: Supervisor) -> None:
+        try:
+            plan = await self._planning.plan(self._specs[job])
+        except P2pnnError as error:
+            supervisor.fail(str(error), self._now())
+        else:
+            if supervisor.record.state == "queued":
+                supervisor.planned(plan, self._now())
+        if job in self._supervisors:
+            self._carry_out(job)
+
+    def _receive_of_part(self, node: NodeId, message: Any, now: float) -> None:
+        supervisor = self._supervisors.get(JobId(message.job))
+        if supervisor is None or supervisor.record.generation != message.generation:
+            if isinstance(message, wire.Granted):  # granted to a start that has ended meanwhile
+                self._post.send(node, wire.Release(message.job, message.generation))
+            return
+        match message:
+            case wire.Waiting():
+                supervisor.waiting(node, message.behind, message.position, now)
+            case wire.Granted():
+                supervisor.granted(node, now)
+            case wire.Preparing():
+                supervisor.preparing(node, message.fetched_bytes, message.total_bytes, now)
+            case wire.Prepared():
+                supervisor.prepared(node, message.memory_bytes, now)
+            case wire.JobFailed():
+                supervisor.node_failed(node, message.text, now)
+            case wire.Report():
+                try:
+                    supervisor.report(node, _reports.decode(message.report), now)
+                except msgspec.MsgspecError as error:
+                    supervisor.node_failed(node, f"its report cannot be read: {error}", now)
+        self._carry_out(JobId(message.job))
+
+    # --- records
+
+    def _remember(self, record: JobRecord, *, tell: bool = True) -> None:
+        """Store the record here and send it to the members; drop the checkpoint parts that it no longer names."""
+        self._commit(msgspec.structs.replace(record, updated_s=time.time()))
+        if tell:
+            message = self._as_message(self.records[record.job])
+            for node in self._members():
+                if node != self._post.node:
+                    self._post.send(node, message)
+
+    def _commit(self, record: JobRecord) -> None:
+        before = self.records.get(record.job)
+        self.records[record.job] = record
+        try:
+            self._storage.save_record(record)
+        except (StorageError, CheckpointError) as error:
+            log.warning("record not stored job=%s reason=%s", record.job, error)
+        if before is not None:
+            dropped = before.part_blobs() - record.part_blobs()
+            if dropped:
+                kept = self.blobs_in_use()
+                for blob in dropped - kept.keys():
+                    self._storage.blobs.remove(blob)
+
+    def _learn(self, node: NodeId, message: wire.Record) -> None:
+        try:
+            record = records.decode(message.record, f"the record of job {message.job} from node {node[:8]}")
+        except CheckpointError as error:
+            log.warning("record refused reason=%s", error)
+            return
+        known = self.records.get(record.job)
+        if not valid_job_id(record.job) or record.job in self._supervisors or len(self.records) >= JOBS_MAX:
+            return
+        if known is None or record.version > known.version:
+            members = self._members()
+            if record.state not in life.ENDED and record.coordinator not in members:
+                text = (
+                    f"node {record.coordinator_name}, which coordinated it, is gone; `p2pnn jobs resume {record.job}`"
+                )
+                record = msgspec.structs.replace(record, state="failed", reason=text)
+            elif record.state not in life.ENDED and record.coordinator == self._post.node:
+                text = f"node {record.coordinator_name} was restarted; go on with `p2pnn jobs resume {record.job}`"
+                record = msgspec.structs.replace(record, state="failed", reason=text, revision=record.revision + 1)
+            self._commit(record)
+
+    def fail_orphans(self) -> None:
+        """At the start of a daemon: what it coordinated when it last stopped cannot be running."""
+        for record in list(self.records.values()):
+            if record.coordinator == self._post.node and record.state not in life.ENDED:
+                text = f"node {self._post.name} was restarted; go on with `p2pnn jobs resume {record.job}`"
+                self._commit(msgspec.structs.replace(record, state="failed", reason=text, revision=record.revision + 1))
+                self.journal(record.job).add("state", {"state": "failed", "reason": text})
+
+    def _as_message(self, record: JobRecord) -> wire.Record:
+        return wire.Record(record.job, record.generation, record.revision, records.encode(record))
+
+    # --- small things
+
+    async def _load_spec(self, blob: BlobId) -> JobSpec:
+        size = await asyncio.to_thread(self._storage.blobs.size, blob)
+        if size > SPEC_BYTES_MAX:
+            raise UsageError(f"the job's specification has {size} bytes; at most {SPEC_BYTES_MAX} are taken")
+        data = await asyncio.to_thread(self._storage.blobs.read, blob, 0, size)
+        return await asyncio.to_thread(decode_spec, data)
+
+    def _missing(self, spec: JobSpec) -> int:
+        columns = {spec.inputs[name] for name in inputs_read(spec)}
+        return sum(not self._storage.blobs.has(blob) for blob in (*chunks_of(spec, columns), *spec.initial))
+
+    def _new_id(self, name: str) -> JobId:
+        base = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40] or "job"
+        while True:
+            job = JobId(f"{base}-{secrets.token_hex(2)}")
+            if job not in self.records:
+                return job
+
+    def _refuse_foreign(self, record: JobRecord, *, only_running: bool = False) -> None:
+        if record.coordinator != self._post.node and not (only_running and record.state in life.ENDED):
+            raise UsageError(f"job {record.job} is coordinated by node {record.coordinator_name}; ask its daemon")
+
+    @staticmethod
+    def _now() -> float:
+        return asyncio.get_running_loop().time()
+
+    def _spawn(self, work: asyncio._CoroutineLike[None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

@@ -1,0 +1,69 @@
+"""What has happened to a job, as numbered events that any number of readers follow.
+
+Progress is kept in memory only, and only the newest: who comes late wants to know where it stands, not every step on the way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import AsyncIterator
+from typing import Any, Final
+
+from p2pnn.errors import StorageError
+from p2pnn.job import life
+from p2pnn.node.storage import Storage
+from p2pnn.types import JobId
+
+log = logging.getLogger("p2pnn.jobs")
+
+EVENTS_MAX: Final = 5_000
+"""Events of one job in memory; the oldest are forgotten there, the file has them."""
+
+PASSING: Final = frozenset({"progress", "preparing"})
+
+
+class Journal:
+    """One job's events since this daemon coordinates it, and before that from its file."""
+
+    def __init__(self, job: JobId, storage: Storage) -> None:
+        self._job = job
+        self._storage = storage
+        self._events: deque[dict[str, Any]] = deque(storage.load_events(job), maxlen=EVENTS_MAX)
+        self._number = self._events[-1].get("number", 0) if self._events else 0
+        self._changed = asyncio.Event()
+
+    def add(self, kind: str, fields: dict[str, Any]) -> None:
+        """Number an event, keep it, wake who follows."""
+        self._number += 1
+        event = {"number": self._number, "time": time.time(), "kind": kind, **fields}
+        if kind in PASSING and self._events and self._events[-1]["kind"] == kind:
+            self._events.pop()
+        self._events.append(event)
+        if kind not in PASSING:
+            log.info("job=%s event=%s %s", self._job, kind, fields.get("state") or fields.get("text") or "")
+            try:
+                self._storage.append_events(self._job, [event])
+            except StorageError as error:
+                log.warning("job=%s event not stored reason=%s", self._job, error)
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def follow(self, after: int) -> AsyncIterator[dict[str, Any]]:
+        """Events numbered above `after`, as they come; ends behind the newest event once that is an end of the job."""
+        while True:
+            changed = self._changed
+            for event in [e for e in self._events if e["number"] > after]:
+                after = event["number"]
+                yield event
+            last = next((e for e in reversed(self._events) if e["kind"] == "state"), None)
+            if (
+                last is not None
+                and last["state"] in life.ENDED
+                and last["number"] <= after
+                and changed is self._changed
+            ):
+                return
+            await changed.wait()

@@ -1,0 +1,54 @@
+"""How the parts of a node speak to each other's peers: one way to post a message, whoever it is for.
+
+A part that posts to its own node is served from the loop, like a peer, so that no part needs to know where another runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Protocol
+
+from p2pnn.errors import PeerGone
+from p2pnn.types import NodeId
+from p2pnn.wire.messages import Message
+
+log = logging.getLogger("p2pnn.node")
+
+
+class Outside(Protocol):
+    """The part of the transport that the parts of a node use."""
+
+    def send(self, node: NodeId, message: Message) -> None: ...
+
+    async def send_body(self, node: NodeId, message: Message, body: memoryview, priority: int = 0) -> None: ...
+
+    def connected(self, node: NodeId) -> bool: ...
+
+
+class Post:
+    """Sends to peers by the transport, and to this node itself by the loop."""
+
+    def __init__(self, node: NodeId, name: str, outside: Outside, deliver: Callable[[NodeId, Message], None]) -> None:
+        self.node = node
+        self.name = name
+        self._outside = outside
+        self._deliver = deliver
+
+    def send(self, node: NodeId, message: Message) -> None:
+        """Send, or drop with a line in the log where the peer is gone: its loss is told as an event of its own."""
+        if node == self.node:
+            asyncio.get_running_loop().call_soon(self._deliver, self.node, message)
+            return
+        try:
+            self._outside.send(node, message)
+        except PeerGone as error:
+            log.debug("dropped message=%s node=%s reason=%s", type(message).__name__, node[:8], error)
+
+    async def send_body(self, node: NodeId, message: Message, body: memoryview, priority: int = 0) -> None:
+        """Returns when `body` may be overwritten. Raises PeerGone."""
+        await self._outside.send_body(node, message, body, priority)
+
+    def reachable(self, node: NodeId) -> bool:
+        return node == self.node or self._outside.connected(node)

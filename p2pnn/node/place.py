@@ -1,0 +1,311 @@
+"""This node's part in a job: its one place, the executor in it, and the tensors between that and the peers.
+
+The coordinator reserves the place, has it prepared (blobs fetched, executor started), sends the script, and releases it.
+What belongs to another start of the job, or comes from a node that does not coordinate it, is dropped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+import msgspec
+
+from p2pnn.errors import P2pnnError, PeerGone
+from p2pnn.executor import commands
+from p2pnn.job import script
+from p2pnn.job.checkpoint import Manifest
+from p2pnn.job.plan import Plan
+from p2pnn.job.queue import Grant, PlaceQueue, Ticket, Wait
+from p2pnn.job.segment import Transfer, transfers
+from p2pnn.job.spec import JobSpec
+from p2pnn.node.blobs import BlobExchange
+from p2pnn.node.executor import Executor
+from p2pnn.node.links import Post
+from p2pnn.node.specs import blobs_read_by, decode_spec
+from p2pnn.train.frames import layout
+from p2pnn.train.gate import Gate
+from p2pnn.types import BlobId, JobId, NodeId
+from p2pnn.wire import messages as wire
+
+log = logging.getLogger("p2pnn.place")
+
+_commands = msgspec.msgpack.Decoder(script.Command)
+
+
+class Place:
+    """The adapter of `job.queue.PlaceQueue`, with at most one running part."""
+
+    def __init__(self, post: Post, blobs: BlobExchange) -> None:
+        self._post = post
+        self._blobs = blobs
+        self._queue = PlaceQueue()
+        self._part: Part | None = None
+        self._ending: set[asyncio.Task[None]] = set()
+
+    @property
+    def job(self) -> JobId | None:
+        """Who holds the place."""
+        return self._queue.holder.job if self._queue.holder else None
+
+    @property
+    def waiting(self) -> tuple[JobId, ...]:
+        return tuple(ticket.job for ticket in self._queue.waiting)
+
+    @property
+    def executor_pid(self) -> int | None:
+        return self._part.pid if self._part else None
+
+    def receive(self, node: NodeId, message: wire.Message) -> None:
+        match message:
+            case wire.Reserve():
+                ticket = Ticket(JobId(message.job), message.generation, node)
+                self._tell(self._queue.reserve(ticket))
+            case wire.Release():
+                self._release(node, JobId(message.job), message.generation)
+            case wire.Prepare():
+                self._prepare(node, message)
+            case wire.Command() | wire.Retired() | wire.Squares():
+                part = self._part
+                if part is not None and part.is_about(message.job, message.generation):
+                    part.receive(node, message)
+
+    def body_for(self, node: NodeId, message: wire.Tensor, nbytes: int) -> memoryview | None:
+        """Where a tensor shall be received; None (dropped) for what is not expected."""
+        part = self._part
+        if part is None or not part.is_about(message.job, message.generation):
+            return None
+        return part.body_for(node, message, nbytes)
+
+    def body(self, node: NodeId, message: wire.Tensor) -> None:
+        part = self._part
+        if part is not None and part.is_about(message.job, message.generation):
+            part.arrived(message)
+
+    def member_failed(self, node: NodeId) -> None:
+        """What a lost node coordinated ends here."""
+        holder = self._queue.holder
+        changes = self._queue.drop_coordinator(node)
+        if holder is not None and holder != self._queue.holder:
+            self._end_part()
+        self._tell(changes)
+
+    async def close(self) -> None:
+        self._end_part()
+        await asyncio.gather(*self._ending, return_exceptions=True)
+
+    # --- how
+
+    def _release(self, node: NodeId, job: JobId, generation: int) -> None:
+        holder = self._queue.holder
+        if holder is not None and holder.job == job and holder.coordinator != node and holder.generation >= generation:
+            return
+        changes = self._queue.release(job, generation)
+        if holder is not None and holder.job == job and self._queue.holder != holder:
+            self._end_part()
+        self._tell(changes)
+
+    def _prepare(self, node: NodeId, message: wire.Prepare) -> None:
+        holder = self._queue.holder
+        if holder != Ticket(JobId(message.job), message.generation, node) or self._part is not None:
+            text = "its place was not reserved for this start; start the job again"
+            self._post.send(node, wire.JobFailed(message.job, message.generation, text))
+            return
+        self._part = Part(node, message, self._post, self._blobs)
+
+    def _end_part(self) -> None:
+        part, self._part = self._part, None
+        if part is not None:
+            task = asyncio.ensure_future(part.end())
+            self._ending.add(task)
+            task.add_done_callback(self._ending.discard)
+
+    def _tell(self, changes: list[Grant | Wait]) -> None:
+        for change in changes:
+            ticket = change.ticket
+            if isinstance(change, Grant):
+                log.info("place granted job=%s generation=%d", ticket.job, ticket.generation)
+                self._post.send(ticket.coordinator, wire.Granted(ticket.job, ticket.generation))
+            else:
+                waiting = wire.Waiting(ticket.job, ticket.generation, change.behind, change.position)
+                self._post.send(ticket.coordinator, waiting)
+
+
+class Part:
+    """One start of one job on this node: prepare, then carry between the executor and the peers until `end`."""
+
+    def __init__(self, coordinator: NodeId, message: wire.Prepare, post: Post, blobs: BlobExchange) -> None:
+        self._coordinator = coordinator
+        self._message = message
+        self._post = post
+        self._blobs = blobs
+        self._nodes = [NodeId(n) for n in message.nodes]
+        self._executor: Executor | None = None
+        self._gate: Gate | None = None
+        self._transfers: list[Transfer] = []
+        self._place: Callable[[int, int], tuple[int, int]]
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._spawn(self._prepare())
+
+    @property
+    def pid(self) -> int | None:
+        return self._executor.pid if self._executor else None
+
+    def is_about(self, job: str, generation: int) -> bool:
+        return job == self._message.job and generation == self._message.generation
+
+    def receive(self, node: NodeId, message: wire.Message) -> None:
+        """A command of the coordinator, or what another node of the plan tells the executor here."""
+        executor = self._executor
+        if executor is None:
+            return
+        match message:
+            case wire.Command() if node == self._coordinator:
+                self._command(executor, message)
+            case wire.Retired() if self._is_index(node, message.index):
+                executor.send(commands.PeerRetired(message.index, message.count))
+            case wire.Squares() if self._is_index(node, message.index):
+                executor.send(commands.PeerSquares(message.index, message.step, list(message.squares)))
+
+    def body_for(self, node: NodeId, message: wire.Tensor, nbytes: int) -> memoryview | None:
+        if self._gate is None or self._executor is None or node not in self._nodes:
+            return None
+        refusal = self._gate.refusal(message.transfer, message.micro_batch, self._nodes.index(node), nbytes)
+        if refusal:
+            log.warning("tensor refused job=%s node=%s reason=%s", message.job, node[:8], refusal)
+            return None
+        offset, size = self._gate.take(message.transfer, message.micro_batch)
+        return self._executor.arena[offset : offset + size]
+
+    def arrived(self, message: wire.Tensor) -> None:
+        if self._executor is not None:
+            self._executor.send(commands.Arrived(message.transfer, message.micro_batch))
+
+    async def end(self) -> None:
+        """Stop at once: the executor is killed, what was on its way is dropped."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._executor is not None:
+            await self._executor.end()
+
+    # --- preparing
+
+    async def _prepare(self) -> None:
+        message = self._message
+        try:
+            sources = [NodeId(n) for n in message.sources]
+            await self._blobs.fetch(BlobId(message.spec), sources)
+            spec_path = self._blobs.blobs.path(BlobId(message.spec))
+            data = await asyncio.to_thread(spec_path.read_bytes)
+            spec = await asyncio.to_thread(decode_spec, data)
+            plan = msgspec.msgpack.decode(message.plan, type=Plan)
+            manifest = msgspec.msgpack.decode(message.checkpoint, type=Manifest) if message.checkpoint else None
+            await self._fetch(spec, plan, manifest, sources)
+            await self._start(spec, plan, str(spec_path))
+        except (P2pnnError, OSError, msgspec.MsgspecError) as error:
+            self._fail(str(error))
+
+    async def _fetch(self, spec: JobSpec, plan: Plan, manifest: Manifest | None, sources: list[NodeId]) -> None:
+        needed = blobs_read_by(spec, plan, self._message.index)
+        parts = {part.blob: part.size for part in manifest.parts} if manifest else {}
+        sizes = (
+            needed | dict.fromkeys(spec.initial, 0) | parts | dict.fromkeys((BlobId(b) for b in self._message.keep), 0)
+        )
+        total, fetched, told = sum(sizes.values()), 0, 0.0
+        loop = asyncio.get_running_loop()
+
+        def progress(nbytes: int) -> None:
+            nonlocal fetched, told
+            fetched += nbytes
+            if loop.time() - told > 0.2:
+                told = loop.time()
+                about = (self._message.job, self._message.generation)
+                self._post.send(self._coordinator, wire.Preparing(*about, fetched, max(total, fetched)))
+
+        await self._blobs.fetch_all(sizes, sources, progress)
+
+    async def _start(self, spec: JobSpec, plan: Plan, spec_path: str) -> None:
+        index = self._message.index
+        places = layout(spec.graph, plan, index, spec.rows_per_micro_batch)
+        self._place = places.place
+        self._transfers = transfers(spec.graph, plan.assignment)
+        self._gate = Gate(spec.graph, plan, index, places)
+        self._executor = await Executor.start(places.arena_bytes, spec.threads, self._on_message, self._fail)
+        root = str(self._blobs.blobs.root)
+        self._executor.send(commands.Prepare(spec_path, self._message.plan, index, root, self._message.checkpoint))
+
+    def _command(self, executor: Executor, message: wire.Command) -> None:
+        try:
+            command = _commands.decode(message.command)
+        except msgspec.MsgspecError as error:
+            self._fail(f"the coordinator sent a command that cannot be read: {error}")
+            return
+        if isinstance(command, script.Restore):
+            self._spawn(self._restore(executor, command))
+        else:
+            executor.send(command)
+
+    async def _restore(self, executor: Executor, command: script.Restore) -> None:
+        """Fetch the parts first. Nothing overtakes: the coordinator sends no command but Evaluate behind a Restore."""
+        try:
+            await self._blobs.fetch_all([BlobId(b) for b in command.parts], self._nodes)
+            executor.send(command)
+        except P2pnnError as error:
+            self._fail(str(error))
+
+    # --- what the executor says
+
+    def _on_message(self, message: commands.FromExecutor) -> None:
+        about = (self._message.job, self._message.generation)
+        index = self._message.index
+        match message:
+            case commands.Send():
+                self._spawn(self._send(message))
+            case commands.Retired():
+                if self._gate is not None:
+                    self._gate.retired(message.count)
+                    for sender in self._gate.senders:
+                        self._post.send(self._nodes[sender], wire.Retired(*about, index, message.count))
+            case commands.Squares():
+                for node in self._nodes:
+                    if node != self._post.node:
+                        self._post.send(node, wire.Squares(*about, index, message.step, tuple(message.squares)))
+            case commands.Prepared():
+                self._post.send(self._coordinator, wire.Prepared(*about, message.memory_bytes))
+            case script.Progress() | script.Done():
+                self._post.send(self._coordinator, wire.Report(*about, msgspec.msgpack.encode(message)))
+            case commands.Failed():
+                self._fail(message.error)
+
+    async def _send(self, message: commands.Send) -> None:
+        executor = self._executor
+        assert executor is not None
+        offset, size = self._place(message.transfer, message.micro_batch)
+        node = self._nodes[self._transfers[message.transfer].target]
+        tensor = wire.Tensor(self._message.job, self._message.generation, message.transfer, message.micro_batch)
+        try:
+            await self._post.send_body(node, tensor, executor.arena[offset : offset + size], 1)
+        except PeerGone as error:
+            self._fail(f"its link to another node of the job broke: {error}")
+            return
+        executor.send(commands.Sent(message.transfer, message.micro_batch))
+
+    def _fail(self, text: str) -> None:
+        log.warning("part failed job=%s reason=%s", self._message.job, text)
+        self._post.send(self._coordinator, wire.JobFailed(self._message.job, self._message.generation, text))
+
+    def _is_index(self, node: NodeId, index: int) -> bool:
+        return 0 <= index < len(self._nodes) and self._nodes[index] == node
+
+    def _spawn(self, work: asyncio._CoroutineLike[None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("part broke job=%s", self._message.job, exc_info=task.exception())
+            self._fail(f"a fault in this program: {task.exception()!r}")

@@ -1,0 +1,228 @@
+"""What a plan is made of: the profile of every member, and the links between them, asked for when a plan is wanted.
+
+A node measures itself once, in a process of its own, and keeps the figures in a file. Links are measured when the first
+plan needs them, by a probe of 1 MiB that the peer drops, and forgotten after ten minutes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from p2pnn import plan as planner
+from p2pnn.errors import P2pnnError, PeerGone, PlanError, StorageError
+from p2pnn.executor.memory import memory_bytes_max
+from p2pnn.job.plan import Plan
+from p2pnn.job.spec import JobSpec
+from p2pnn.node.links import Post
+from p2pnn.node.storage import replace_file
+from p2pnn.plan.profile import FORMAT, Link, Profile
+from p2pnn.types import NodeId
+from p2pnn.wire import messages as wire
+
+log = logging.getLogger("p2pnn.planning")
+
+PROBE_BYTES: Final = 1 << 20
+PROBES: Final = 2
+LINK_AGE_S: Final = 600.0
+PROFILE_AGE_S: Final = 30 * 86400.0
+ANSWER_TIMEOUT_S: Final = 10.0
+MEASURE_TIMEOUT_S: Final = 30.0
+
+
+class Report(msgspec.Struct, frozen=True):
+    """What ProfileReply carries: a node's profile, and its links to the others by node id."""
+
+    profile: Profile
+    links: dict[str, Link]
+
+
+class Planning:
+    """cache: the file of the measured profile; daemons of one machine may share it."""
+
+    def __init__(self, post: Post, members: Callable[[], dict[NodeId, str]], cache: Path) -> None:
+        self._post = post
+        self._members = members
+        self._cache = cache
+        self._numbers = itertools.count(1)
+        self._links: dict[NodeId, tuple[float, Link]] = {}
+        self._answers: dict[int, tuple[NodeId, asyncio.Future[bytes]]] = {}
+        self._sink = bytearray(PROBE_BYTES)
+        self._measuring: asyncio.Task[Profile] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def known(self) -> Profile | None:
+        """This node's profile, if it has been measured."""
+        task = self._measuring
+        return task.result() if task and task.done() and not task.cancelled() and not task.exception() else None
+
+    async def profile(self) -> Profile:
+        """This node's profile, with the memory that is free now; measured by the first call, or read from the cache."""
+        if self._measuring is None or (
+            self._measuring.done() and (self._measuring.cancelled() or self._measuring.exception())
+        ):
+            self._measuring = asyncio.ensure_future(self._load_or_measure())
+        found = await asyncio.shield(self._measuring)
+        memory = await asyncio.to_thread(memory_bytes_max)
+        return msgspec.structs.replace(found, node=self._post.node, name=self._post.name, memory_bytes_max=memory)
+
+    async def plan(self, spec: JobSpec) -> Plan:
+        """Ask every member and plan over those that answer. Raises PlanError where nothing fits."""
+        members = self._members()
+        answers = await asyncio.gather(*(self._ask(node) for node in members), return_exceptions=True)
+        reports: list[Report] = []
+        for node, answer in zip(members, answers, strict=True):
+            if isinstance(answer, Report):
+                reports.append(answer)
+            elif isinstance(answer, P2pnnError | TimeoutError):
+                log.warning("no profile node=%s reason=%s", members[node], answer)
+            else:
+                raise answer
+        if not reports:
+            raise PlanError("no node has answered with its profile within 10 s; see the daemons' logs")
+        links = {(r.profile.node, NodeId(to)): link for r in reports for to, link in r.links.items()}
+        return await asyncio.to_thread(planner.plan, spec, [r.profile for r in reports], links)
+
+    # --- messages
+
+    def receive(self, node: NodeId, message: wire.Message) -> None:
+        match message:
+            case wire.ProfileRequest():
+                self._spawn(self._reply(node, message.request))
+            case wire.ProfileReply():
+                self._answer(node, message.request, message.profile)
+            case wire.LinkProbed():
+                self._answer(node, message.request, b"")
+
+    def body_for(self, node: NodeId, message: wire.LinkProbe, nbytes: int) -> memoryview | None:
+        """Probes are received into one shared buffer that nobody reads."""
+        return memoryview(self._sink)[:nbytes] if nbytes <= PROBE_BYTES else None
+
+    def body(self, node: NodeId, message: wire.LinkProbe) -> None:
+        self._post.send(node, wire.LinkProbed(message.request))
+
+    def peer_lost(self, node: NodeId, reason: str) -> None:
+        self._links.pop(node, None)
+        for asked, future in self._answers.values():
+            if asked == node and not future.done():
+                future.set_exception(PeerGone(f"node {node[:8]} is gone: {reason}"))
+
+    async def close(self) -> None:
+        tasks = [*self._tasks, *([self._measuring] if self._measuring else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    # --- how
+
+    async def _ask(self, node: NodeId) -> Report:
+        if node == self._post.node:
+            return await self._report()
+        data = await self._request(node, wire.ProfileRequest)
+        try:
+            return msgspec.msgpack.decode(data, type=Report)
+        except msgspec.MsgspecError as error:
+            raise StorageError(f"its profile cannot be read: {error}") from error
+
+    async def _report(self) -> Report:
+        profile = await self.profile()
+        others = [node for node in self._members() if node != self._post.node]
+        links = {}
+        for node in others:  # one after the other: probes that share the wire would measure each other
+            with contextlib.suppress(PeerGone, TimeoutError):
+                links[node] = await self._link(node)
+        return Report(profile, dict(links))
+
+    async def _link(self, node: NodeId) -> Link:
+        loop = asyncio.get_running_loop()
+        known = self._links.get(node)
+        if known is not None and loop.time() - known[0] < LINK_AGE_S:
+            return known[1]
+        payload = memoryview(bytes(PROBE_BYTES))
+        times = {}
+        for size in (8, *[PROBE_BYTES] * PROBES):
+            start = loop.time()
+            await self._request(node, wire.LinkProbe, payload[:size])
+            times[size] = min(times.get(size, 1e9), loop.time() - start)
+        seconds = max(1e-5, times[PROBE_BYTES] - times[8])
+        link = Link(bytes_per_s=PROBE_BYTES / seconds, latency_s=times[8] / 2)
+        self._links[node] = (loop.time(), link)
+        return link
+
+    async def _request(
+        self, node: NodeId, kind: Callable[[int], wire.Message], body: memoryview | None = None
+    ) -> bytes:
+        number = next(self._numbers)
+        future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._answers[number] = (node, future)
+        try:
+            if body is None:
+                self._post.send(node, kind(number))
+            else:
+                await self._post.send_body(node, kind(number), body, 3)
+            async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                return await future
+        finally:
+            del self._answers[number]
+
+    def _answer(self, node: NodeId, request: int, data: bytes) -> None:
+        asked = self._answers.get(request)
+        if asked is not None and asked[0] == node and not asked[1].done():
+            asked[1].set_result(data)
+
+    async def _reply(self, node: NodeId, request: int) -> None:
+        try:
+            report = await self._report()
+        except P2pnnError as error:
+            log.warning("no profile reason=%s", error)
+            return
+        self._post.send(node, wire.ProfileReply(request, msgspec.msgpack.encode(report)))
+
+    async def _load_or_measure(self) -> Profile:
+        with contextlib.suppress(OSError, msgspec.MsgspecError):
+            data = await asyncio.to_thread(self._cache.read_bytes)
+            cached = msgspec.msgpack.decode(data, type=Profile)
+            age = time.time() - (await asyncio.to_thread(self._cache.stat)).st_mtime
+            if cached.format == FORMAT and cached.cores == os.cpu_count() and 0 <= age < PROFILE_AGE_S:
+                return cached
+        profile = await self._measure()
+        try:
+            await asyncio.to_thread(self._cache.parent.mkdir, parents=True, exist_ok=True)
+            await asyncio.to_thread(replace_file, self._cache, msgspec.msgpack.encode(profile))
+        except (OSError, StorageError) as error:
+            log.warning("profile not stored reason=%s", error)
+        return profile
+
+    async def _measure(self) -> Profile:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "p2pnn.executor", "--profile", stdout=asyncio.subprocess.PIPE
+        )
+        try:
+            async with asyncio.timeout(MEASURE_TIMEOUT_S):
+                output, _ = await process.communicate()
+        except TimeoutError:
+            raise StorageError(f"measuring this node took longer than {MEASURE_TIMEOUT_S:.0f} s") from None
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        try:
+            return msgspec.msgpack.decode(output, type=Profile)
+        except msgspec.MsgspecError as error:
+            raise StorageError(f"measuring this node failed with exit status {process.returncode}: {error}") from error
+
+    def _spawn(self, work: asyncio._CoroutineLike[None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

@@ -1,0 +1,47 @@
+"""Job records: round trip, newer formats, damage."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from p2pnn.errors import CheckpointError
+from p2pnn.job import records
+from p2pnn.job.checkpoint import Manifest, Part, PartTensor, fingerprint
+from p2pnn.job.records import JobRecord
+from p2pnn.types import BlobId, JobId, NodeId
+
+
+def record() -> JobRecord:
+    parts = (Part(BlobId("p"), 3, (PartTensor("w", "00"),)),)
+    manifest = Manifest(JobId("j"), BlobId("s"), 4, 1, parts, history=({"epoch": 1.0},))
+    return JobRecord(
+        JobId("j"), "n", "train", BlobId("s"), "paused", NodeId("a"), "a", 2, checkpoints=(manifest,), best=manifest
+    )
+
+
+def test_a_record_survives_the_journey() -> None:
+    assert records.decode(records.encode(record()), "here") == record()
+    assert record().part_blobs() == {"p"}
+
+
+def test_a_newer_record_is_refused_by_name() -> None:
+    newer = msgspec.msgpack.encode(msgspec.to_builtins(record()) | {"format": 9})
+    with pytest.raises(CheckpointError, match=r"the file x has format 9.*reads up to 1"):
+        records.decode(newer, "the file x")
+
+
+@pytest.mark.parametrize("data", [b"", b"\xc1", b"\x91" * 100_000, msgspec.msgpack.encode({"job": 1}), b"\x81\xa1x"])
+def test_damage_is_one_sentence(data: bytes) -> None:
+    with pytest.raises(CheckpointError, match="the file x is not a readable job record"):
+        records.decode(data, "the file x")
+
+
+def test_the_fingerprint_does_not_depend_on_how_tensors_are_spread() -> None:
+    w, b = PartTensor("w", "aa"), PartTensor("b", "bb")
+    one = (Part(BlobId("1"), 1, (w, b)),)
+    two = (Part(BlobId("1"), 1, (b,)), Part(BlobId("2"), 1, (w, PartTensor("optimizer/m/w", "cc"))))
+    assert fingerprint(one, ["w", "b"]) == fingerprint(two, ["w", "b"])
+    assert fingerprint(one, ["w"]) != fingerprint(one, ["w", "b"])
+    with pytest.raises(KeyError):
+        fingerprint(one, ["v"])

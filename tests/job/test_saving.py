@@ -1,0 +1,89 @@
+"""When a checkpoint counts."""
+
+from __future__ import annotations
+
+from p2pnn.job.checkpoint import Manifest, Part
+from p2pnn.job.saving import Complete, DataAlone, Incomplete, Saver
+from p2pnn.types import BlobId, JobId, NodeId
+
+A, B, C = (NodeId(c) for c in "abc")
+
+
+def manifest(step: int, nodes: int) -> Manifest:
+    parts = tuple(Part(BlobId(f"part-{step}-{n}"), 1, ()) for n in range(nodes))
+    return Manifest(JobId("j"), BlobId("spec"), step, 0, parts)
+
+
+def saver(nodes: list[NodeId], members: list[NodeId]) -> Saver:
+    found = Saver({m: m for m in members}, BlobId("spec"))
+    found.nodes = nodes
+    return found
+
+
+def test_each_part_goes_to_the_next_node_and_both_must_have_it() -> None:
+    s = saver([A, B], [A, B])
+    s.save(manifest(1, 2), best=True)
+    assert [(r.source, r.node, r.blobs) for r in s.requests] == [
+        (A, B, ("part-1-0", "spec")),
+        (B, A, ("part-1-1", "spec")),
+    ]
+    s.kept(1, "")
+    assert s.busy
+    assert s.next_outcome() is None
+    s.kept(2, "")
+    assert s.next_outcome() == Complete(manifest(1, 2), True)
+    assert not s.busy
+
+
+def test_a_plan_of_one_node_uses_any_other_member_and_alone_one_copy_has_to_do() -> None:
+    s = saver([A], [A, C])
+    s.save(manifest(1, 1), best=False)
+    assert s.requests[0].node == C
+    alone = saver([A], [A])
+    alone.save(manifest(1, 1), best=False)
+    assert alone.next_outcome() == Complete(manifest(1, 1), False)
+
+
+def test_checkpoints_complete_in_their_order() -> None:
+    s = saver([A], [A, B])
+    s.save(manifest(1, 1), best=False)
+    s.save(manifest(2, 1), best=False)
+    s.kept(2, "")
+    assert s.next_outcome() is None
+    s.kept(1, "")
+    assert [s.next_outcome(), s.next_outcome()] == [Complete(manifest(1, 1), False), Complete(manifest(2, 1), False)]
+
+
+def test_a_failing_buddy_is_replaced_until_nobody_is_left() -> None:
+    s = saver([A, B], [A, B, C])
+    s.save(manifest(1, 2), best=False)
+    s.requests.clear()
+    s.kept(1, "the disk is full")
+    assert [(r.source, r.node) for r in s.requests] == [(A, C)]
+    s.kept(3, "the disk is full")
+    assert s.next_outcome() == Incomplete(manifest(1, 2), "no second copy on node c: the disk is full")
+    s.kept(2, "")
+    assert s.next_outcome() is None
+
+
+def test_no_checkpoint_counts_before_the_data_has_its_second_copy() -> None:
+    s = saver([A], [A, B])
+    s.keep_data(A, (BlobId("rows"),))
+    s.save(manifest(1, 1), best=False)
+    s.kept(2, "")
+    assert s.next_outcome() is None
+    s.kept(1, "")
+    assert s.next_outcome() == Complete(manifest(1, 1), False)
+
+
+def test_a_lost_buddy_is_replaced() -> None:
+    members = {A: "a", B: "b", C: "c"}
+    s = Saver(members, BlobId("spec"))
+    s.nodes = [A]
+    s.keep_data(A, (BlobId("rows"),))
+    lost = s.requests.popleft().node
+    del members[lost]
+    s.member_failed(lost)
+    assert s.requests.popleft().node not in (A, lost)
+    s.kept(2, "no room")
+    assert isinstance(s.next_outcome(), DataAlone)

@@ -1,0 +1,333 @@
+"""The supervisor against simulated nodes that answer in a random order."""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict, deque
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from p2pnn.errors import UsageError
+from p2pnn.job import actions, life
+from p2pnn.job.checkpoint import Part, PartTensor
+from p2pnn.job.plan import NodeShare, Plan
+from p2pnn.job.records import JobRecord
+from p2pnn.job.script import (
+    Checkpoint,
+    Done,
+    Evaluate,
+    Evaluation,
+    Finish,
+    Progress,
+    Restore,
+    Train,
+)
+from p2pnn.job.spec import Dataset, JobSpec, Split
+from p2pnn.job.supervisor import Supervisor
+from p2pnn.model.graph import Graph, Initializer, Metric, Parameter, Value
+from p2pnn.types import BlobId, JobId, NodeId
+
+NODES = [NodeId(c * 32) for c in "abc"]
+NAMES = dict(zip(NODES, "abc", strict=True))
+
+
+def make_spec(**changes: Any) -> JobSpec:
+    graph = Graph(
+        inputs=(Value("x", "float32", (-1, 2)),),
+        parameters=(Parameter("w", (1, 2), Initializer("constant")),),
+        state=(),
+        ops=(),
+        values=(),
+        outputs={},
+        losses=("loss",),
+        metrics=(Metric("accuracy", "mean", "hits"),),
+    )
+    data = Dataset("toy", 100, ())
+    defaults: dict[str, Any] = {
+        "name": "toy",
+        "graph": graph,
+        "inputs": {"x": "x"},
+        "train": Split(data, 0, 80),
+        "validation": Split(data, 80, 90),
+        "test": Split(data, 90, 100),
+        "epochs": 3,
+        "batch_size": 8,
+        "micro_batches": 2,
+    }
+    return JobSpec(**(defaults | changes))
+
+
+def make_plan(nodes: list[NodeId]) -> Plan:
+    shares = tuple(NodeShare(n, NAMES[n], "all", 2, 100, 1000, 0.1) for n in nodes)
+    return Plan(shares, (), 1, 1.0, 1.0, reasons=("first line",))
+
+
+def make_record(spec: JobSpec, **changes: Any) -> JobRecord:
+    fields: dict[str, Any] = {
+        "job": JobId("toy-1"),
+        "name": "toy",
+        "kind": spec.kind,
+        "spec": BlobId("5" * 64),
+        "state": "queued",
+        "coordinator": NODES[0],
+        "coordinator_name": "a",
+        "generation": 1,
+    }
+    return JobRecord(**(fields | changes))
+
+
+class World:
+    """Nodes that carry out the script, each in its order, and a clock that moves with every fact."""
+
+    def __init__(
+        self, spec: JobSpec, seed: int = 0, record: JobRecord | None = None, nodes: list[NodeId] = NODES
+    ) -> None:
+        self.random = random.Random(seed)
+        self.now = 0.0
+        self.nodes = list(nodes)
+        self.queues: dict[Any, deque[Any]] = defaultdict(deque)
+        self.orders: list[Any] = []
+        self.events: list[tuple[str, dict[str, Any]]] = []
+        self.records: list[JobRecord] = []
+        self.released: list[NodeId] = []
+        self.accuracy: dict[int, float] = {}
+        self.failing_checkpoints = 0
+        self.keep_error = ""
+        self.step = 0
+        self.replans = 0
+        self.supervisor = Supervisor(record or make_record(spec), spec, dict(NAMES), 0.0)
+        self.supervisor.planned(make_plan(self.nodes), 0.0)
+        self.take()
+
+    def take(self) -> None:
+        while (action := self.supervisor.next_action()) is not None:
+            match action:
+                case actions.ReserveNode(node):
+                    self.queues[node].append(lambda node=node: self.supervisor.granted(node, self.now))
+                case actions.PrepareNode(node, _):
+                    self.queues[node].append(lambda node=node: self.supervisor.prepared(node, 100, self.now))
+                case actions.Order(command):
+                    self.orders.append(command)
+                    if not isinstance(command, Finish):
+                        for node in self.nodes:
+                            self.queues[node].append(lambda node=node, c=command: self.answer(node, c))
+                case actions.KeepBlobs(_, request, _, _):
+                    self.queues[request].append(lambda r=request: self.supervisor.kept(r, self.keep_error, self.now))
+                case actions.ReleaseNode(node):
+                    self.released.append(node)
+                case actions.Remember(record):
+                    self.records.append(record)
+                case actions.Publish(kind, fields):
+                    self.events.append((kind, fields))
+                case actions.Replan():
+                    self.replans += 1
+
+    def answer(self, node: NodeId, command: Any) -> None:
+        result, error = b"", ""
+        match command:
+            case Train():
+                progress = Progress(command.until_step, (8.0, 16), {"accuracy": (8.0, 16.0)}, 0.1, 0.2)
+                self.supervisor.report(node, progress, self.now)
+                self.step = command.until_step
+            case Evaluate() if node == self.nodes[-1]:
+                epoch = self.step // 10
+                result = msgspec.msgpack.encode(
+                    Evaluation(5.0, 10, {"accuracy": (self.accuracy.get(epoch, epoch), 10.0)})
+                )
+            case Checkpoint() if self.failing_checkpoints and node == self.nodes[0]:
+                self.failing_checkpoints -= 1
+                error = "the disk is full"
+            case Checkpoint():
+                name = "w" if node == self.nodes[0] else f"w{node[0]}"
+                blob = BlobId(f"{self.step:063d}{node[0]}")
+                result = msgspec.msgpack.encode(Part(blob, 10, (PartTensor(name, f"{self.step:064d}"),)))
+        self.supervisor.report(node, Done(command.sequence, result, error), self.now)
+
+    def run(self, until: Any = None) -> None:
+        """Deliver facts in a random order until none is left, or `until()` holds."""
+        for _ in range(10_000):
+            waiting = sorted((q for q in self.queues if self.queues[q]), key=str)
+            if not waiting or (until and until()):
+                return
+            self.now += 0.05
+            self.queues[self.random.choice(waiting)].popleft()()
+            self.take()
+        pytest.fail("the script never ends")
+
+    @property
+    def record(self) -> JobRecord:
+        return self.supervisor.record
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**32))
+def test_a_run_goes_through_its_script_in_any_order_of_answers(seed: int) -> None:
+    world = World(make_spec(monitor="accuracy"), seed)
+    world.run()
+    assert world.record.state == "done"
+    trained = [c.until_step for c in world.orders if isinstance(c, Train)]
+    assert trained == sorted(set(trained))
+    assert {10, 20, 30} <= set(trained)
+    assert [c.split for c in world.orders if isinstance(c, Evaluate)] == ["validation"] * 3 + ["test"]
+    assert isinstance(world.orders[-1], Finish)
+    assert sorted(world.released) == NODES
+    assert [m.step for m in world.record.checkpoints] == [10, 20, 30]
+    assert world.record.best is not None
+    assert world.record.best.step == 30
+    assert world.record.bits
+    assert [entry["epoch"] for entry in world.record.history] == [1, 2, 3]
+    versions = [r.version for r in world.records]
+    assert versions == sorted(set(versions))
+
+
+def test_the_best_epoch_is_restored_and_evaluated_when_patience_ends_the_run() -> None:
+    world = World(make_spec(epochs=9, patience=2, monitor="accuracy"))
+    world.accuracy = {1: 5.0, 2: 9.0, 3: 6.0, 4: 7.0}
+    world.run()
+    assert world.record.state == "done"
+    assert world.record.stopped_early
+    assert world.record.best is not None
+    assert world.record.best.step == 20
+    restore = next(c for c in world.orders if isinstance(c, Restore))
+    assert set(restore.parts) == {part.blob for part in world.record.best.parts}
+    assert world.orders.index(restore) < next(
+        i for i, c in enumerate(world.orders) if isinstance(c, Evaluate) and c.split == "test"
+    )
+
+
+def test_a_checkpoint_that_cannot_be_written_is_shown_and_training_goes_on() -> None:
+    world = World(make_spec())
+    world.failing_checkpoints = 1
+    world.run()
+    assert world.record.state == "done"
+    failed = [f for kind, f in world.events if kind == "checkpoint" and not f["complete"]]
+    assert [f["error"] for f in failed] == ["node a: the disk is full"]
+    assert [m.step for m in world.record.checkpoints] == [20, 30]
+
+
+def test_a_run_whose_last_checkpoint_fails_does_not_claim_a_result() -> None:
+    world = World(make_spec(epochs=1))
+    world.failing_checkpoints = 1
+    world.run()
+    assert world.record.state == "failed"
+    assert "last checkpoint" in world.record.reason
+
+
+def test_a_lost_node_fails_the_job_with_its_name_and_a_resume_goes_on_from_the_newest_checkpoint() -> None:
+    spec = make_spec()
+    world = World(spec)
+    world.run(lambda: len(world.record.checkpoints) == 2)
+    world.supervisor.member_failed(NODES[1], "connection reset", world.now)
+    world.take()
+    assert world.record.state == "failed"
+    assert world.record.reason == "node b is gone: connection reset"
+    assert set(world.released) == set(NODES)
+    failed = world.record
+    assert failed.newest is not None
+    assert failed.newest.step == 20
+
+    again = msgspec.structs.replace(failed, state="queued", generation=2, reason="")
+    second = World(spec, 1, again, [NODES[0], NODES[2]])
+    second.step = 20
+    second.run()
+    assert second.record.state == "done"
+    assert [c.until_step for c in second.orders if isinstance(c, Train)][-1] == 30
+    assert all(c.until_step > 20 for c in second.orders if isinstance(c, Train))
+    assert [entry["epoch"] for entry in second.record.history] == [1, 2, 3]
+
+
+def test_a_resume_from_the_last_checkpoint_of_all_only_evaluates() -> None:
+    spec = make_spec()
+    world = World(spec)
+    world.run()
+    again = msgspec.structs.replace(world.record, state="queued", generation=2, results=())
+    second = World(spec, 1, again)
+    second.step = 30
+    second.run()
+    assert second.record.state == "done"
+    assert not [c for c in second.orders if isinstance(c, Train)]
+    assert second.record.bits == world.record.bits
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**32), after=st.integers(1, 60))
+def test_a_pause_stops_all_nodes_at_one_step_with_a_checkpoint_there(seed: int, after: int) -> None:
+    world = World(make_spec(epochs=20), seed)
+    count = iter(range(10_000))
+    world.run(lambda: world.record.state == "running" and next(count) >= after)
+    world.supervisor.pause(world.now)
+    world.take()
+    world.run()
+    assert world.record.state == "paused"
+    assert world.record.newest is not None
+    assert world.record.newest.step == [c.until_step for c in world.orders if isinstance(c, Train)][-1]
+    with pytest.raises(UsageError, match="paused"):
+        world.supervisor.pause(world.now)
+
+
+def test_a_pause_whose_checkpoint_fails_lets_the_run_go_on() -> None:
+    world = World(make_spec(epochs=4, validation=None))
+    world.run(lambda: world.record.state == "running" and world.step >= 4)
+    world.failing_checkpoints = 1
+    world.supervisor.pause(world.now)
+    world.take()
+    world.run()
+    assert world.record.state == "done"
+    assert any("not paused" in f.get("reason", "") for kind, f in world.events if kind == "state")
+
+
+def test_cancel_ends_at_once_and_ignores_late_answers() -> None:
+    world = World(make_spec())
+    world.run(lambda: world.record.state == "running" and world.step > 0)
+    world.supervisor.cancel("cancelled", world.now)
+    world.take()
+    assert world.record.state == "cancelled"
+    assert sorted(world.released) == NODES
+    orders = len(world.orders)
+    world.run()
+    assert len(world.orders) == orders
+    with pytest.raises(UsageError, match="cancelled cannot cancel"):
+        world.supervisor.cancel("cancelled", world.now)
+
+
+def test_a_node_lost_before_the_start_is_planned_around() -> None:
+    world = World(make_spec())
+    world.supervisor.member_failed(NODES[2], "connection reset", world.now)
+    world.take()
+    assert world.replans == 1
+    world.nodes = NODES[:2]
+    world.supervisor.planned(make_plan(world.nodes), world.now)
+    world.take()
+    world.run()
+    assert world.record.state == "done"
+
+
+def test_a_failing_buddy_is_replaced_and_with_nobody_left_the_checkpoint_does_not_count() -> None:
+    world = World(make_spec(epochs=1))
+    world.keep_error = "the disk is full"
+    world.run()
+    assert world.record.state == "failed"
+    errors = [f["error"] for kind, f in world.events if kind == "checkpoint"]
+    assert errors
+    assert all("no second copy on node" in e for e in errors)
+
+
+def test_evaluate_and_predict_are_one_command_each() -> None:
+    world = World(make_spec(kind="evaluate", train=None, validation=None))
+    world.run()
+    assert world.record.state == "done"
+    assert [type(c).__name__ for c in world.orders] == ["Evaluate", "Finish"]
+    assert world.record.results[0].loss == 0.5
+    predicting = World(make_spec(kind="predict", train=None, validation=None))
+    predicting.run()
+    assert [type(c).__name__ for c in predicting.orders] == ["Predict", "Finish"]
+
+
+def test_every_state_ends_somewhere() -> None:
+    for state, changes in life.TABLE.items():
+        assert set(changes.values()) <= set(life.TABLE)
+        assert state == "done" or changes
