@@ -62,7 +62,7 @@ class Workload:
     def __init__(self, spec: JobSpec) -> None:
         if spec.micro_batches < 1 or spec.batch_size < 1 or spec.batch_size % spec.micro_batches:
             fitting = [m for m in range(1, spec.batch_size + 1) if spec.batch_size % m == 0]
-            nearest = min(fitting, key=lambda m: abs(m - spec.micro_batches), default=1)
+            nearest = min(fitting, key=lambda m: (abs(m - spec.micro_batches), -m), default=1)
             raise PlanError(
                 f"a batch of {spec.batch_size} rows cannot be cut into {spec.micro_batches} equal micro-batches; "
                 f"use --micro-batches {nearest} or another --batch-size"
