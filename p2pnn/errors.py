@@ -14,6 +14,7 @@
     │   ├── LocalProtocolError    we erred: a bug or a message over a limit that we tried to send
     │   │   └── QueueFullError        the peer does not read as fast as we send
     │   └── RemoteProtocolError   the peer erred: carries the close reason that it is sent
+    ├── PeerGone                  a peer that we speak to is not, or no longer, connected
     └── StorageError              a disk that is full, read-only or failing
 
 A message names the thing, the value, the limit, and what to do. Foreign exceptions are mapped once, at the
@@ -75,6 +76,10 @@ class JobFailedError(P2pnnError):
 
 class StorageError(P2pnnError):
     """A disk that is full, read-only or failing; what was there before is unchanged."""
+
+
+class PeerGone(P2pnnError):
+    """The peer is not, or no longer, connected; the message names it and the reason."""
 
 
 class ProtocolError(P2pnnError):

@@ -21,7 +21,7 @@ import msgspec
 
 from p2pnn import plan as planner
 from p2pnn.errors import P2pnnError, PeerGone, PlanError, StorageError
-from p2pnn.executor.memory import memory_bytes_max
+from p2pnn.executor.memory import available_bytes
 from p2pnn.job.plan import Plan
 from p2pnn.job.spec import JobSpec
 from p2pnn.node.links import Post
@@ -74,7 +74,7 @@ class Planning:
         ):
             self._measuring = asyncio.ensure_future(self._load_or_measure())
         found = await asyncio.shield(self._measuring)
-        memory = await asyncio.to_thread(memory_bytes_max)
+        memory = await asyncio.to_thread(available_bytes)
         return msgspec.structs.replace(found, node=self._post.node, name=self._post.name, memory_bytes_max=memory)
 
     async def plan(self, spec: JobSpec) -> Plan:

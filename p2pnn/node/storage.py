@@ -54,8 +54,12 @@ class Storage:
             raise UsageError(
                 f"another daemon uses the state folder {root}; stop it (p2pnn node stop) or name another folder with --state-dir"
             ) from error
-        self.node = self._identity()
-        self.blobs = BlobStore(root / "blobs")
+        try:
+            self.node = self._identity()
+            self.blobs = BlobStore(root / "blobs")
+        except BaseException:
+            os.close(self._lock)
+            raise
 
     def close(self) -> None:
         """Let go of the folder."""

@@ -1,0 +1,142 @@
+"""Blobs between peers that are joined in memory."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from p2pnn.data.blobs import BlobStore, blob_id
+from p2pnn.errors import StorageError
+from p2pnn.node import blobs as module
+from p2pnn.node.blobs import BlobExchange
+from p2pnn.node.links import Post
+from p2pnn.types import BlobId, NodeId
+from p2pnn.wire.messages import BlobMissing, BlobPiece, BlobRequest, Keep, Kept, Message
+
+A, B, C = (NodeId(c) for c in "abc")
+
+
+class Wire:
+    """Delivers messages between exchanges by the loop; `tamper` changes bodies on the way."""
+
+    def __init__(self, here: NodeId, nodes: dict[NodeId, BlobExchange]) -> None:
+        self.here = here
+        self.nodes = nodes
+        self.tamper = False
+        self.kept: asyncio.Queue[Kept] = asyncio.Queue()
+
+    def connected(self, node: NodeId) -> bool:
+        return node in self.nodes
+
+    def send(self, node: NodeId, message: Message) -> None:
+        asyncio.get_running_loop().call_soon(self._deliver, node, message)
+
+    async def send_body(self, node: NodeId, message: Message, body: memoryview, priority: int = 0) -> None:
+        assert isinstance(message, BlobPiece)
+        await asyncio.sleep(0)
+        room = self.nodes[node].body_for(self.here, message, len(body))
+        if room is None:
+            return
+        room[:] = body
+        if self.tamper and len(room):
+            room[0] ^= 1
+        self.nodes[node].received(self.here, message)
+
+    def _deliver(self, node: NodeId, message: Message) -> None:
+        target = self.nodes[node]
+        match message:
+            case BlobRequest():
+                target.requested(self.here, message)
+            case BlobMissing():
+                target.missing(self.here, message)
+            case Keep():
+                target.keep(self.here, message)
+            case Kept():
+                self.kept.put_nowait(message)
+
+
+def make_nodes(tmp_path: Path, names: list[NodeId]) -> tuple[dict[NodeId, BlobExchange], dict[NodeId, Wire]]:
+    nodes: dict[NodeId, BlobExchange] = {}
+    wires = {}
+    for name in names:
+        wires[name] = Wire(name, nodes)
+        post = Post(name, name, wires[name], lambda node, message: None)
+        nodes[name] = BlobExchange(BlobStore(tmp_path / name), post, lambda: list(nodes))
+    return nodes, wires
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("size", [0, 1, (1 << 20) - 1, 1 << 20, (1 << 20) + 1, 7 << 20])
+async def test_a_blob_of_any_size_is_fetched_whole(tmp_path: Path, size: int) -> None:
+    nodes, _ = make_nodes(tmp_path, [A, B])
+    data = bytes(range(256)) * (size // 256) + bytes(size % 256)
+    blob = nodes[A].blobs.put(data)
+    async with asyncio.timeout(10):
+        await asyncio.gather(*(nodes[B].fetch(blob) for _ in range(3)))
+    assert nodes[B].blobs.read(blob, 0, size) == data
+
+
+@pytest.mark.asyncio
+async def test_a_peer_without_it_or_with_wrong_bytes_is_passed_over(tmp_path: Path) -> None:
+    nodes, wires = make_nodes(tmp_path, [A, B, C])
+    blob = nodes[A].blobs.put(b"x" * 3_000_000)
+    nodes[B].blobs.put(b"x" * 3_000_000)
+    wires[A].tamper = True
+    async with asyncio.timeout(10):
+        await nodes[C].fetch(blob, [A])
+    assert nodes[C].blobs.has(blob)
+    wires[B].tamper = True
+    nodes[C].blobs.remove(blob)
+    with pytest.raises(StorageError, match=r"is on no node that can be reached.*has the hash"):
+        await nodes[C].fetch(blob)
+    assert not nodes[C].blobs.has(blob)
+    assert not any((tmp_path / "c/temporary").iterdir())
+
+
+@pytest.mark.asyncio
+async def test_a_lost_peer_ends_the_wait(tmp_path: Path) -> None:
+    nodes, wires = make_nodes(tmp_path, [A, B])
+    blob = nodes[A].blobs.put(b"y" * 100)
+    asked = asyncio.Event()
+    wires[B].send = lambda node, message: asked.set()  # type: ignore[method-assign]
+    fetch = asyncio.ensure_future(nodes[B].fetch(blob))
+    await asked.wait()
+    nodes[B].peer_lost(A, "connection reset")
+    with pytest.raises(StorageError, match="connection reset"):
+        await fetch
+
+
+@pytest.mark.asyncio
+async def test_pieces_nobody_asked_for_get_no_room(tmp_path: Path) -> None:
+    nodes, _ = make_nodes(tmp_path, [A])
+    piece = BlobPiece(1, "0" * 64, 0, 10)
+    assert nodes[A].body_for(B, piece, 10) is None
+
+
+@pytest.mark.asyncio
+async def test_keep_answers_with_the_outcome(tmp_path: Path) -> None:
+    nodes, wires = make_nodes(tmp_path, [A, B])
+    blob = nodes[A].blobs.put(b"z")
+    nodes[B].keep(A, Keep("j", 1, (blob,), A))
+    nodes[B].keep(A, Keep("j", 2, (blob_id(b"nowhere"),), A))
+    nodes[B].keep(A, Keep("j", 3, ("../../etc/passwd",), A))
+    async with asyncio.timeout(5):
+        outcomes = {k.request: k.error for k in [await wires[B].kept.get() for _ in range(3)]}
+    assert outcomes[1] == ""
+    assert "is on no node" in outcomes[2]
+    assert "is not a blob's name" in outcomes[3]
+
+
+@pytest.mark.asyncio
+async def test_one_peer_cannot_make_a_node_serve_without_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SERVED_MAX", 2)
+    nodes, wires = make_nodes(tmp_path, [A, B])
+    blob = nodes[A].blobs.put(b"z")
+    busy: list[BlobMissing] = []
+    wires[A].send = lambda node, message: busy.append(message)  # type: ignore[method-assign, assignment, arg-type]
+    for number in range(5):
+        nodes[A].requested(B, BlobRequest(number, BlobId(blob), 0, 1))
+    assert [m.text for m in busy] == ["busy; ask again later"] * 3
+    await nodes[A].close()
