@@ -26,6 +26,7 @@ from p2pnn.job.spec import JobSpec
 from p2pnn.model import ops as table
 from p2pnn.model.graph import BATCH, Shape
 from p2pnn.plan.profile import UNMEASURED, Link, Profile
+from p2pnn.train.frames import ALIGNMENT_BYTES
 from p2pnn.types import NodeId
 
 Floats = NDArray[np.float64]
@@ -56,7 +57,7 @@ class Workload:
     """A job seen as work per op and bytes per value, for one micro-batch. Computed once per plan; never changed.
 
     Arrays have one entry per op of the graph, 0 for ops that do not run in this kind of job. Raises PlanError where the
-    batch cannot be cut into the micro-batches.
+    batch cannot be cut into the micro-batches. borders: what really travels. places: what memory is kept for.
     """
 
     def __init__(self, spec: JobSpec) -> None:
@@ -80,7 +81,7 @@ class Workload:
         self.active = flow.inference if spec.kind == "predict" else flow.training
         self.with_gradient = flow.with_gradient if self.training else frozenset()
         self.value_bytes = {v.name: self._bytes(v.dtype, v.shape) for v in (*graph.inputs, *graph.values)}
-        self.borders = self._borders()
+        self.borders, self.places = self._borders(), self._places()
         self.parameter_ops = self._parameter_ops()
         self._count_work()
         self._count_memory(evaluates)
@@ -99,6 +100,16 @@ class Workload:
             back = tuple(self.flow.gradient_consumers(name)) if self.training else ()
             if readers:
                 found.append(Border(name, nbytes, self.flow.producer.get(name, -1), readers, back))
+        return tuple(found)
+
+    def _places(self) -> tuple[Border, ...]:
+        """Every transfer has a place in each frame (`train.frames`), also those that this kind of job never makes."""
+        found = []
+        for name, nbytes in self.value_bytes.items():
+            readers, back = tuple(self.flow.consumers.get(name, ())), tuple(self.flow.gradient_consumers(name))
+            aligned = -(-nbytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+            if readers:
+                found.append(Border(name, aligned, self.flow.producer.get(name, -1), readers, back))
         return tuple(found)
 
     def _parameter_ops(self) -> Floats:
@@ -146,10 +157,9 @@ class Workload:
                 self.kept_bytes[reader] += 4 * p.size
         weights = {p.name: p.shape for p in self.graph.parameters}
         spatial = {v.name: int(np.prod(v.shape[2:], dtype=np.int64)) for v in self.graph.values}
-        for index in self.active:
-            op = self.graph.ops[index]
+        for index, op in enumerate(self.graph.ops):
             made = sum(self.value_bytes[v] for v in op.outputs)
-            stash = made if self.training and op.kind in STASHING else 0
+            stash = made if self.training and index in self.active and op.kind in STASHING else 0
             self.frame_bytes[index] = made * (2 if evaluates else 1) + stash
             self.loose_bytes[index] = made if index in self.with_gradient else 0
             if self.conv[index] and len(op.inputs) > 1 and op.inputs[1] in weights:
@@ -191,7 +201,7 @@ def memory_bytes(work: Workload, assignment: Sequence[int], node: int, frames: i
     here = np.asarray(assignment) == node
     kept = work.kept_bytes[here].sum() + work.loose_bytes[here].sum() + work.patch_bytes[here].max(initial=0)
     frame = work.frame_bytes[here].sum()
-    for border in work.borders:
+    for border in work.places:
         made_here = border.producer >= 0 and here[border.producer]
         if made_here:
             frame += border.bytes * sum(not here[c] for c in border.gradients)

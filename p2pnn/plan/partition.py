@@ -278,7 +278,7 @@ def range_memory(work: Workload, edges: Sequence[int], frames: int, pinned: Mapp
         return np.asarray(total[None, :] - total[:, None])
 
     moved = np.zeros((size, size))  # [a, b]: bytes per frame that enter or leave ops a … b − 1
-    for border in work.borders:
+    for border in work.places:
         p, nbytes = border.producer, border.bytes
         start = p + 1
         for reader in border.readers:  # the first reader at or after a decides where the value enters
@@ -309,7 +309,7 @@ def pinned_memory(work: Workload, node: int, frames: int, pinned: Mapping[int, i
 def _exchanged(work: Workload, op: int) -> float:
     """Bytes per frame that one op exchanges when all its neighbours are elsewhere."""
     total = 0
-    for border in work.borders:
+    for border in work.places:
         if border.producer == op:
             total += border.bytes * len(border.gradients)
         elif op in border.readers:

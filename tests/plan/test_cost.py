@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 from msgspec.structs import replace
 
 from p2pnn.errors import PlanError
+from p2pnn.job.plan import NodeShare, Plan
 from p2pnn.job.spec import Optimizer
+from p2pnn.model.graph import Graph
 from p2pnn.plan.cost import Workload, limits, link, memory_bytes, seconds
 from p2pnn.plan.profile import UNMEASURED, Link
+from p2pnn.train.frames import layout
+from p2pnn.types import NodeId
 
-from .builder import job, mlp, node, split
+from .builder import branched, job, mlp, node, split
 
 
 def test_a_dense_layer_costs_its_arithmetic() -> None:
@@ -39,7 +45,7 @@ def test_memory_counts_parameters_gradients_and_slots(kind: str, copies: int) ->
     work = Workload(spec)
     parameters = 4 * (16 * 32 + 32 * 10)
     rows, frames = 16, 3
-    made = 4 * rows * (32 + 32 + 10) + 4 + 16 + 4  # fc0, relu0, head, loss, accuracy, loss's stash
+    made = 4 * rows * (32 + 32 + 10 + 10) + 4 + 16 + 4  # fc0, relu0, head, softmax, loss, accuracy, loss's stash
     loose = 4 * rows * (32 + 32 + 10) + 4
     inputs = rows * (16 * 4 + 8)
     assert memory_bytes(work, [0] * work.count, 0, frames) == copies * parameters + loose + frames * (made + inputs)
@@ -52,7 +58,8 @@ def test_memory_of_a_cut_counts_what_crosses_on_both_sides() -> None:
     label = 16 * 8
     per_frame = [memory_bytes(work, assignment, n, 2) - memory_bytes(work, assignment, n, 1) for n in (0, 1)]
     assert per_frame[0] == 16 * 16 * 4 + 2 * crossing + crossing  # x, fc0 and relu0, relu0's gradient
-    assert per_frame[1] == 2 * crossing + label + 16 * 10 * 4 + 4 + 4 + 16  # relu0 and its gradient, y, head, loss, …
+    made = 2 * 16 * 10 * 4 + 4 + 4 + 16  # head and softmax, loss and its stash, accuracy
+    assert per_frame[1] == 2 * crossing + label + made  # relu0 and its gradient, y
 
 
 def test_evaluating_while_training_holds_a_second_set_of_values() -> None:
@@ -79,3 +86,16 @@ def test_a_link_that_was_not_measured_takes_the_other_direction() -> None:
     links = {(a.node, b.node): Link(5.0, 1.0)}
     assert link(links, b.node, a.node) == Link(5.0, 1.0)
     assert link(links, a.node, c.node) == UNMEASURED
+
+
+@pytest.mark.parametrize("kind", ["train", "predict"])
+@pytest.mark.parametrize("graph", [mlp(32, 20), branched(extent=4)], ids=["mlp", "branched"])
+def test_memory_is_never_less_than_the_arena(graph: Graph, kind: str) -> None:
+    work = Workload(job(graph, kind=kind, test=split(64)))
+    dice = random.Random(3)
+    shares = tuple(NodeShare(NodeId(n), n, "", 0, 0, 0, 0.0) for n in "abc")
+    for _ in range(50):
+        assignment = tuple(dice.randrange(3) for _ in range(work.count))
+        plan = Plan(shares, assignment, 2, 0.0, 0.0)
+        for n in range(3):
+            assert memory_bytes(work, assignment, n, 2) >= layout(graph, plan, n, work.rows).arena_bytes
