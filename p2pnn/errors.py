@@ -4,6 +4,7 @@
     ├── UsageError          2     what the person asked for cannot be done; nothing was started
     │   ├── ModelError            the model (or a received graph) is not valid
     │   ├── DataError             a file, column, shape or value of the data
+    │   ├── NotFoundError         no such job, blob or data set
     │   ├── PlanError             the model does not fit the nodes, a pin matches nothing, …
     │   └── CheckpointError       a checkpoint that is missing, damaged or newer than this program
     ├── NoDaemonError       3     no daemon answers on the socket
@@ -46,6 +47,10 @@ class DataError(UsageError):
 
 class PlanError(UsageError):
     """No plan satisfies the request: memory, pins or the number of nodes."""
+
+
+class NotFoundError(UsageError):
+    """No such job, blob or data set."""
 
 
 class CheckpointError(UsageError):

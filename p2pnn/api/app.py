@@ -17,7 +17,7 @@ from aiohttp import web
 
 from p2pnn.api import views
 from p2pnn.data.blobs import blob_id
-from p2pnn.errors import NotAllowedError, P2pnnError, StorageError, UsageError
+from p2pnn.errors import NotAllowedError, NotFoundError, P2pnnError, StorageError, UsageError
 from p2pnn.node.daemon import Daemon
 from p2pnn.types import BlobId
 
@@ -27,6 +27,9 @@ BODY_BYTES_MAX: Final = (8 << 20) + 4096
 """A data chunk (at most 8 MiB) with its header."""
 
 READ_BYTES: Final = 1 << 20
+
+STATUS: Final[dict[type[P2pnnError], int]] = {NotFoundError: 404, NotAllowedError: 403, StorageError: 507}
+"""HTTP status by error; 400 for the others."""
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 DAEMON: Final = web.AppKey("daemon", Daemon)
@@ -62,7 +65,7 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
         return await handler(request)
     except P2pnnError as error:
-        status = 403 if isinstance(error, NotAllowedError) else 507 if isinstance(error, StorageError) else 400
+        status = next((status for kind, status in STATUS.items() if isinstance(error, kind)), 400)
         return _error(status, str(error), error.exit_status)
     except web.HTTPException as error:
         return _error(error.status, f"{request.method} {request.path}: {error.reason}", 1)
@@ -127,7 +130,10 @@ async def _get_blob(request: web.Request) -> web.StreamResponse:
     daemon = request.app[DAEMON]
     blob = BlobId(request.match_info["blob"])
     store = daemon.storage.blobs
-    await daemon.blobs.fetch(blob)
+    try:
+        await daemon.blobs.fetch(blob)
+    except StorageError as error:
+        raise NotFoundError(str(error)) from error
     size = await asyncio.to_thread(store.size, blob)
     response = web.StreamResponse(headers={"Content-Type": "application/octet-stream"})
     response.content_length = size

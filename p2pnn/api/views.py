@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from p2pnn.errors import UsageError
+from p2pnn.errors import NotFoundError, UsageError
 from p2pnn.job import life
 from p2pnn.job.records import JobRecord
 from p2pnn.job.spec import Dataset, JobSpec
@@ -131,17 +131,16 @@ def details(record: JobRecord) -> dict[str, Any]:
 
 
 def results(record: JobRecord) -> dict[str, Any]:
-    """Which blobs hold what the job made. UsageError where it has made nothing yet."""
-    best = bool(record.stopped_early and record.best)
-    manifest = record.best if best else record.newest
+    """Which blobs hold what the job made. NotFoundError where it has made nothing yet."""
+    manifest = record.outcome
     if manifest is None and record.predictions is None and not record.results:
-        raise UsageError(f"job {record.job} is {record.state} and has no results yet")
+        raise NotFoundError(f"job {record.job} is {record.state} and has no results yet")
     return {
         "job": record.job,
         "state": record.state,
         "spec": record.spec,
         "manifest": msgspec.to_builtins(manifest) if manifest else None,
-        "best": best,
+        "best": record.takes_best and manifest is record.best,
         "bits": record.bits,
         "evaluation": msgspec.to_builtins(record.results),
         "history": list(record.history),
@@ -185,7 +184,7 @@ def remove_dataset(daemon: Daemon, ident: str) -> int:
         if daemon.jobs.get(job).state not in ("done", "failed", "cancelled"):
             needed |= dict.fromkeys(_chunks(found), job)
     if not wanted:
-        raise UsageError(f"no data set {ident!r}; `p2pnn data ls` shows those in this node's store")
+        raise NotFoundError(f"no data set {ident!r}; `p2pnn data ls` shows those in this node's store")
     for blob in wanted & needed.keys():
         raise UsageError(f"data set {ident} is needed by job {needed[blob]}; cancel that first")
     freed = 0

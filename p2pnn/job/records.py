@@ -60,12 +60,18 @@ class JobRecord(msgspec.Struct, frozen=True):
     predictions: Predictions | None = None
     bits: str = ""
     stopped_early: bool = False
+    takes_best: bool = False
     format: int = FORMAT
 
     @property
     def newest(self) -> Manifest | None:
         """The checkpoint that a resume starts from."""
         return self.checkpoints[-1] if self.checkpoints else None
+
+    @property
+    def outcome(self) -> Manifest | None:
+        """The checkpoint that holds what the job has made so far."""
+        return self.best if self.takes_best and self.best else self.newest
 
     @property
     def version(self) -> tuple[int, int]:

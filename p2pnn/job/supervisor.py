@@ -379,7 +379,7 @@ class Supervisor:
     def _finish(self) -> None:
         """The script is through: say what came out, give the nodes back."""
         if self.spec.kind == "train":
-            result = self.record.best if self.spec.patience and self.record.best else self.record.newest
+            result = self.record.outcome
             if result is None or (result is not self.record.best and result.step != self._step_done):
                 self._end(
                     "fail", "the last checkpoint could not be written, so there is no result; see the warnings above"

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import msgspec
 
-from p2pnn.errors import CheckpointError, P2pnnError, StorageError, UsageError
+from p2pnn.errors import CheckpointError, NotFoundError, P2pnnError, StorageError, UsageError
 from p2pnn.job import life, records, script
 from p2pnn.job.actions import (
     Action,
@@ -102,6 +102,7 @@ class Jobs:
             updated_s=now,
             steps=spec.steps if spec.kind == "train" else 0,
             epochs=spec.epochs if spec.kind == "train" else 0,
+            takes_best=spec.patience > 0,
         )
         self._begin(record, spec, plan)
         return job
@@ -172,10 +173,10 @@ class Jobs:
         return self.get(job).state
 
     def get(self, job: str) -> JobRecord:
-        """The newest record of a job. UsageError where nobody knows it."""
+        """The newest record of a job. NotFoundError where nobody knows it."""
         record = self.records.get(JobId(job))
         if record is None:
-            raise UsageError(f"no job {job!r}; `p2pnn jobs ls` shows those that this node knows")
+            raise NotFoundError(f"no job {job!r}; `p2pnn jobs ls` shows those that this node knows")
         supervisor = self._supervisors.get(record.job)
         return supervisor.record if supervisor else record
 
