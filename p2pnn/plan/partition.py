@@ -8,11 +8,12 @@ occupies the busier direction for r(b). The pipeline fills once and then runs at
 
 A value that is read several stages on is charged to each boundary it crosses, though in truth it goes straight to its readers;
 with that, each term depends on one stage or one boundary. For a threshold θ on the maximum, the least sum is a plain
-min-plus DP over boundaries in which everything above θ is forbidden. The solver starts with θ = ∞ and goes on strictly
-below the maximum of the last solution, so it visits every point of the Pareto front of (sum, maximum), and stops as soon as
-sum(θ) plus the least possible maximum is no better than the best step seen: the result is the exact minimum for an order of
-nodes. All ordered choices of k nodes are tried while there are at most ORDERS_MAX; beyond that, a greedy order
-is improved by swaps. (PipeDream, Narayanan et al. 2019, §3.1, minimizes the maximum alone, for equal workers.)
+min-plus DP over boundaries in which everything from θ on is forbidden. The solver starts with θ = ∞. As sums only grow
+when θ falls, a better step must have a maximum below that of the solution just found, and below the best step less its
+sum: the lesser is the next θ. It stops when sum(θ) plus the least possible maximum is no better than the best step seen:
+the result is the exact minimum for an order of nodes, found on a part of the Pareto front of (sum, maximum). All ordered
+choices of k nodes are tried while there are at most ORDERS_MAX; beyond that, a greedy order is improved by swaps.
+(PipeDream, Narayanan et al. 2019, §3.1, minimizes the maximum alone, for equal workers.)
 
 Legal boundaries part no group (see `pins.groups`), leave an op with parameters on both sides, and every stage holds one, so
 that losses, metrics and softmax stay with the last stage. Pinned ops lie where they are pinned, as a constant on their node's
@@ -217,7 +218,7 @@ class Problem:
             if total + peak < bound:
                 bound = total + peak
                 best = Cut(order, self._assignment(order, places), bound)
-            threshold = peak
+            threshold = min(peak, bound - total)
 
     def _least_peak(self, order: tuple[int, ...], borders: Sequence[tuple[Floats, Floats]]) -> float:
         reach = self.peak[order[0]][0]

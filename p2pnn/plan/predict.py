@@ -128,12 +128,9 @@ class _Play:
         self.stages, self.frames, self.size, self.clips = stages, frames, size, clips
         self.total = rounds * size
         nodes, count = len(profiles), len(stages.node)
-        self.links = {
-            (a, b): link(links, profiles[a].node, profiles[b].node)
-            for a in range(nodes)
-            for b in range(nodes)
-            if a != b
-        }
+        used = {(stages.node[s], target) for (s, _), sends in stages.sends.items() for target, _, _ in sends}
+        self.links = {(a, b): link(links, profiles[a].node, profiles[b].node) for a, b in sorted(used)}
+        self.credits = {(b, a): link(links, profiles[b].node, profiles[a].node).latency_s + HOP_S for a, b in used}
         self.training = any(s >= 0 for s in stages.backward_s)
         self.passes = [s >= 0 for s in stages.backward_s]
         self.machine = [p.machine or f"node {n}" for n, p in enumerate(profiles)]
@@ -266,8 +263,7 @@ class _Play:
                 self._one_left(count - 1)
             for source, target in self.links:
                 if target == node:
-                    delay = self.links[node, source].latency_s + HOP_S
-                    self._at(delay, partial(self._hear, (source, target), count))
+                    self._at(self.credits[node, source], partial(self._hear, (source, target), count))
 
     def _hear(self, pair: tuple[int, int], count: int) -> None:
         self.heard[pair] = max(self.heard[pair], count)

@@ -15,10 +15,13 @@ from typing import Final
 from p2pnn.plan.cost import Links, Workload, limits, memory_bytes
 from p2pnn.plan.partition import Cut
 from p2pnn.plan.pins import groups
-from p2pnn.plan.predict import Prediction, predict
+from p2pnn.plan.predict import STEPS, STREAM_MAX, Prediction, predict
 from p2pnn.plan.profile import Profile
 
 TRIALS_MAX: Final = 150
+PASSES_MAX: Final = 60_000
+"""Passes of segments over micro-batches that all trials together may play: about a second."""
+
 GAIN_MIN: Final = 0.01
 """A move that gains less than this fraction of the step is noise of the model: a plain chain stays contiguous."""
 
@@ -54,18 +57,18 @@ def choose(
 def improve(work: Workload, choice: Choice, links: Links, fixed: frozenset[int], cap: int) -> Choice:
     """Move groups while it pays; ops in `fixed` stay. Never empties a node of parameters, never exceeds its memory."""
     room = limits(choice.profiles, cap)
-    trials = 0
+    trials, trials_max = 0, _trials_max(work, len(choice.profiles))
     holders = [i for i in range(work.count) if work.parameter_ops[i]]
     movable = [g for g in groups(work.graph) if holders and g[0] < holders[-1] and not fixed & set(g)]
     improved = len(choice.profiles) > 1
-    while improved and trials < TRIALS_MAX:
+    while improved and trials < trials_max:
         improved = False
         for group in movable:
             for target in sorted(_neighbours(work, choice.assignment, group)):
                 moved = list(choice.assignment)
                 for op in group:
                     moved[op] = target
-                if trials >= TRIALS_MAX or len({moved[i] for i in holders}) < len(
+                if trials >= trials_max or len({moved[i] for i in holders}) < len(
                     {choice.assignment[i] for i in holders}
                 ):
                     continue
@@ -77,6 +80,13 @@ def improve(work: Workload, choice: Choice, links: Links, fixed: frozenset[int],
                     choice = Choice(choice.profiles, tuple(moved), choice.frames, prediction)
                     improved = True
     return choice
+
+
+def _trials_max(work: Workload, nodes: int) -> int:
+    passes = (
+        STEPS * min(work.micro_batches, STREAM_MAX) * nodes * 8
+    )  # both ways, sent and received, about two segments each
+    return max(4, min(TRIALS_MAX, PASSES_MAX // passes))
 
 
 def _neighbours(work: Workload, assignment: Sequence[int], group: Sequence[int]) -> set[int]:
