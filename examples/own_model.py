@@ -1,12 +1,21 @@
 """A residual network of one's own.
 
 Look at it:      python examples/own_model.py
-Train it:        p2pnn train examples/own_model.py:net --epochs 3
-With arguments:  write them into a job file, `arguments = { classes = 10, width = 32 }`, and `p2pnn train job.toml`
+Train it:        p2pnn train examples/own_model.py:net --data mnist --epochs 3
+With arguments:  in a job file, `p2pnn train job.toml`:
 
-p2pnn calls the function `net` in the process of the command that you type; only the graph that it returns travels.
-The names of the inputs are the names of the data's columns, or are mapped to them with `--input image=x --input label=y`.
+    format = 1
+    [model]
+    source = "examples/own_model.py:net"
+    arguments = { width = 32, shape = [1, 8, 8] }
+    [data]
+    train = "digits.npz"
+    inputs = { image = "x", label = "y" }        # input of the model = column of the data
+
+p2pnn calls `net` in the process of the command that you type; only the graph that it returns travels to other machines.
 """
+
+from collections.abc import Sequence
 
 from p2pnn import nn
 
@@ -22,9 +31,9 @@ def block(x: nn.Value, channels: int, stride: int = 1) -> nn.Value:
     return nn.relu(x + h)
 
 
-def net(classes: int = 10, width: int = 16) -> nn.Model:
-    """Three residual blocks for pictures of 28 × 28 with one channel."""
-    image = nn.Input("image", (1, 28, 28))  # the batch is implied
+def net(classes: int = 10, width: int = 16, shape: Sequence[int] = (1, 28, 28)) -> nn.Model:
+    """Three residual blocks. shape: (channels, height, width) of a picture."""
+    image = nn.Input("image", shape)  # the batch is implied
     label = nn.Input("label", (), dtype="int64")
     h = image
     for i, stride in enumerate((1, 2, 2)):

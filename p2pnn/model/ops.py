@@ -35,6 +35,8 @@ from p2pnn.model.graph import BATCH, Attribute, Op, Shape, Value, elements, show
 __all__ = ["TABLE", "AttributeRule", "Cost", "Row", "infer", "normalise"]
 
 INTEGER_MAX: Final = 2**31 - 1
+INTEGERS_MAX: Final = 8
+"""Entries of a tuple: as many as a value may have axes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +125,8 @@ def _canonical(what: str, rule: AttributeRule, value: Any, rank: int) -> Attribu
         if type(value) is not int:
             raise ModelError(f"{what} is {value!r}, but must be an integer")
         return _axis(what, value, rank) if rule.type == "axis" else _bounded(what, value, rule)
-    if not isinstance(value, tuple | list) or any(type(n) is not int for n in value):
-        raise ModelError(f"{what} is {value!r}, but must be a tuple of integers")
+    if not isinstance(value, tuple | list) or len(value) > INTEGERS_MAX or any(type(n) is not int for n in value):
+        raise ModelError(f"{what} is {value!r}, but must be a tuple of at most {INTEGERS_MAX} integers")
     if rule.type == "axes":
         axes = sorted({_axis(what, n, rank) for n in value})
         if len(axes) != len(value) or not axes:

@@ -23,6 +23,8 @@ ELEMENTS_MAX: Final = 2**40
 """Per tensor and row: 4 TiB of float32, beyond any node, so products of sizes stay far from 64 bits."""
 NAME_CHARACTERS_MAX: Final = 200
 CLASSES_MAX: Final = 1_000_000
+MESSAGE_CHARACTERS_MAX: Final = 1000
+"""Of a refusal of received bytes: what a stranger wrote may be quoted in it."""
 
 INPUT_DTYPES: Final = ("float32", "int64")
 INITIALIZER_KINDS: Final = ("constant", "uniform", "normal")
@@ -37,7 +39,10 @@ def decode(data: bytes | memoryview) -> Graph:
         graph = msgspec.msgpack.decode(data, type=Graph)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
         raise ModelError(f"these bytes are not a model: {error}") from None
-    verify(graph)
+    try:
+        verify(graph)
+    except ModelError as error:
+        raise ModelError(str(error)[:MESSAGE_CHARACTERS_MAX]) from None
     return graph
 
 
@@ -86,12 +91,15 @@ def _ops(graph: Graph, known: dict[str, Value]) -> None:
     state = {p.name for p in graph.state}
     used: set[str] = set()
     seen: set[str] = set()
+    reduced: set[str] = set()
     for op in graph.ops:
         _name("an op", op.name)
         if op.name in seen:
             raise ModelError(f"two ops are called {op.name!r}; names must differ")
         seen.add(op.name)
         for name in op.inputs:
+            if name in reduced:
+                raise ModelError(f"op {op.name} reads {name!r}, a loss or metric; ops read only values that have rows")
             if name not in known:
                 raise ModelError(
                     f"op {op.name} reads {name!r}, which is no input, no parameter and no earlier op's output"
@@ -113,6 +121,8 @@ def _ops(graph: Graph, known: dict[str, Value]) -> None:
                 text = f"{stated.dtype}{show(stated.shape)}" if stated else "nothing"
                 raise ModelError(f"value {name!r} is described as {text}, but op {op.name} makes {dtype}{show(shape)}")
             _add(known, f"the output of {op.name}", value)
+            if shape[:1] != (BATCH,):
+                reduced.add(name)
     for parameter in (*graph.parameters, *graph.state):
         if parameter.name not in used:
             raise ModelError(f"no op reads the parameter {parameter.name}")

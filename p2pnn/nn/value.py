@@ -192,9 +192,8 @@ def call(kind: str, owner: Owner, inputs: Sequence[Value], part: str = "", **att
     """Note one op and return its output. Raises ModelError where attributes or shapes do not fit."""
     for value in inputs:
         if not isinstance(value, Value):
-            what = f"{type(value).__name__}"
             raise ModelError(
-                f"{owner} ({kind}) was given a {what}, but takes values: nn.Input or what a layer returned"
+                f"{owner} ({kind}) was given a {type(value).__name__}, but takes values: nn.Input or what a layer returned"
             )
     described = [ir.Value(v.label, v.dtype, v.shape) for v in inputs]
     canonical = ops.normalise(kind, str(owner), attributes, described)
@@ -213,9 +212,8 @@ def check_name(name: object) -> None:
         raise ModelError(f"{name!r} is not a name; use letters, digits, '_', '.' and '-'")
 
 
-def _extents(name: str, shape: Sequence[int]) -> Shape:
-    extents: tuple[object, ...] = tuple(shape) if isinstance(shape, list | tuple) else (None,)
-    if any(type(n) is not int or n < 1 for n in extents):
+def _extents(name: str, shape: object) -> Shape:
+    if not isinstance(shape, list | tuple) or any(type(n) is not int or n < 1 for n in shape):
         raise ModelError(f"{name} has shape {shape!r}; give a tuple of positive integers, without the batch")
     return tuple(shape)
 
