@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import difflib
 import os
-import socket
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -123,7 +122,7 @@ def node_config(
     settings = _settings(flags, config, environ)
     places = Places.of(environ)
     state = _path(settings, "state_dir") or places.state
-    name = settings.get("name") or socket.gethostname().split(".")[0] or "node"
+    name = settings.get("name") or os.uname().nodename.split(".")[0] or "node"
     if not isinstance(name, str) or not name.isprintable() or any(c in name for c in " /=*?[],") or len(name) > 64:
         raise UsageError(
             f"name = {name!r} cannot be a node's name; use up to 64 letters, digits, '-', '_' and '.', as in attic-pc"

@@ -1,0 +1,153 @@
+"""`p2pnn eval` and `p2pnn predict`: a run's network on other data, over the mesh or on this machine.
+
+Both are jobs like any other: the run's weights go to the mesh as a blob, the data as chunks, and the network runs forward
+only. Scaling and class names are those of the run.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from p2pnn.cli.mesh import JsonFlag, SocketFlag
+
+if TYPE_CHECKING:
+    from p2pnn.cli.http import Daemon
+    from p2pnn.cli.submit import Prepared
+
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, or its name, as digits-1.")]
+Data = Annotated[str, typer.Option("--data", metavar="PATH|digits", help="IDX, npz, npy, CSV, or digits.")]
+Label = Annotated[str | None, typer.Option("--label", metavar="COLUMN", help="The column with the labels.")]
+Batch = Annotated[int, typer.Option("--batch-size", metavar="N", help="Rows at once.")]
+Local = Annotated[int | None, typer.Option("--local", metavar="N", help="N nodes on this machine; 1 without a daemon.")]
+
+
+def evaluate(
+    run: RunArgument,
+    data: Data,
+    label: Label = None,
+    batch_size: Batch = 256,
+    local: Local = None,
+    socket: SocketFlag = None,
+    json: JsonFlag = False,
+) -> None:
+    """Measure a run's network on data: its loss and metrics over every row (the test rows, where data has some)."""
+    from p2pnn.cli import render, submit, terminal
+
+    prepared = submit.prepare_run(run, data, label=label, kind="evaluate", batch_size=batch_size)
+    outcome, _ = _run(prepared, local, socket, lambda daemon, job: None)
+    found = outcome.evaluations[-1] if outcome.evaluations else {}
+    shown = {key: found.get(key) for key in ("rows", "loss", "metrics")}
+    if json:
+        terminal.print_json(shown)
+    else:
+        terminal.say(render.evaluation({**found, "split": prepared.name}))
+        if found.get("loss") is not None:
+            terminal.say(f"loss {found['loss']:.4f}")
+
+
+def predict(
+    run: RunArgument,
+    data: Data,
+    label: Label = None,
+    out: Annotated[str | None, typer.Option("--out", metavar="FILE.npz", help="Save the outputs as arrays.")] = None,
+    batch_size: Batch = 256,
+    local: Local = None,
+    socket: SocketFlag = None,
+    json: JsonFlag = False,
+) -> None:
+    """Run a network on data and print, or save, its outputs for every row in order."""
+    from pathlib import Path
+
+    from p2pnn.cli import submit, terminal
+    from p2pnn.errors import UsageError
+
+    target = Path(out).expanduser() if out else None
+    if target is not None and target.exists():
+        raise UsageError(f"{target} exists already; name another file")
+    prepared = submit.prepare_run(run, data, label=label, kind="predict", batch_size=batch_size)
+    _, outputs = _run(prepared, local, socket, fetch_predictions)
+    if target is not None:
+        _save(target, outputs)
+        terminal.say(f"{target}: " + ", ".join(f"{name} {list(a.shape)}" for name, a in outputs.items()))
+        return
+    classes = prepared.spec.graph.classes
+    if json:
+        terminal.print_json({name: array.tolist() for name, array in outputs.items()} | {"classes": list(classes)})
+        return
+    for line in prediction_lines(outputs, classes):
+        terminal.say(line)
+
+
+def fetch_predictions(daemon: Daemon, job: str) -> dict[str, Any]:
+    """Named output → its rows in order, put together from the blobs that the nodes stored."""
+    import msgspec
+    import numpy as np
+
+    from p2pnn.cli.http import segment
+    from p2pnn.cli.results import blob
+    from p2pnn.errors import CheckpointError
+    from p2pnn.job.script import Predictions
+
+    found = daemon.get(f"jobs/{segment(job)}/results")["predictions"]
+    if not found:
+        raise CheckpointError(f"{job} left no predictions")
+    outputs = {}
+    for name, (dtype, shape, blobs) in msgspec.convert(found, Predictions).outputs.items():
+        parts = []
+        for identifier, rows in blobs:
+            raw = blob(daemon, identifier)
+            parts.append(np.frombuffer(raw, np.dtype(dtype).newbyteorder("<"), offset=64).reshape(rows, *shape))
+        outputs[name] = np.concatenate(parts)
+    return outputs
+
+
+def prediction_lines(outputs: dict[str, Any], classes: tuple[str, ...]) -> list[str]:
+    """One line per row: the most likely class and its score where the output is one score per class, else the numbers."""
+    lines = []
+    for name, array in outputs.items():
+        for row in array.reshape(len(array), -1):
+            if classes and row.size == len(classes):
+                best = int(row.argmax())
+                lines.append(f"{classes[best]}\t{row[best]:.4f}")
+            else:
+                lines.append(f"{name}\t" + " ".join(f"{value:.6g}" for value in row))
+    return lines
+
+
+def _run(prepared: Prepared, local: int | None, socket: str | None, fetch: Any) -> tuple[Any, Any]:
+    """Submit, follow to the end, and fetch while the mesh is still there."""
+    from p2pnn.cli import follow as following
+    from p2pnn.cli import submit
+    from p2pnn.cli.mesh import opened, wants_local
+
+    count = wants_local(local, socket, default=1)
+    with opened(count, socket) as mesh:
+        job = submit.send(mesh.daemon, prepared)
+        outcome = following.follow(mesh.daemon, job, _only_warnings, may_detach=False, fallen=mesh.fallen)
+        outcome.raise_if_failed()
+        return outcome, fetch(mesh.daemon, job)
+
+
+def _only_warnings(event: dict[str, Any]) -> None:
+    from p2pnn.cli import render, terminal
+
+    if event["kind"] in ("warning", "queued"):
+        terminal.remark(render.event(event))
+
+
+def _save(target: Any, outputs: dict[str, Any]) -> None:
+    import os
+
+    import numpy as np
+
+    from p2pnn.errors import StorageError
+
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.npz")
+    try:
+        np.savez(temporary, **outputs)
+        temporary.rename(target)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise StorageError(f"{target} could not be written: {error.strerror}") from error

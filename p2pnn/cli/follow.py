@@ -1,0 +1,202 @@
+"""Following a job: its events until it ends, and what Ctrl-C means meanwhile.
+
+The daemon numbers a job's events, so a stream that breaks is taken up after the last number seen. While the daemon lives
+nothing is lost; where it has died, the job has lost its coordinator, and the sentence says how to go on.
+
+Ctrl-C asks whether to detach (the job runs on) or to cancel; a second one cancels. Without a terminal, and on a local
+mesh, which ends with the command, it cancels at once.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from p2pnn.cli import render, terminal
+from p2pnn.cli.http import Daemon, segment
+from p2pnn.errors import JobFailedError, NoDaemonError, P2pnnError
+
+TERMINAL_STATES: Final = ("done", "failed", "cancelled", "paused")
+REDIAL_DEADLINE_S: Final = 5.0
+"""How long a daemon that broke off may take to answer again; a restarted one is ready in 1 s."""
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a job came to. state is one of TERMINAL_STATES, or `detached`; `interrupted` that a person ended it."""
+
+    job: str
+    state: str = ""
+    reason: str = ""
+    interrupted: bool = False
+    plan: dict[str, Any] | None = None
+    result: dict[str, Any] | None = None
+    evaluations: list[dict[str, Any]] = field(default_factory=list)
+    epochs: list[dict[str, Any]] = field(default_factory=list)
+    last: dict[str, Any] = field(default_factory=dict)
+
+    def raise_if_failed(self) -> None:
+        """Raise KeyboardInterrupt where a person cancelled, JobFailedError where the job did not get to its end."""
+        if self.interrupted and self.state == "cancelled":
+            raise KeyboardInterrupt
+        if self.state == "failed":
+            raise JobFailedError(f"the job {self.job} failed: {self.reason or 'no reason was given'}")
+        if self.state == "cancelled":
+            raise JobFailedError(f"the job {self.job} was cancelled" + (f": {self.reason}" if self.reason else ""))
+
+
+def follow(
+    daemon: Daemon,
+    job: str,
+    show: Callable[[dict[str, Any]], None],
+    *,
+    may_detach: bool = True,
+    fallen: Callable[[], str] = lambda: "",
+) -> Outcome:
+    """Show every event of a job until it ends. fallen: a sentence if the daemon is known to be dead.
+
+    Raises JobFailedError where the daemon dies under it.
+    """
+    outcome, number = Outcome(job), 0
+    while True:
+        try:
+            for event in events(daemon, job, number, fallen):
+                number = event["number"]
+                _note(outcome, event)
+                show(event)
+            return outcome
+        except KeyboardInterrupt:
+            if outcome.interrupted:
+                raise
+            if may_detach and terminal.can_ask() and _wants_to_detach():
+                outcome.state = "detached"
+                return outcome
+            outcome.interrupted = True
+            terminal.remark(f"cancelling {job} …")
+            daemon.post(f"jobs/{segment(job)}/cancel")
+
+
+def events(
+    daemon: Daemon, job: str, after: int = 0, fallen: Callable[[], str] = lambda: "", idle_s: float | None = None
+) -> Iterator[dict[str, Any]]:
+    """The job's events with a number above `after`, until a terminal one, or, with idle_s, until none comes for so long.
+
+    Broken streams are taken up again.
+    """
+    while True:
+        try:
+            for event in daemon.stream(f"jobs/{segment(job)}/events?after={after}", idle_s):
+                after = event["number"]
+                yield event
+                if event["kind"] == "state" and event["state"] in TERMINAL_STATES:
+                    return
+        except NoDaemonError:
+            _await_daemon(daemon, job, fallen)
+        else:
+            if idle_s is not None:
+                return
+            summary = daemon.get(f"jobs/{segment(job)}")
+            if summary["state"] in TERMINAL_STATES:  # the stream ended there before our number
+                reason = summary.get("reason") or ""
+                yield {"number": after, "kind": "state", "state": summary["state"], "reason": reason}
+                return
+            time.sleep(0.1)
+
+
+class Lines:
+    """Shows events on standard error: one line redrawn in a terminal, one line per epoch elsewhere."""
+
+    def __init__(self, *, demonstration: bool = False, redraw: bool | None = None) -> None:
+        self._demonstration = demonstration
+        self._redraw = terminal.can_redraw() if redraw is None else redraw
+        self._drawn = False
+
+    def show(self, event: dict[str, Any]) -> None:
+        match event["kind"]:
+            case "progress":
+                if self._redraw:
+                    self._draw(render.progress(event, shutil.get_terminal_size().columns))
+            case "preparing":
+                if self._redraw:
+                    self._draw(render.event(event))
+            case "epoch":
+                if not self._redraw:
+                    terminal.remark(render.epoch(event))
+            case "plan":
+                self.clear()
+                headline = render.plan_headline(event["plan"], self._demonstration)
+                terminal.remark(render.label("Plan", headline))
+                for line in render.plan_table(event["plan"]):
+                    terminal.remark(line)
+            case "queued" | "warning":
+                self._line(render.event(event))
+            case "checkpoint":
+                if event.get("error"):
+                    self._line(render.event(event))
+            case "state":
+                self.clear()
+
+    def clear(self) -> None:
+        """Leave the redrawn line behind, finished."""
+        if self._drawn:
+            sys.stderr.write("\n")
+            sys.stderr.flush()
+            self._drawn = False
+
+    def _line(self, text: str) -> None:
+        self.clear()
+        terminal.remark(text)
+
+    def _draw(self, text: str) -> None:
+        sys.stderr.write(f"\r\x1b[2K{text}")
+        sys.stderr.flush()
+        self._drawn = True
+
+
+def _note(outcome: Outcome, event: dict[str, Any]) -> None:
+    match event["kind"]:
+        case "state":
+            outcome.state, outcome.reason = event["state"], event.get("reason") or event.get("text") or ""
+        case "plan":
+            outcome.plan = event["plan"]
+        case "epoch":
+            outcome.epochs.append(event)
+        case "progress":
+            outcome.last = event
+        case "evaluation":
+            outcome.evaluations.append(event)
+        case "result":
+            outcome.result = event
+
+
+def _await_daemon(daemon: Daemon, job: str, fallen: Callable[[], str]) -> None:
+    deadline = time.monotonic() + REDIAL_DEADLINE_S
+    while True:
+        if words := fallen():
+            raise JobFailedError(words)
+        try:
+            if daemon.answers():
+                return
+        except P2pnnError:
+            pass
+        if time.monotonic() > deadline:
+            raise JobFailedError(
+                f"the daemon on {daemon.path} ended while {job} ran; start one again and `p2pnn jobs resume {job}`,"
+                " on this or any other node of the mesh"
+            )
+        time.sleep(0.1)
+
+
+def _wants_to_detach() -> bool:
+    """Ask; a second Ctrl-C, or anything but `d`, cancels."""
+    sys.stderr.write(f"{os.linesep}detach (the job runs on) or cancel it? [d/c] ")
+    sys.stderr.flush()
+    try:
+        return sys.stdin.readline().strip().lower().startswith("d")
+    except KeyboardInterrupt:
+        return False

@@ -1,0 +1,190 @@
+"""`p2pnn jobs ls|show|logs|cancel|pause|resume|fetch`: from any node of the mesh."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final
+
+import typer
+
+from p2pnn.cli.mesh import JsonFlag, SocketFlag, connect
+
+app = typer.Typer(help="The mesh's jobs.", no_args_is_help=True)
+
+IDLE_S: Final = 0.3
+"""`jobs logs` of a running job ends when no event has come for so long; what has happened so far comes at once."""
+
+Job = Annotated[str, typer.Argument(metavar="JOB", help="A job's name, such as digits-3f2a; its beginning is enough.")]
+
+
+@app.command("ls")
+def list_(socket: SocketFlag = None, json: JsonFlag = False) -> None:
+    """All jobs that the mesh remembers."""
+    from p2pnn.cli import render, terminal
+
+    found = connect(socket).get("jobs")
+    if json:
+        terminal.print_json(found)
+    elif not found["jobs"]:
+        terminal.remark("there are no jobs yet; p2pnn train starts one")
+    else:
+        for line in render.jobs_table(found["jobs"]):
+            terminal.say(line)
+
+
+@app.command()
+def show(job: Job, socket: SocketFlag = None, json: JsonFlag = False) -> None:
+    """One job: its state, plan, checkpoints and result."""
+    from p2pnn.cli import render, terminal
+
+    daemon = connect(socket)
+    found = daemon.get(f"jobs/{_full(daemon, job)}")
+    if json:
+        terminal.print_json(found)
+        return
+    for line in describe(found):
+        terminal.say(line)
+    if found.get("plan"):
+        terminal.say(render.label("plan", render.plan_headline(found["plan"])))
+        for line in render.plan_table(found["plan"]):
+            terminal.say(line)
+
+
+@app.command()
+def logs(
+    job: Job,
+    socket: SocketFlag = None,
+    json: JsonFlag = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")] = False,
+) -> None:
+    """A job's events, one per line."""
+    import msgspec
+
+    from p2pnn.cli import follow as following
+    from p2pnn.cli import render, terminal
+
+    daemon = connect(socket)
+    name = _full(daemon, job)
+    for event in following.events(daemon, name, idle_s=None if follow else IDLE_S):
+        line = msgspec.json.encode(event).decode() if json else render.event(event)
+        if line:
+            terminal.say(line if json else f"{render.time_of_day(event.get('time'))}  {line}")
+
+
+@app.command()
+def cancel(job: Job, socket: SocketFlag = None, json: JsonFlag = False) -> None:
+    """End a job; its checkpoints stay."""
+    _order(job, "cancel", socket, json)
+
+
+@app.command()
+def pause(job: Job, socket: SocketFlag = None, json: JsonFlag = False) -> None:
+    """Stop a job at a checkpoint, to be resumed later."""
+    _order(job, "pause", socket, json)
+
+
+@app.command()
+def resume(
+    job: Job,
+    socket: SocketFlag = None,
+    json: JsonFlag = False,
+    detach: Annotated[bool, typer.Option("--detach", help="Do not follow it.")] = False,
+    out: Annotated[str | None, typer.Option("--out", metavar="DIR", help="Where the results go.")] = None,
+) -> None:
+    """Go on with a paused or failed job from its last complete checkpoint, on the nodes that are there."""
+    from p2pnn.cli import session, terminal
+    from p2pnn.cli.mesh import Mesh
+    from p2pnn.cli.results import run_folder
+
+    daemon = connect(socket)
+    name = _full(daemon, job)
+    folder = run_folder(str(daemon.get(f"jobs/{name}")["name"]), out)
+    answer = daemon.post(f"jobs/{name}/resume")
+    if detach:
+        terminal.print_json(answer) if json else terminal.say(f"{answer['job']} goes on")
+        return
+    run = session.Run(Mesh(daemon), str(answer["job"]), folder, chosen=out is not None)
+    session.complete(run, json=json)
+
+
+@app.command()
+def fetch(
+    job: Job,
+    socket: SocketFlag = None,
+    json: JsonFlag = False,
+    out: Annotated[str | None, typer.Option("--out", metavar="DIR", help="Where they go.")] = None,
+) -> None:
+    """Gather a job's results into a folder here, from whichever peers have them."""
+    from p2pnn.cli import results, session, terminal
+
+    daemon = connect(socket)
+    name = _full(daemon, job)
+    summary = daemon.get(f"jobs/{name}")
+    folder = results.run_folder(str(summary["name"]), out)
+    gathered = results.gather(daemon, name)
+    folder = results.write(gathered, folder, chosen=out is not None, last=session.closing(summary))
+    if json:
+        terminal.print_json({"job": name, "folder": str(folder), "bits": gathered.bits})
+        return
+    for line in session.result_lines(folder, gathered.bits):
+        terminal.say(line)
+
+
+def describe(job: dict[str, Any]) -> list[str]:
+    """The lines of `jobs show` before the plan."""
+    from p2pnn.cli import render
+
+    reason = f": {job['reason']}" if job.get("reason") else ""
+    lines = [
+        render.label("job", f"{job['job']}   {job['kind']}"),
+        render.label("state", job["state"] + reason),
+        render.label("nodes", " ".join(job.get("nodes") or ()) or "none yet"),
+        render.label("coordinator", job.get("coordinator_name") or ""),
+    ]
+    if job.get("epochs"):
+        lines.append(
+            render.label("progress", f"epoch {job['epoch']}/{job['epochs']}, step {job['step']:,}/{job['steps']:,}")
+        )
+    if job.get("loss") is not None:
+        lines.append(
+            render.label("training", "  ".join([f"loss {job['loss']:.4f}", *render.metrics(job.get("metrics"))]))
+        )
+    for checkpoint in job.get("checkpoints") or ():
+        whole = "" if checkpoint["complete"] else ", not complete"
+        lines.append(
+            render.label("checkpoint", f"step {checkpoint['step']:,}, {render.size(checkpoint['bytes'])}{whole}")
+        )
+    result = job.get("result") or {}
+    for found in render.evaluations(result):
+        lines.append(render.label("result", render.evaluation(found)))
+    if result.get("bits"):
+        lines.append(render.label("bits", result["bits"]))
+    return lines
+
+
+def _order(job: str, verb: str, socket: str | None, json: bool) -> None:
+    from p2pnn.cli import terminal
+
+    daemon = connect(socket)
+    name = _full(daemon, job)
+    answer = daemon.post(f"jobs/{name}/{verb}")
+    if json:
+        terminal.print_json({"job": name, **answer})
+    else:
+        terminal.say(f"{name} is {answer['state']}")
+
+
+def _full(daemon: Any, job: str) -> str:
+    """The whole name of a job from its beginning. Raises UsageError for none or several, with the nearest name."""
+    from p2pnn.cli.http import segment
+    from p2pnn.config import unknown
+    from p2pnn.errors import UsageError
+
+    names = [found["job"] for found in daemon.get("jobs")["jobs"]]
+    if job not in names:
+        begins = [name for name in names if name.startswith(job)]
+        if len(begins) > 1:
+            raise UsageError(f"{job!r} begins several jobs: {', '.join(begins)}; write more of it")
+        if not begins:
+            raise UsageError(unknown("there is no job", job, names))
+        job = begins[0]
+    return segment(job)

@@ -1,0 +1,86 @@
+"""Which mesh a command speaks to: the daemon's, or a local one of its own.
+
+`--local N` never contacts a daemon. Without it the daemon's socket decides: where one answers, it is used; where there is
+none and nobody asked for one (by flag, environment or node.toml), training commands start a local mesh. A socket that
+exists but may not be opened is an error, never a silent local mesh.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+if TYPE_CHECKING:
+    from p2pnn.cli.http import Daemon
+    from p2pnn.cli.local import LocalMesh
+
+SocketFlag = Annotated[str | None, typer.Option("--socket", metavar="PATH", help="The daemon's socket.")]
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+LOCAL_NODES: Final = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Mesh:
+    """A daemon to speak to; local is the mesh around it if it is ours."""
+
+    daemon: Daemon
+    local: LocalMesh | None = None
+
+    @property
+    def fallen(self) -> Callable[[], str]:
+        """See `follow`: a sentence when a daemon of ours has died."""
+        return self.local.fallen if self.local else lambda: ""
+
+
+def connect(socket: str | None) -> Daemon:
+    """The daemon, for verbs that need one. Nothing is sent yet: the first call finds out whether it is there."""
+    from p2pnn.cli.http import Daemon
+    from p2pnn.config import client_socket
+
+    return Daemon(client_socket(socket).path)
+
+
+def wants_local(local: int | None, socket: str | None, default: int = LOCAL_NODES) -> int:
+    """How many local nodes to start; 0 where a daemon answers.
+
+    Raises NoDaemonError where one was asked for and does not answer, NotAllowedError where its socket is not ours to open,
+    UsageError where both are asked for.
+    """
+    from p2pnn.cli.http import Daemon
+    from p2pnn.cli.local import NODES_MAX
+    from p2pnn.config import client_socket
+    from p2pnn.errors import NoDaemonError, UsageError
+
+    if local is not None:
+        if socket is not None:
+            raise UsageError("--local starts a mesh of its own and --socket names a daemon: give one of them")
+        if not 1 <= local <= NODES_MAX:
+            raise UsageError(f"--local {local}: a local mesh has 1 to {NODES_MAX} nodes")
+        return local
+    choice = client_socket(socket)
+    if Daemon(choice.path).answers():
+        return 0
+    if choice.asked:
+        raise NoDaemonError(f"no daemon answers on {choice.path}; start one with `p2pnn node start`, or add --local 3")
+    return default
+
+
+@contextmanager
+def opened(local: int, socket: str | None) -> Iterator[Mesh]:
+    """The mesh: `local` nodes of our own, or with 0 the daemon's."""
+    if not local:
+        daemon = connect(socket)
+        try:
+            yield Mesh(daemon)
+        finally:
+            daemon.close()
+        return
+    from p2pnn.cli.local import LocalMesh
+
+    with LocalMesh(local) as mesh:
+        yield Mesh(mesh.daemon, mesh)

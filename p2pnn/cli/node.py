@@ -1,0 +1,116 @@
+"""`p2pnn node start|stop|status` and `p2pnn peers`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from p2pnn.cli.mesh import JsonFlag, SocketFlag, connect
+
+app = typer.Typer(help="This machine's daemon.", no_args_is_help=True)
+
+
+@app.command()
+def start(
+    name: Annotated[str | None, typer.Option(help="What the node is called; the host's name by default.")] = None,
+    state_dir: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Its state folder; one daemon per folder.")
+    ] = None,
+    listen: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Where peers reach it; 127.0.0.1:7700.")
+    ] = None,
+    join: Annotated[
+        list[str] | None, typer.Option(metavar="HOST:PORT", help="A peer to join; any one is enough.")
+    ] = None,
+    socket: Annotated[str | None, typer.Option(metavar="PATH", help="The socket for commands.")] = None,
+    cluster: Annotated[str | None, typer.Option(help="The mesh's name; peers of another are refused.")] = None,
+    quota: Annotated[str | None, typer.Option(metavar="SIZE", help="Most bytes of stored data, such as 20 GB.")] = None,
+    profile_cache: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Where the machine's profile is kept.")
+    ] = None,
+    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
+    config: Annotated[str | None, typer.Option(metavar="FILE", help="node.toml; see docs/operating.md.")] = None,
+    lifeline: Annotated[int | None, typer.Option(metavar="FD", hidden=True)] = None,
+    ready_fd: Annotated[int | None, typer.Option(metavar="FD", hidden=True)] = None,
+) -> None:
+    """Run the daemon in the foreground, until it is stopped."""
+    from p2pnn.cli.terminal import remark
+    from p2pnn.config import BAD_CONFIGURATION, node_config
+    from p2pnn.errors import NotAllowedError, UsageError
+
+    flags = {
+        "name": name,
+        "state_dir": state_dir,
+        "listen": listen,
+        "join": join,
+        "socket": socket,
+        "cluster": cluster,
+        "quota": quota,
+        "profile_cache": profile_cache,
+        "log_level": log_level,
+    }
+    try:
+        resolved = node_config(flags, config=config, lifeline_fd=lifeline, ready_fd=ready_fd)
+    except (UsageError, NotAllowedError) as error:
+        remark(f"p2pnn: {error}")
+        raise typer.Exit(BAD_CONFIGURATION) from error
+    from p2pnn.api.serve import run_daemon
+
+    raise typer.Exit(run_daemon(resolved))
+
+
+@app.command()
+def stop(socket: SocketFlag = None) -> None:
+    """Stop the daemon; jobs that it coordinates end with it and can be resumed."""
+    from p2pnn.cli.terminal import say
+
+    daemon = connect(socket)
+    name = daemon.get("node")["name"]
+    daemon.post("node/stop")
+    say(f"node {name} is stopping")
+
+
+@app.command()
+def status(socket: SocketFlag = None, json: JsonFlag = False) -> None:
+    """What the daemon is, where it listens, and what it does."""
+    from p2pnn.cli import render, terminal
+
+    node = connect(socket).get("node")
+    if json:
+        terminal.print_json(node)
+        return
+    quota = f" of {render.size(node['quota_bytes'])}" if node.get("quota_bytes") else ""
+    profile = node.get("profile")
+    machine = (
+        f"{profile['gflops']:.0f} GFLOP/s, {render.size(profile['memory_bytes'])} free"
+        if profile
+        else "not measured yet"
+    )
+    waiting = f", {len(node['queue'])} waiting" if node.get("queue") else ""
+    rows = [
+        ("node", f"{node['name']}   {node['node']}"),
+        ("version", f"{node['version']}   pid {node['pid']}, up {render.clock(node['uptime_s'])}"),
+        ("address", str(node["address"])),
+        ("state", str(node["state_dir"])),
+        ("memory", render.size(node["rss_bytes"])),
+        ("data", f"{render.size(node['blobs_bytes'])}{quota}"),
+        ("machine", machine),
+        ("job", f"{node.get('job') or 'none'}{waiting}"),
+    ]
+    for left, right in rows:
+        terminal.say(render.label(left, right))
+    if node.get("notice"):
+        terminal.remark(node["notice"])
+
+
+def peers(socket: SocketFlag = None, json: JsonFlag = False) -> None:
+    """The nodes of the mesh as this one sees them; an unreachable one with the reason."""
+    from p2pnn.cli import render, terminal
+
+    found = connect(socket).get("peers")
+    if json:
+        terminal.print_json(found)
+        return
+    for line in render.peers_table(found["peers"]):
+        terminal.say(line)

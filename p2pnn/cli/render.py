@@ -1,0 +1,221 @@
+"""From the daemon's records to the lines that a person reads. Pure: text in, text out, no terminal, no clock.
+
+Every number has its unit, and a number that nobody measured is not printed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any, Final
+
+BAR_CELLS: Final = 30
+LABEL_CELLS: Final = 13
+_NOT_METRICS: Final = ("number", "time", "kind", "epoch", "epochs", "step", "steps", "samples_per_s", "rate")
+
+
+def label(name: str, text: str) -> str:
+    """`Plan         text`: the left column of the first minute."""
+    return f"{name:<{LABEL_CELLS}}{text}"
+
+
+def count(number: float) -> str:
+    """1234567 as `1,234,567`; rates below 100 keep a decimal."""
+    return f"{number:,.1f}" if 0 < abs(number) < 100 and number != int(number) else f"{number:,.0f}"
+
+
+def size(number: float) -> str:
+    """Bytes as `512 B`, `3.1 MB`-like binary units: 256 KiB, 3.1 MiB."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(number) < 1024 or unit == "GiB":
+            break
+        number /= 1024
+    return f"{number:.0f} {unit}" if unit == "B" or abs(number) >= 10 else f"{number:.1f} {unit}"
+
+
+def clock(seconds: float) -> str:
+    """A duration as `0:04`, `12:30` or `1:05:09`."""
+    whole = max(0, round(seconds))
+    hours, rest = divmod(whole, 3600)
+    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
+
+
+def percent(fraction: float, decimals: int = 1) -> str:
+    return f"{100 * fraction:.{decimals}f} %"
+
+
+def metric(name: str, value: float) -> str:
+    """`accuracy 95.9 %`, `top5_accuracy 99.1 %`, `rmse 0.213`."""
+    shown = percent(value) if is_fraction(name) else f"{value:.4g}"
+    return f"{name} {shown}"
+
+
+def is_fraction(name: str) -> bool:
+    return "accuracy" in name or name.startswith("top")
+
+
+def metrics(values: Mapping[str, float] | None, prefix: str = "") -> list[str]:
+    return [prefix + metric(name, value) for name, value in (values or {}).items()]
+
+
+def plan_headline(plan: Mapping[str, Any], demonstration: bool = False) -> str:
+    """The plan's first line: the best single node against this cut, both predicted, and why where the cut is slower."""
+    reasons = plan.get("reasons") or ()
+    line = str(reasons[0]) if reasons else f"{count(plan['samples_per_s'])} samples/s over {len(plan['nodes'])} nodes"
+    return f"{line}, to show it" if demonstration and line.endswith("cut anyway") else line
+
+
+def plan_table(plan: Mapping[str, Any]) -> list[str]:
+    """Which layers lie on which node, and what it sends per training step."""
+    rows = [("node", "layers", "parameters", "memory", "sends per step")]
+    for node in plan["nodes"]:
+        sends = []
+        for peer, forward, backward in node.get("sends", ()):
+            back = ", and its gradient back" if backward == forward else f", and {size(backward)} of gradients back"
+            sends.append(f"{size(forward)} to {peer}{back if backward else ''}")
+        memory = size(node["memory_bytes"])
+        rows.append((node["name"], node["layers"], count(node["parameters"]), memory, "; ".join(sends)))
+    return ["  " + line for line in table(rows, right=(2, 3))]
+
+
+def plan_reasons(plan: Mapping[str, Any]) -> list[str]:
+    """Why it is so: each node's share of the work, each cut, and warnings."""
+    lines = [f"  {node['name']}: {node['why']}" for node in plan["nodes"] if node.get("why")]
+    return lines + [f"  {reason}" for reason in (plan.get("reasons") or ())[1:]]
+
+
+def table(rows: Sequence[Sequence[str]], right: Iterable[int] = ()) -> list[str]:
+    """Columns side by side, two spaces apart; the columns in `right` stand to the right."""
+    if not rows:
+        return []
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    sides = set(right)
+    lines = []
+    for row in rows:
+        cells = [f"{c:>{w}}" if i in sides else f"{c:<{w}}" for i, (c, w) in enumerate(zip(row, widths, strict=True))]
+        lines.append("  ".join(cells).rstrip())
+    return lines
+
+
+def bar(fraction: float, cells: int = BAR_CELLS) -> str:
+    """A line of `cells` cells of which a fraction is done: ━━━━╸─────."""
+    halves = round(min(1.0, max(0.0, fraction)) * cells * 2)
+    full, half = divmod(halves, 2)
+    return "━" * full + "╸" * half + "─" * (cells - full - half)
+
+
+def progress(event: Mapping[str, Any], width: int | None = None) -> str:
+    """One line of a `progress` event; with a width the bar shrinks, then goes, then the line is cut."""
+    head = f"epoch {event['epoch']}/{event['epochs']}"
+    parts = [] if event.get("loss") is None else [f"loss {event['loss']:.3f}"]
+    parts += metrics(event.get("metrics"))
+    if event.get("samples_per_s"):
+        parts.append(f"{count(round(event['samples_per_s']))} samples/s")
+    busy = " ".join(f"{name} {percent(share, 0)}" for name, share in (event.get("busy") or {}).items())
+    parts += [f"{busy} busy"] if busy else []
+    parts += [] if event.get("left_s") is None else [f"{clock(event['left_s'])} left"]
+    tail = "  ".join(parts)
+    cells = BAR_CELLS if width is None else min(BAR_CELLS, width - len(head) - len(tail) - 5)
+    done = event["step"] / event["steps"] if event.get("steps") else 0.0
+    line = f"{head}  {bar(done, cells)}  {tail}" if cells >= 5 else f"{head}  {tail}"
+    return line if width is None else line[: width - 1]
+
+
+def epoch(event: Mapping[str, Any]) -> str:
+    """One line of an `epoch` event, or of a record of metrics.jsonl: every number in it that is not about the run."""
+    head = f"epoch {event['epoch']}" + (f"/{event['epochs']}" if event.get("epochs") else "")
+    parts = []
+    for name, value in event.items():
+        if name in ("loss", "validation_loss"):
+            parts.append(f"{name.replace('_', ' ')} {value:.4f}")
+        elif name not in _NOT_METRICS and isinstance(value, int | float):
+            parts.append(metric(name, value).replace("validation_", "validation "))
+    if event.get("samples_per_s"):
+        parts.append(f"{count(round(event['samples_per_s']))} samples/s")
+    return "  ".join([head, *parts])
+
+
+def evaluation(found: Mapping[str, Any], seconds: float | None = None) -> str:
+    """`test accuracy 97.8 %   (352 of 360)   11.2 s`; further metrics and the loss follow."""
+    split, rows = found.get("split", "test"), int(found.get("rows", 0))
+    parts = []
+    for name, value in (found.get("metrics") or {}).items():
+        parts.append(metric(name, value))
+        if name == "accuracy" and rows:
+            parts.append(f"({round(value * rows):,} of {rows:,})")
+    if not parts and found.get("loss") is not None:
+        parts = [f"loss {found['loss']:.4f}", f"({rows:,} rows)"]
+    if seconds is not None:
+        parts.append(f"{seconds:.1f} s")
+    return f"{split} " + "   ".join(parts)
+
+
+def evaluations(result: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The evaluations of a job's result: one, several, or none, each with split, rows, loss and metrics."""
+    found = result.get("evaluation") or result.get("results") or ()
+    return [found] if isinstance(found, Mapping) else list(found)
+
+
+def time_of_day(unix_s: float | None) -> str:
+    """The local time as 14:03:55."""
+    return "--:--:--" if unix_s is None else f"{datetime.fromtimestamp(unix_s):%H:%M:%S}"
+
+
+def event(found: Mapping[str, Any]) -> str:
+    """One line for any event of a job's log; empty for those that say nothing to a person."""
+    match found["kind"]:
+        case "state":
+            reason = found.get("reason") or found.get("text") or ""
+            return str(found["state"]) + (f": {reason}" if reason else "")
+        case "queued":
+            return f"queued behind {found['behind']}" + (f" on {found['node']}" if found.get("node") else "")
+        case "preparing":
+            total = found.get("total_bytes") or 0
+            return f"preparing on {found['node']}: {size(found.get('fetched_bytes', 0))} of {size(total)} of the data"
+        case "progress":
+            return progress(found)
+        case "epoch":
+            return epoch(found)
+        case "checkpoint":
+            if found.get("error"):
+                return f"checkpoint of step {found['step']} failed, training goes on: {found['error']}"
+            return f"checkpoint of step {found['step']}" + ("" if found.get("complete") else " is not complete yet")
+        case "evaluation":
+            return evaluation(found)
+        case "warning":
+            return f"warning: {found['text']}"
+        case "note":
+            return str(found["text"])
+        case "plan":
+            return label("Plan", plan_headline(found["plan"]))
+        case "result":
+            return f"bits {found['bits']}" if found.get("bits") else ""
+        case _:
+            return ""
+
+
+def jobs_table(jobs: Sequence[Mapping[str, Any]]) -> list[str]:
+    rows = [("job", "kind", "state", "epoch", "loss", "nodes", "coordinator")]
+    for job in jobs:
+        at = f"{job['epoch']}/{job['epochs']}" if job.get("epochs") else ""
+        loss = "" if job.get("loss") is None else f"{job['loss']:.4f}"
+        names = " ".join(job.get("nodes") or ())
+        rows.append((job["job"], job["kind"], job["state"], at, loss, names, job.get("coordinator_name") or ""))
+    return table(rows, right=(3, 4))
+
+
+def peers_table(peers: Sequence[Mapping[str, Any]]) -> list[str]:
+    rows = [("name", "address", "state", "round trip", "job")]
+    for peer in peers:
+        trip = "" if peer.get("rtt_ms") is None else f"{peer['rtt_ms']:.2f} ms"
+        state = peer["state"] + (f": {peer['reason']}" if peer.get("reason") else "")
+        rows.append((peer.get("name") or "?", peer["address"], state, trip, peer.get("job") or ""))
+    return table(rows, right=(3,))
+
+
+def datasets_table(datasets: Sequence[Mapping[str, Any]]) -> list[str]:
+    rows = [("name", "rows", "bytes", "columns", "jobs", "id")]
+    for found in datasets:
+        columns, jobs = " ".join(found["columns"]), " ".join(found["jobs"])
+        rows.append((found["name"], count(found["rows"]), size(found["bytes"]), columns, jobs, found["id"][:12]))
+    return table(rows, right=(1, 2))

@@ -1,0 +1,203 @@
+"""Gathering a run's results into one folder, at whoever asks for them.
+
+A run's last (or best) checkpoint lies in parts on the nodes. The daemon says which parts, and gives each as a blob, from
+whichever peer has it; here every byte is checked against its hash before it counts. The folder is written under a temporary
+name and renamed when it is whole, so that a reader sees all of it or nothing, and never over a folder that exists.
+
+    model.safetensors   parameters and state by name, `scope/layer/weight`
+    graph.msgpack       the network, with scaling and class names; eval, predict and export read it
+    job.toml            repeats the run
+    plan.json           what ran where
+    metrics.jsonl       one record per epoch, and a last one with the evaluation and the bits
+    load_torch.py       the network as a torch module
+    predict.py          the network with numpy alone
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from p2pnn.cli.http import Daemon, segment
+from p2pnn.config import Places
+from p2pnn.errors import CheckpointError, StorageError, UsageError
+from p2pnn.job.checkpoint import FORMAT, Manifest, Part, fingerprint
+from p2pnn.job.spec import JobSpec
+from p2pnn.model.graph import Graph, encode
+from p2pnn.types import BlobId
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+FILES = ("model.safetensors", "graph.msgpack", "job.toml", "plan.json", "metrics.jsonl", "load_torch.py", "predict.py")
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """What a run left: its spec, parameters and state by name (float32), and the fingerprint of them.
+
+    best: these are the best epoch's, not the last one's. history: one record per epoch. plan: as JSON.
+    """
+
+    spec: JobSpec
+    manifest: Manifest
+    tensors: dict[str, NDArray[np.float32]]
+    bits: str
+    best: bool
+    history: tuple[Mapping[str, Any], ...] = ()
+    plan: Mapping[str, Any] | None = None
+
+
+def gather(daemon: Daemon, job: str) -> Results:
+    """Fetch and check the parts of a job's results. Raises CheckpointError, NotFoundError, NoDaemonError."""
+    answer = daemon.get(f"jobs/{segment(job)}/results")
+    if not answer.get("manifest"):
+        raise CheckpointError(f"{job} trained nothing, so there are no parameters of it to fetch")
+    try:
+        manifest = msgspec.convert(answer["manifest"], Manifest)
+        spec = msgspec.msgpack.decode(blob(daemon, BlobId(answer["spec"])), type=JobSpec)
+    except (msgspec.ValidationError, msgspec.DecodeError, KeyError) as error:
+        raise CheckpointError(f"the results of {job} cannot be read by this version of p2pnn: {error}") from error
+    if manifest.format > FORMAT:
+        raise CheckpointError(
+            f"the results of {job} have format {manifest.format}; this p2pnn reads up to {FORMAT}: install a newer one"
+        )
+    parts, graph = manifest.parts, spec.graph
+    names = [p.name for p in (*graph.parameters, *graph.state)]
+    tensors = _merge(daemon, parts, names, job)
+    history = tuple(answer.get("history") or manifest.history)
+    bits = fingerprint(parts, names)
+    return Results(spec, manifest, tensors, bits, bool(answer.get("best")), history, answer.get("plan"))
+
+
+def blob(daemon: Daemon, name: BlobId) -> bytes:
+    """A blob's bytes, checked against its name."""
+    found = daemon.raw(f"blobs/{name}")
+    if hashlib.sha256(found).hexdigest() != name:
+        raise CheckpointError(f"the blob {name[:12]}… arrived damaged: its bytes do not have that hash; try again")
+    return found
+
+
+def run_folder(name: str, out: str | None = None) -> Path:
+    """Where the results will lie: `--out`, or the next free `NAME-N` under the person's runs.
+
+    Raises UsageError for an `--out` that exists and is not an empty folder, or whose parent cannot be written.
+    """
+    if out is not None:
+        path = Path(os.path.abspath(Path(out).expanduser()))
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise UsageError(f"--out {path} exists already; name a folder that does not, or an empty one")
+        parent = next(p for p in path.parents if p.exists())
+        if not os.access(parent, os.W_OK | os.X_OK):
+            raise UsageError(f"--out {path}: {parent} may not be written")
+        return path
+    base, number = Places.of().runs, 1
+    while (base / f"{name}-{number}").exists():
+        number += 1
+    return base / f"{name}-{number}"
+
+
+def write(results: Results, folder: Path, *, chosen: bool, last: Mapping[str, Any]) -> Path:
+    """Write the take-away folder and return its path. chosen: a person named it; else a taken name is counted up.
+
+    last: the closing record of metrics.jsonl. Raises StorageError where the disk is full or refuses; what was written is
+    removed.
+    """
+    graph = results.spec.graph
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=".p2pnn-", dir=folder.parent))
+        try:
+            temporary.chmod(0o755 & ~_umask())
+            _write_files(results, graph, temporary, last)
+            return _move(temporary, folder, chosen)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+    except OSError as error:
+        raise StorageError(f"the results could not be written to {folder}: {error.strerror or error}") from error
+
+
+def to_safetensors(tensors: Mapping[str, NDArray[np.float32]], metadata: Mapping[str, str]) -> bytes:
+    from safetensors.numpy import save
+
+    return bytes(save(dict(tensors), dict(metadata)))
+
+
+def _write_files(results: Results, graph: Graph, folder: Path, last: Mapping[str, Any]) -> None:
+    from p2pnn.cli import takeaway
+
+    history = [json.dumps(dict(record)) for record in results.history]
+    history.append(json.dumps({**last, "step": results.manifest.step, "bits": results.bits}))
+    model = to_safetensors(results.tensors, {"format": "pt", "p2pnn": "1", "bits": results.bits})
+    contents = {
+        "model.safetensors": model,
+        "graph.msgpack": encode(graph),
+        "job.toml": results.spec.request.encode(),
+        "plan.json": (json.dumps(results.plan, indent=2) + "\n").encode(),
+        "metrics.jsonl": ("\n".join(history) + "\n").encode(),
+        "load_torch.py": takeaway.torch_script(graph).encode(),
+        "predict.py": takeaway.predict_script(graph).encode(),
+    }
+    assert tuple(contents) == FILES
+    for name, content in contents.items():
+        with (folder / name).open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _move(temporary: Path, folder: Path, chosen: bool) -> Path:
+    """Rename into place: the system refuses to rename over a folder that is not empty, so two runs cannot meet."""
+    while True:
+        try:
+            temporary.rename(folder)
+            return folder
+        except OSError:
+            if chosen or not folder.exists():
+                raise
+            stem, _, number = folder.name.rpartition("-")
+            folder = folder.with_name(f"{stem}-{int(number) + 1}")
+
+
+def _merge(daemon: Daemon, parts: Sequence[Part], names: Sequence[str], job: str) -> dict[str, NDArray[np.float32]]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    wanted, found = set(names), dict[str, Any]()
+    for part in parts:
+        digests = {t.name: t.digest for t in part.tensors}
+        if wanted.isdisjoint(digests):
+            continue
+        try:
+            tensors = load(blob(daemon, part.blob))
+        except SafetensorError as error:
+            raise CheckpointError(f"the part {part.blob[:12]}… of {job} is not a safetensors file: {error}") from error
+        for name in wanted & digests.keys():
+            if name not in tensors or hashlib.sha256(tensors[name].tobytes()).hexdigest() != digests[name]:
+                raise CheckpointError(
+                    f"{name} of {job} is missing in its part or damaged; resume the job to write it again"
+                )
+            found[name] = tensors[name]
+    missing = [name for name in names if name not in found]
+    if missing:
+        raise CheckpointError(f"the results of {job} hold no {missing[0]}; their checkpoint is not complete")
+    return {name: found[name] for name in names}
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    with contextlib.suppress(OSError):
+        os.umask(mask)
+    return mask

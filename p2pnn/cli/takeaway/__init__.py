@@ -1,0 +1,252 @@
+"""The scripts of the take-away folder: the trained network without p2pnn.
+
+`predict.py` needs numpy alone, `load_torch.py` torch; both are generated from the graph as straight-line code, one line
+per op, so that a reader sees the network. They hold what is needed and no more: the functions that the network uses are
+copied from `numpy_ops` and `torch_ops`. Scaling and class names are included: both take the raw numbers of the data.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import keyword
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from p2pnn.errors import ModelError
+from p2pnn.model.flow import Flow
+from p2pnn.model.graph import Graph, Op, Scaling
+
+_TEMPLATES: Final = Path(__file__).parent
+
+Line = Callable[[Op, list[str]], str]
+"""(op, its inputs as Python expressions) → the Python expression of its output."""
+
+
+def predict_script(graph: Graph) -> str:
+    """The text of predict.py: reads model.safetensors beside it, `python predict.py input.npy`."""
+    names = _Names(graph)
+    body, used = _body(graph, names, _NUMPY, lambda name: f"w[{name!r}]")
+    ops = _functions("numpy_ops", used)
+    arguments = ", ".join(names.of(value.name) for value in graph.inputs if value.name in names.wanted)
+    scaled = _scaling(graph, names, "np.asarray({}, dtype=np.float32)", "np.array({}, dtype=np.float32)")
+    outputs = ", ".join(f"{key!r}: {names.of(value)}" for key, value in graph.outputs.items())
+    shapes = {v.name: v.shape[1:] for v in graph.inputs if v.name in names.wanted}
+    text = _fill(
+        "predict.txt",
+        name=_plain(graph.name),
+        classes=repr(list(graph.classes)),
+        shapes=repr(shapes),
+        functions=ops,
+        arguments=arguments,
+        body=_indent([*scaled, *body, f"return {{{outputs}}}"], 4),
+    )
+    ast.parse(text)
+    return text
+
+
+def torch_script(graph: Graph) -> str:
+    """The text of load_torch.py: `from load_torch import model; net = model()`."""
+    names = _Names(graph, reserved=("self", "torch", "F", "load_file"))
+    body, used = _body(graph, names, _TORCH, lambda name: f"w[{name!r}]")
+    arguments = ", ".join(names.of(value.name) for value in graph.inputs if value.name in names.wanted)
+    scaled = _scaling(graph, names, "{}.to(torch.float32)", "torch.tensor({}, device=device)")
+    outputs = ", ".join(f"{key!r}: {names.of(value)}" for key, value in graph.outputs.items())
+    made = [
+        f"self.register_parameter({p.name!r}, torch.nn.Parameter(torch.zeros({p.shape})))" for p in graph.parameters
+    ]
+    made += [f"self.register_buffer({p.name!r}, torch.zeros({p.shape}))" for p in graph.state]
+    text = _fill(
+        "load_torch.txt",
+        name=_plain(graph.name),
+        classes=repr(list(graph.classes)),
+        functions=_functions("torch_ops", used),
+        made=_indent(made, 8),
+        arguments=arguments,
+        body=_indent([*scaled, *body, f"return {{{outputs}}}"], 8),
+    )
+    ast.parse(text)
+    return text
+
+
+class _Names:
+    """Value names as Python identifiers, each its own; `wanted` are the values that the outputs need."""
+
+    def __init__(self, graph: Graph, reserved: tuple[str, ...] = ("np", "json", "sys", "Path", "w")) -> None:
+        flow = Flow(graph)
+        self.ops = [graph.ops[i] for i in sorted(flow.needed(*graph.outputs.values()))]
+        self.wanted = {name for op in self.ops for name in op.inputs} | set(graph.outputs.values())
+        self._taken = {*reserved, *dir(builtins), *keyword.kwlist, "w", "device", *_ALL_FUNCTIONS}
+        self._given: dict[str, str] = {}
+
+    def of(self, value: str) -> str:
+        if value not in self._given:
+            base = re.sub(r"\W+", "_", value, flags=re.ASCII).strip("_").lower() or "value"
+            base = f"v_{base}" if base[0].isdigit() else base
+            name, number = base, 2
+            while name in self._taken:
+                name, number = f"{base}_{number}", number + 1
+            self._taken.add(name)
+            self._given[value] = name
+        return self._given[value]
+
+
+def _body(
+    graph: Graph, names: _Names, table: dict[str, tuple[tuple[str, ...], Line]], weight: Callable[[str], str]
+) -> tuple[list[str], set[str]]:
+    """One assignment per op that the outputs need, and the template functions they call."""
+    tensors = {p.name for p in (*graph.parameters, *graph.state)}
+    lines, used = [], set[str]()
+    for op in names.ops:
+        if op.kind not in table:
+            raise ModelError(f"{op.name}: operator {op.kind} has no place in a take-away script")
+        functions, line = table[op.kind]
+        used |= set(functions)
+        inputs = [weight(name) if name in tensors else names.of(name) for name in op.inputs if name]
+        lines.append(f"{names.of(op.outputs[0])} = {line(op, inputs)}")
+    return lines, used
+
+
+def _scaling(graph: Graph, names: _Names, cast: str, array: str) -> list[str]:
+    """Lines that bring raw inputs to what the graph sees: (raw − shift) · scale, as float32."""
+    lines = []
+    for value in graph.inputs:
+        if value.name not in names.wanted or value.dtype != "float32":
+            continue
+        name, shape = names.of(value.name), value.shape[1:]
+        lines.append(f"{name} = {cast.format(name)}.reshape((-1, {', '.join(map(str, shape))}))")
+        scaling = graph.scaling.get(value.name)
+        if scaling is None or scaling == Scaling():
+            continue
+        axes = (-1,) + (1,) * (len(shape) - 1)
+        if len(scaling.shift) == len(scaling.scale) == 1:
+            shift, scale = repr(scaling.shift[0]), repr(scaling.scale[0])
+        else:
+            shift = array.format(list(scaling.shift)) + f".reshape({axes})"
+            scale = array.format(list(scaling.scale)) + f".reshape({axes})"
+        lines.append(f"{name} = ({name} - {shift}) * {scale}")
+    return lines
+
+
+def _functions(module: str, used: set[str]) -> str:
+    """The source of the used functions and of those that they call, in the module's order."""
+    source = (_TEMPLATES / f"{module}.py").read_text("utf-8")
+    found = {node.name: node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)}
+    wanted, stack = set[str](), list(used)
+    while stack:
+        name = stack.pop()
+        if name in found and name not in wanted:
+            wanted.add(name)
+            stack += [n.id for n in ast.walk(found[name]) if isinstance(n, ast.Name)]
+    parts = []
+    for name, node in found.items():
+        if name in wanted:
+            node.returns = None
+            for argument in (*node.args.args, *node.args.kwonlyargs):
+                argument.annotation = None
+            parts.append(ast.unparse(node))
+    return "\n\n\n".join(parts) + "\n\n\n" if parts else ""
+
+
+def _fill(template: str, **values: str) -> str:
+    text = (_TEMPLATES / template).read_text("utf-8")
+    return re.sub(r"«(\w+)»", lambda found: values[found[1]], text)
+
+
+def _indent(lines: list[str], spaces: int) -> str:
+    return "\n".join(" " * spaces + line for line in lines) or " " * spaces + "pass"
+
+
+def _plain(name: str) -> str:
+    """A name that may stand inside a docstring, whoever chose it."""
+    return re.sub(r"[^\w .,+-]", "_", name)
+
+
+def _call(function: str, *attributes: str) -> Line:
+    def line(op: Op, inputs: list[str]) -> str:
+        named = [f"{key}={op.attributes[key]!r}" for key in attributes]
+        return f"{function}({', '.join(inputs + named)})"
+
+    return line
+
+
+def _infix(sign: str) -> Line:
+    return lambda op, inputs: f"{inputs[0]} {sign} {inputs[1]}"
+
+
+def _reshape(op: Op, inputs: list[str]) -> str:
+    return f"{inputs[0]}.reshape({(-1, *op.integers('shape')[1:])})"
+
+
+def _flatten(op: Op, inputs: list[str]) -> str:
+    return f"{inputs[0]}.reshape({inputs[0]}.shape[0], -1)"
+
+
+def _batch_normalization_torch(op: Op, inputs: list[str]) -> str:
+    x, scale, bias, mean, variance = inputs
+    momentum = round(1.0 - float(op.attributes["momentum"]), 9)  # type: ignore[arg-type]
+    return (
+        f"F.batch_norm({x}, {mean}, {variance}, {scale}, {bias}, training=self.training, momentum={momentum!r},"
+        f" eps={op.attributes['epsilon']!r})"
+    )
+
+
+def _axis(function: str, axis_key: str, numpy: bool) -> Line:
+    """Reductions along axes: numpy's `axis`/`keepdims` or torch's `dim`/`keepdim`."""
+
+    def line(op: Op, inputs: list[str]) -> str:
+        words = ("axis", "keepdims") if numpy else ("dim", "keepdim")
+        return f"{inputs[0]}.{function}({words[0]}={op.attributes[axis_key]!r}, {words[1]}={bool(op.attributes['keepdims'])})"
+
+    return line
+
+
+_SHARED: Final[dict[str, tuple[tuple[str, ...], Line]]] = {
+    "MatMul": ((), _infix("@")),
+    "Conv": (("conv",), _call("conv", "strides", "pads", "dilations", "group")),
+    "MaxPool": (("max_pool",), _call("max_pool", "kernel_shape", "strides", "pads")),
+    "AveragePool": (("average_pool",), _call("average_pool", "kernel_shape", "strides", "pads", "count_include_pad")),
+    "Add": ((), _infix("+")),
+    "Sub": ((), _infix("-")),
+    "Mul": ((), _infix("*")),
+    "Reshape": ((), _reshape),
+    "Flatten": ((), _flatten),
+}
+
+_NUMPY: Final[dict[str, tuple[tuple[str, ...], Line]]] = _SHARED | {
+    "Gemm": (("gemm",), _call("gemm")),
+    "GlobalAveragePool": ((), lambda op, inputs: f"{inputs[0]}.mean(axis=(2, 3), keepdims=True)"),
+    "BatchNormalization": (("batch_normalization",), _call("batch_normalization", "epsilon")),
+    "Relu": ((), lambda op, inputs: f"np.maximum({inputs[0]}, 0)"),
+    "Sigmoid": (("sigmoid",), _call("sigmoid")),
+    "Tanh": ((), _call("np.tanh")),
+    "Softmax": (("softmax",), _call("softmax", "axis")),
+    "Concat": ((), lambda op, i: f"np.concatenate([{', '.join(i)}], axis={op.attributes['axis']})"),
+    "Transpose": ((), lambda op, inputs: f"{inputs[0]}.transpose({op.integers('perm')})"),
+    "ReduceMean": ((), _axis("mean", "axes", numpy=True)),
+    "ArgMax": ((), _axis("argmax", "axis", numpy=True)),
+    "Dropout": ((), lambda op, inputs: f"{inputs[0]}  # dropout acts in training only"),
+}
+
+_TORCH: Final[dict[str, tuple[tuple[str, ...], Line]]] = _SHARED | {
+    "Gemm": ((), _call("F.linear")),
+    "GlobalAveragePool": ((), lambda op, inputs: f"{inputs[0]}.mean(dim=(2, 3), keepdim=True)"),
+    "BatchNormalization": ((), _batch_normalization_torch),
+    "Relu": ((), _call("F.relu")),
+    "Sigmoid": ((), _call("torch.sigmoid")),
+    "Tanh": ((), _call("torch.tanh")),
+    "Softmax": ((), lambda op, inputs: f"F.softmax({inputs[0]}, dim={op.attributes['axis']})"),
+    "Concat": ((), lambda op, i: f"torch.cat([{', '.join(i)}], dim={op.attributes['axis']})"),
+    "Transpose": ((), lambda op, inputs: f"{inputs[0]}.permute({op.integers('perm')})"),
+    "ReduceMean": ((), _axis("mean", "axes", numpy=False)),
+    "ArgMax": ((), _axis("argmax", "axis", numpy=False)),
+    "Dropout": ((), lambda op, inputs: f"F.dropout({inputs[0]}, {op.attributes['ratio']!r}, self.training)"),
+}
+
+_ALL_FUNCTIONS: Final = (
+    *("load", "rows", "main", "predict", "model", "Model", "FOLDER", "CLASSES", "SHAPES", "W"),
+    *("gemm", "windows_of", "padded", "conv", "max_pool", "average_pool", "batch_normalization", "sigmoid", "softmax"),
+)
+"""Names that a script has already: values get others."""

@@ -1,0 +1,72 @@
+"""The forward functions that a generated predict.py may hold, with numpy alone.
+
+Each is copied into the script as it stands here, so it reads well alone, imports nothing, and works on ONNX's layouts:
+images are (rows, channels, height, width). They are written to be understood; the engines are the fast ones.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+
+def gemm(x: Array, weight: Array, bias: Array | None = None) -> Array:
+    y = x @ weight.T
+    return y if bias is None else y + bias
+
+
+def windows_of(x: Array, extent: tuple[int, int], strides: tuple[int, int]) -> Array:
+    """Every window of the image: (rows, channels, out height, out width, extent height, extent width)."""
+    view = np.lib.stride_tricks.sliding_window_view(x, extent, axis=(2, 3))
+    return view[:, :, :: strides[0], :: strides[1]]
+
+
+def padded(x: Array, pads: tuple[int, int, int, int], value: float = 0.0) -> Array:
+    """pads: top, left, bottom, right."""
+    top, left, bottom, right = pads
+    return np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)), constant_values=value)
+
+
+def conv(x, weight, bias=None, *, strides, pads, dilations, group):  # type: ignore[no-untyped-def]
+    outputs, channels, height, width = weight.shape
+    extent = ((height - 1) * dilations[0] + 1, (width - 1) * dilations[1] + 1)
+    view = windows_of(padded(x, pads), extent, strides)[..., :: dilations[0], :: dilations[1]]
+    each = outputs // group
+    parts = [
+        np.tensordot(
+            view[:, g * channels : (g + 1) * channels], weight[g * each : (g + 1) * each], ((1, 4, 5), (1, 2, 3))
+        )
+        for g in range(group)
+    ]
+    y = np.concatenate(parts, axis=3).transpose(0, 3, 1, 2)
+    return y if bias is None else y + bias[:, None, None]
+
+
+def max_pool(x, *, kernel_shape, strides, pads):  # type: ignore[no-untyped-def]
+    return windows_of(padded(x, pads, -np.inf), kernel_shape, strides).max(axis=(4, 5))
+
+
+def average_pool(x, *, kernel_shape, strides, pads, count_include_pad):  # type: ignore[no-untyped-def]
+    total = windows_of(padded(x, pads), kernel_shape, strides).sum(axis=(4, 5))
+    ones = padded(np.ones_like(x[:1, :1]), pads, 1.0 if count_include_pad else 0.0)
+    return total / windows_of(ones, kernel_shape, strides).sum(axis=(4, 5))
+
+
+def batch_normalization(x, weight, bias, mean, variance, *, epsilon):  # type: ignore[no-untyped-def]
+    shape = (-1,) + (1,) * (x.ndim - 2)
+    factor = weight / np.sqrt(variance + np.float32(epsilon))
+    return (x - mean.reshape(shape)) * factor.reshape(shape) + bias.reshape(shape)
+
+
+def sigmoid(x: Array) -> Array:
+    half = np.float32(0.5)
+    return half * (np.tanh(half * x) + 1)
+
+
+def softmax(x, *, axis):  # type: ignore[no-untyped-def]
+    e = np.exp(x - x.max(axis=axis, keepdims=True))
+    return e / e.sum(axis=axis, keepdims=True)
