@@ -8,7 +8,7 @@ Memory is an upper bound that is known before anything starts, because nothing i
 
     parameters · (1 + optimizer slots) + one gradient accumulator per op that reads a parameter + state
     + frames · (values that are made or arrive here, stashes, gradients that cross the border)
-    + one set of inner gradients + the largest convolution's patches of one image
+    + one set of inner gradients + the largest scratch that an op works in
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from p2pnn.errors import PlanError
 from p2pnn.job.segment import Flow
 from p2pnn.job.spec import JobSpec
 from p2pnn.model import ops as table
-from p2pnn.model.graph import BATCH, Shape
+from p2pnn.model.graph import BATCH, Op, Shape
 from p2pnn.plan.profile import UNMEASURED, Link, Profile
 from p2pnn.train.frames import ALIGNMENT_BYTES
 from p2pnn.types import NodeId
@@ -37,6 +37,12 @@ SLOTS: Final = {"sgd": 0, "momentum": 1, "nesterov": 1, "adam": 2, "adamw": 2}
 
 STASHING: Final = frozenset({"BatchNormalization", "Dropout", "MaxPool", "SoftmaxCrossEntropyLoss", "Softmax"})
 """Kinds that keep a tensor of their output's size for the backward pass, beside their inputs and outputs."""
+
+BLOCKED: Final = frozenset({"MaxPool", "AveragePool", "BatchNormalization"})
+"""Kinds that work through their input in a few blocks at once."""
+
+BLOCK_BYTES: Final = 1 << 18
+"""The size of a block that stays in a second-level cache, as the numpy engine takes it."""
 
 DISPATCH_OPS: Final = 5
 """Starting one pass of a segment costs as much as the overhead of so many ops: commands, context, arena views."""
@@ -140,9 +146,9 @@ class Workload:
 
     def _count_memory(self, evaluates: bool) -> None:
         """kept_bytes: parameters, gradients, slots, state, at the first op that reads each (accumulators at every reader).
-        frame_bytes: outputs and stashes per frame. loose_bytes: inner gradients, once. patch_bytes: of one image."""
+        frame_bytes: outputs and stashes per frame. loose_bytes: inner gradients, once. scratch_bytes: of one op while it runs."""
         self.kept_bytes, self.frame_bytes = np.zeros(self.count), np.zeros(self.count)
-        self.loose_bytes, self.patch_bytes = np.zeros(self.count), np.zeros(self.count)
+        self.loose_bytes, self.scratch_bytes = np.zeros(self.count), np.zeros(self.count)
         self.parameters, self.updated_bytes = np.zeros(self.count), np.zeros(self.count)
         for p in self.graph.parameters:
             readers = self.flow.consumers.get(p.name, [])
@@ -155,15 +161,28 @@ class Workload:
         for p in self.graph.state:
             for reader in self.flow.consumers.get(p.name, [])[:1]:
                 self.kept_bytes[reader] += 4 * p.size
-        weights = {p.name: p.shape for p in self.graph.parameters}
-        spatial = {v.name: int(np.prod(v.shape[2:], dtype=np.int64)) for v in self.graph.values}
         for index, op in enumerate(self.graph.ops):
             made = sum(self.value_bytes[v] for v in op.outputs)
             stash = made if self.training and index in self.active and op.kind in STASHING else 0
             self.frame_bytes[index] = made * (2 if evaluates else 1) + stash
             self.loose_bytes[index] = made if index in self.with_gradient else 0
-            if self.conv[index] and len(op.inputs) > 1 and op.inputs[1] in weights:
-                self.patch_bytes[index] = 4 * np.prod(weights[op.inputs[1]][1:]) * spatial[op.outputs[0]]
+            self.scratch_bytes[index] = self._scratch(op, made)
+
+    def _scratch(self, op: Op, made: int) -> int:
+        """What a kernel works in while it runs: blocks of rows in cache, at least one image's, forward and backward."""
+        read = self.value_bytes.get(op.inputs[0], 0)
+        if op.kind in BLOCKED:
+            return 5 * min(BLOCK_BYTES, max(read, made)) + 5 * max(read, made) // self.rows
+        weights = {p.name: p.shape for p in self.graph.parameters}.get(op.inputs[1], ()) if len(op.inputs) > 1 else ()
+        if op.kind != "Conv" or len(weights) != 4:
+            return 0
+        taps = int(np.prod(weights[1:], dtype=np.int64))
+        patches = made // weights[0] * taps  # of the whole micro-batch
+        return (
+            2 * min(patches, BLOCK_BYTES + patches // self.rows)
+            + 2 * (read + made) // self.rows
+            + 12 * taps * weights[0]
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +218,7 @@ def link(links: Links, source: NodeId, target: NodeId) -> Link:
 def memory_bytes(work: Workload, assignment: Sequence[int], node: int, frames: int) -> int:
     """Upper bound of what a job holds on node number `node` of this assignment, in bytes."""
     here = np.asarray(assignment) == node
-    kept = work.kept_bytes[here].sum() + work.loose_bytes[here].sum() + work.patch_bytes[here].max(initial=0)
+    kept = work.kept_bytes[here].sum() + work.loose_bytes[here].sum() + work.scratch_bytes[here].max(initial=0)
     frame = work.frame_bytes[here].sum()
     for border in work.places:
         made_here = border.producer >= 0 and here[border.producer]
