@@ -11,6 +11,7 @@ import signal
 import socket
 import stat
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -21,11 +22,6 @@ from p2pnn.config import NodeConfig
 from p2pnn.data.blobs import storage_error
 from p2pnn.errors import UsageError
 from p2pnn.node.daemon import Daemon
-
-try:
-    import uvloop
-except ImportError:  # no wheel for this system: asyncio's own loop does, more slowly
-    uvloop = None
 
 log = logging.getLogger("p2pnn.node")
 
@@ -39,8 +35,16 @@ def run_daemon(config: NodeConfig) -> int:
         level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr
     )
     logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop if uvloop else None) as runner:
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         return runner.run(_run(config))
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop
+    except ImportError:  # no wheel for this system: asyncio's own loop does, more slowly
+        return None
+    return uvloop.new_event_loop
 
 
 async def _run(config: NodeConfig) -> int:

@@ -200,7 +200,7 @@ def dataset_id(dataset: Dataset) -> str:
 
 
 def _datasets_of_jobs(daemon: Daemon) -> list[tuple[JobId, Dataset]]:
-    found = []
+    found: list[tuple[JobId, Dataset]] = []
     store = daemon.storage.blobs
     for job, record in list(daemon.jobs.records.items()):
         if store.has(record.spec):

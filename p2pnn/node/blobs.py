@@ -18,6 +18,7 @@ from typing import Final
 from p2pnn.data.blobs import BlobStore
 from p2pnn.errors import DataError, P2pnnError, PeerGone, StorageError
 from p2pnn.node.links import Post
+from p2pnn.node.tasks import Tasks
 from p2pnn.types import BlobId, NodeId
 from p2pnn.wire.messages import BlobMissing, BlobPiece, BlobRequest, Keep, Kept
 
@@ -56,7 +57,7 @@ class BlobExchange:
         self._served: dict[NodeId, int] = {}
         self._gate = asyncio.Semaphore(FETCHES_MAX)
         self._fetching: dict[BlobId, asyncio.Future[None]] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
 
     async def fetch(self, blob: BlobId, sources: Iterable[NodeId] = ()) -> None:
         """Have the blob here, from one of `sources` or else from any member. Raises StorageError with every reason."""
@@ -107,7 +108,7 @@ class BlobExchange:
             self._post.send(node, BlobMissing(message.request, message.blob, "busy; ask again later"))
             return
         self._served[node] = self._served.get(node, 0) + 1
-        self._spawn(self._serve(node, message))
+        self._tasks.spawn(self._serve(node, message))
 
     def body_for(self, node: NodeId, message: BlobPiece, nbytes: int) -> memoryview | None:
         """Room for a piece that was asked for, from the peer that was asked; None for any other."""
@@ -129,7 +130,7 @@ class BlobExchange:
 
     def keep(self, node: NodeId, message: Keep) -> None:
         """A coordinator wants blobs kept here."""
-        self._spawn(self._keep(node, message))
+        self._tasks.spawn(self._keep(node, message))
 
     def peer_lost(self, node: NodeId, reason: str) -> None:
         self._served.pop(node, None)
@@ -138,9 +139,7 @@ class BlobExchange:
                 asked.answer.set_exception(StorageError(f"its node is gone: {reason}"))
 
     async def close(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.close()
 
     # --- how
 
@@ -222,11 +221,6 @@ class BlobExchange:
         except P2pnnError as failure:
             error = str(failure)
         self._post.send(node, Kept(message.job, message.request, error))
-
-    def _spawn(self, work: asyncio._CoroutineLike[None]) -> None:
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
 
 async def _cancelled(task: asyncio.Task[tuple[int, bytearray]]) -> None:

@@ -25,7 +25,7 @@ class Executor(asyncio.Protocol):
     def __init__(self, on_message: Callable[[FromExecutor], None], on_exit: Callable[[str], None]) -> None:
         self._on_message = on_message
         self._on_exit = on_exit
-        self._codec = channel.Codec(FromExecutor)
+        self._codec: channel.Codec[FromExecutor] = channel.Codec(FromExecutor)
         self._ending = False
         self._reaping: asyncio.Task[None] | None = None
         self._transport: asyncio.WriteTransport

@@ -39,6 +39,7 @@ from p2pnn.node.links import Post
 from p2pnn.node.planning import Planning
 from p2pnn.node.specs import blobs_read_by, chunks_of, decode_spec, inputs_read
 from p2pnn.node.storage import Storage, valid_job_id
+from p2pnn.node.tasks import Tasks
 from p2pnn.types import BlobId, JobId, NodeId
 from p2pnn.wire import messages as wire
 
@@ -71,7 +72,7 @@ class Jobs:
         self._supervisors: dict[JobId, Supervisor] = {}
         self._specs: dict[JobId, JobSpec] = {}
         self._journals: dict[JobId, Journal] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
 
     # --- what a person asks for
 
@@ -249,9 +250,7 @@ class Jobs:
         for job, supervisor in list(self._supervisors.items()):
             supervisor.fail(f"{reason}; go on with `p2pnn jobs resume {job}`", self._now())
             self._carry_out(job)
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.close()
 
     # --- carrying out
 
@@ -303,7 +302,7 @@ class Jobs:
             case Publish(kind, fields):
                 self.journal(job).add(kind, fields)
             case Replan():
-                self._spawn(self._replan(job, supervisor))
+                self._tasks.spawn(self._replan(job, supervisor))
 
     def _prepare(self, record: JobRecord, node: NodeId, index: int) -> None:
         assert record.plan is not None
@@ -442,8 +441,3 @@ class Jobs:
     @staticmethod
     def _now() -> float:
         return asyncio.get_running_loop().time()
-
-    def _spawn(self, work: asyncio._CoroutineLike[None]) -> None:
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)

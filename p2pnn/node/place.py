@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from typing import Final
 
 import msgspec
 
@@ -24,12 +25,16 @@ from p2pnn.node.blobs import BlobExchange
 from p2pnn.node.executor import Executor
 from p2pnn.node.links import Post
 from p2pnn.node.specs import blobs_read_by, decode_spec
+from p2pnn.node.tasks import Tasks
 from p2pnn.train.frames import layout
 from p2pnn.train.gate import Gate
 from p2pnn.types import BlobId, JobId, NodeId
 from p2pnn.wire import messages as wire
 
 log = logging.getLogger("p2pnn.place")
+
+LINK_GRACE_S: Final = 2.0
+"""How long the coordinator has to notice a dead peer before a node that misses it fails the job for a broken link."""
 
 _commands = msgspec.msgpack.Decoder(script.Command)
 
@@ -42,7 +47,7 @@ class Place:
         self._blobs = blobs
         self._queue = PlaceQueue()
         self._part: Part | None = None
-        self._ending: set[asyncio.Task[None]] = set()
+        self._ending = Tasks()
 
     @property
     def job(self) -> JobId | None:
@@ -93,7 +98,7 @@ class Place:
 
     async def close(self) -> None:
         self._end_part()
-        await asyncio.gather(*self._ending, return_exceptions=True)
+        await self._ending.drain()
 
     # --- how
 
@@ -117,9 +122,7 @@ class Place:
     def _end_part(self) -> None:
         part, self._part = self._part, None
         if part is not None:
-            task = asyncio.ensure_future(part.end())
-            self._ending.add(task)
-            task.add_done_callback(self._ending.discard)
+            self._ending.spawn(part.end())
 
     def _tell(self, changes: list[Grant | Wait]) -> None:
         for change in changes:
@@ -145,8 +148,8 @@ class Part:
         self._gate: Gate | None = None
         self._transfers: list[Transfer] = []
         self._place: Callable[[int, int], tuple[int, int]]
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._spawn(self._prepare())
+        self._tasks = Tasks(lambda error: self._fail(f"a fault in this program: {error!r}"))
+        self._tasks.spawn(self._prepare())
 
     @property
     def pid(self) -> int | None:
@@ -184,9 +187,7 @@ class Part:
 
     async def end(self) -> None:
         """Stop at once: the executor is killed, what was on its way is dropped."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.close()
         if self._executor is not None:
             await self._executor.end()
 
@@ -243,7 +244,7 @@ class Part:
             self._fail(f"the coordinator sent a command that cannot be read: {error}")
             return
         if isinstance(command, script.Restore):
-            self._spawn(self._restore(executor, command))
+            self._tasks.spawn(self._restore(executor, command))
         else:
             executor.send(command)
 
@@ -262,7 +263,7 @@ class Part:
         index = self._message.index
         match message:
             case commands.Send():
-                self._spawn(self._send(message))
+                self._tasks.spawn(self._send(message))
             case commands.Retired():
                 if self._gate is not None:
                     self._gate.retired(message.count)
@@ -288,6 +289,8 @@ class Part:
         try:
             await self._post.send_body(node, tensor, executor.arena[offset : offset + size], 1)
         except PeerGone as error:
+            # Where the peer is dead the coordinator says so by itself, and better; this is for a broken link between two.
+            await asyncio.sleep(LINK_GRACE_S)
             self._fail(f"its link to another node of the job broke: {error}")
             return
         executor.send(commands.Sent(message.transfer, message.micro_batch))
@@ -298,14 +301,3 @@ class Part:
 
     def _is_index(self, node: NodeId, index: int) -> bool:
         return 0 <= index < len(self._nodes) and self._nodes[index] == node
-
-    def _spawn(self, work: asyncio._CoroutineLike[None]) -> None:
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._done)
-
-    def _done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            log.error("part broke job=%s", self._message.job, exc_info=task.exception())
-            self._fail(f"a fault in this program: {task.exception()!r}")

@@ -26,6 +26,7 @@ from p2pnn.job.plan import Plan
 from p2pnn.job.spec import JobSpec
 from p2pnn.node.links import Post
 from p2pnn.node.storage import replace_file
+from p2pnn.node.tasks import Tasks
 from p2pnn.plan.profile import FORMAT, Link, Profile
 from p2pnn.types import NodeId
 from p2pnn.wire import messages as wire
@@ -59,7 +60,7 @@ class Planning:
         self._answers: dict[int, tuple[NodeId, asyncio.Future[bytes]]] = {}
         self._sink = bytearray(PROBE_BYTES)
         self._measuring: asyncio.Task[Profile] | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
 
     @property
     def known(self) -> Profile | None:
@@ -99,7 +100,7 @@ class Planning:
     def receive(self, node: NodeId, message: wire.Message) -> None:
         match message:
             case wire.ProfileRequest():
-                self._spawn(self._reply(node, message.request))
+                self._tasks.spawn(self._reply(node, message.request))
             case wire.ProfileReply():
                 self._answer(node, message.request, message.profile)
             case wire.LinkProbed():
@@ -119,10 +120,10 @@ class Planning:
                 future.set_exception(PeerGone(f"node {node[:8]} is gone: {reason}"))
 
     async def close(self) -> None:
-        tasks = [*self._tasks, *([self._measuring] if self._measuring else [])]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._tasks.close()
+        if self._measuring is not None:
+            self._measuring.cancel()
+            await asyncio.gather(self._measuring, return_exceptions=True)
 
     # --- how
 
@@ -138,11 +139,11 @@ class Planning:
     async def _report(self) -> Report:
         profile = await self.profile()
         others = [node for node in self._members() if node != self._post.node]
-        links = {}
+        links: dict[str, Link] = {}
         for node in others:  # one after the other: probes that share the wire would measure each other
             with contextlib.suppress(PeerGone, TimeoutError):
                 links[node] = await self._link(node)
-        return Report(profile, dict(links))
+        return Report(profile, links)
 
     async def _link(self, node: NodeId) -> Link:
         loop = asyncio.get_running_loop()
@@ -150,7 +151,7 @@ class Planning:
         if known is not None and loop.time() - known[0] < LINK_AGE_S:
             return known[1]
         payload = memoryview(bytes(PROBE_BYTES))
-        times = {}
+        times: dict[int, float] = {}
         for size in (8, *[PROBE_BYTES] * PROBES):
             start = loop.time()
             await self._request(node, wire.LinkProbe, payload[:size])
@@ -221,8 +222,3 @@ class Planning:
             return msgspec.msgpack.decode(output, type=Profile)
         except msgspec.MsgspecError as error:
             raise StorageError(f"measuring this node failed with exit status {process.returncode}: {error}") from error
-
-    def _spawn(self, work: asyncio._CoroutineLike[None]) -> None:
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)

@@ -1,0 +1,42 @@
+"""An owner for the tasks that a part of the node starts: they end with it, and their exceptions arrive somewhere."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+log = logging.getLogger("p2pnn.node")
+
+
+class Tasks:
+    """on_fault gets an exception that no task was meant to raise; without it the exception is only logged."""
+
+    def __init__(self, on_fault: Callable[[BaseException], None] | None = None) -> None:
+        self._on_fault = on_fault
+        self._running: set[asyncio.Task[None]] = set()
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run it in the background until it ends or the owner closes."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._running.add(task)
+        task.add_done_callback(self._ended)
+
+    async def drain(self) -> None:
+        """Wait until all have ended by themselves."""
+        await asyncio.gather(*self._running, return_exceptions=True)
+
+    async def close(self) -> None:
+        """Cancel all and wait until they are gone."""
+        for task in self._running:
+            task.cancel()
+        await self.drain()
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._running.discard(task)
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        log.error("a fault in this program", exc_info=error)
+        if self._on_fault is not None:
+            self._on_fault(error)

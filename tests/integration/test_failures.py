@@ -1,0 +1,178 @@
+"""Killing things in the middle of a run, and what is left of it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from p2pnn import nn
+from p2pnn.errors import P2pnnError
+from p2pnn.job.spec import JobSpec, Optimizer
+from p2pnn.types import BlobId
+from tests.integration.mesh import Mesh, blobs_of, make_job, mesh, wait_until
+
+
+def small() -> nn.Model:
+    image = nn.Input("image", (1, 8, 8))
+    label = nn.Input("label", (), dtype="int64")
+    h = nn.relu(nn.Conv2d(8, 3, padding=1, name="conv1")(image))
+    h = nn.relu(nn.Conv2d(8, 3, padding=1, name="conv2")(h))
+    h = nn.relu(nn.Linear(32, name="fc")(nn.flatten(h)))
+    logits = nn.Linear(4, name="head")(h)
+    return nn.Model(
+        outputs={"class": nn.argmax(logits)},
+        loss=nn.cross_entropy(logits, label),
+        metrics={"accuracy": nn.accuracy(logits, label)},
+    )
+
+
+def long_job(**settings: Any) -> tuple[JobSpec, dict[BlobId, bytes]]:
+    """Some seconds of training, with a checkpoint every few steps."""
+    defaults: dict[str, Any] = {"epochs": 12, "checkpoint_steps": 10, "optimizer": Optimizer(rate=1e-3, clip_norm=1.0)}
+    return make_job(small(), blobs_of(rows=1200), **(defaults | settings))
+
+
+def unbroken_bits(m: Mesh, node: str, **settings: Any) -> str:
+    job = m.submit(node, *long_job(nodes=(node,), **settings))
+    return str(m.await_state(node, job, "done")["result"]["bits"])
+
+
+def await_checkpoint(m: Mesh, node: str, job: str, count: int = 1) -> None:
+    wait_until(lambda: len(m.job(node, job)["checkpoints"]) >= count, "there is a checkpoint")
+
+
+@pytest.mark.parametrize("victim", ["b", "a"], ids=["a-node-of-the-plan", "the-coordinator"])
+def test_a_killed_node_fails_the_job_by_name_and_it_resumes_elsewhere_with_the_same_bits(
+    tmp_path: Path, victim: str
+) -> None:
+    with mesh(tmp_path, 3) as m:
+        expected = unbroken_bits(m, "c")
+        job = m.submit("a", *long_job())
+        await_checkpoint(m, "a", job)
+        m.nodes[victim].kill()
+        shutil.rmtree(tmp_path / victim)
+        left = "c"
+        begin = time.monotonic()
+        failed = m.await_state(left, job, "failed", timeout_s=10)
+        assert time.monotonic() - begin < 10
+        assert f"node {victim}" in failed["reason"]
+        wait_until(lambda: m.alive("c") == {"a", "b", "c"} - {victim}, "the others have noticed")
+        m[left].post(f"jobs/{job}/resume")
+        done = m.await_state(left, job, "done")
+        assert done["result"]["bits"] == expected
+        assert {share["name"] for share in done["plan"]["nodes"]} == {"a", "b", "c"} - {victim}
+
+
+def test_a_killed_executor_fails_its_job_and_leaves_the_daemon_well(tmp_path: Path) -> None:
+    with mesh(tmp_path, 2) as m:
+        job = m.submit("a", *long_job())
+        await_checkpoint(m, "a", job)
+        pid = m["b"].get("node")["executor_pid"]
+        os.kill(pid, signal.SIGKILL)
+        failed = m.await_state("a", job, "failed", timeout_s=10)
+        assert "node b: its compute process was killed by signal 9" in failed["reason"]
+        again = m.submit("a", *make_job(small(), blobs_of()))
+        m.await_state("a", again, "done")
+        assert m.nodes["b"].process.poll() is None
+
+
+def test_an_executor_never_outlives_its_daemon(tmp_path: Path) -> None:
+    with mesh(tmp_path, 2) as m:
+        job = m.submit("a", *long_job())
+        await_checkpoint(m, "a", job)
+        pids = [m[name].get("node")["executor_pid"] for name in "ab"]
+        for name in "ab":
+            m.nodes[name].kill()
+        wait_until(lambda: not any(_runs(pid) for pid in pids), "both executors are gone", 5)
+
+
+def test_pause_resume_and_cancel(tmp_path: Path) -> None:
+    with mesh(tmp_path, 3) as m:
+        expected = unbroken_bits(m, "c")
+        job = m.submit("a", *long_job(checkpoint_steps=0))
+        wait_until(lambda: m.job("a", job)["step"] > 0, "it trains")
+        m["a"].post(f"jobs/{job}/pause")
+        paused = m.await_state("a", job, "paused")
+        assert 0 < paused["step"] < paused["steps"]
+        wait_until(lambda: m["b"].get("node")["job"] is None, "the nodes are free")
+        m["b"].post(f"jobs/{job}/resume")  # from any peer
+        done = m.await_state("b", job, "done")
+        assert done["result"]["bits"] == expected
+
+        job = m.submit("a", *long_job(seed=9))
+        wait_until(lambda: m["b"].get("node")["executor_pid"] is not None, "it has begun")
+        pid = m["b"].get("node")["executor_pid"]
+        m["a"].post(f"jobs/{job}/cancel")
+        assert m.job("a", job)["state"] == "cancelled"
+        wait_until(lambda: not _runs(pid), "its executor is gone", 5)
+
+
+def test_jobs_queue_visibly(tmp_path: Path) -> None:
+    with mesh(tmp_path, 2) as m:
+        first = m.submit("a", *long_job())
+        wait_until(lambda: m.job("a", first)["state"] == "running", "the first runs")
+        second = m.submit("b", *make_job(small(), blobs_of()))
+        wait_until(lambda: any(second in m[n].get("node")["queue"] for n in "ab"), "the second waits")
+        m["a"].post(f"jobs/{first}/cancel")
+        m.await_state("b", second, "done")
+
+
+def test_restarted_daemons_know_their_jobs_and_resume_them(tmp_path: Path) -> None:
+    with mesh(tmp_path, 2) as m:
+        expected = unbroken_bits(m, "b")
+        job = m.submit("a", *long_job())
+        await_checkpoint(m, "a", job)
+        for name in "ab":
+            m.nodes[name].kill()
+        for name in "ab":
+            m.start(name)
+        m.await_peers("a", "b")
+        assert m.job("a", job)["state"] == "failed"
+        assert "was restarted" in m.job("a", job)["reason"]
+        m["a"].post(f"jobs/{job}/resume")
+        assert m.await_state("a", job, "done")["result"]["bits"] == expected
+
+
+def test_a_disk_that_takes_no_checkpoint_is_shown_and_training_goes_on(tmp_path: Path) -> None:
+    with mesh(tmp_path, 2) as m:
+        job = m.submit("a", *long_job(epochs=20))
+        await_checkpoint(m, "a", job)
+        temporary = tmp_path / "b/blobs/temporary"
+        temporary.rename(tmp_path / "b/blobs/moved")  # what a broken disk looks like from above
+        temporary.write_text("")
+        events = m["a"].stream(f"jobs/{job}/events?after=0")
+        error = next(e["error"] for e in events if e["kind"] == "checkpoint" and not e["complete"])
+        assert "node b" in error
+        temporary.unlink()
+        (tmp_path / "b/blobs/moved").rename(temporary)
+        m.await_state("a", job, "done")
+
+
+def test_bad_requests_are_refused_before_anything_starts(tmp_path: Path) -> None:
+    with mesh(tmp_path, 1) as m:
+        for settings, sentence in (
+            ({"batch_size": 10, "micro_batches": 3}, "not divisible by 3 micro-batches"),
+            ({"node_count": 5}, "5 nodes"),
+            ({"nodes": ("zelda",)}, "zelda"),
+            ({"memory_bytes_max": 100_000}, "memory"),
+            ({"batch_size": 4096}, "do not fill one batch"),
+        ):
+            with pytest.raises(P2pnnError, match=sentence):
+                m.submit("a", *make_job(small(), blobs_of(), **settings))
+        assert m["a"].get("jobs")["jobs"] == []
+        with pytest.raises(P2pnnError, match="no job"):
+            m["a"].post("jobs/nothing-1/resume")
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return Path(f"/proc/{pid}/stat").read_text().split(")")[1].split()[0] != "Z"
