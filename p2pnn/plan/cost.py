@@ -1,14 +1,14 @@
 """What a job costs: seconds per op on a profile, bytes per value, and memory per node of an assignment.
 
 Seconds follow the roofline: an op takes its floating-point operations at the node's rate or its bytes at the node's
-memory bandwidth, whichever is longer, and a fixed overhead. A backward pass of Gemm, MatMul and Conv repeats the forward
-work once per input that gets a gradient (weights are one); any other op's moves half as much again as forward.
+memory bandwidth, whichever is longer, and an overhead per call. A backward pass of Gemm, MatMul and Conv repeats the forward
+work once per input that gets a gradient (weights are one). How often other kinds pass over their bytes was measured (EFFORTS).
 
 Memory is an upper bound that is known before anything starts, because nothing is allocated while a job runs:
 
     parameters · (1 + optimizer slots) + one gradient accumulator per op that reads a parameter + state
     + frames · (values that are made or arrive here, stashes, gradients that cross the border)
-    + one set of inner gradients + the largest scratch that an op works in
+    + the largest scratch that an op works in, with the few gradients that are alive beside it
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Links = Mapping[tuple[NodeId, NodeId], Link]
 SLOTS: Final = {"sgd": 0, "momentum": 1, "nesterov": 1, "adam": 2, "adamw": 2}
 """Tensors that each optimizer keeps per parameter."""
 
-STASHING: Final = frozenset({"BatchNormalization", "Dropout", "MaxPool", "SoftmaxCrossEntropyLoss", "Softmax"})
+STASHING: Final = frozenset({"Dropout", "SoftmaxCrossEntropyLoss", "Softmax"})
 """Kinds that keep a tensor of their output's size for the backward pass, beside their inputs and outputs."""
 
 BLOCKED: Final = frozenset({"MaxPool", "AveragePool", "BatchNormalization"})
@@ -43,6 +43,30 @@ BLOCKED: Final = frozenset({"MaxPool", "AveragePool", "BatchNormalization"})
 
 BLOCK_BYTES: Final = 1 << 18
 """The size of a block that stays in a second-level cache, as the numpy engine takes it."""
+
+EFFORTS: Final = {
+    "Gemm": (1.5, 4, 1, 1),
+    "MatMul": (1.5, 4, 1, 1),
+    "Conv": (12, 28, 1, 1),
+    "BatchNormalization": (17, 19, 3.4, 4),
+    "MaxPool": (9, 30, 4, 12),
+    "AveragePool": (9, 20, 4, 8),
+    "Dropout": (11, 2.5, 12, 1.4),
+    "Softmax": (3, 2.5, 6, 3),
+    "Sigmoid": (2, 2, 2.2, 1.2),
+    "Tanh": (1, 2, 1.4, 1.2),
+    "SoftmaxCrossEntropyLoss": (6, 6, 8, 2),
+    "Accuracy": (6, 0, 4, 0),
+}
+EFFORT: Final = (1.0, 2.0, 1.0, 1.25)
+"""Forward and backward: how often an op pays the overhead, and how often its forward bytes move; EFFORT for other kinds.
+
+Measured on the numpy engine with tensors of 16 bytes and of 64 to 512 KiB (Dropout draws numbers; pooling passes over
+its window), relative to a tiny Gemm and to a copy.
+"""
+
+LIVE_GRADIENTS: Final = 4
+"""Gradients inside a segment that exist at one time, each of the largest value's size: an op's own, its inputs', a branch's."""
 
 DISPATCH_OPS: Final = 5
 """Starting one pass of a segment costs as much as the overhead of so many ops: commands, context, arena views."""
@@ -123,7 +147,7 @@ class Workload:
         return np.array([float(any(v in names for v in op.inputs)) for op in self.graph.ops])
 
     def _count_work(self) -> None:
-        """forward_/backward_: floating-point operations (flops) and bytes moved; gemm, conv: which ops those are."""
+        """forward_/backward_: floating-point operations (flops), bytes moved, and calls that each cost the overhead."""
         graph, flow = self.graph, self.flow
         shapes: dict[str, Shape] = {v.name: v.shape for v in (*graph.inputs, *graph.values)}
         shapes = {name: tuple(self.rows if n == BATCH else n for n in shape) for name, shape in shapes.items()}
@@ -131,24 +155,28 @@ class Workload:
         trained = {p.name for p in graph.parameters}
         self.forward_flops, self.forward_bytes = np.zeros(self.count), np.zeros(self.count)
         self.backward_flops, self.backward_bytes = np.zeros(self.count), np.zeros(self.count)
+        self.forward_calls, self.backward_calls = np.zeros(self.count), np.zeros(self.count)
         self.conv = np.array([op.kind in ("Conv", "ConvTranspose") for op in graph.ops], dtype=bool)
         self.dense = self.conv | np.array([op.kind in ("Gemm", "MatMul") for op in graph.ops], dtype=bool)
         for index in sorted(self.active):
             op = graph.ops[index]
             inputs = [shapes[v] if v in shapes else weights.get(v, ()) for v in op.inputs]
             cost = table.TABLE[op.kind].cost(op, inputs, [shapes[v] for v in op.outputs])
-            self.forward_flops[index], self.forward_bytes[index] = cost.flops, cost.bytes
+            effort = EFFORTS.get(op.kind, EFFORT)
+            self.forward_flops[index], self.forward_bytes[index] = cost.flops, cost.bytes * effort[2]
+            self.forward_calls[index] = effort[0]
             if index not in self.with_gradient:
                 continue
             again = sum(v in trained or flow.producer.get(v, -1) in self.with_gradient for v in op.inputs[:2])
             self.backward_flops[index] = cost.flops * again
-            self.backward_bytes[index] = cost.bytes * (again if self.dense[index] else 1.5)
+            self.backward_bytes[index] = cost.bytes * (again if self.dense[index] else effort[3])
+            self.backward_calls[index] = effort[1]
 
     def _count_memory(self, evaluates: bool) -> None:
         """kept_bytes: parameters, gradients, slots, state, at the first op that reads each (accumulators at every reader).
-        frame_bytes: outputs and stashes per frame. loose_bytes: inner gradients, once. scratch_bytes: of one op while it runs."""
+        frame_bytes: outputs and stashes per frame. scratch_bytes: of one op while it runs."""
         self.kept_bytes, self.frame_bytes = np.zeros(self.count), np.zeros(self.count)
-        self.loose_bytes, self.scratch_bytes = np.zeros(self.count), np.zeros(self.count)
+        self.scratch_bytes = np.zeros(self.count)
         self.parameters, self.updated_bytes = np.zeros(self.count), np.zeros(self.count)
         for p in self.graph.parameters:
             readers = self.flow.consumers.get(p.name, [])
@@ -165,8 +193,8 @@ class Workload:
             made = sum(self.value_bytes[v] for v in op.outputs)
             stash = made if self.training and index in self.active and op.kind in STASHING else 0
             self.frame_bytes[index] = made * (2 if evaluates else 1) + stash
-            self.loose_bytes[index] = made if index in self.with_gradient else 0
-            self.scratch_bytes[index] = self._scratch(op, made)
+            loose = LIVE_GRADIENTS * made if index in self.with_gradient else 0
+            self.scratch_bytes[index] = loose + self._scratch(op, made)
 
     def _scratch(self, op: Op, made: int) -> int:
         """What a kernel works in while it runs: blocks of rows in cache, at least one image's, forward and backward."""
@@ -174,8 +202,8 @@ class Workload:
         if op.kind in BLOCKED:
             return 5 * min(BLOCK_BYTES, max(read, made)) + 5 * max(read, made) // self.rows
         weights = {p.name: p.shape for p in self.graph.parameters}.get(op.inputs[1], ()) if len(op.inputs) > 1 else ()
-        if op.kind != "Conv" or len(weights) != 4:
-            return 0
+        if op.kind != "Conv" or len(weights) != 4:  # a dense layer's gradient is made beside its accumulator
+            return 4 * int(np.prod(weights, dtype=np.int64)) if weights else 0
         taps = int(np.prod(weights[1:], dtype=np.int64))
         patches = made // weights[0] * taps  # of the whole micro-batch
         return (
@@ -199,14 +227,14 @@ def seconds(work: Workload, profile: Profile) -> Seconds:
     """How long every op takes on this node, float64[ops] each."""
     rate = np.where(work.conv, profile.conv_gflops, profile.gemm_gflops) * 1e9
 
-    def roofline(flops: Floats, moved: Floats) -> Floats:
+    def roofline(flops: Floats, moved: Floats, calls: Floats) -> Floats:
         computing = np.where(work.dense, flops / rate, 0.0)
-        spent = np.maximum(computing, moved / profile.bytes_per_s) + profile.overhead_s * (moved > 0)
+        spent = np.maximum(computing, moved / profile.bytes_per_s) + profile.overhead_s * calls
         return np.asarray(spent, dtype=np.float64)
 
     update = work.updated_bytes / profile.bytes_per_s + 4 * profile.overhead_s * (work.updated_bytes > 0)
-    forward = roofline(work.forward_flops, work.forward_bytes)
-    backward = roofline(work.backward_flops, work.backward_bytes)
+    forward = roofline(work.forward_flops, work.forward_bytes, work.forward_calls)
+    backward = roofline(work.backward_flops, work.backward_bytes, work.backward_calls)
     return Seconds(forward, backward, update, DISPATCH_OPS * profile.overhead_s)
 
 
@@ -218,7 +246,7 @@ def link(links: Links, source: NodeId, target: NodeId) -> Link:
 def memory_bytes(work: Workload, assignment: Sequence[int], node: int, frames: int) -> int:
     """Upper bound of what a job holds on node number `node` of this assignment, in bytes."""
     here = np.asarray(assignment) == node
-    kept = work.kept_bytes[here].sum() + work.loose_bytes[here].sum() + work.scratch_bytes[here].max(initial=0)
+    kept = work.kept_bytes[here].sum() + work.scratch_bytes[here].max(initial=0)
     frame = work.frame_bytes[here].sum()
     for border in work.places:
         made_here = border.producer >= 0 and here[border.producer]

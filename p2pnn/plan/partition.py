@@ -295,7 +295,7 @@ def range_memory(work: Workload, edges: Sequence[int], frames: int, pinned: Mapp
     scratch = np.zeros((size, size))
     for a in range(work.count):
         scratch[a, a + 1 :] = np.maximum.accumulate(work.scratch_bytes[a:] * free[a:])
-    total = sums(work.kept_bytes + work.loose_bytes) + scratch
+    total = sums(work.kept_bytes) + scratch
     total += frames * (sums(work.frame_bytes) + (sums(with_pinned) if pinned else moved))
     return total[np.ix_(list(edges), list(edges))]
 
@@ -303,7 +303,7 @@ def range_memory(work: Workload, edges: Sequence[int], frames: int, pinned: Mapp
 def pinned_memory(work: Workload, node: int, frames: int, pinned: Mapping[int, int]) -> float:
     """Upper bound of what the ops that are pinned to a node take there."""
     mine = [i for i, n in pinned.items() if n == node]
-    fixed = float((work.kept_bytes + work.loose_bytes)[mine].sum() + work.scratch_bytes[mine].max(initial=0))
+    fixed = float(work.kept_bytes[mine].sum() + work.scratch_bytes[mine].max(initial=0))
     return fixed + frames * (float(work.frame_bytes[mine].sum()) + sum(_exchanged(work, i) for i in mine))
 
 
