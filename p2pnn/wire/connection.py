@@ -151,7 +151,7 @@ class Connection:
             self._clocks.heard(now)
             self._inbound.buffer_updated(count)
 
-    def receive(self, data: bytes | memoryview, now: float) -> list[Event]:
+    def receive(self, data: bytes | bytearray | memoryview, now: float) -> list[Event]:
         """All events of these bytes: the same as feeding them through get_buffer; copies, so for tests and small use."""
         rest = memoryview(data)
         events: list[Event] = []

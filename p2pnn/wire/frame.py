@@ -73,11 +73,12 @@ def encode_frame(header: bytes, flags: int = 0, piece_length: int = 0, stream: i
 
 def check_magic(start: memoryview) -> None:
     """Refuse at the first wrong byte, so that a stranger's protocol is answered at once; `start` may be short."""
-    seen = bytes(start[: len(MAGIC)])
-    if seen != MAGIC[: len(seen)]:
-        raise RemoteProtocolError(
-            CloseReason.MALFORMED, f"a frame begins with {seen!r} instead of {MAGIC!r}; is this a p2pnn node?"
-        )
+    for at, (seen, expected) in enumerate(zip(start, MAGIC, strict=False)):
+        if seen != expected:  # told up to here only, the same however the bytes were cut
+            raise RemoteProtocolError(
+                CloseReason.MALFORMED,
+                f"a frame begins with {bytes(start[: at + 1])!r} instead of {MAGIC!r}; is this a p2pnn node?",
+            )
 
 
 def decode_prefix(data: memoryview) -> Prefix:
