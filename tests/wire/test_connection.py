@@ -33,7 +33,6 @@ def closed(happened: list[Event]) -> Closed:
 
 def test_both_sides_open_with_the_others_greeting() -> None:
     dialler, listener = dialling(), listening(None)
-    assert listener.link is None
     assert listener.receive(wire(dialler), 0.0) == [HelloReceived(hello(), 1)]
     early = listener.is_open
     listener.accept(welcome())
@@ -70,6 +69,10 @@ def test_a_welcome_outside_the_range_closes() -> None:
     listener.receive(wire(Connection(Role.DIALER, hello(CONTROL, 1, 5), anywhere)), 0.0)
     listener.accept(welcome(5))
     assert closed(dialler.receive(wire(listener), 0.0)).reason == CloseReason.VERSION
+
+
+def test_a_listener_knows_no_link_before_the_hello() -> None:
+    assert listening(None).link is None
 
 
 def test_a_refusal_reaches_the_dialler_in_words() -> None:
