@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import msgspec
 
-from p2pnn.job.script import Checkpoint, Done, Evaluate, Finish, Predict, Progress, Train
+from p2pnn.job.script import Checkpoint, Done, Evaluate, Finish, Predict, Progress, Restore, Train
 
 
 class _Message(msgspec.Struct, array_like=True):
@@ -97,5 +97,7 @@ class Failed(_Message, tag=26):
     error: str
 
 
-ToExecutor = Prepare | Train | Evaluate | Predict | Checkpoint | Finish | Arrived | Sent | PeerRetired | PeerSquares
+ToExecutor = (
+    Prepare | Train | Evaluate | Predict | Checkpoint | Restore | Finish | Arrived | Sent | PeerRetired | PeerSquares
+)  # fmt: skip
 FromExecutor = Prepared | Send | Retired | Squares | Progress | Done | Failed

@@ -1,0 +1,107 @@
+"""Checkpoint parts: safetensors files with one node's tensors, in ONNX's layout and under ONNX-side names.
+
+A part holds parameters, state, and optimizer arrays as `optimizer/<slot>/<parameter>`. Reading goes by name over any number
+of parts, so a run goes on with another partition than it was cut with. The header's metadata carries the format number
+under `p2pnn`; files from elsewhere have none and are read by their tensor names alone.
+
+Writing streams tensor by tensor, so a checkpoint takes the memory of its largest tensor, and a full disk is an OSError
+at the byte where it shows. The file is little-endian, as everything here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import struct
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+
+from p2pnn.data.blobs import BlobStore
+from p2pnn.errors import CheckpointError, StorageError
+from p2pnn.job.checkpoint import FORMAT, Part, PartTensor
+from p2pnn.types import BlobId
+
+Tensor = NDArray[np.float32]
+ALIGNMENT: Final = 64
+
+
+def write(blobs: BlobStore, named: Sequence[tuple[str, tuple[int, ...], Callable[[], Tensor]]]) -> Part:
+    """Write a part of (name, shape, how to get its float32 array) and put it among the blobs.
+
+    Raises StorageError for a disk that is full or fails; nothing is left of what was written.
+    """
+    temporary = blobs.temporary()
+    try:
+        tensors = _write(temporary, named)
+        size = temporary.stat().st_size
+        return Part(blobs.adopt(temporary), size, tensors)
+    except OSError as error:
+        raise StorageError(f"the checkpoint was not written to {blobs.root}: {error.strerror or error}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _write(path: Path, named: Sequence[tuple[str, tuple[int, ...], Callable[[], Tensor]]]) -> tuple[PartTensor, ...]:
+    header: dict[str, Any] = {"__metadata__": {"p2pnn": str(FORMAT)}}
+    end = 0
+    for name, shape, _ in named:
+        start, end = end, end + 4 * int(np.prod(shape, dtype=np.int64))
+        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-(len(text) + 8) % ALIGNMENT)
+    written = []
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for name, shape, get in named:
+            array = np.ascontiguousarray(get(), dtype="<f4").reshape(shape)
+            data = array.reshape(-1).view(np.uint8).data
+            written.append(PartTensor(name, hashlib.sha256(data).hexdigest()))
+            file.write(data)
+    return tuple(written)
+
+
+class Parts:
+    """Tensors by name over several parts. Raises CheckpointError for a part that is missing, damaged or newer."""
+
+    def __init__(self, blobs: BlobStore, parts: Iterable[BlobId]) -> None:
+        self._files: dict[str, Path] = {}
+        for part in parts:
+            path = blobs.path(part)
+            with _opened(path) as file:
+                _check_format(path, file.metadata() or {})
+                self._files.update(dict.fromkeys(file.keys(), path))
+
+    def read(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """One float32 array. Raises CheckpointError where it is missing or of another shape."""
+        path = self._files.get(name)
+        if path is None:
+            raise CheckpointError(f"the checkpoint has no tensor {name}, which the model needs")
+        with _opened(path) as file:
+            array: NDArray[Any] = file.get_tensor(name)
+        if array.shape != shape:
+            raise CheckpointError(f"tensor {name} of the checkpoint is {array.shape}, but the model's is {shape}")
+        return np.ascontiguousarray(array, dtype=np.float32)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Any:
+    try:
+        with safe_open(str(path), framework="np") as file:
+            yield file
+    except (SafetensorError, OSError, TypeError) as error:
+        raise CheckpointError(f"checkpoint part {path} cannot be read: {error}") from error
+
+
+def _check_format(path: Path, metadata: dict[str, str]) -> None:
+    number = metadata.get("p2pnn", "1")
+    if not number.isdigit() or int(number) > FORMAT:
+        raise CheckpointError(
+            f"checkpoint part {path} has format {number}, written by a newer p2pnn; this one reads up to {FORMAT}"
+        )
