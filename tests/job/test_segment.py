@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2pnn import nn, zoo
-from p2pnn.job.segment import Flow, Segment, segments, transfers
+from p2pnn.job.segment import Segment, segments, transfers
 from p2pnn.model.graph import Graph, encode
 from p2pnn.model.verify import decode
 
@@ -57,7 +57,7 @@ def owners(parts: list[Segment]) -> dict[int, int]:
 
 
 def edges(graph: Graph) -> set[tuple[int, int, str]]:
-    """(producing op, reading op, value): computed apart from `Flow`, which is under test."""
+    """(producing op, reading op, value): computed apart from `model.flow`, on which segments rest."""
     maker = {name: index for index, op in enumerate(graph.ops) for name in op.outputs}
     return {(maker[name], index, name) for index, op in enumerate(graph.ops) for name in op.inputs if name in maker}
 
@@ -174,19 +174,3 @@ def test_the_branches_of_a_block_on_two_nodes() -> None:
     assert owner[index["block1/conv2"]] == owner[index["block0/relu2"]] == 0
     assert parts[owner[index["block1/skip"]]].depth == 1
     assert parts[owner[index["block1/add_1"]]].depth == 2
-
-
-def test_which_ops_run() -> None:
-    image, label = nn.Input("image", (4,)), nn.Input("label", (), dtype="int64")
-    scores = nn.Linear(3, name="head")(nn.relu(image, name="first"))
-    graph = nn.Model(
-        {"probability": nn.softmax(scores, name="probability")},
-        nn.cross_entropy(scores, label, name="loss"),
-        {"accuracy": nn.accuracy(scores, label, name="metric")},
-    ).graph
-    flow, names = Flow(graph), [op.name for op in graph.ops]
-    assert {names[i] for i in flow.training} == {"first", "head", "loss", "metric"}
-    assert {names[i] for i in flow.inference} == {"first", "head", "probability"}
-    assert {names[i] for i in flow.with_gradient} == {"head", "loss"}
-    assert flow.gradient_consumers("head") == [names.index("loss")]
-    assert flow.gradient_consumers("first") == []

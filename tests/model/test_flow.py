@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+from p2pnn import nn
+from p2pnn.model.flow import Flow
+
+
+def test_which_ops_run() -> None:
+    image, label = nn.Input("image", (4,)), nn.Input("label", (), dtype="int64")
+    scores = nn.Linear(3, name="head")(nn.relu(image, name="first"))
+    graph = nn.Model(
+        {"probability": nn.softmax(scores, name="probability")},
+        nn.cross_entropy(scores, label, name="loss"),
+        {"accuracy": nn.accuracy(scores, label, name="metric")},
+    ).graph
+    flow, names = Flow(graph), [op.name for op in graph.ops]
+    assert {names[i] for i in flow.training} == {"first", "head", "loss", "metric"}
+    assert {names[i] for i in flow.inference} == {"first", "head", "probability"}
+    assert {names[i] for i in flow.with_gradient} == {"head", "loss"}
+    assert flow.gradient_consumers("head") == [names.index("loss")]
+    assert flow.gradient_consumers("first") == []
+
+
+def test_every_consumer_of_a_value_sends_its_own_gradient_in_graph_order() -> None:
+    image, target = nn.Input("image", (4,)), nn.Input("target", (4,))
+    h = nn.Linear(4, name="h")(image)
+    joined = nn.concat([nn.relu(h, name="a"), h, nn.tanh(h, name="b")], name="joined")
+    y = nn.Linear(4, name="y")(joined)
+    graph = nn.Model({"class": nn.argmax(h, name="class")}, nn.mean_squared_error(y, target, name="loss")).graph
+    flow, names = Flow(graph), [op.name for op in graph.ops]
+    assert [names[i] for i in flow.consumers["h"]] == ["a", "b", "joined", "class"]
+    assert [names[i] for i in flow.gradient_consumers("h")] == ["a", "b", "joined"]
+    assert flow.gradient_consumers("image") == []
