@@ -103,7 +103,7 @@ class CsvTable(Table):
         """(line number from 1, cells) of every row; empty lines are passed over."""
         try:
             with _open(self._path) as file:
-                reader = csv.reader(file, delimiter=self._delimiter)
+                reader = csv.reader(file, delimiter=self._delimiter, strict=True)
                 next(reader)
                 for cells in reader:
                     if not cells:
@@ -199,7 +199,7 @@ def _read_header(path: Path) -> tuple[list[str], str]:
             line = file.readline()
             delimiter = max(DELIMITERS, key=line.count)
             file.seek(0)
-            header = [name.strip() for name in next(csv.reader(file, delimiter=delimiter), [])]
+            header = [name.strip() for name in next(csv.reader(file, delimiter=delimiter, strict=True), [])]
     except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} cannot be read as CSV: {error}") from error
     if not header:
