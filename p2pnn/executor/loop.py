@@ -16,7 +16,7 @@ import msgspec
 import threadpoolctl
 
 from p2pnn.data.blobs import BlobStore
-from p2pnn.engine.numpy import NumpyEngine
+from p2pnn.engine.numpy.engine import NumpyEngine
 from p2pnn.errors import JobFailedError, P2pnnError, StorageError
 from p2pnn.executor import commands
 from p2pnn.executor.arena import Arena
