@@ -67,7 +67,8 @@ class Runner:
         self._values: list[dict[str, Array]] = [self._lay_values(frame, names) for frame in range(plan.frames)]
         self._gradients: list[dict[Edge, Array]] = [self._lay_gradients(frame) for frame in range(plan.frames)]
         self._filled = [-1] * plan.frames
-        self._first_loss = next((v for v in spec.graph.losses if self._makes(v)), "")
+        # Rows are counted where the first loss is made (the first metric without one), so that sums over nodes are right.
+        self._counted = next(iter((*spec.graph.losses, *(m.value for m in spec.graph.metrics))), "")
 
     @property
     def memory_bytes(self) -> int:
@@ -139,13 +140,12 @@ class Runner:
                     raise JobFailedError(
                         f"the loss became {what} {where}; lower the learning rate, clip gradients or scale the data"
                     )
-                sums.add_loss(loss, rows, first=value == self._first_loss)
+                sums.add_loss(loss, rows)
+        if producer.get(self._counted, -1) in mine:
+            sums.rows += rows
         for metric in graph.metrics:
             if producer.get(metric.value) in mine:
                 sums.add_metric(metric.name, values[metric.value])
-
-    def _makes(self, value: str) -> bool:
-        return self._routes.flow.producer.get(value, -1) in self._routes.ops
 
     # how arrays are laid out
 

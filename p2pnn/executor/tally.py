@@ -16,16 +16,15 @@ PROGRESS_INTERVAL_S: Final = 0.2
 
 
 class Sums:
-    """Loss and metrics over rows. A node that holds several losses counts rows at its first one only."""
+    """Loss and metrics over rows. rows are counted by one node only, which holds the first loss: nodes' sums add up."""
 
     def __init__(self) -> None:
         self.loss = 0.0
         self.rows = 0
         self.metrics: dict[str, tuple[float, float]] = {}
 
-    def add_loss(self, loss: float, rows: int, *, first: bool) -> None:
+    def add_loss(self, loss: float, rows: int) -> None:
         self.loss += loss * rows
-        self.rows += rows if first else 0
 
     def add_metric(self, name: str, pair: NDArray[Any]) -> None:
         total, count = self.metrics.get(name, (0.0, 0.0))

@@ -86,7 +86,7 @@ Report = Progress | Done
 
 
 class Evaluation(msgspec.Struct, frozen=True):
-    """Sums over the whole split; empty (rows 0) from nodes that hold no loss and no metric."""
+    """Sums over the whole split; rows are counted by the node of the first loss alone, so that nodes add up."""
 
     loss_sum: float = 0.0
     rows: int = 0

@@ -3,12 +3,12 @@
 Feed it what happened (`command`, `arrived`, `sent`, `peer_retired`, `peer_squares`), ask it what to do (`next_action`, then
 `done` when that is carried out), and pass on what `outgoing` returns.
 
-A run is a row of *stages*: one per training step, one per evaluation or prediction, one (of no micro-batches) per checkpoint.
-A node finishes a stage before it begins the next; nodes are in different stages at the same time. Micro-batches are numbered
-through all stages of one start. Within a stage each segment runs forwards, and backwards, in micro-batch order, and a
-backward pass that may run goes before any forward pass (1F1B falls out).
+A run is a row of *stages*: one per training step, one per evaluation or prediction, one (of no micro-batches) per
+checkpoint or restore. A node finishes a stage before it begins the next; nodes are in different stages at the same time.
+Micro-batches are numbered through all stages of one start. Within a stage each segment runs forwards, and backwards, in
+micro-batch order, and a backward pass that may run goes before any forward pass (1F1B falls out).
 
-Why no mesh can hang, for any number of frames F ≥ 1 (training.md 6): let m be the least micro-batch that some node has not
+Why no mesh can hang, for any number of frames F ≥ 1: let m be the least micro-batch that some node has not
 retired. Every node's window [retired, retired + F) has m in it or behind it, so nobody lacks credit to send what m needs;
 segments have no cycle, so some segment can work on m. A step's update needs only micro-batches of that step and before.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import resource
 import signal
 from pathlib import Path
@@ -143,16 +142,6 @@ def test_a_full_disk_fails_the_checkpoint_and_not_the_training(blobs: BlobStore)
         mesh.train(2)
         assert digests(mesh.checkpoint())
         assert mesh.finish() == [0]
-
-
-def test_an_executor_ends_with_its_lifeline(blobs: BlobStore) -> None:
-    graph = models.dense()
-    with Mesh(spec_for(graph, blobs), [0] * len(graph.ops), blobs) as mesh:
-        mesh.prepare()
-        spawned = mesh.spawned[0]
-        os.close(spawned.lifeline)
-        spawned.lifeline = -1
-        assert spawned.process.wait(10) == 1
 
 
 def test_an_executor_ends_when_its_socket_closes() -> None:

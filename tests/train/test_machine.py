@@ -47,7 +47,7 @@ class Mesh:
             script.Train(0, 1),
             script.Evaluate(1, "validation"),
             script.Train(2, dice.randint(1, 3)),
-            script.Checkpoint(3),
+            dice.choice((script.Checkpoint(3), script.Restore(3, ()))),
             dice.choice((script.Predict(4), script.Evaluate(4, "test"), script.Train(4, 2))),
             script.Finish(),
         ]

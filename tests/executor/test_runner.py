@@ -56,7 +56,7 @@ def run(spec: JobSpec, blobs: BlobStore, assignment: list[int], nodes: int, fram
 
 def total(evaluations: list[script.Evaluation]) -> Any:
     metrics = {name: pair for e in evaluations for name, pair in e.metrics.items()}
-    return math.fsum(e.loss_sum for e in evaluations), max(e.rows for e in evaluations), metrics
+    return math.fsum(e.loss_sum for e in evaluations), sum(e.rows for e in evaluations), metrics
 
 
 CASES: list[tuple[str, Callable[[], Graph], Optimizer, list[tuple[Callable[[Graph], list[int]], int, int]]]] = [

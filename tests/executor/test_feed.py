@@ -1,0 +1,92 @@
+"""Each step's rows are the epoch's, each once; evaluation covers the split, and its padding is counted out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from p2pnn.data.batches import epoch_order, split_order
+from p2pnn.data.blobs import BlobStore
+from p2pnn.engine.numpy.engine import NumpyEngine
+from p2pnn.errors import DataError
+from p2pnn.executor.feed import Feed
+from p2pnn.job.spec import JobSpec
+from p2pnn.model.graph import Value
+from p2pnn.train.machine import Stage
+from tests.executor import models
+from tests.executor.mesh import spec_for
+
+ENGINE = NumpyEngine()
+
+
+@pytest.fixture
+def blobs(tmp_path: Path) -> BlobStore:
+    return BlobStore(tmp_path)
+
+
+def feed_for(spec: JobSpec, blobs: BlobStore) -> Feed:
+    return Feed(spec, ENGINE, blobs, frozenset(value.name for value in spec.graph.inputs))
+
+
+def test_an_epoch_trains_on_every_row_once_in_its_order(blobs: BlobStore) -> None:
+    spec = spec_for(models.dense(), blobs)
+    feed = feed_for(spec, blobs)
+    assert spec.train is not None
+    for epoch in range(2):
+        rows = []
+        for step in range(5 * epoch, 5 * epoch + 5):
+            stage = Stage("train", 100 + 4 * step, 4, step=step)
+            rows += [feed.indices(stage, m) for m in range(stage.first, stage.end)]
+            assert {feed.valid_rows(stage, m) for m in range(stage.first, stage.end)} == {4}
+        np.testing.assert_array_equal(np.concatenate(rows), epoch_order(spec.train, spec.seed, epoch))
+
+
+def test_evaluation_covers_the_split_and_repeats_its_last_row(blobs: BlobStore) -> None:
+    spec = spec_for(models.dense(), blobs)
+    feed = feed_for(spec, blobs)
+    assert spec.validation is not None
+    order = split_order(spec.validation)
+    assert feed.batches("validation") == 3
+    stage = Stage("evaluate", 7, 3, split="validation")
+    assert [feed.valid_rows(stage, m) for m in range(7, 10)] == [4, 4, 2]
+    np.testing.assert_array_equal(
+        np.concatenate([feed.indices(stage, m) for m in range(7, 10)]), [*order, order[-1], order[-1]]
+    )
+
+
+def test_rows_come_scaled_and_in_the_engine_s_layout(blobs: BlobStore) -> None:
+    graph = models.scaled(models.dense())
+    spec = spec_for(graph, blobs)
+    feed = feed_for(spec, blobs)
+    plain = feed_for(msgspec.structs.replace(spec, graph=models.dense()), blobs)
+    stage = Stage("train", 0, 4)
+    image = graph.inputs[0]
+    arrays = {v.name: np.empty(ENGINE.shape(v, 4), v.dtype) for v in graph.inputs}
+    feed.fill(stage, 1, arrays, ("image", "label"))
+    scaled = ENGINE.export_value(image, arrays["image"]).copy()
+    plain.fill(stage, 1, arrays, ("image",))
+    raw = ENGINE.export_value(image, arrays["image"])
+    assert raw.shape == (4, *models.IMAGE)
+    assert raw.max() > 25
+    np.testing.assert_allclose(scaled[:, 0], (raw[:, 0] - 128) / 64, rtol=1e-6)
+    np.testing.assert_allclose(scaled[:, 1], (raw[:, 1] - 100) / 80, rtol=1e-6)
+    assert arrays["label"].dtype == np.int64
+
+
+def test_a_column_of_another_shape_is_refused_with_both(blobs: BlobStore) -> None:
+    spec = spec_for(models.dense(), blobs)
+    wrong = msgspec.structs.replace(
+        spec.graph, inputs=(Value("image", "float32", (-1, 3, 8, 8)), *spec.graph.inputs[1:])
+    )
+    feed = feed_for(msgspec.structs.replace(spec, graph=wrong), blobs)
+    with pytest.raises(DataError, match=r"\(2, 8, 8\), but input image takes \(3, 8, 8\)"):
+        feed.fill(Stage("train", 0, 4), 0, {}, ("image",))
+
+
+def test_a_split_that_is_not_there_is_refused(blobs: BlobStore) -> None:
+    spec = spec_for(models.dense(), blobs, test=None)
+    with pytest.raises(DataError, match="no data for its split 'test'"):
+        feed_for(spec, blobs).batches("test")

@@ -1,0 +1,76 @@
+"""What a node owns: filled from the seed, from parts, updated and saved. Whole runs are in test_runner."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from p2pnn.data.blobs import BlobStore
+from p2pnn.engine.numpy.engine import NumpyEngine
+from p2pnn.errors import JobFailedError
+from p2pnn.executor.weights import Weights
+from p2pnn.job.spec import JobSpec, Optimizer
+from p2pnn.model.initial import initial
+from p2pnn.train.schedule import Routes
+from tests.executor import models
+from tests.executor.mesh import interleaved, spec_for
+
+ENGINE = NumpyEngine()
+
+
+@pytest.fixture
+def blobs(tmp_path: Path) -> BlobStore:
+    return BlobStore(tmp_path)
+
+
+def weights_for(spec: JobSpec, node: int, nodes: int) -> Weights:
+    return Weights(spec, Routes(spec.graph, interleaved(spec.graph, nodes), node, nodes), ENGINE)
+
+
+def test_each_tensor_lies_on_one_node_and_starts_from_the_seed(blobs: BlobStore) -> None:
+    spec = spec_for(models.residual(), blobs)
+    names: list[str] = []
+    for node in range(3):
+        weights = weights_for(spec, node, 3)
+        weights.load(blobs, None)
+        for name, array in (weights.tensors.parameters | weights.tensors.state).items():
+            names.append(name)
+            parameter = next(p for p in (*spec.graph.parameters, *spec.graph.state) if p.name == name)
+            found = ENGINE.export_parameter(spec.graph, name, array)
+            np.testing.assert_array_equal(found, initial(parameter, spec.seed))
+    assert sorted(names) == sorted(p.name for p in (*spec.graph.parameters, *spec.graph.state))
+
+
+def test_memory_counts_parameters_gradients_and_slots(blobs: BlobStore) -> None:
+    graph = models.dense()
+    size = 4 * sum(p.size for p in graph.parameters)
+    one = [weights_for(spec_for(graph, blobs, optimizer=Optimizer(kind)), 0, 1) for kind in ("sgd", "momentum", "adam")]
+    assert [w.memory_bytes for w in one] == [2 * size, 3 * size, 4 * size]
+    assert weights_for(spec_for(graph, blobs, kind="evaluate"), 0, 1).memory_bytes == size
+
+
+def test_squares_follow_what_the_node_owns(blobs: BlobStore) -> None:
+    spec = spec_for(models.dense(), blobs)
+    weights = weights_for(spec, 0, 1)
+    for index, gradient in enumerate(weights.tensors.gradients.values()):
+        gradient[...] = index + 1
+    squares = weights.squares()
+    assert len(squares) == len(spec.graph.parameters)
+    assert sorted(s / p.size for s, p in zip(squares, spec.graph.parameters, strict=True)) == [
+        (index + 1) ** 2 for index in range(len(squares))
+    ]
+
+
+def test_clipping_limits_the_step_and_nan_ends_the_run(blobs: BlobStore) -> None:
+    optimizer = Optimizer("sgd", rate=1.0, schedule="constant", clip_norm=0.5)
+    weights = weights_for(spec_for(models.dense(), blobs, optimizer=optimizer), 0, 1)
+    for gradient in weights.tensors.gradients.values():
+        gradient[...] = 3.0
+    weights.update(0, {0: weights.squares()})
+    moved = sum(float(np.sum(np.square(a, dtype=np.float64))) for a in weights.tensors.parameters.values())
+    assert moved == pytest.approx(0.25, rel=1e-4)
+    next(iter(weights.tensors.gradients.values()))[...] = np.nan
+    with pytest.raises(JobFailedError, match="norm became nan at step 2; lower the learning rate"):
+        weights.update(1, {0: weights.squares()})
