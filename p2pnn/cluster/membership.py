@@ -278,7 +278,7 @@ class Membership:
         return known.state is not MemberState.ALIVE and known.address not in self._joins
 
     def _dial(self, address: Address) -> None:
-        if address not in self._dialled:
+        if address.port and address not in self._dialled:  # port 0: a node that does not listen
             self._dialled.add(address)
             self._events.append(Dial(address))
 

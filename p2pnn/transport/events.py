@@ -1,7 +1,8 @@
 """What passes between the transport and its owner: who we are, who the peer is, what happened.
 
-The transport calls an `Events` object, always from the loop and never from inside the owner's own call to `send`, so the
-owner needs no locks. The calls are synchronous: what may wait belongs in a task of the owner.
+The transport calls an `Events` object, always from the loop, never from inside the owner's own call to `send`, `dial` or
+`forget`, and not any more once `close` was called. The calls are synchronous: what may wait belongs in a task of the
+owner. Raising RemoteProtocolError from `message`, `body_for` or `body` closes the link with that reason.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class LocalIdentity:
 class PeerIdentity:
     """The peer of a new control link.
 
-    address: where the peer listens: as we dialled it, or its host as we see it with the port that it named.
+    address: where the peer listens, by IP address: where we reached it, or its host as we see it with the port it named.
     boot: another one than last time means that the peer was restarted and remembers nothing.
     """
 
@@ -57,8 +58,8 @@ class Events(Protocol):
     def body_for(self, node: NodeId, message: Message, nbytes: int) -> memoryview | None:
         """Where the body of `message` shall be received: a writable memoryview of `nbytes` bytes.
 
-        None drops the body: it is read and thrown away. The memory belongs to the link until `body`, or until peer_lost
-        or the loss of the data link (then no event comes for this body).
+        None drops the body: it is read and thrown away. The memory belongs to the link until `body` or peer_lost,
+        whichever comes first: a data link that breaks takes the control link with it, so that no body is lost unnoticed.
         """
 
     def body(self, node: NodeId, message: Message) -> None:

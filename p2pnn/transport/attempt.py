@@ -1,0 +1,120 @@
+"""One attempt to open a link.
+
+It has two stages: connecting (nothing was said) and greeting (Hello was sent). The difference decides what happens
+when the peer dials us at the same moment; see `admission`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Final
+
+from p2pnn.transport.limits import Limits
+from p2pnn.transport.link import Link
+from p2pnn.transport.sockets import resolve, why
+from p2pnn.types import Address
+from p2pnn.wire.events import Closed, Opened
+from p2pnn.wire.messages import CloseReason
+
+_REFUSED: Final[dict[int, str]] = {
+    CloseReason.SELF: "it is this node itself",
+    CloseReason.WRONG_CLUSTER: "wrong cluster",
+    CloseReason.VERSION: "wrong version",
+    CloseReason.REMOVED: "this node was removed from the cluster",
+    CloseReason.TOO_MANY: "it has too many links",
+}
+
+
+class Attempt:
+    """One try to open a link to an address. open_link makes the protocol."""
+
+    def __init__(self, address: Address, open_link: Callable[[], Link], limits: Limits) -> None:
+        self.address = address
+        self.endpoint = address  # by IP address, once it is known
+        self.link: Link | None = None
+        self.abandoned = False
+        self._open_link = open_link
+        self._limits = limits
+        self._connecting: asyncio.Task[str] | None = None
+
+    @property
+    def greeting(self) -> bool:
+        """Hello was sent, the answer is not here."""
+        return self.link is not None and self.link.is_connected and not self.link.greeted.done()
+
+    @property
+    def connecting(self) -> bool:
+        return not self.abandoned and (self.link is None or not self.link.is_connected)
+
+    async def run(self) -> Opened | Closed | str:
+        """The greeting's outcome, or why there was no connection; the empty string when the attempt was abandoned."""
+        self._connecting = asyncio.ensure_future(self._connect())
+        try:
+            trouble = await asyncio.shield(self._connecting)
+            if self.link is None:
+                return trouble
+            return await asyncio.shield(self.link.greeted)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if not self.abandoned or (task is not None and task.cancelling()):
+                raise
+            return ""
+        finally:
+            self._stop()
+
+    def abandon(self, text: str) -> None:
+        """Give up: the peer's own attempt goes first. A link that is open stays."""
+        self.abandoned = True
+        if self.greeting and self.link is not None:
+            self.link.close(CloseReason.REPLACED, text)
+        self._stop()
+
+    def _stop(self) -> None:
+        """Nobody waits for the outcome any more. Once TCP has connected only the link may be ended, never the connecting task:
+        uvloop forgets to tell a protocol whose create_connection was cancelled."""
+        if (self.link is None or not self.link.is_connected) and self._connecting is not None:
+            self._connecting.cancel()
+        if self.link is not None and not self.link.greeted.done():
+            self.link.abort("nobody waits for this link any more")
+
+    async def _connect(self) -> str:
+        """Try every IP address of the host; the last one's trouble, or an empty string."""
+        loop = asyncio.get_running_loop()
+        trouble = "no such host"
+        try:
+            async with asyncio.timeout(self._limits.connect_deadline_s):
+                for endpoint in await resolve(self.address):
+                    self.endpoint = endpoint
+                    try:
+                        await loop.create_connection(self._make_link, endpoint.host, endpoint.port)
+                    except OSError as error:
+                        self.link = None  # uvloop makes the protocol before it connects
+                        trouble = why(error)
+                        continue
+                    return ""
+        except (OSError, UnicodeError) as error:
+            self.link = None
+            trouble = why(error) if isinstance(error, OSError) else "no such host"
+        return trouble
+
+    def _make_link(self) -> Link:
+        self.link = self._open_link()
+        return self.link
+
+
+def trouble_of(outcome: Closed | str) -> str:
+    """Why an attempt led to no link, as one clause."""
+    if isinstance(outcome, str):
+        return outcome
+    known = _REFUSED.get(outcome.reason)
+    if known == _REFUSED[CloseReason.SELF]:
+        return known
+    if known is not None:
+        return f"{known}: {outcome.text}" if outcome.text else known
+    return outcome.text or f"closed with reason {outcome.reason}"
+
+
+def needs_a_person(outcome: Closed | str) -> bool:
+    """Whether trying again soon is useless."""
+    return isinstance(outcome, Closed) and outcome.reason in _REFUSED

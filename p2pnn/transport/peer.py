@@ -1,0 +1,142 @@
+"""A linked peer: its control link, its data link on demand, and the bodies that wait for one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+
+from p2pnn.errors import LocalProtocolError, PeerGone
+from p2pnn.transport.attempt import Attempt
+from p2pnn.transport.events import LinkSnapshot, PeerIdentity
+from p2pnn.transport.limits import Limits
+from p2pnn.transport.link import Link, Sending
+from p2pnn.types import NodeId
+from p2pnn.wire.messages import LinkKind, Message
+
+
+class Peer:
+    """From the control link's opening to its end.
+
+    session: what data links must name. dial_data: starts a task that opens a data link or gives the peer up; called when
+    a body waits and there is no link.
+    """
+
+    def __init__(
+        self,
+        identity: PeerIdentity,
+        control: Link,
+        session: str,
+        limits: Limits,
+        dial_data: Callable[[Peer], asyncio.Task[None]],
+    ) -> None:
+        self.identity = identity
+        self.control = control
+        self.session = session
+        self.data: Link | None = None
+        self.data_attempt: Attempt | None = None
+        self.gone = ""
+        self._limits = limits
+        self._dial_data = dial_data
+        self._dialling: asyncio.Task[None] | None = None
+        self._waiting: deque[Sending] = deque()
+        self._bodies = 0
+
+    @property
+    def node(self) -> NodeId:
+        return self.identity.node
+
+    async def send_body(self, message: Message, body: memoryview, priority: int) -> None:
+        """Returns when the memory is free. Raises PeerGone, LocalProtocolError; see Transport.send_body."""
+        if self.gone:
+            raise PeerGone(self.gone)
+        if self._bodies >= self._limits.bodies_max:
+            raise LocalProtocolError(
+                f"{self._bodies} bodies wait for node {self.identity.name!r}; the limit is {self._limits.bodies_max}"
+            )
+        sending = Sending(message, body, priority, asyncio.get_running_loop().create_future())
+        self._bodies += 1
+        try:
+            self._submit(sending)
+            await asyncio.shield(sending.done)
+        except asyncio.CancelledError:
+            await self._give_up(sending)
+            raise
+        finally:
+            self._bodies -= 1
+
+    def data_opened(self, link: Link) -> None:
+        """A data link is there: feed it what waits."""
+        self.data = link
+        if self._dialling is not None and self._dialling is not asyncio.current_task():
+            self._dialling.cancel()
+        self._dialling = None
+        while self._waiting:
+            sending = self._waiting.popleft()
+            try:
+                link.send_body(sending)
+            except LocalProtocolError as error:
+                if not sending.done.done():
+                    sending.done.set_exception(error)
+
+    def end(self, reason: str, reset: bool) -> None:
+        """The control link is gone: everything that waits fails. reset: the data link goes at once, without a word."""
+        self.gone = reason
+        if self._dialling is not None:
+            self._dialling.cancel()
+            self._dialling = None
+        if self.data is not None and reset:
+            self.data.abort(reason)
+        while self._waiting:
+            self._waiting.popleft().fail(reason)
+
+    def snapshot(self) -> tuple[LinkSnapshot, ...]:
+        links = (self.control,) if self.data is None else (self.control, self.data)
+        return tuple(
+            LinkSnapshot(
+                node=self.node,
+                name=self.identity.name,
+                kind=link.kind or LinkKind.CONTROL,
+                address=self.identity.address,
+                dialled=link.dialled,
+                round_trip_s=link.connection.rtt_s,
+                queued=link.connection.queued_messages + (len(self._waiting) if link is self.data else 0),
+                received_bytes=link.received_bytes,
+                sent_bytes=link.sent_bytes,
+            )
+            for link in links
+        )
+
+    def _submit(self, sending: Sending) -> None:
+        if self.data is not None and self.data.is_open:
+            self.data.send_body(sending)
+            return
+        self._waiting.append(sending)
+        if self._dialling is None:
+            self._dialling = self._dial_data(self)
+
+    async def _give_up(self, sending: Sending) -> None:
+        """The caller was cancelled, and its memory must be free when this returns.
+
+        A body of which nothing left is withdrawn. One that has begun cannot be cut short without breaking the stream, so it
+        may go on for cancel_grace_s; after that, or when cancelled again, the link is reset.
+        """
+        if sending in self._waiting:
+            self._waiting.remove(sending)
+            return
+        link = sending.link
+        if link is None or sending.done.done() or link.withdraw(sending):
+            _forget_outcome(sending.done)
+            return
+        try:
+            await asyncio.wait([sending.done], timeout=self._limits.cancel_grace_s)
+        finally:
+            if not sending.done.done():
+                link.abort("a body was given up in the middle")
+                await asyncio.wait([sending.done])
+            _forget_outcome(sending.done)
+
+
+def _forget_outcome(done: asyncio.Future[None]) -> None:
+    if done.done() and not done.cancelled():
+        done.exception()

@@ -1,0 +1,93 @@
+"""The border to the operating system: socket options, addresses, and its errors in words."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import ipaddress
+import socket
+
+from p2pnn.errors import NotAllowedError, P2pnnError, UsageError
+from p2pnn.types import Address
+
+_WORDS = {
+    errno.ECONNREFUSED: "refused: nothing listens there",
+    errno.EHOSTUNREACH: "no route: the machine does not answer",
+    errno.ENETUNREACH: "no route: this machine has no way to that network",
+    errno.ECONNRESET: "connection reset",
+    errno.EPIPE: "connection reset",
+    errno.ECONNABORTED: "connection aborted",
+    errno.ETIMEDOUT: "timed out",
+    errno.EMFILE: "this process has no file descriptors left",
+    errno.ENFILE: "this machine has no file descriptors left",
+    errno.EADDRNOTAVAIL: "no such address can be used from this machine",
+    errno.EACCES: "the operating system does not allow it",
+    errno.EPERM: "the operating system does not allow it",
+}
+
+
+def why(error: BaseException) -> str:
+    """An error of the operating system as one clause for a person."""
+    if isinstance(error, socket.gaierror):
+        return "no such host"
+    if isinstance(error, TimeoutError) and error.errno is None:
+        return "no route: no answer in time"
+    if isinstance(error, OSError) and error.errno is not None:
+        return _WORDS.get(error.errno) or error.strerror or str(error)
+    return str(error) or type(error).__name__
+
+
+def tune(sock: socket.socket) -> None:
+    """Send at once (TCP_NODELAY); on loopback use reno: BBR, a usual default, paces loopback to half its speed."""
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if is_loopback(str(sock.getpeername()[0])) and hasattr(socket, "TCP_CONGESTION"):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an IP address can only be this machine. A name is not an address: False."""
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    return bool((mapped or address).is_loopback)
+
+
+async def resolve(address: Address) -> list[Address]:
+    """The IP addresses behind a host, in the system's order, without doubles. Raises OSError."""
+    loop = asyncio.get_running_loop()
+    found = await loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
+    hosts = dict.fromkeys(str(entry[4][0]) for entry in found)
+    return [Address(host, address.port) for host in hosts]
+
+
+async def bindable(listen: Address) -> Address:
+    """The IP address to listen on. Raises NotAllowedError for one that other machines can reach, UsageError for none."""
+    try:
+        endpoints = await resolve(listen)
+    except (OSError, UnicodeError):
+        raise UsageError(f"cannot listen on {listen}: no such host; use 127.0.0.1:{listen.port}") from None
+    outside = [endpoint for endpoint in endpoints if not is_loopback(endpoint.host)]
+    if outside:
+        raise NotAllowedError(
+            f"without credentials a node listens on this machine only, because anybody who reaches it could run jobs on it, "
+            f"and {listen.host} can be reached from other machines; listen on 127.0.0.1:{listen.port}"
+        )
+    return endpoints[0]
+
+
+def bind_error(listen: Address, error: OSError) -> P2pnnError:
+    """Why listening failed, and what to do."""
+    if error.errno == errno.EADDRINUSE:
+        return UsageError(
+            f"port {listen.port} on {listen.host} is in use; stop the program that has it, or choose another port "
+            f"with --listen {listen.host}:PORT (0 takes a free one)"
+        )
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return NotAllowedError(
+            f"the operating system does not let this user listen on port {listen.port}; choose one above 1023"
+        )
+    return UsageError(f"cannot listen on {listen}: {why(error)}")
