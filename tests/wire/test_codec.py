@@ -157,3 +157,8 @@ def test_a_long_sentence_is_cut_and_sent() -> None:
 
 def test_bodies_are_told_by_the_class() -> None:
     assert {kind.__name__ for kind in MESSAGES if kind not in BODILESS} == {"BlobPiece", "LinkProbe", "Tensor"}
+
+
+def test_text_that_is_not_utf_8_is_named_in_words() -> None:
+    with pytest.raises(RemoteProtocolError, match="a text is not UTF-8"):
+        decode(b"\x93\x03\x01\xa2\xff\xfe")

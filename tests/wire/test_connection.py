@@ -244,6 +244,13 @@ def test_a_goodbye_lets_queued_messages_out_and_drops_bodies() -> None:
     assert listener.is_closed
 
 
+def test_to_a_peer_that_erred_only_the_reason_is_sent() -> None:
+    dialler, listener = pair()
+    dialler.send(RETIRED)
+    dialler.close(CloseReason.MALFORMED, "wrong")
+    assert listener.receive(wire(dialler), 0.0) == [Closed(10, "wrong", True)]
+
+
 def test_after_the_end_nothing_happens_any_more() -> None:
     dialler, listener = pair()
     dialler.send(Roster(()))
