@@ -7,6 +7,7 @@ when the peer dials us at the same moment; see `admission`.
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Callable
 from typing import Final
 
@@ -40,12 +41,12 @@ class Attempt:
 
     @property
     def greeting(self) -> bool:
-        """Hello was sent, the answer is not here."""
-        return self.link is not None and self.link.is_connected and not self.link.greeted.done()
+        """TCP has connected, so Hello is sent or about to be; the answer is not here."""
+        return self.link is not None and not self.link.greeted.done()
 
     @property
     def connecting(self) -> bool:
-        return not self.abandoned and (self.link is None or not self.link.is_connected)
+        return self.link is None and not self.abandoned
 
     async def run(self) -> Opened | Closed | str:
         """The greeting's outcome, or why there was no connection; the empty string when the attempt was abandoned."""
@@ -71,15 +72,18 @@ class Attempt:
         self._stop()
 
     def _stop(self) -> None:
-        """Nobody waits for the outcome any more. Once TCP has connected only the link may be ended, never the connecting task:
-        uvloop forgets to tell a protocol whose create_connection was cancelled."""
-        if (self.link is None or not self.link.is_connected) and self._connecting is not None:
+        """Nobody waits for the outcome any more."""
+        if self.link is None and self._connecting is not None:
             self._connecting.cancel()
-        if self.link is not None and not self.link.greeted.done():
+        elif self.greeting and self.link is not None:
             self.link.abort("nobody waits for this link any more")
 
     async def _connect(self) -> str:
-        """Try every IP address of the host; the last one's trouble, or an empty string."""
+        """Connect to the first IP address of the host that answers; the last one's trouble, or an empty string.
+
+        Connecting and handing the socket to the loop are two steps, because only the first may be cancelled: uvloop never
+        tells a protocol of its loss when its create_connection was.
+        """
         loop = asyncio.get_running_loop()
         trouble = "no such host"
         try:
@@ -87,20 +91,32 @@ class Attempt:
                 for endpoint in await resolve(self.address):
                     self.endpoint = endpoint
                     try:
-                        await loop.create_connection(self._make_link, endpoint.host, endpoint.port)
+                        sock = await _connected(endpoint)
                     except OSError as error:
-                        self.link = None  # uvloop makes the protocol before it connects
                         trouble = why(error)
-                        continue
-                    return ""
-        except (OSError, UnicodeError) as error:
-            self.link = None
-            trouble = why(error) if isinstance(error, OSError) else "no such host"
-        return trouble
+                    else:
+                        break
+                else:
+                    return trouble
+        except OSError as error:
+            return why(error)
+        self.link = link = self._open_link()
+        try:
+            await loop.create_connection(lambda: link, sock=sock)
+        except OSError as error:  # it broke between the two steps
+            link.abort(why(error))
+        return ""
 
-    def _make_link(self) -> Link:
-        self.link = self._open_link()
-        return self.link
+
+async def _connected(endpoint: Address) -> socket.socket:
+    sock = socket.socket(socket.AF_INET6 if ":" in endpoint.host else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(sock, (endpoint.host, endpoint.port))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
 
 
 def trouble_of(outcome: Closed | str) -> str:

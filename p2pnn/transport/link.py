@@ -92,6 +92,7 @@ class Link(asyncio.BufferedProtocol):
         self._stall: asyncio.TimerHandle | None = None
         self._goodbye: asyncio.TimerHandle | None = None
         self._ended = False
+        self._muted = False
         self._sendings: dict[int, Sending] = {}
         self._draining: list[Sending] = []
         self._why = "the link was closed"
@@ -101,11 +102,6 @@ class Link(asyncio.BufferedProtocol):
     @property
     def kind(self) -> LinkKind | None:
         return self.connection.link
-
-    @property
-    def is_connected(self) -> bool:
-        """TCP has connected, now or before."""
-        return self._transport is not None or self.lost.done()
 
     @property
     def is_open(self) -> bool:
@@ -140,6 +136,8 @@ class Link(asyncio.BufferedProtocol):
         self.connection.close(CloseReason.FAILED, text)
         if self._transport is not None:
             self._transport.abort()
+        else:
+            self._muted = True
         self._beat()
 
     # --- what asyncio calls
@@ -154,7 +152,10 @@ class Link(asyncio.BufferedProtocol):
             tune(sock)
         self._transport.set_write_buffer_limits(high=self._limits.high_water_bytes, low=0)
         self._owner.link_made(self)
-        self._beat()
+        if self._muted:
+            self._transport.abort()
+        else:
+            self._beat()
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return self.connection.get_buffer()
@@ -170,8 +171,6 @@ class Link(asyncio.BufferedProtocol):
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self.lost.done():
-            return
         if exc is not None:
             self.connection.close(CloseReason.FAILED, why(exc))
         self.connection.eof_received(self._loop.time())
@@ -319,10 +318,8 @@ class Link(asyncio.BufferedProtocol):
                 self._transport.abort()
 
     def _hang_up(self) -> None:
-        """Nobody is waited for any longer; if the loop lost track of this link (a cancelled connect), end it ourselves."""
         if self._transport is not None:
             self._transport.abort()
-            self._goodbye = self._loop.call_later(self._limits.goodbye_s, self.connection_lost, None)
 
     def _arm(self) -> None:
         """One timer, moved only when it would come too late: most bytes push a deadline back, and need no work."""

@@ -58,8 +58,14 @@ def is_loopback(host: str) -> bool:
 
 async def resolve(address: Address) -> list[Address]:
     """The IP addresses behind a host, in the system's order, without doubles. Raises OSError."""
+    with contextlib.suppress(ValueError):
+        ipaddress.ip_address(address.host)
+        return [address]  # asking the system would cost a thread
     loop = asyncio.get_running_loop()
-    found = await loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
+    try:
+        found = await loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
+    except UnicodeError:  # a name that no name server could be asked for
+        raise socket.gaierror(socket.EAI_NONAME, "no such host") from None
     hosts = dict.fromkeys(str(entry[4][0]) for entry in found)
     return [Address(host, address.port) for host in hosts]
 
@@ -68,7 +74,7 @@ async def bindable(listen: Address) -> Address:
     """The IP address to listen on. Raises NotAllowedError for one that other machines can reach, UsageError for none."""
     try:
         endpoints = await resolve(listen)
-    except (OSError, UnicodeError):
+    except OSError:
         raise UsageError(f"cannot listen on {listen}: no such host; use 127.0.0.1:{listen.port}") from None
     outside = [endpoint for endpoint in endpoints if not is_loopback(endpoint.host)]
     if outside:
