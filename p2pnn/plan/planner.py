@@ -7,6 +7,7 @@ one, contradicting pins, a batch that does not divide, a model that does not fit
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from statistics import median_low
 
 from p2pnn.errors import PlanError
 from p2pnn.job.plan import NodeShare, Plan
@@ -16,8 +17,9 @@ from p2pnn.plan import describe, pins
 from p2pnn.plan.cost import Links, Workload, limits, memory_bytes
 from p2pnn.plan.partition import best_cuts, stages_max
 from p2pnn.plan.predict import Prediction, predict
-from p2pnn.plan.profile import Profile
+from p2pnn.plan.profile import Link, Profile
 from p2pnn.plan.search import Choice, choose
+from p2pnn.types import NodeId
 
 PLAYED = 3
 """So many orders of nodes, the best by the DP's formula, are compared by playing them."""
@@ -34,6 +36,7 @@ def plan(spec: JobSpec, profiles: Sequence[Profile], links: Links, *, spread: bo
     """
     work = Workload(spec)
     candidates = _candidates(spec, profiles)
+    links = _even(links, profiles)
     known = {name: n for n, p in enumerate(profiles) for name in (p.name, p.node)}
     numbers = {name: n for n, p in enumerate(candidates) for name in (p.name, p.node)}
     pinned = pins.resolve(spec.graph, spec.pins, numbers, known)
@@ -43,15 +46,31 @@ def plan(spec: JobSpec, profiles: Sequence[Profile], links: Links, *, spread: bo
     return _record(work, spec, choice, links, single, best, asked or len(candidates), bool(pinned))
 
 
+def _even(links: Links, profiles: Sequence[Profile]) -> Links:
+    """The links with those inside one machine made equal, to their median: what differs there is noise, and noise must
+    not decide which of two equal nodes comes first."""
+    machine = {p.node: p.machine for p in profiles}
+    inside: dict[str, list[tuple[NodeId, NodeId]]] = {}
+    for pair in sorted(links):
+        if machine.get(pair[0]) and machine.get(pair[0]) == machine.get(pair[1]):
+            inside.setdefault(machine[pair[0]], []).append(pair)
+    even = dict(links)
+    for pairs in inside.values():
+        speed = median_low([links[pair].bytes_per_s for pair in pairs])
+        latency = median_low([links[pair].latency_s for pair in pairs])
+        even.update(dict.fromkeys(pairs, Link(speed, latency)))
+    return even
+
+
 def headline(made: Plan) -> str:
     """The plan's first line: predicted samples/s of the best single node and of this cut."""
     return made.reasons[0] if made.reasons else ""
 
 
 def _candidates(spec: JobSpec, profiles: Sequence[Profile]) -> list[Profile]:
-    """The nodes that the job may use, those with smaller ids first: the same list on whichever node it is planned."""
+    """The nodes that the job may use, by name: the same list on whichever node it is planned."""
     there = ", ".join(sorted(p.name for p in profiles)) or "none"
-    ordered = sorted(profiles, key=lambda p: p.node)
+    ordered = sorted(profiles, key=lambda p: (p.name, p.node))
     for name in spec.nodes:
         if not any(name in (p.name, p.node) for p in ordered):
             raise PlanError(f"the job names the node {name}, which is not in this mesh; there are {there}")

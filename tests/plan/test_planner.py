@@ -15,7 +15,7 @@ from p2pnn.job.spec import Pin
 from p2pnn.model.graph import Graph
 from p2pnn.plan.cost import Workload, memory_bytes
 from p2pnn.plan.pins import groups
-from p2pnn.plan.profile import Profile
+from p2pnn.plan.profile import Link, Profile
 
 from .builder import Net, branched, job, mesh, mlp, node, split
 
@@ -193,3 +193,11 @@ def test_a_plan_keeps_every_promise(seed: int) -> None:
     assert 1 <= plan.frames <= 4
     place = {op.name: plan.nodes[plan.assignment[i]].name for i, op in enumerate(graph.ops)}
     assert all(place[pin.pattern] == pin.node for pin in pins)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_equal_nodes_on_one_machine_stand_in_the_order_of_their_names_whatever_the_links_noise(seed: int) -> None:
+    dice = random.Random(seed)
+    nodes = [node(name, machine="here") for name in "abc"]
+    noisy = {pair: Link(dice.uniform(1e9, 3e9), dice.uniform(5e-5, 2e-4)) for pair in mesh(*nodes)}
+    assert [share.name for share in planner.plan(job(mlp(40, 50, 60)), nodes, noisy).nodes] == ["a", "b", "c"]
