@@ -72,7 +72,11 @@ class Program(Protocol):
     """What the program allocated: inner values, stashes and scratch, over all frames."""
 
     def forward(self, frame: int, context: Context, values: Mapping[str, Array]) -> None:
-        """Read `values[v]` for v in values_in, write `values[v]` for v in values_out."""
+        """Read `values[v]` for v in values_in, write `values[v]` for v in values_out.
+
+        In training these arrays must keep what they hold until `backward` of the same frame, which reads them again.
+        Padding rows of values_in must hold finite numbers. Raises ModelError where context.rows does not fit.
+        """
 
     def backward(self, frame: int, context: Context, gradients: Mapping[Edge, Array], *, first: bool) -> None:
         """Undo the forward pass of this frame: read gradients_in, write gradients_out and `Tensors.gradients`.
@@ -92,8 +96,11 @@ class Engine(Protocol):
     def shape(self, value: Value, rows: int) -> tuple[int, ...]:
         """A value's shape in this engine's layout, with `rows` for the batch."""
 
+    def dtype(self, value: Value) -> np.dtype[np.generic]:
+        """A value's dtype in this engine."""
+
     def import_value(self, value: Value, array: Array, out: Array) -> None:
-        """Copy a value from ONNX's layout into the engine's."""
+        """Copy a value from ONNX's layout into the engine's. Rows of `out` behind those of `array` are zeroed."""
 
     def export_value(self, value: Value, array: Array) -> Array:
         """Copy a value from the engine's layout into ONNX's."""

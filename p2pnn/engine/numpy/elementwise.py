@@ -1,0 +1,112 @@
+"""Elementwise functions: Relu, Sigmoid, Tanh, Dropout."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+
+from p2pnn.engine.base import Context
+from p2pnn.engine.numpy.kernel import Call, Kernel, Site, Spec
+from p2pnn.engine.numpy.layout import Array
+
+_BOOL = np.dtype(np.bool_)
+_FLOAT32 = np.dtype(np.float32)
+
+
+class Relu(Kernel):
+    """y = max(x, 0); dx = dy where y > 0."""
+
+    keeps_output = True
+    in_place = in_place_backward = True
+
+    def __init__(self, site: Site) -> None:
+        super().__init__(site)
+        if site.wants[0]:
+            self._mask = site.scratch(site.output.shape, _BOOL)
+
+    def forward(self, call: Call) -> None:
+        np.maximum(call.inputs[0], 0, out=call.y)
+
+    def backward(self, call: Call) -> None:
+        mask = self._mask.array
+        np.greater(call.y, 0, out=mask)
+        np.multiply(call.dy, mask, out=call.dx[0])
+
+
+class Sigmoid(Kernel):
+    """y = 1 / (1 + e^−x), computed as (1 + tanh(x/2)) / 2, which cannot overflow; dx = dy · y · (1 − y)."""
+
+    keeps_output = True
+    in_place = True
+
+    def forward(self, call: Call) -> None:
+        y = call.y
+        np.multiply(call.inputs[0], 0.5, out=y)
+        np.tanh(y, out=y)
+        np.add(y, 1, out=y)
+        np.multiply(y, 0.5, out=y)
+
+    def backward(self, call: Call) -> None:
+        dx = call.dx[0]
+        np.subtract(1, call.y, out=dx)
+        np.multiply(dx, call.y, out=dx)
+        np.multiply(dx, call.dy, out=dx)
+
+
+class Tanh(Kernel):
+    """y = tanh x; dx = dy · (1 − y²)."""
+
+    keeps_output = True
+    in_place = True
+
+    def forward(self, call: Call) -> None:
+        np.tanh(call.inputs[0], out=call.y)
+
+    def backward(self, call: Call) -> None:
+        dx = call.dx[0]
+        np.multiply(call.y, call.y, out=dx)
+        np.subtract(1, dx, out=dx)
+        np.multiply(dx, call.dy, out=dx)
+
+
+class Dropout(Kernel):
+    """In training y = x · mask / (1 − ratio), where a mask entry is 0 with probability `ratio`; else y = x.
+
+    The mask comes from a counter-based generator keyed by (seed, step, micro-batch, op): whoever runs the op draws the
+    same mask, whatever ran before. It does not depend on the floating dtype.
+    """
+
+    in_place = in_place_backward = True
+
+    def __init__(self, site: Site) -> None:
+        super().__init__(site)
+        self._ratio = site.op.number("ratio")
+        self._active = site.training and self._ratio > 0
+        if self._active:
+            self._uniform = site.scratch(site.output.shape, _FLOAT32)
+            self.stash = (Spec(site.output.shape, _BOOL),)
+
+    def forward(self, call: Call) -> None:
+        if self._active:
+            uniform = self._uniform.array
+            generator(call.context, self.site.index).random(dtype=np.float32, out=uniform)
+            np.greater_equal(uniform, np.float32(self._ratio), out=call.stash[0])
+        self._scale(call.inputs[0], call, call.y)
+
+    def backward(self, call: Call) -> None:
+        self._scale(call.dy, call, call.dx[0])
+
+    def _scale(self, x: Array, call: Call, out: Array) -> None:
+        if self._active:
+            np.multiply(x, call.stash[0], out=out)
+            np.multiply(out, 1 / (1 - self._ratio), out=out)
+        else:
+            np.copyto(out, x)
+
+
+def generator(context: Context, index: int) -> np.random.Generator:
+    """The generator of one op in one micro-batch: Philox, keyed by SHA-256."""
+    text = f"dropout {context.seed} {context.step} {context.micro_batch} {index}"
+    key = int.from_bytes(hashlib.sha256(text.encode()).digest()[:16], "little")
+    return np.random.Generator(np.random.Philox(key=key))

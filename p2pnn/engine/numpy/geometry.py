@@ -1,0 +1,39 @@
+"""The numbers of one convolution, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from p2pnn.engine.numpy.kernel import Site
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """Input [images, height, width, channels], output [images, out_rows, out_columns, outputs].
+
+    pads: top, left, bottom, right.
+    """
+
+    images: int
+    height: int
+    width: int
+    channels: int
+    out_rows: int
+    out_columns: int
+    outputs: int
+    kernel: Sequence[int]
+    strides: Sequence[int]
+    pads: Sequence[int]
+    dilations: Sequence[int]
+    group: int
+
+    @classmethod
+    def of(cls, site: Site) -> Geometry:
+        """That of a Conv op."""
+        op, kernel = site.op, site.inputs[1].shape[:2]
+        images, height, width, channels = site.inputs[0].shape
+        _, out_rows, out_columns, outputs = site.output.shape
+        strides, pads, dilations = (op.integers(name) for name in ("strides", "pads", "dilations"))
+        extents = (images, height, width, channels, out_rows, out_columns, outputs)
+        return cls(*extents, kernel, strides, pads, dilations, op.integer("group"))

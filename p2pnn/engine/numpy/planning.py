@@ -1,0 +1,286 @@
+"""Planning a program: a list of bound kernels, and a place in memory for everything they read and write.
+
+Arrays are named by *registers*, numbers into a list that every frame has for itself. A register is bound
+
+* by the caller, for values and gradients that cross the border, and for parameters, state and accumulators;
+* to a frame's own memory, for what backward needs again: kept values and stashes;
+* to memory that all frames share, for the rest. It lives only within one call, so its place is also reused within it: two
+  buffers may overlap in memory unless they overlap in time, counted in ops (n forward, then n backward).
+
+Where a kernel works in place, its output takes over the buffer of its input, if nobody needs that any more. None of this
+changes a bit of what is computed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from p2pnn.engine.base import Edge
+from p2pnn.engine.numpy.edges import Edges
+from p2pnn.engine.numpy.kernel import Kernel, Spec, aligned
+from p2pnn.engine.numpy.layout import Operand
+
+
+@dataclass(slots=True, eq=False)
+class Buffer:
+    """Memory from op position `start` to `end`; kept: from forward to backward of one frame."""
+
+    nbytes: int
+    start: int
+    end: int
+    kept: bool = False
+    offset: int = 0
+
+
+@dataclass(slots=True)
+class Place:
+    """What a register lies in: a buffer, or another register (a border value written in place)."""
+
+    register: int
+    spec: Spec
+    buffer: Buffer | None
+    border: int = -1
+
+
+@dataclass(slots=True)
+class Forward:
+    """One op's forward pass; numbers are registers."""
+
+    kernel: Kernel
+    inputs: tuple[int, ...]
+    y: int
+    stash: tuple[int, ...]
+
+
+@dataclass(slots=True)
+class Backward:
+    """One op's backward pass.
+
+    parts: the gradients that make up dy, in graph order; summed into `dy` where there are several. first, later: where
+    dx goes in a step's first micro-batch and in later ones (−1: nowhere). repeated: (into, from) where the op reads
+    one tensor twice. accumulate: (accumulator, fresh) for later micro-batches.
+    """
+
+    forward: Forward
+    parts: tuple[int, ...]
+    dy: int
+    first: tuple[int, ...]
+    later: tuple[int, ...]
+    repeated: tuple[tuple[int, int], ...]
+    accumulate: tuple[tuple[int, int], ...]
+
+
+@dataclass(slots=True)
+class Plan:
+    """Everything a program needs to run: see the module's docstring. Offsets in `places` are filled in."""
+
+    forward: list[Forward] = field(default_factory=list)
+    backward: list[Backward] = field(default_factory=list)
+    registers: int = 0
+    values: dict[str, int] = field(default_factory=dict)
+    gradients: dict[Edge, int] = field(default_factory=dict)
+    held: dict[str, int] = field(default_factory=dict)
+    accumulators: dict[Edge, int] = field(default_factory=dict)
+    seeds: list[int] = field(default_factory=list)
+    places: list[Place] = field(default_factory=list)
+    shared_bytes: int = 0
+    kept_bytes: int = 0
+
+
+class Planner:
+    """Builds one plan: values first, then gradients, then memory."""
+
+    def __init__(
+        self, edges: Edges, operands: dict[int, tuple[tuple[Operand, ...], Operand]], kernels: dict[int, Kernel]
+    ) -> None:
+        self._edges, self._operands, self._kernels = edges, operands, kernels
+        self._position = {index: n for n, index in enumerate(edges.ops)}
+        self._plan = Plan()
+        self._local: dict[str | Edge, int] = {}
+        self._placed: dict[int, Place] = {}
+
+    def plan(self) -> Plan:
+        """The whole plan."""
+        plan = self._plan
+        for value in (*self._edges.values_in, *self._edges.values_out):
+            plan.values[value] = self._register()
+        for edge in (*self._edges.gradients_in, *self._edges.gradients_out):
+            plan.gradients[edge] = self._register()
+        for index in self._edges.ops:
+            self._forward(index)
+        for index in reversed(self._edges.trained):
+            self._backward(index)
+        buffers = {id(p.buffer): p.buffer for p in plan.places if p.buffer is not None}.values()
+        plan.kept_bytes = _stack([b for b in buffers if b.kept])
+        plan.shared_bytes = _overlay([b for b in buffers if not b.kept])
+        return plan
+
+    # Forward
+
+    def _forward(self, index: int) -> None:
+        kernel, (inputs, output) = self._kernels[index], self._operands[index]
+        registers = tuple(self._input(operand) for operand in inputs)
+        y = self._output(index, inputs, output)
+        stash = tuple(self._new(spec, Buffer(spec.nbytes, 0, 0, kept=True)) for spec in kernel.stash)
+        self._plan.forward.append(Forward(kernel, registers, y, stash))
+
+    def _input(self, operand: Operand) -> int:
+        if operand.kind != "value":
+            if operand.name not in self._plan.held:
+                self._plan.held[operand.name] = self._register()
+            return self._plan.held[operand.name]
+        return self._local[operand.name] if operand.name in self._local else self._plan.values[operand.name]
+
+    def _output(self, index: int, inputs: tuple[Operand, ...], output: Operand) -> int:
+        spec, name = Spec(output.shape, output.dtype), output.name
+        position, readers = self._position[index], self._edges.readers(name)
+        end = max([position, *(self._position[reader] for reader in readers)])
+        kept = self._kept(index, name, readers)
+        over = self._overwritten(index, inputs, spec)
+        if name in self._plan.values:
+            register = self._plan.values[name]
+            if over is not None:
+                self._move_to_border(over, register)
+        elif over is not None:
+            assert over.buffer is not None
+            over.buffer.end, over.buffer.kept = end, kept
+            register = self._new(spec, over.buffer)
+        else:
+            register = self._new(spec, Buffer(spec.nbytes, position, end, kept))
+        self._local[name] = register
+        return register
+
+    def _kept(self, index: int, name: str, readers: list[int]) -> bool:
+        trained = set(self._edges.trained)
+        if index in trained and self._kernels[index].keeps_output:
+            return True
+        return any(
+            self._operands[reader][0][position].name == name
+            for reader in readers
+            if reader in trained
+            for position in self._kernels[reader].keeps
+        )
+
+    def _overwritten(self, index: int, inputs: tuple[Operand, ...], spec: Spec) -> Place | None:
+        """The first input's place, if the op may write its output there."""
+        if not self._kernels[index].in_place:
+            return None
+        place = self._placed.get(self._local.get(inputs[0].name, -1))
+        if place is None or place.buffer is None or place.buffer.kept:
+            return None
+        fits = place.spec.nbytes == spec.nbytes and place.spec.dtype == spec.dtype
+        return place if fits and place.buffer.end == self._position[index] else None
+
+    def _move_to_border(self, over: Place, register: int) -> None:
+        """What shared this buffer lies in the border array from now on, which is written last."""
+        buffer = over.buffer
+        for place in self._plan.places:
+            if place.buffer is buffer:
+                place.buffer, place.border = None, register
+
+    # Backward
+
+    def _backward(self, index: int) -> None:
+        kernel, (inputs, output) = self._kernels[index], self._operands[index]
+        position = 2 * len(self._edges.ops) - 1 - self._position[index]
+        parts = self._parts(output.name)
+        dy = parts[0] if len(parts) == 1 else -1
+        if len(parts) > 1:
+            dy = self._new(Spec(output.shape, output.dtype), Buffer(output.nbytes, position, position))
+        first: list[int] = []
+        later: list[int] = []
+        repeated: list[tuple[int, int]] = []
+        accumulate: list[tuple[int, int]] = []
+        seen: dict[str, int] = {}
+        for n, (operand, wanted) in enumerate(zip(inputs, self._edges.wants(index), strict=True)):
+            spec = Spec(operand.shape, operand.dtype)
+            if not wanted:
+                first.append(-1)
+                later.append(-1)
+            elif operand.name in seen:
+                extra = self._new(spec, Buffer(spec.nbytes, position, position))
+                earlier = seen[operand.name]
+                repeated.append((earlier, extra))
+                first.append(extra)
+                later.append(extra)
+            elif operand.kind == "parameter":
+                total, fresh = self._register(), self._new(spec, Buffer(spec.nbytes, position, position))
+                self._plan.accumulators[operand.name, index] = total
+                accumulate.append((total, fresh))
+                seen[operand.name] = n
+                first.append(total)
+                later.append(fresh)
+            else:
+                over = self._placed.get(dy) if n == 0 and kernel.in_place_backward else None
+                register = self._edge(operand, index, position, over)
+                seen[operand.name] = n
+                first.append(register)
+                later.append(register)
+        forward = self._plan.forward[self._position[index]]
+        self._plan.backward.append(
+            Backward(forward, parts, dy, tuple(first), tuple(later), tuple(repeated), tuple(accumulate))
+        )
+
+    def _parts(self, value: str) -> tuple[int, ...]:
+        parts: list[int] = []
+        if value in self._edges.graph.losses:
+            parts.append(self._register())
+            self._plan.seeds.append(parts[0])
+        for edge in self._edges.sources(value):
+            parts.append(self._local[edge] if edge in self._local else self._plan.gradients[edge])
+        return tuple(parts)
+
+    def _edge(self, operand: Operand, index: int, position: int, over: Place | None) -> int:
+        """Where the gradient of one edge goes: to the border, or to the value's producer in this segment."""
+        edge = (operand.name, index)
+        if edge in self._plan.gradients:
+            return self._plan.gradients[edge]
+        spec = Spec(operand.shape, operand.dtype)
+        producer = self._edges.flow.producer[operand.name]
+        end = 2 * len(self._edges.ops) - 1 - self._position[producer]
+        if over is not None and over.buffer is not None and over.spec.nbytes == spec.nbytes:
+            over.buffer.end = end
+            self._local[edge] = self._new(spec, over.buffer)
+        else:
+            self._local[edge] = self._new(spec, Buffer(spec.nbytes, position, end))
+        return self._local[edge]
+
+    # Registers and memory
+
+    def _register(self) -> int:
+        self._plan.registers += 1
+        return self._plan.registers - 1
+
+    def _new(self, spec: Spec, buffer: Buffer) -> int:
+        register = self._register()
+        place = Place(register, spec, buffer)
+        self._placed[register] = place
+        self._plan.places.append(place)
+        return register
+
+
+def _stack(buffers: list[Buffer]) -> int:
+    """Lay buffers behind each other; returns the bytes they take."""
+    total = 0
+    for buffer in buffers:
+        buffer.offset = total
+        total = aligned(total + buffer.nbytes)
+    return total
+
+
+def _overlay(buffers: list[Buffer]) -> int:
+    """Lay buffers so that those alive together do not overlap: largest first, each at the lowest free offset."""
+    laid: list[Buffer] = []
+    total = 0
+    for buffer in sorted(buffers, key=lambda b: (-b.nbytes, b.start)):
+        offset = 0
+        for other in sorted(laid, key=lambda b: b.offset):
+            if other.start > buffer.end or other.end < buffer.start:
+                continue
+            if offset + buffer.nbytes <= other.offset:
+                break
+            offset = max(offset, aligned(other.offset + other.nbytes))
+        buffer.offset = offset
+        laid.append(buffer)
+        total = max(total, aligned(offset + buffer.nbytes))
+    return total

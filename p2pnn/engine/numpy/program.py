@@ -1,0 +1,122 @@
+"""A compiled segment: runs a plan's ops forward and in reverse, frame by frame."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from p2pnn.engine.base import Context, Edge, Mode, Tensors
+from p2pnn.engine.numpy.edges import Edges
+from p2pnn.engine.numpy.kernel import NOTHING, Call, Kernel, Site, Workspace, arena, carve
+from p2pnn.engine.numpy.layout import Array, Operands
+from p2pnn.engine.numpy.planning import Backward, Plan, Planner
+from p2pnn.engine.numpy.table import KERNELS
+from p2pnn.errors import ModelError
+from p2pnn.model.graph import Graph
+
+
+class NumpyProgram:
+    """See `engine.base.Program`. memory_bytes is exact but for the kernels' few small constants."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        ops: Sequence[int],
+        tensors: Tensors,
+        *,
+        rows: int,
+        frames: int,
+        mode: Mode,
+        dtype: np.dtype[np.floating],
+    ) -> None:
+        edges = Edges(graph, ops, mode)
+        self.values_in, self.values_out = edges.values_in, edges.values_out
+        self.gradients_in, self.gradients_out = edges.gradients_in, edges.gradients_out
+        self._tensors, self._rows, self._mode = tensors, rows, mode
+        operands = {index: Operands(graph, rows, dtype).of(graph.ops[index]) for index in edges.ops}
+        workspace = Workspace()
+        kernels: dict[int, Kernel] = {}
+        for index in edges.ops:
+            op = graph.ops[index]
+            if op.kind not in KERNELS:
+                raise ModelError(
+                    f"{op.name}: the numpy engine has no operator {op.kind!r}; known are {', '.join(KERNELS)}"
+                )
+            workspace.next_kernel()
+            kernels[index] = KERNELS[op.kind](
+                Site(index, op, *operands[index], edges.wants(index), mode == "train", dtype, workspace, tensors)
+            )
+        self._plan = Planner(edges, operands, kernels).plan()
+        shared = arena(self._plan.shared_bytes)
+        kept = [arena(self._plan.kept_bytes) for _ in range(frames)]
+        self._frames = [_registers(self._plan, shared, own, dtype) for own in kept]
+        self.memory_bytes = workspace.allocate() + shared.nbytes + sum(own.nbytes for own in kept)
+
+    def forward(self, frame: int, context: Context, values: Mapping[str, Array]) -> None:
+        """Run the ops on one micro-batch. What backward needs stays in the frame."""
+        plan, at = self._plan, self._frames[frame]
+        if not 0 < context.rows <= self._rows or (self._mode == "train" and context.rows != self._rows):
+            raise ModelError(f"a micro-batch has {context.rows} rows, but the program was compiled for {self._rows}")
+        for name, register in plan.values.items():
+            at[register] = values[name]
+        for place in plan.places:
+            if place.border >= 0:
+                at[place.register] = at[place.border].reshape(place.spec.shape)
+        self._bind(at)
+        with np.errstate(all="ignore"):  # a run that diverges shows in its loss, not in warnings
+            for op in plan.forward:
+                op.kernel.forward(
+                    Call(context, [at[r] for r in op.inputs], at[op.y], [at[r] for r in op.stash], NOTHING, ())
+                )
+
+    def backward(self, frame: int, context: Context, gradients: Mapping[Edge, Array], *, first: bool) -> None:
+        """Run the ops' gradients in reverse order, over what `forward` left in the frame."""
+        plan, at = self._plan, self._frames[frame]
+        for edge, register in plan.gradients.items():
+            at[register] = gradients[edge]
+        for edge, register in plan.accumulators.items():
+            at[register] = self._tensors.gradients[edge]
+        for register in plan.seeds:
+            at[register][...] = context.loss_scale
+        self._bind(at)
+        with np.errstate(all="ignore"):
+            for op in plan.backward:
+                _backward(op, at, context, first)
+
+    def _bind(self, at: list[Array]) -> None:
+        tensors = self._tensors
+        for name, register in self._plan.held.items():
+            at[register] = tensors.parameters[name] if name in tensors.parameters else tensors.state[name]
+
+
+def _backward(op: Backward, at: list[Array], context: Context, first: bool) -> None:
+    forward, into = op.forward, op.first if first else op.later
+    dx = [at[r] if r >= 0 else NOTHING for r in into]
+    if not op.parts:  # nothing that a loss sees depends on this output
+        for gradient in dx:
+            gradient.fill(0)
+        return
+    dy = at[op.dy]
+    if len(op.parts) > 1:
+        np.add(at[op.parts[0]], at[op.parts[1]], out=dy)
+        for part in op.parts[2:]:
+            np.add(dy, at[part], out=dy)
+    inputs, stash = [at[r] for r in forward.inputs], [at[r] for r in forward.stash]
+    forward.kernel.backward(Call(context, inputs, at[forward.y], stash, dy, dx))
+    for position, extra in op.repeated:
+        np.add(dx[position], at[extra], out=dx[position])
+    if not first:
+        for total, fresh in op.accumulate:
+            np.add(at[total], at[fresh], out=at[total])
+
+
+def _registers(plan: Plan, shared: Array, own: Array, dtype: np.dtype[np.floating]) -> list[Array]:
+    """A frame's registers; those that the caller binds are empty until then."""
+    at = [NOTHING] * plan.registers
+    for place in plan.places:
+        if place.buffer is not None:
+            at[place.register] = carve(own if place.buffer.kept else shared, place.buffer.offset, place.spec)
+    for register in plan.seeds:
+        at[register] = np.zeros((), dtype)
+    return at

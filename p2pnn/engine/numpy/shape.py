@@ -1,0 +1,109 @@
+"""Operators that move elements (Reshape, Flatten, Transpose, Concat) or reduce axes (ReduceMean, ArgMax).
+
+They are written for ONNX's order of axes, through views of the engine's arrays.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from p2pnn.engine.numpy.kernel import Call, Kernel, Site
+from p2pnn.engine.numpy.layout import Array, Operand, onnx_view
+from p2pnn.model.graph import elements
+
+
+class Reshape(Kernel):
+    """The same elements in ONNX's order, under another shape. Flatten is the same rule."""
+
+    in_place = in_place_backward = True
+
+    def __init__(self, site: Site) -> None:
+        super().__init__(site)
+        x, y = site.inputs[0], site.output
+        moved = x.order != "plain" or y.order != "plain"
+        self.in_place = self.in_place_backward = not moved
+        # Between two values that both lie channels last, the elements pass through ONNX's order.
+        self._through = site.scratch(x.onnx_shape, x.dtype) if x.order == y.order == "channels_last" else None
+
+    def forward(self, call: Call) -> None:
+        self._move(call.inputs[0], self.site.inputs[0], call.y, self.site.output)
+
+    def backward(self, call: Call) -> None:
+        self._move(call.dy, self.site.output, call.dx[0], self.site.inputs[0])
+
+    def _move(self, source: Array, source_operand: Operand, target: Array, target_operand: Operand) -> None:
+        a, b = onnx_view(source, source_operand.order), onnx_view(target, target_operand.order)
+        if self._through is not None:
+            plain = self._through.array.reshape(a.shape)
+            np.copyto(plain, a)
+            np.copyto(b, plain.reshape(b.shape))
+        elif target_operand.order == "plain":
+            np.copyto(b.reshape(a.shape), a)
+        else:
+            np.copyto(b, a.reshape(b.shape))
+
+
+class Transpose(Kernel):
+    """Axis i of y is axis perm[i] of x."""
+
+    def __init__(self, site: Site) -> None:
+        super().__init__(site)
+        self._perm = site.op.integers("perm")
+
+    def forward(self, call: Call) -> None:
+        x = onnx_view(call.inputs[0], self.site.inputs[0].order)
+        np.copyto(onnx_view(call.y, self.site.output.order), x.transpose(self._perm))
+
+    def backward(self, call: Call) -> None:
+        dx = onnx_view(call.dx[0], self.site.inputs[0].order)
+        np.copyto(dx.transpose(self._perm), onnx_view(call.dy, self.site.output.order))
+
+
+class Concat(Kernel):
+    """The inputs behind each other along `axis`; each gets its slice of the gradient back."""
+
+    def __init__(self, site: Site) -> None:
+        super().__init__(site)
+        axis = site.op.integer("axis")
+        self._axis = {1: 3, 2: 1, 3: 2}[axis] if site.output.order == "channels_last" else axis
+
+    def forward(self, call: Call) -> None:
+        np.concatenate(call.inputs, axis=self._axis, out=call.y)
+
+    def backward(self, call: Call) -> None:
+        start = 0
+        for operand, wanted, dx in zip(self.site.inputs, self.site.wants, call.dx, strict=True):
+            stop = start + operand.shape[self._axis]
+            if wanted:
+                np.copyto(dx, call.dy[(slice(None),) * self._axis + (slice(start, stop),)])
+            start = stop
+
+
+class ReduceMean(Kernel):
+    """The mean over `axes`."""
+
+    def __init__(self, site: Site) -> None:
+        super().__init__(site)
+        self._axes = site.op.integers("axes")
+        self._keep = bool(site.op.integer("keepdims"))
+        self._count = elements(tuple(site.inputs[0].onnx_shape[axis] for axis in self._axes))
+
+    def forward(self, call: Call) -> None:
+        x, y = onnx_view(call.inputs[0], self.site.inputs[0].order), onnx_view(call.y, self.site.output.order)
+        np.add.reduce(x, axis=self._axes, keepdims=self._keep, out=y)
+        np.divide(call.y, self._count, out=call.y)
+
+    def backward(self, call: Call) -> None:
+        dy = onnx_view(call.dy, self.site.output.order)
+        if not self._keep:
+            dy = np.expand_dims(dy, self._axes)
+        np.divide(dy, self._count, out=onnx_view(call.dx[0], self.site.inputs[0].order))
+
+
+class ArgMax(Kernel):
+    """The first index of the largest element along `axis`."""
+
+    def forward(self, call: Call) -> None:
+        op, x = self.site.op, onnx_view(call.inputs[0], self.site.inputs[0].order)
+        best = np.argmax(x, axis=op.integer("axis"), keepdims=bool(op.integer("keepdims")))
+        np.copyto(onnx_view(call.y, self.site.output.order), best)
