@@ -11,7 +11,6 @@ at the byte where it shows. The file is little-endian, as everything here.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import struct
 from collections.abc import Callable, Iterable, Sequence
@@ -24,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 
 from p2pnn.data.blobs import BlobStore
 from p2pnn.errors import CheckpointError, StorageError
-from p2pnn.job.checkpoint import FORMAT, Part, PartTensor
+from p2pnn.job.checkpoint import FORMAT, OPTIMIZER, Part, add_bits, tensor_bits
 from p2pnn.types import BlobId
 
 Tensor = NDArray[np.float32]
@@ -38,9 +37,9 @@ def write(blobs: BlobStore, named: Sequence[tuple[str, tuple[int, ...], Callable
     """
     temporary = blobs.temporary()
     try:
-        tensors = _write(temporary, named)
+        bits = _write(temporary, named)
         size = temporary.stat().st_size
-        return Part(blobs.adopt(temporary), size, tensors)
+        return Part(blobs.adopt(temporary), size, bits)
     except OSError as error:
         raise StorageError(f"the checkpoint was not written to {blobs.root}: {error.strerror or error}") from error
     finally:
@@ -48,7 +47,8 @@ def write(blobs: BlobStore, named: Sequence[tuple[str, tuple[int, ...], Callable
             temporary.unlink(missing_ok=True)
 
 
-def _write(path: Path, named: Sequence[tuple[str, tuple[int, ...], Callable[[], Tensor]]]) -> tuple[PartTensor, ...]:
+def _write(path: Path, named: Sequence[tuple[str, tuple[int, ...], Callable[[], Tensor]]]) -> bytes:
+    """Write the file; returns the bits of its parameters and state."""
     header: dict[str, Any] = {"__metadata__": {"p2pnn": str(FORMAT)}}
     end = 0
     for name, shape, _ in named:
@@ -56,15 +56,16 @@ def _write(path: Path, named: Sequence[tuple[str, tuple[int, ...], Callable[[], 
         header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-(len(text) + 8) % ALIGNMENT)
-    written = []
+    shares = []
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for name, shape, get in named:
             array = np.ascontiguousarray(get(), dtype="<f4").reshape(shape)
             data = array.reshape(-1).view(np.uint8).data
-            written.append(PartTensor(name, hashlib.sha256(data).hexdigest()))
+            if not name.startswith(OPTIMIZER):
+                shares.append(tensor_bits(name, data))
             file.write(data)
-    return tuple(written)
+    return add_bits(shares)
 
 
 class Parts:

@@ -7,6 +7,7 @@ kept as records. A run resumes on any nodes: parts are read by tensor name, not 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from typing import Final
 
 import msgspec
@@ -15,28 +16,25 @@ from p2pnn.types import BlobId, JobId
 
 FORMAT: Final = 1
 
-
-class PartTensor(msgspec.Struct, frozen=True):
-    """One tensor of a part. name: a parameter or state name, or `optimizer/<slot>/<parameter>`. digest: SHA-256 of its
-    bytes in ONNX's layout, hexadecimal."""
-
-    name: str
-    digest: str
+OPTIMIZER: Final = "optimizer/"
+"""What the names of an optimizer's tensors begin with; they are not part of the fingerprint."""
 
 
 class Part(msgspec.Struct, frozen=True):
-    """One node's file of a checkpoint: a safetensors blob of `size` bytes."""
+    """One node's file of a checkpoint: a safetensors blob of `size` bytes.
+
+    bits: the sum of `tensor_bits` over its parameters and state, 32 bytes, big-endian, modulo 2^256.
+    """
 
     blob: BlobId
     size: int
-    tensors: tuple[PartTensor, ...]
+    bits: bytes
 
 
 class Manifest(msgspec.Struct, frozen=True):
     """One cut of a run after `step` updates, with everything that `jobs resume` needs beside the spec.
 
-    best: the best monitored value so far and its epoch (patience counts from there). history: one record per epoch, as in
-    metrics.jsonl.
+    best_value, best_epoch: the best monitored value so far (patience counts from there).
     """
 
     job: JobId
@@ -46,16 +44,25 @@ class Manifest(msgspec.Struct, frozen=True):
     parts: tuple[Part, ...]
     best_value: float | None = None
     best_epoch: int = 0
-    history: tuple[dict[str, float], ...] = ()
     finished: bool = False
     format: int = FORMAT
 
 
-def fingerprint(parts: tuple[Part, ...], names: list[str]) -> str:
-    """The run's bits: SHA-256 over the digests of `names` (parameters and state in graph order), as `9f3a-22c1-7d40`.
+def tensor_bits(name: str, data: bytes | memoryview) -> int:
+    """One tensor's share of a fingerprint: SHA-256 of its name and of its bytes (ONNX's layout, little-endian)."""
+    inner = hashlib.sha256(data).digest()
+    return int.from_bytes(hashlib.sha256(name.encode() + b"\0" + inner).digest())
 
-    The same for the same values, however they are spread over parts. Raises KeyError for a name in no part.
+
+def add_bits(shares: Iterable[int]) -> bytes:
+    """The sum of shares as `Part.bits` holds it. A sum, so that it does not matter how tensors are spread over parts."""
+    return (sum(shares) % (1 << 256)).to_bytes(32)
+
+
+def fingerprint(parts: Iterable[Part]) -> str:
+    """The run's bits, as `9f3a-22c1-7d40`: the same for the same parameters and state, however they are spread over parts.
+
+    It tells honest runs apart; it is no proof against somebody who looks for two runs with one fingerprint.
     """
-    digests = {t.name: t.digest for part in parts for t in part.tensors}
-    total = hashlib.sha256("\n".join(f"{name} {digests[name]}" for name in names).encode()).hexdigest()
+    total = add_bits(int.from_bytes(part.bits) for part in parts).hex()
     return f"{total[:4]}-{total[4:8]}-{total[8:12]}"

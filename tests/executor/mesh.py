@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import hashlib
 import random
 import select
 import socket
@@ -13,6 +14,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from safetensors.numpy import load_file
 
 from p2pnn.data import chunks
 from p2pnn.data.blobs import BlobStore
@@ -239,8 +241,13 @@ class Mesh:
         self.spawned[node].socket.sendall(channel.encode(message))
 
 
-def digests(parts: Sequence[Part]) -> dict[str, str]:
-    return {tensor.name: tensor.digest for part in parts for tensor in part.tensors}
+def digests(parts: Sequence[Part], blobs: BlobStore) -> dict[str, str]:
+    """SHA-256 of every tensor of a checkpoint, optimizer state included."""
+    found: dict[str, str] = {}
+    for part in parts:
+        for name, array in load_file(blobs.path(part.blob)).items():
+            found[name] = hashlib.sha256(array.tobytes()).hexdigest()
+    return found
 
 
 def manifest(step: int, parts: Sequence[Part]) -> Manifest:

@@ -51,7 +51,7 @@ def run(spec: JobSpec, blobs: BlobStore, assignment: list[int], nodes: int, fram
         late = mesh.checkpoint()
         assert mesh.finish() == [0] * nodes
         assert nodes == 1 or mesh.sends > 0
-        return digests(early), digests(late), sums
+        return digests(early, blobs), digests(late, blobs), sums
 
 
 def total(evaluations: list[script.Evaluation]) -> Any:
@@ -111,14 +111,14 @@ def test_a_run_goes_on_from_a_checkpoint_on_other_nodes_with_the_same_bits(blobs
         mesh.train(3)
         parts = mesh.checkpoint()
         mesh.train(6)
-        whole = digests(mesh.checkpoint())
+        whole = digests(mesh.checkpoint(), blobs)
     with Mesh(spec, interleaved(graph, 2), blobs, nodes=2, checkpoint=manifest(3, parts)) as mesh:
         mesh.train(6)
-        assert digests(mesh.checkpoint()) == whole
+        assert digests(mesh.checkpoint(), blobs) == whole
         mesh.results(mesh.command(lambda number: script.Restore(number, tuple(part.blob for part in parts))))
-        restored = digests(mesh.checkpoint())
+        restored = digests(mesh.checkpoint(), blobs)
     names = [p.name for p in (*graph.parameters, *graph.state)]
-    assert {n: restored[n] for n in names} == {n: digests(parts)[n] for n in names}
+    assert {n: restored[n] for n in names} == {n: digests(parts, blobs)[n] for n in names}
     slot = f"optimizer/mean/{graph.parameters[0].name}"
     assert restored[slot] == whole[slot]
 
