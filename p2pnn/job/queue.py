@@ -56,10 +56,14 @@ class PlaceQueue:
         self.waiting.append(ticket)
         return self._advance()
 
-    def release(self, job: JobId, generation: int) -> list[Grant | Wait]:
-        """Give the place back, or stop waiting for it. A lower generation than the holder's changes nothing."""
-        self.waiting = [t for t in self.waiting if t.job != job or t.generation > generation]
-        if self.holder and self.holder.job == job and self.holder.generation <= generation:
+    def release(self, ticket: Ticket) -> list[Grant | Wait]:
+        """Give the place back, or stop waiting for it: this start of the job and earlier ones, of this coordinator."""
+
+        def ended(t: Ticket) -> bool:
+            return (t.job, t.coordinator) == (ticket.job, ticket.coordinator) and t.generation <= ticket.generation
+
+        self.waiting = [t for t in self.waiting if not ended(t)]
+        if self.holder and ended(self.holder):
             self.holder = None
         return self._advance()
 

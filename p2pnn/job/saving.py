@@ -17,6 +17,9 @@ from p2pnn.types import BlobId, NodeId
 
 COPY_ATTEMPTS: Final = 3
 
+REQUESTS_PER_START: Final = 1 << 32
+"""Numbers of requests, so that a late answer to an earlier start of the job is none to this one."""
+
 
 @dataclass(frozen=True, slots=True)
 class Complete:
@@ -61,12 +64,12 @@ class Saver:
     """Pure. nodes: the plan's, in its order, set when the plan is known. members: name by id of the living, kept up to date
     by the owner. Take `requests` and `next_outcome` after each call."""
 
-    def __init__(self, members: dict[NodeId, str], spec: BlobId) -> None:
+    def __init__(self, members: dict[NodeId, str], spec: BlobId, generation: int) -> None:
         self.nodes: list[NodeId] = []
         self.requests: deque[KeepBlobs] = deque()
         self._members = members
         self._spec = spec
-        self._number = 0
+        self._number = generation * REQUESTS_PER_START
         self._copies: dict[int, _Copy] = {}
         self._savings: list[_Saving] = []
         self._outcomes: deque[Complete | Incomplete | DataAlone] = deque()
@@ -88,11 +91,12 @@ class Saver:
         """Have data that only `source` is known to hold copied to another node."""
         self._copy(blobs, source, None, frozenset())
 
-    def kept(self, request: int, error: str) -> None:
-        """A buddy has verified its copy, or could not."""
-        copy = self._copies.pop(request, None)
-        if copy is None:
+    def kept(self, node: NodeId, request: int, error: str) -> None:
+        """A buddy has verified its copy, or could not; what was not asked of `node` is ignored."""
+        copy = self._copies.get(request)
+        if copy is None or copy.node != node:
             return
+        del self._copies[request]
         if copy.saving:
             copy.saving.pending.discard(request)
         if error:
@@ -102,7 +106,7 @@ class Saver:
     def member_failed(self, node: NodeId) -> None:
         """What was asked of a lost node is asked of another."""
         for request in [r for r, copy in self._copies.items() if copy.node == node]:
-            self.kept(request, "it is gone")
+            self.kept(node, request, "it is gone")
 
     def next_outcome(self) -> Complete | Incomplete | DataAlone | None:
         return self._outcomes.popleft() if self._outcomes else None

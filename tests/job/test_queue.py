@@ -20,7 +20,7 @@ def test_the_first_is_granted_and_others_learn_behind_whom_they_wait() -> None:
     assert queue.reserve(ticket("a")) == [Grant(ticket("a"))]
     assert queue.reserve(ticket("b")) == [Wait(ticket("b"), JobId("a"), 1)]
     assert queue.reserve(ticket("c"))[-1] == Wait(ticket("c"), JobId("a"), 2)
-    assert queue.release(JobId("a"), 1) == [Grant(ticket("b")), Wait(ticket("c"), JobId("b"), 1)]
+    assert queue.release(ticket("a")) == [Grant(ticket("b")), Wait(ticket("c"), JobId("b"), 1)]
 
 
 def test_asking_again_is_harmless_and_a_new_start_replaces_the_old_one() -> None:
@@ -30,7 +30,7 @@ def test_asking_again_is_harmless_and_a_new_start_replaces_the_old_one() -> None
     queue.reserve(ticket("b", 1))
     queue.reserve(ticket("b", 2))
     assert queue.waiting == [ticket("b", 2)]
-    assert queue.release(JobId("a"), 0) == [Wait(ticket("b", 2), JobId("a"), 1)]
+    assert queue.release(ticket("a", 0)) == [Wait(ticket("b", 2), JobId("a"), 1)]
     assert queue.holder == ticket("a")
 
 
@@ -40,6 +40,15 @@ def test_a_lost_coordinator_is_forgotten() -> None:
     queue.reserve(ticket("b", node="x"))
     queue.reserve(ticket("c", node="y"))
     assert queue.drop_coordinator(NodeId("x")) == [Grant(ticket("c", node="y"))]
+
+
+def test_only_the_coordinator_that_asked_gives_the_place_back() -> None:
+    queue = PlaceQueue()
+    queue.reserve(ticket("a", node="x"))
+    queue.reserve(ticket("b", node="x"))
+    queue.release(ticket("a", 9, node="y"))
+    queue.release(ticket("b", 9, node="y"))
+    assert (queue.holder, queue.waiting) == (ticket("a", node="x"), [ticket("b", node="x")])
 
 
 def test_the_queue_is_bounded() -> None:
@@ -65,7 +74,7 @@ def test_jobs_that_take_their_nodes_in_order_never_wait_for_each_other(seed: int
         missing = [n for n in wanted[job] if n not in held[job]]
         if not missing:
             for node in held[job]:
-                places[node].release(JobId(job), 1)
+                places[node].release(ticket(job))
             done.add(job)
         else:
             if (job, missing[0]) not in asked:

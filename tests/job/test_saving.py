@@ -15,7 +15,7 @@ def manifest(step: int, nodes: int) -> Manifest:
 
 
 def saver(nodes: list[NodeId], members: list[NodeId]) -> Saver:
-    found = Saver({m: m for m in members}, BlobId("spec"))
+    found = Saver({m: m for m in members}, BlobId("spec"), 0)
     found.nodes = nodes
     return found
 
@@ -27,10 +27,11 @@ def test_each_part_goes_to_the_next_node_and_both_must_have_it() -> None:
         (A, B, ("part-1-0", "spec")),
         (B, A, ("part-1-1", "spec")),
     ]
-    s.kept(1, "")
+    s.kept(C, 1, "")  # not asked
+    s.kept(B, 1, "")
     assert s.busy
     assert s.next_outcome() is None
-    s.kept(2, "")
+    s.kept(A, 2, "")
     assert s.next_outcome() == Complete(manifest(1, 2), True)
     assert not s.busy
 
@@ -48,9 +49,9 @@ def test_checkpoints_complete_in_their_order() -> None:
     s = saver([A], [A, B])
     s.save(manifest(1, 1), best=False)
     s.save(manifest(2, 1), best=False)
-    s.kept(2, "")
+    s.kept(B, 2, "")
     assert s.next_outcome() is None
-    s.kept(1, "")
+    s.kept(B, 1, "")
     assert [s.next_outcome(), s.next_outcome()] == [Complete(manifest(1, 1), False), Complete(manifest(2, 1), False)]
 
 
@@ -58,11 +59,11 @@ def test_a_failing_buddy_is_replaced_until_nobody_is_left() -> None:
     s = saver([A, B], [A, B, C])
     s.save(manifest(1, 2), best=False)
     s.requests.clear()
-    s.kept(1, "the disk is full")
+    s.kept(B, 1, "the disk is full")
     assert [(r.source, r.node) for r in s.requests] == [(A, C)]
-    s.kept(3, "the disk is full")
+    s.kept(C, 3, "the disk is full")
     assert s.next_outcome() == Incomplete(manifest(1, 2), "no second copy on node c: the disk is full")
-    s.kept(2, "")
+    s.kept(A, 2, "")
     assert s.next_outcome() is None
 
 
@@ -70,20 +71,30 @@ def test_no_checkpoint_counts_before_the_data_has_its_second_copy() -> None:
     s = saver([A], [A, B])
     s.keep_data(A, (BlobId("rows"),))
     s.save(manifest(1, 1), best=False)
-    s.kept(2, "")
+    s.kept(B, 2, "")
     assert s.next_outcome() is None
-    s.kept(1, "")
+    s.kept(B, 1, "")
     assert s.next_outcome() == Complete(manifest(1, 1), False)
 
 
 def test_a_lost_buddy_is_replaced() -> None:
     members = {A: "a", B: "b", C: "c"}
-    s = Saver(members, BlobId("spec"))
+    s = Saver(members, BlobId("spec"), 0)
     s.nodes = [A]
     s.keep_data(A, (BlobId("rows"),))
     lost = s.requests.popleft().node
     del members[lost]
     s.member_failed(lost)
     assert s.requests.popleft().node not in (A, lost)
-    s.kept(2, "no room")
+    s.kept(next(n for n in (B, C) if n != lost), 2, "no room")
     assert isinstance(s.next_outcome(), DataAlone)
+
+
+def test_answers_to_an_earlier_start_are_none_to_this_one() -> None:
+    s = Saver({A: "a", B: "b"}, BlobId("spec"), 2)
+    s.nodes = [A]
+    s.save(manifest(1, 1), best=False)
+    s.kept(B, 1, "")
+    assert s.busy
+    s.kept(B, s.requests[0].request, "")
+    assert s.next_outcome() == Complete(manifest(1, 1), False)

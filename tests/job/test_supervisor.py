@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from p2pnn.errors import UsageError
 from p2pnn.job import actions, life
-from p2pnn.job.checkpoint import Part, PartTensor
+from p2pnn.job.checkpoint import Part
 from p2pnn.job.plan import NodeShare, Plan
 from p2pnn.job.records import JobRecord
 from p2pnn.job.script import (
@@ -115,8 +115,10 @@ class World:
                     if not isinstance(command, Finish):
                         for node in self.nodes:
                             self.queues[node].append(lambda node=node, c=command: self.answer(node, c))
-                case actions.KeepBlobs(_, request, _, _):
-                    self.queues[request].append(lambda r=request: self.supervisor.kept(r, self.keep_error, self.now))
+                case actions.KeepBlobs(node, request, _, _):
+                    self.queues[request].append(
+                        lambda n=node, r=request: self.supervisor.kept(n, r, self.keep_error, self.now)
+                    )
                 case actions.ReleaseNode(node):
                     self.released.append(node)
                 case actions.Remember(record):
@@ -142,9 +144,8 @@ class World:
                 self.failing_checkpoints -= 1
                 error = "the disk is full"
             case Checkpoint():
-                name = "w" if node == self.nodes[0] else f"w{node[0]}"
                 blob = BlobId(f"{self.step:063d}{node[0]}")
-                result = msgspec.msgpack.encode(Part(blob, 10, (PartTensor(name, f"{self.step:064d}"),)))
+                result = msgspec.msgpack.encode(Part(blob, 10, bytes(31) + bytes([self.step])))
         self.supervisor.report(node, Done(command.sequence, result, error), self.now)
 
     def run(self, until: Any = None) -> None:
