@@ -89,6 +89,7 @@ class Link(asyncio.BufferedProtocol):
         self._routing = False
         self._turn: asyncio.Handle | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_due = 0.0
         self._stall: asyncio.TimerHandle | None = None
         self._goodbye: asyncio.TimerHandle | None = None
         self._ended = False
@@ -323,12 +324,13 @@ class Link(asyncio.BufferedProtocol):
 
     def _arm(self) -> None:
         """One timer, moved only when it would come too late: most bytes push a deadline back, and need no work."""
-        due = self.connection.get_timer()
-        if self._timer is not None and (due is None or due < self._timer.when() or self._transport is None):
+        due = self.connection.get_timer() if self._transport is not None else None
+        if self._timer is not None and (due is None or due < self._timer_due):
             self._timer.cancel()
             self._timer = None
-        if due is not None and self._timer is None and self._transport is not None:
+        if due is not None and self._timer is None:
             self._timer = self._loop.call_at(due, self._ring)
+            self._timer_due = due  # uvloop's handle does not always tell
 
     def _ring(self) -> None:
         self._timer = None

@@ -38,6 +38,20 @@ SHORT = Limits(
 )
 """Deadlines that a test can wait for."""
 
+PATIENT = Limits(
+    wire=WireLimits(
+        handshake_deadline_s=0.5,
+        frame_deadline_s=1.5,
+        stall_deadline_s=0.5,
+        ping_interval_s=0.2,
+        silent_deadline_s=1.5,
+    ),
+    redial_first_s=0.01,
+    redial_max_s=0.05,
+    goodbye_s=0.2,
+)
+"""Deadlines that a test can wait for, and that a peer keeps on a machine that does other things as well."""
+
 
 def on_both_loops(test: Callable[[], Awaitable[None]]) -> Callable[..., None]:
     """Run a coroutine test under asyncio and under uvloop; whatever reaches the loop's exception hook fails it."""
@@ -54,7 +68,7 @@ def on_both_loops(test: Callable[[], Awaitable[None]]) -> Callable[..., None]:
 
         with asyncio.Runner(loop_factory=loop_factory) as runner:
             runner.run(body())
-        assert unhandled == []
+        assert unhandled == [], unhandled
 
     del run.__wrapped__  # type: ignore[attr-defined]  # else pytest takes the coroutine function's signature
     return run
