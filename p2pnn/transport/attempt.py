@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
+from p2pnn.transport.admission import Ours
 from p2pnn.transport.limits import Limits
 from p2pnn.transport.link import Link
 from p2pnn.transport.sockets import resolve, why
@@ -117,6 +118,13 @@ async def _connected(endpoint: Address) -> socket.socket:
         sock.close()
         raise
     return sock
+
+
+def furthest(attempts: Sequence[Attempt]) -> Ours:
+    """How far the best of several attempts towards one peer is."""
+    if any(attempt.greeting for attempt in attempts):
+        return Ours.GREETING
+    return Ours.CONNECTING if any(attempt.connecting for attempt in attempts) else Ours.NONE
 
 
 def trouble_of(outcome: Closed | str) -> str:

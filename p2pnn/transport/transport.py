@@ -14,8 +14,8 @@ from functools import partial
 from random import Random
 
 from p2pnn.errors import LocalProtocolError, PeerGone, QueueFullError
-from p2pnn.transport.admission import Accept, Introduce, Linked, Ours, Refuse, admit
-from p2pnn.transport.attempt import Attempt, trouble_of
+from p2pnn.transport.admission import Accept, Introduce, Linked, Refuse, admit
+from p2pnn.transport.attempt import Attempt, furthest, trouble_of
 from p2pnn.transport.dial import Backoff, Dialled
 from p2pnn.transport.events import Events, LinkSnapshot, LocalIdentity, PeerIdentity
 from p2pnn.transport.limits import Limits
@@ -153,7 +153,7 @@ class Transport:
         peer = self._peers.get(node)
         attempts = self._attempts_towards(link, hello, peer)
         linked = Linked(peer.identity.boot, peer.session, peer.data is not None) if peer is not None else None
-        answer = admit(self._identity, hello, linked, _furthest(attempts), len(self._links) > self._limits.links_max)
+        answer = admit(self._identity, hello, linked, furthest(attempts), len(self._links) > self._limits.links_max)
         link.node = node
         match answer:
             case Refuse(reason, text):
@@ -375,12 +375,6 @@ class Transport:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
             log.error("a task of the transport failed", exc_info=task.exception())
-
-
-def _furthest(attempts: list[Attempt]) -> Ours:
-    if any(attempt.greeting for attempt in attempts):
-        return Ours.GREETING
-    return Ours.CONNECTING if any(attempt.connecting for attempt in attempts) else Ours.NONE
 
 
 def _log_closed(link: Link, event: Closed) -> None:

@@ -12,11 +12,13 @@ import pytest
 import uvloop
 
 from p2pnn.transport import Limits, LocalIdentity, PeerIdentity, Transport
+from p2pnn.transport.link import Link
 from p2pnn.types import Address, NodeId
 from p2pnn.wire.limits import Limits as WireLimits
 from p2pnn.wire.messages import Message
 
 DEADLINE_S = 10.0
+MIB = 1 << 20
 LOCAL = Address("127.0.0.1", 0)
 
 FAST = Limits(redial_first_s=0.01, redial_max_s=0.05, goodbye_s=0.3, data_deadline_s=2.0)
@@ -178,3 +180,30 @@ async def condition(check: Callable[[], object]) -> None:
     async with asyncio.timeout(DEADLINE_S):
         while not check():  # noqa: ASYNC110
             await asyncio.sleep(0.001)
+
+
+def data_link(node: Node, peer: Node) -> Link:
+    link = node.transport._peers[peer.id].data
+    assert link is not None
+    return link
+
+
+def read_slowly(node: Node, peer: Node) -> None:
+    """From the first body on, `node` reads its data link in bursts of a few milliseconds with rests between."""
+    loop = asyncio.get_running_loop()
+
+    def rest(link: Link) -> None:
+        if link._transport is not None and not link._transport.is_closing():
+            link._transport.pause_reading()
+            loop.call_later(0.003, wake, link)
+
+    def wake(link: Link) -> None:
+        if link._transport is not None and not link._transport.is_closing():
+            link._transport.resume_reading()
+            loop.call_later(0.002, rest, link)
+
+    def begin() -> None:
+        node.events.on_body_for = lambda: None
+        rest(data_link(node, peer))
+
+    node.events.on_body_for = begin

@@ -9,40 +9,22 @@ from collections.abc import Callable
 import pytest
 import uvloop
 
-from p2pnn.errors import LocalProtocolError, PeerGone
+from p2pnn.errors import PeerGone
 from p2pnn.transport import Limits
 from p2pnn.transport.link import Link
-from p2pnn.wire.messages import Granted, LinkKind, LinkProbe, Tensor
-from tests.transport.harness import FAST, PATIENT, SHORT, Node, condition, on_both_loops, pair
-
-MIB = 1 << 20
-
-
-def data_link(node: Node, peer: Node) -> Link:
-    link = node.transport._peers[peer.id].data
-    assert link is not None
-    return link
-
-
-def read_slowly(node: Node, peer: Node) -> None:
-    """From the first body on, `node` reads its data link in bursts of a few milliseconds with rests between."""
-    loop = asyncio.get_running_loop()
-
-    def rest(link: Link) -> None:
-        if link._transport is not None and not link._transport.is_closing():
-            link._transport.pause_reading()
-            loop.call_later(0.003, wake, link)
-
-    def wake(link: Link) -> None:
-        if link._transport is not None and not link._transport.is_closing():
-            link._transport.resume_reading()
-            loop.call_later(0.002, rest, link)
-
-    def begin() -> None:
-        node.events.on_body_for = lambda: None
-        rest(data_link(node, peer))
-
-    node.events.on_body_for = begin
+from p2pnn.wire.messages import Granted, LinkProbe, Tensor
+from tests.transport.harness import (
+    FAST,
+    MIB,
+    PATIENT,
+    SHORT,
+    Node,
+    condition,
+    data_link,
+    on_both_loops,
+    pair,
+    read_slowly,
+)
 
 
 async def send_and_overwrite(a: Node, b: Node) -> None:
@@ -159,94 +141,6 @@ async def test_a_slow_reader_is_not_given_up() -> None:
         await a.transport.send_body(b.id, LinkProbe(1), memoryview(bytes(64 * MIB)))
         await b.events.until(lambda: b.events.bodies)
         assert a.events.lost == []
-
-
-@on_both_loops
-async def test_waiting_bodies_are_bounded() -> None:
-    async with pair(Limits(bodies_max=3)) as (a, b):
-        sends = [asyncio.ensure_future(a.transport.send_body(b.id, LinkProbe(n), memoryview(b"x"))) for n in range(4)]
-        done, _ = await asyncio.wait(sends)
-        errors = [task.exception() for task in done if task.exception() is not None]
-        assert [type(error) for error in errors] == [LocalProtocolError]
-        await a.transport.send_body(b.id, LinkProbe(9), memoryview(b"x"))
-
-
-@on_both_loops
-async def test_a_cancelled_send_that_has_not_begun_leaves_no_trace() -> None:
-    async with pair() as (a, b):
-        b.events.on_body_for = lambda: data_link(b, a)._transport.pause_reading()
-        first = asyncio.ensure_future(a.transport.send_body(b.id, LinkProbe(1), memoryview(bytes(16 * MIB)), 0))
-        await b.events.until(lambda: b.events.asked)
-        buffer = bytearray(1000)
-        view = memoryview(buffer)
-        second = asyncio.ensure_future(a.transport.send_body(b.id, LinkProbe(2), view, 9))
-        await asyncio.sleep(0)
-        second.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await second
-        view.release()
-        buffer.append(1)  # BufferError if anybody still looked at it
-        b.events.on_body_for = lambda: None
-        data_link(b, a)._transport.resume_reading()
-        await first
-        await b.events.until(lambda: b.events.bodies)
-        assert [message for _, message, _ in b.events.bodies] == [LinkProbe(1)]
-        assert a.events.lost == []
-
-
-@on_both_loops
-async def test_a_cancelled_send_that_has_begun_is_finished_if_it_can_be() -> None:
-    async with pair() as (a, b):
-        read_slowly(b, a)
-        buffer = bytearray(b"z" * 16 * MIB)
-        sending = asyncio.ensure_future(a.transport.send_body(b.id, LinkProbe(1), memoryview(buffer)))
-        await b.events.until(lambda: b.events.asked)
-        sending.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await sending
-        buffer[:] = bytes(len(buffer))
-        await b.events.until(lambda: b.events.bodies)
-        assert b.events.bodies[0][2] == b"z" * 16 * MIB
-        assert a.events.lost == []
-
-
-@on_both_loops
-async def test_a_cancelled_send_that_is_stuck_gives_up_the_links() -> None:
-    async with pair(Limits(redial_first_s=0.01, redial_max_s=0.05, goodbye_s=0.2, cancel_grace_s=0.05)) as (a, b):
-        b.events.on_body_for = lambda: data_link(b, a)._transport.pause_reading()
-        buffer = bytearray(b"z" * 64 * MIB)
-        view = memoryview(buffer)
-        sending = asyncio.ensure_future(a.transport.send_body(b.id, LinkProbe(1), view))
-        await b.events.until(lambda: b.events.asked)
-        await condition(lambda: data_link(a, b)._paused)
-        sending.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await sending
-        view.release()
-        buffer.append(1)  # the transport has let go of it
-        await a.events.until(lambda: a.events.lost)
-        assert "given up in the middle" in a.events.lost[0][1]
-        await b.events.until(lambda: b.events.lost)
-        assert b.events.bodies == []
-        await a.events.until(lambda: len(a.events.connected) == 2)
-
-
-@on_both_loops
-async def test_losing_the_peer_fails_every_waiting_send() -> None:
-    async with pair() as (a, b):
-        b.events.on_body_for = lambda: data_link(b, a)._transport.pause_reading()
-        sends = [
-            asyncio.ensure_future(a.transport.send_body(b.id, LinkProbe(n), memoryview(bytes(16 * MIB)), n % 2))
-            for n in range(8)
-        ]
-        await b.events.until(lambda: b.events.asked)
-        a.transport.forget(b.address)
-        for link in list(b.transport._links):
-            if link.kind is LinkKind.CONTROL:
-                link._transport.abort()
-        done, _ = await asyncio.wait(sends, timeout=5)
-        assert len(done) == len(sends)
-        assert all(isinstance(task.exception(), PeerGone) for task in done)
 
 
 def test_limits_that_contradict_each_other_are_refused() -> None:
