@@ -1,0 +1,67 @@
+"""Networks of the kinds that must give the same bits however they are cut."""
+
+from __future__ import annotations
+
+from p2pnn.model.graph import Graph
+from tests.engine.build import Build
+
+
+def lenet() -> Graph:
+    b = Build()
+    h = b.op("Relu", b.conv(b.input(1, 12, 12), 4, 5, pads=(2, 2, 2, 2)))
+    h = b.op("MaxPool", h, kernel_shape=(2, 2), strides=(2, 2))
+    h = b.op("Relu", b.conv(h, 6, 3))
+    h = b.op("AveragePool", h, kernel_shape=(2, 2), strides=(2, 2))
+    h = b.op("Tanh", b.linear(b.op("Flatten", h), 12))
+    return b.classify(b.linear(h, 10))
+
+
+def resnet() -> Graph:
+    b = Build()
+    h = b.input(3, 8, 8)
+    for channels, stride in ((4, 1), (8, 2)):
+        x = h
+        h = b.op("Relu", b.norm(b.conv(h, channels, 3, strides=(stride, stride), pads=(1, 1, 1, 1), bias=False)))
+        h = b.norm(b.conv(h, channels, 3, pads=(1, 1, 1, 1), bias=False))
+        x = b.conv(x, channels, 1, strides=(stride, stride), bias=False)
+        h = b.op("Relu", b.op("Add", x, h))
+    return b.classify(b.linear(b.op("Flatten", b.op("GlobalAveragePool", h)), 10))
+
+
+def diamond() -> Graph:
+    """One value with four consumers, one of which reads it twice; two losses, one of which is read again."""
+    b = Build()
+    x = b.linear(b.input(9), 10)
+    left, right = b.op("Sigmoid", x), b.op("Softmax", x)
+    both = b.op("Add", b.op("Mul", x, x), b.op("Sub", left, x))
+    joined = b.op("Concat", both, right, left, axis=1)
+    target = b.input(30)
+    loss = b.op("MeanSquaredError", joined, target)
+    labels = b.input(dtype="int64")
+    scores = b.linear(joined, 10)
+    return b.graph(
+        {"scores": scores},
+        [loss, b.op("SoftmaxCrossEntropyLoss", scores, labels)],
+        [b.op("Accuracy", scores, labels), b.op("SquaredError", joined, target)],
+    )
+
+
+def shared() -> Graph:
+    """One weight that three ops read. They stay on one node."""
+    b = Build()
+    w, bias = b.parameter(6, 6), b.parameter(6)
+    h = b.input(6)
+    for _ in range(3):
+        h = b.op("Tanh", b.op("Gemm", h, w, bias))
+    return b.classify(b.linear(h, 10))
+
+
+def dropout() -> Graph:
+    b = Build()
+    h = b.norm(b.linear(b.input(7), 8))
+    h = b.op("Dropout", b.op("Relu", h), ratio=0.3)
+    h = b.norm(b.linear(h, 8))
+    return b.classify(b.linear(b.op("Dropout", h, ratio=0.5), 10))
+
+
+NETWORKS = {"lenet": lenet, "resnet": resnet, "diamond": diamond, "shared": shared, "dropout": dropout}
