@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import math
 import os
 import sys
 import time
@@ -20,7 +21,7 @@ from typing import Final
 import msgspec
 
 from p2pnn import plan as planner
-from p2pnn.errors import P2pnnError, PeerGone, PlanError, StorageError
+from p2pnn.errors import P2pnnError, PeerGone, PlanError, RemoteProtocolError, StorageError
 from p2pnn.executor.memory import available_bytes
 from p2pnn.job.plan import Plan
 from p2pnn.job.spec import JobSpec
@@ -38,6 +39,9 @@ PROBES: Final = 2
 LINK_AGE_S: Final = 600.0
 PROFILE_AGE_S: Final = 30 * 86400.0
 ANSWER_TIMEOUT_S: Final = 10.0
+REPLIES_MAX: Final = 8
+"""Requests for this node's profile that are answered at once; more are dropped, and time out where they came from."""
+
 MEASURE_TIMEOUT_S: Final = 30.0
 
 
@@ -60,6 +64,7 @@ class Planning:
         self._answers: dict[int, tuple[NodeId, asyncio.Future[bytes]]] = {}
         self._sink = bytearray(PROBE_BYTES)
         self._measuring: asyncio.Task[Profile] | None = None
+        self._replies = 0
         self._tasks = Tasks()
 
     @property
@@ -87,7 +92,8 @@ class Planning:
             if isinstance(answer, Report):
                 reports.append(answer)
             elif isinstance(answer, P2pnnError | TimeoutError):
-                log.warning("no profile node=%s reason=%s", members[node], answer)
+                reason = str(answer) or f"no answer within {ANSWER_TIMEOUT_S:.0f} s"
+                log.warning("no profile node=%s reason=%s", members[node], reason)
             else:
                 raise answer
         if not reports:
@@ -99,7 +105,8 @@ class Planning:
 
     def receive(self, node: NodeId, message: wire.Message) -> None:
         match message:
-            case wire.ProfileRequest():
+            case wire.ProfileRequest() if self._replies < REPLIES_MAX:
+                self._replies += 1
                 self._tasks.spawn(self._reply(node, message.request))
             case wire.ProfileReply():
                 self._answer(node, message.request, message.profile)
@@ -130,11 +137,19 @@ class Planning:
     async def _ask(self, node: NodeId) -> Report:
         if node == self._post.node:
             return await self._report()
+        name = self._members().get(node, node[:8])
         data = await self._request(node, wire.ProfileRequest)
         try:
-            return msgspec.msgpack.decode(data, type=Report)
-        except msgspec.MsgspecError as error:
-            raise StorageError(f"its profile cannot be read: {error}") from error
+            found = msgspec.msgpack.decode(data, type=Report)
+        except (msgspec.MsgspecError, RecursionError) as error:
+            raise RemoteProtocolError(wire.CloseReason.MALFORMED, f"its profile cannot be read: {error}") from error
+        profile = msgspec.structs.replace(found.profile, node=node, name=name)  # for no one but itself
+        figures = [profile.gemm_gflops, profile.conv_gflops, profile.bytes_per_s, profile.memory_bytes_max]
+        for link in found.links.values():
+            figures += [link.bytes_per_s, link.latency_s]
+        if not all(math.isfinite(x) and x > 0 for x in figures) or not 0 <= profile.overhead_s < 1:
+            raise RemoteProtocolError(wire.CloseReason.MALFORMED, "its profile has figures that no machine has")
+        return Report(profile, found.links)
 
     async def _report(self) -> Report:
         profile = await self.profile()
@@ -152,10 +167,10 @@ class Planning:
             return known[1]
         payload = memoryview(bytes(PROBE_BYTES))
         times: dict[int, float] = {}
-        for size in (8, *[PROBE_BYTES] * PROBES):
-            start = loop.time()
+        for size in [8, PROBE_BYTES] * PROBES:
+            start = time.perf_counter()  # uvloop's own clock moves in steps of a millisecond
             await self._request(node, wire.LinkProbe, payload[:size])
-            times[size] = min(times.get(size, 1e9), loop.time() - start)
+            times[size] = min(times.get(size, 1e9), time.perf_counter() - start)
         seconds = max(1e-5, times[PROBE_BYTES] - times[8])
         link = Link(bytes_per_s=PROBE_BYTES / seconds, latency_s=times[8] / 2)
         self._links[node] = (loop.time(), link)
@@ -188,6 +203,8 @@ class Planning:
         except P2pnnError as error:
             log.warning("no profile reason=%s", error)
             return
+        finally:
+            self._replies -= 1
         self._post.send(node, wire.ProfileReply(request, msgspec.msgpack.encode(report)))
 
     async def _load_or_measure(self) -> Profile:
