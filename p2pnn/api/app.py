@@ -67,8 +67,10 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     except P2pnnError as error:
         status = next((status for kind, status in STATUS.items() if isinstance(error, kind)), 400)
         return _error(status, str(error), error.exit_status)
+    except web.HTTPRequestEntityTooLarge:
+        return _error(413, f"the body is larger than the {BODY_BYTES_MAX:,} bytes that one request may have", 2)
     except web.HTTPException as error:
-        return _error(error.status, f"{request.method} {request.path}: {error.reason}", 1)
+        return _error(error.status, f"{request.method} {request.path}: {error.reason}", 2)
     except ConnectionError:
         raise
     except Exception as error:
@@ -95,7 +97,7 @@ async def _peers(request: web.Request) -> web.Response:
 
 async def _missing(request: web.Request) -> web.Response:
     blobs = (await _json(request)).get("blobs")
-    if not isinstance(blobs, list):
+    if not isinstance(blobs, list) or not all(isinstance(blob, str) for blob in blobs):
         raise UsageError('the body must be {"blobs": [names]}')
     store = request.app[DAEMON].storage.blobs
     missing = await asyncio.to_thread(lambda: [blob for blob in blobs if not store.has(BlobId(blob))])
@@ -180,17 +182,11 @@ async def _events(request: web.Request) -> web.StreamResponse:
     jobs = request.app[DAEMON].jobs
     text = request.query.get("after", "0")
     after = int(text) if text.isdigit() and len(text) < 16 else 0
-    jobs.get(request.match_info["job"])  # refuse before the stream begins
+    stream = jobs.events(request.match_info["job"], after)  # refuses before the answer begins
     response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
-    stream = jobs.events(request.match_info["job"], after)
-    prepared = False
+    await response.prepare(request)
     async for event in stream:
-        if not prepared:
-            await response.prepare(request)
-            prepared = True
         await response.write(json.dumps(event).encode() + b"\n")
-    if not prepared:
-        await response.prepare(request)
     return response
 
 

@@ -54,48 +54,76 @@ async def _run(config: NodeConfig) -> int:
         loop.add_signal_handler(number, stop.set)
     if config.lifeline_fd is not None:
         _watch_lifeline(config.lifeline_fd, stop)
-    daemon = Daemon(config)
-    await daemon.start()
-    runner = web.AppRunner(application(daemon, stop), access_log=None, shutdown_timeout=SHUTDOWN_TIMEOUT_S)
+    daemon = Daemon(config)  # locks the state folder, so what follows has one owner
+    try:
+        listener = bind_socket(config.socket)
+    except BaseException:
+        daemon.storage.close()
+        raise
+    try:
+        await daemon.start()
+        await _serve(config, daemon, listener, stop)
+    finally:
+        listener.close()
+        with contextlib.suppress(OSError):
+            config.socket.unlink()
+    log.info("stopped node=%s", config.name)
+    return 0
+
+
+async def _serve(config: NodeConfig, daemon: Daemon, listener: socket.socket, stop: asyncio.Event) -> None:
+    # handler_cancellation: who follows a job and goes away must not be waited on until the job's next event
+    runner = web.AppRunner(
+        application(daemon, stop), access_log=None, shutdown_timeout=SHUTDOWN_TIMEOUT_S, handler_cancellation=True
+    )
     try:
         await runner.setup()
-        await web.SockSite(runner, _listen(config.socket)).start()
+        await web.SockSite(runner, listener).start()
         _announce(config, daemon)
         await stop.wait()
-        return 0
     finally:
         await daemon.close(f"node {config.name} was stopped")
         await runner.cleanup()
-        with contextlib.suppress(OSError):
-            config.socket.unlink()
-        log.info("stopped node=%s", config.name)
 
 
-def _listen(path: Path) -> socket.socket:
-    """A unix socket that only this user may open. A socket that a dead daemon left is replaced; a living one is not."""
+def bind_socket(path: Path) -> socket.socket:
+    """A unix socket that only this user may open. A socket that a dead daemon left is replaced; a living one is not.
+
+    Raises UsageError where a daemon answers there or the file is no socket, StorageError where it cannot be made.
+    """
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if path.exists() or path.is_symlink():
-            if not stat.S_ISSOCK(path.lstat().st_mode):
-                raise UsageError(f"{path} exists and is not a socket; name another with --socket")
-            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-                try:
-                    probe.connect(str(path))
-                except ConnectionRefusedError:
-                    path.unlink()
-                else:
-                    raise UsageError(
-                        f"another daemon answers on {path}; stop it (p2pnn node stop) or name another with --socket"
-                    )
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        before = os.umask(0o077)
-        try:
-            listener.bind(str(path))
-        finally:
-            os.umask(before)
+        _clear(path)
+        listener.bind(str(path))
+        path.chmod(0o600)  # nobody can connect before it listens
     except OSError as error:
+        listener.close()
         raise storage_error(error, path) from error
+    except BaseException:
+        listener.close()
+        raise
     return listener
+
+
+def _clear(path: Path) -> None:
+    """Remove the socket of a dead daemon."""
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise UsageError(f"{path} exists and is not a socket; name another with --socket")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)  # a full queue of a living daemon must not hold us
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink()
+            return
+        except BlockingIOError:
+            pass
+    raise UsageError(f"another daemon answers on {path}; stop it (p2pnn node stop) or name another with --socket")
 
 
 def _watch_lifeline(descriptor: int, stop: asyncio.Event) -> None:
@@ -103,6 +131,9 @@ def _watch_lifeline(descriptor: int, stop: asyncio.Event) -> None:
     loop = asyncio.get_running_loop()
 
     def readable() -> None:
+        with contextlib.suppress(BlockingIOError):
+            if os.read(descriptor, 4096):
+                return
         loop.remove_reader(descriptor)
         stop.set()
 
@@ -119,8 +150,11 @@ def _announce(config: NodeConfig, daemon: Daemon) -> None:
         "pid": os.getpid(),
     }
     if config.ready_fd is not None:
-        with os.fdopen(config.ready_fd, "w") as file:
-            file.write(json.dumps(facts) + "\n")
+        try:
+            with os.fdopen(config.ready_fd, "w") as file:
+                file.write(json.dumps(facts) + "\n")
+        except OSError as error:  # who started this daemon does not listen; its lifeline decides, not this
+            log.warning("nobody was told that the node is ready reason=%s", error)
         return
     print(f"node {config.name} listens on {daemon.address} (loopback only, because it has no credentials)")
     print(f"socket {config.socket}")

@@ -9,12 +9,12 @@ from typing import Any
 
 import msgspec
 
-from p2pnn.errors import NotFoundError, UsageError
+from p2pnn.errors import NotFoundError, StorageError, UsageError
 from p2pnn.job import life
 from p2pnn.job.records import JobRecord
 from p2pnn.job.spec import Dataset, JobSpec
 from p2pnn.node.daemon import SOFTWARE, Daemon, resident_bytes
-from p2pnn.node.specs import splits
+from p2pnn.node.specs import SPEC_BYTES_MAX, splits
 from p2pnn.types import BlobId, JobId
 from p2pnn.wire.messages import LinkKind
 
@@ -203,9 +203,14 @@ def _datasets_of_jobs(daemon: Daemon) -> list[tuple[JobId, Dataset]]:
     found: list[tuple[JobId, Dataset]] = []
     store = daemon.storage.blobs
     for job, record in list(daemon.jobs.records.items()):
-        if store.has(record.spec):
-            spec = msgspec.msgpack.decode(store.path(record.spec).read_bytes(), type=JobSpec)
-            found.extend((job, split.dataset) for split in splits(spec))
+        try:  # a record may come from a peer, and name anything
+            size = store.size(record.spec)
+            if size > SPEC_BYTES_MAX:
+                continue
+            spec = msgspec.msgpack.decode(store.read(record.spec, 0, size), type=JobSpec)
+        except (StorageError, UsageError, msgspec.MsgspecError, RecursionError):
+            continue
+        found.extend((job, split.dataset) for split in splits(spec))
     return found
 
 

@@ -14,6 +14,7 @@ from p2pnn.errors import CheckpointError
 from p2pnn.job.checkpoint import Manifest
 from p2pnn.job.plan import Plan
 from p2pnn.job.script import Predictions
+from p2pnn.job.spec import JobSpec
 from p2pnn.types import BlobId, JobId, NodeId
 
 FORMAT: Final = 1
@@ -84,6 +85,28 @@ class JobRecord(msgspec.Struct, frozen=True):
         if self.predictions:
             blobs |= {blob for _, _, chunks in self.predictions.outputs.values() for blob, _ in chunks}
         return blobs
+
+
+def queued(
+    job: JobId, blob: BlobId, spec: JobSpec, coordinator: NodeId, coordinator_name: str, now_s: float
+) -> JobRecord:
+    """The record of a job that was just submitted. blob: where its spec lies; now_s: seconds since 1970."""
+    trains = spec.kind == "train"
+    return JobRecord(
+        job=job,
+        name=spec.name,
+        kind=spec.kind,
+        spec=blob,
+        state="queued",
+        coordinator=coordinator,
+        coordinator_name=coordinator_name,
+        generation=1,
+        created_s=now_s,
+        updated_s=now_s,
+        steps=spec.steps if trains else 0,
+        epochs=spec.epochs if trains else 0,
+        takes_best=spec.patience > 0,
+    )
 
 
 _decoder = msgspec.msgpack.Decoder(JobRecord)

@@ -32,6 +32,9 @@ FETCHES_MAX: Final = 4
 SERVED_MAX: Final = 64
 """Requests of one peer under way here; more are answered `busy`, and its own window keeps it far below."""
 
+KEEPS_MAX: Final = 1024
+"""Keep requests of one peer under way here: a job's data in pieces, and its checkpoints. More are refused."""
+
 PIECE_TIMEOUT_S: Final = 30.0
 BLOB_BYTES_MAX: Final = 1 << 40
 
@@ -55,6 +58,7 @@ class BlobExchange:
         self._numbers = itertools.count(1)
         self._asked: dict[int, _Asked] = {}
         self._served: dict[NodeId, int] = {}
+        self._keeping: dict[NodeId, int] = {}
         self._gate = asyncio.Semaphore(FETCHES_MAX)
         self._fetching: dict[BlobId, asyncio.Future[None]] = {}
         self._tasks = Tasks()
@@ -130,6 +134,10 @@ class BlobExchange:
 
     def keep(self, node: NodeId, message: Keep) -> None:
         """A coordinator wants blobs kept here."""
+        if self._keeping.get(node, 0) >= KEEPS_MAX:
+            self._post.send(node, Kept(message.job, message.request, "it keeps enough for others already"))
+            return
+        self._keeping[node] = self._keeping.get(node, 0) + 1
         self._tasks.spawn(self._keep(node, message))
 
     def peer_lost(self, node: NodeId, reason: str) -> None:
@@ -220,6 +228,10 @@ class BlobExchange:
             await self.fetch_all([BlobId(b) for b in message.blobs], [NodeId(message.source)])
         except P2pnnError as failure:
             error = str(failure)
+        finally:
+            self._keeping[node] -= 1
+            if not self._keeping[node]:
+                del self._keeping[node]
         self._post.send(node, Kept(message.job, message.request, error))
 
 

@@ -52,6 +52,7 @@ class Daemon:
         self.jobs = Jobs(self.post, self.storage, self.blobs, self.planning, lambda: self.members.names())
         self.address = config.listen
         self._profiling: asyncio.Task[object] | None = None
+        self._closing = False
         self._routes = self._make_routes()
 
     async def start(self) -> None:
@@ -70,6 +71,7 @@ class Daemon:
     async def close(self, reason: str) -> None:
         """End jobs and executors, say goodbye to the peers, let go of the state folder."""
         await self.jobs.close(reason)
+        self._closing = True
         await self.place.close()
         self.members.close()
         if self._profiling is not None:
@@ -97,6 +99,8 @@ class Daemon:
 
     def message(self, node: NodeId, message: wire.Message) -> None:
         """Route a message, of a peer or of this node itself. What no part takes is logged and dropped."""
+        if self._closing:
+            return
         receive = self._routes.get(type(message))
         if receive is None:
             log.warning("message without a receiver type=%s node=%s", type(message).__name__, node[:8])

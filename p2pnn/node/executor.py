@@ -7,9 +7,12 @@ and its exit status becomes a sentence.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
+from typing import cast
 
+from p2pnn.errors import P2pnnError
 from p2pnn.executor import channel, process
 from p2pnn.executor.commands import FromExecutor, ToExecutor
 
@@ -17,9 +20,10 @@ log = logging.getLogger("p2pnn.executor")
 
 
 class Executor(asyncio.Protocol):
-    """Start one with `await Executor.start(…)`; afterwards `send`, `arena`, and finally `await end()`.
+    """Start one with `await Executor.start(…)`; afterwards `send`, `room`, and finally `kill` and `await end()`.
 
-    on_message gets every message, on_exit one sentence when the process is gone without having been ended.
+    on_message gets every message, on_exit one sentence when the process is gone without having been ended, or says what
+    neither end understands.
     """
 
     def __init__(self, on_message: Callable[[FromExecutor], None], on_exit: Callable[[str], None]) -> None:
@@ -27,6 +31,7 @@ class Executor(asyncio.Protocol):
         self._on_exit = on_exit
         self._codec: channel.Codec[FromExecutor] = channel.Codec(FromExecutor)
         self._ending = False
+        self._gone = False
         self._reaping: asyncio.Task[None] | None = None
         self._transport: asyncio.WriteTransport
         self._spawned: process.Spawned
@@ -37,10 +42,17 @@ class Executor(asyncio.Protocol):
     ) -> Executor:
         """Spawn the process. Raises StorageError or OSError where the system gives no process or memory."""
         self = cls(on_message, on_exit)
-        self._spawned = await asyncio.to_thread(process.spawn, arena_bytes, threads)
+        spawning = asyncio.ensure_future(asyncio.to_thread(process.spawn, arena_bytes, threads))
+        try:
+            self._spawned = await asyncio.shield(spawning)
+        except asyncio.CancelledError:  # the thread goes on: what it starts must not be left over
+            with contextlib.suppress(P2pnnError, OSError):
+                await asyncio.to_thread((await spawning).kill)
+            raise
         try:
             await asyncio.get_running_loop().create_unix_connection(lambda: self, sock=self._spawned.socket)
         except BaseException:
+            self._ending = True
             self._spawned.kill()
             raise
         return self
@@ -49,35 +61,45 @@ class Executor(asyncio.Protocol):
     def pid(self) -> int:
         return self._spawned.process.pid
 
-    @property
-    def arena(self) -> memoryview:
-        """The shared memory that tensors are received into and sent from."""
-        return self._spawned.arena.view
+    def room(self, offset: int, size: int) -> memoryview | None:
+        """Shared memory that a tensor is received into or sent from; None once the executor is gone."""
+        return None if self._gone else self._spawned.arena.view[offset : offset + size]
 
     def send(self, message: ToExecutor) -> None:
         """Queue a command; nothing happens once the executor is gone."""
-        if not self._ending and not self._transport.is_closing():
+        if not self._ending and not self._gone and not self._transport.is_closing():
             self._transport.write(channel.encode(message))
+
+    def kill(self) -> None:
+        """End the process now; call `end` next."""
+        self._ending = self._gone = True
+        with contextlib.suppress(ProcessLookupError):
+            self._spawned.process.kill()
 
     async def end(self) -> None:
         """Kill the process and wait until it is gone; harmless when it is."""
-        self._ending = True
+        self.kill()
         self._transport.abort()
+        if self._reaping is not None:
+            await self._reaping
         await asyncio.to_thread(self._spawned.kill)
 
     # --- asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.WriteTransport)
-        self._transport = transport
+        self._transport = cast(asyncio.WriteTransport, transport)  # uvloop's are no subclasses
 
     def data_received(self, data: bytes) -> None:
-        for message in self._codec.feed(data):
-            if self._ending:
-                return
-            self._on_message(message)
+        try:
+            for message in self._codec.feed(data):
+                if self._ending:
+                    return
+                self._on_message(message)
+        except P2pnnError as error:
+            self._on_exit(str(error))
 
     def connection_lost(self, error: Exception | None) -> None:
+        self._gone = True
         if not self._ending:
             self._reaping = asyncio.ensure_future(self._reap())
 

@@ -12,7 +12,7 @@ import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 
@@ -33,21 +33,19 @@ from p2pnn.job.plan import Plan
 from p2pnn.job.records import JobRecord
 from p2pnn.job.spec import JobSpec
 from p2pnn.job.supervisor import Supervisor
+from p2pnn.node import parcels
 from p2pnn.node.blobs import BlobExchange
-from p2pnn.node.journal import Journal
+from p2pnn.node.journal import Journal, Journals
 from p2pnn.node.links import Post
 from p2pnn.node.planning import Planning
-from p2pnn.node.specs import blobs_read_by, chunks_of, decode_spec, inputs_read
-from p2pnn.node.storage import Storage, valid_job_id
+from p2pnn.node.records import JOBS_MAX, Records
+from p2pnn.node.specs import SPEC_BYTES_MAX, decode_spec, held_by_one, read_by_job
+from p2pnn.node.storage import Storage
 from p2pnn.node.tasks import Tasks
 from p2pnn.types import BlobId, JobId, NodeId
 from p2pnn.wire import messages as wire
 
 log = logging.getLogger("p2pnn.jobs")
-
-SPEC_BYTES_MAX: Final = 16 << 20
-JOBS_MAX: Final = 10_000
-"""Records in memory; a new job is refused beyond it."""
 
 _reports = msgspec.msgpack.Decoder(script.Report)
 
@@ -68,11 +66,15 @@ class Jobs:
         self._blobs = blobs
         self._planning = planning
         self._members = members
-        self.records: dict[JobId, JobRecord] = storage.load_records()
+        self._records = Records(post, storage, blobs, members, self._runs_here)
         self._supervisors: dict[JobId, Supervisor] = {}
-        self._specs: dict[JobId, JobSpec] = {}
-        self._journals: dict[JobId, Journal] = {}
+        self._journals = Journals(storage, self._supervisors)
         self._tasks = Tasks()
+
+    @property
+    def records(self) -> dict[JobId, JobRecord]:
+        """What is remembered of every job; `get` knows more of those that this node coordinates."""
+        return self._records.all
 
     # --- what a person asks for
 
@@ -84,28 +86,13 @@ class Jobs:
         spec = await self._load_spec(spec_blob)
         if len(self.records) >= JOBS_MAX:
             raise UsageError(f"this mesh remembers {JOBS_MAX} jobs already; remove old state before submitting more")
-        missing = await asyncio.to_thread(self._missing, spec)
+        missing = await asyncio.to_thread(self._absent, spec)
         if missing:
-            raise UsageError(f"{missing} data chunks of the job are not in this node's store; submit it again")
+            raise UsageError(f"{len(missing)} data chunks of the job are not in this node's store; submit it again")
         plan = await self._planning.plan(spec)
         job = self._new_id(spec.name)
-        now = time.time()
-        record = JobRecord(
-            job=job,
-            name=spec.name,
-            kind=spec.kind,
-            spec=spec_blob,
-            state="queued",
-            coordinator=self._post.node,
-            coordinator_name=self._post.name,
-            generation=1,
-            created_s=now,
-            updated_s=now,
-            steps=spec.steps if spec.kind == "train" else 0,
-            epochs=spec.epochs if spec.kind == "train" else 0,
-            takes_best=spec.patience > 0,
-        )
-        self._begin(record, spec, plan)
+        record = records.queued(job, spec_blob, spec, self._post.node, self._post.name, time.time())
+        self._begin(record, spec, plan, set())
         return job
 
     async def plan(self, data: bytes) -> Plan:
@@ -129,21 +116,22 @@ class Jobs:
         if spec.kind == "train" and record.newest is None:
             log.warning("job=%s resumed without a checkpoint: it begins again", job)
         plan = await self._planning.plan(spec)
+        absent = await asyncio.to_thread(self._absent, spec)
         record = msgspec.structs.replace(
             self.get(job),
             state=life.after(self.get(job).state, "resume"),
             reason="",
             coordinator=self._post.node,
             coordinator_name=self._post.name,
-            generation=record.generation + 1,
+            generation=self.get(job).generation + 1,
             revision=0,
             results=(),
             stopped_early=False,
             step=record.newest.step if record.newest else 0,
             epoch=record.newest.epoch if record.newest else 0,
-            history=record.newest.history if record.newest else (),
+            history=record.history[: record.newest.epoch] if record.newest else (),
         )
-        self._begin(record, spec, plan)
+        self._begin(record, spec, plan, absent)
 
     def cancel(self, job: str) -> str:
         """End a job that this node coordinates; returns its state. A paused job is cancelled wherever its record is."""
@@ -152,7 +140,7 @@ class Jobs:
         if supervisor is None:
             life.after(record.state, "cancel")
             self._refuse_foreign(record)
-            self._remember(
+            self._records.remember(
                 msgspec.structs.replace(record, state="cancelled", reason="cancelled", revision=record.revision + 1)
             )
             self.journal(record.job).add("state", {"state": "cancelled", "reason": "cancelled"})
@@ -182,41 +170,28 @@ class Jobs:
         return supervisor.record if supervisor else record
 
     def journal(self, job: JobId) -> Journal:
-        if job not in self._journals:
-            self._journals[job] = Journal(job, self._storage)
-        return self._journals[job]
+        return self._journals.of(job)
 
-    async def events(self, job: str, after: int) -> AsyncIterator[dict[str, Any]]:
-        """Follow a job that this node coordinates, or coordinated last as far as its file tells."""
+    def events(self, job: str, after: int) -> AsyncIterator[dict[str, Any]]:
+        """Follow a job that this node coordinates, or coordinated last as far as its file tells.
+
+        Raises NotFoundError where nobody knows it, UsageError where another node coordinates it.
+        """
         record = self.get(job)
         self._refuse_foreign(record, only_running=True)
-        async for event in self.journal(record.job).follow(after):
-            yield event
-
-    def blobs_in_use(self) -> dict[BlobId, set[JobId]]:
-        """Which blobs records need, and for which jobs (specs and checkpoint parts; data chunks are in the specs)."""
-        found: dict[BlobId, set[JobId]] = {}
-        for record in self.records.values():
-            for blob in (record.spec, *record.part_blobs()):
-                found.setdefault(blob, set()).add(record.job)
-        return found
+        return self.journal(record.job).follow(after)
 
     # --- what peers say
 
     def receive(self, node: NodeId, message: wire.Message) -> None:
         now = self._now()
         match message:
-            case wire.Record():
-                self._learn(node, message)
-            case wire.RecordRequest():
-                for record in list(self.records.values()):
-                    if message.job in ("", record.job):
-                        self._post.send(node, self._as_message(self.get(record.job)))
-                self._post.send(node, wire.RecordsEnd(message.request))
+            case wire.Record() | wire.RecordRequest():
+                self._records.receive(node, message)
             case wire.Kept():
                 supervisor = self._supervisors.get(JobId(message.job))
                 if supervisor is not None:
-                    supervisor.kept(message.request, message.error, now)
+                    supervisor.kept(node, message.request, message.error, now)
                     self._carry_out(JobId(message.job))
             case (
                 wire.Waiting() | wire.Granted() | wire.Preparing() | wire.Prepared() | wire.Report() | wire.JobFailed()
@@ -239,10 +214,8 @@ class Jobs:
                     f"node {record.coordinator_name}, which coordinated it, is gone: {reason}; "
                     f"go on with `p2pnn jobs resume {record.job}`"
                 )
-                self._remember(
-                    msgspec.structs.replace(record, state="failed", reason=text, revision=record.revision + 1),
-                    tell=False,
-                )
+                # Everybody sees it for himself. Where only our link broke, the coordinator's own word mends this later.
+                self._records.commit(msgspec.structs.replace(record, state="failed", reason=text))
                 self.journal(record.job).add("state", {"state": "failed", "reason": text})
 
     async def close(self, reason: str) -> None:
@@ -251,35 +224,33 @@ class Jobs:
             supervisor.fail(f"{reason}; go on with `p2pnn jobs resume {job}`", self._now())
             self._carry_out(job)
         await self._tasks.close()
+        await self._records.close()
 
     # --- carrying out
 
-    def _begin(self, record: JobRecord, spec: JobSpec, plan: Plan) -> None:
+    def _begin(self, record: JobRecord, spec: JobSpec, plan: Plan, absent: set[BlobId]) -> None:
+        """absent: blobs that the job reads and this node lacks."""
         supervisor = Supervisor(record, spec, self._members(), self._now())
         self._supervisors[record.job] = supervisor
-        self._specs[record.job] = spec
-        self._remember(record)
+        self._records.remember(record)
         supervisor.planned(plan, self._now())
-        self._spread_data(supervisor, spec, plan)
+        self._spread_data(supervisor, spec, plan, absent)
         self._carry_out(record.job)
 
-    def _spread_data(self, supervisor: Supervisor, spec: JobSpec, plan: Plan) -> None:
-        """Have each data chunk on two nodes, so that the run can go on without the one that holds it."""
-        here = self._post.node
-        nodes = [share.node for share in plan.nodes]
-        readers = {node: set(blobs_read_by(spec, plan, index)) for index, node in enumerate(nodes)}
-        everything = set(chunks_of(spec, {spec.inputs[name] for name in inputs_read(spec)}))
-        alone = everything - {blob for node, blobs in readers.items() if node != here for blob in blobs}
-        if alone and len(self._members()) > 1:
-            supervisor.keep_data(here, tuple(sorted(alone)))
+    def _spread_data(self, supervisor: Supervisor, spec: JobSpec, plan: Plan, absent: set[BlobId]) -> None:
+        """Have each blob that the job reads on two nodes, so that the run can go on without one of them."""
+        if len(self._members()) < 2:
+            return
+        for source, blobs in held_by_one(spec, plan, self._post.node, absent).items():
+            for start in range(0, len(blobs), wire.BLOBS_MAX):
+                supervisor.keep_data(source, blobs[start : start + wire.BLOBS_MAX])
 
     def _carry_out(self, job: JobId) -> None:
         supervisor = self._supervisors[job]
         while (action := supervisor.next_action()) is not None:
             self._do(job, supervisor, action)
-        if supervisor.record.state in life.ENDED:
+        if supervisor.ended:
             self._supervisors.pop(job, None)
-            self._specs.pop(job, None)
 
     def _do(self, job: JobId, supervisor: Supervisor, action: Action) -> None:
         record = supervisor.record
@@ -298,7 +269,7 @@ class Jobs:
             case KeepBlobs(node, request, blobs, source):
                 self._post.send(node, wire.Keep(job, request, blobs, source))
             case Remember(changed):
-                self._remember(changed)
+                self._records.remember(changed)
             case Publish(kind, fields):
                 self.journal(job).add(kind, fields)
             case Replan():
@@ -308,14 +279,20 @@ class Jobs:
         assert record.plan is not None
         nodes = tuple(share.node for share in record.plan.nodes)
         manifest = record.newest
+        try:
+            packed = parcels.pack(msgspec.msgpack.encode(record.plan), self._storage.blobs)
+            checkpoint = parcels.pack(msgspec.msgpack.encode(manifest), self._storage.blobs) if manifest else b""
+        except StorageError as error:
+            self._supervisors[record.job].fail(str(error), self._now())
+            return
         self._post.send(
             node,
             wire.Prepare(
                 job=record.job,
                 generation=record.generation,
                 spec=record.spec,
-                plan=msgspec.msgpack.encode(record.plan),
-                checkpoint=msgspec.msgpack.encode(manifest) if manifest else b"",
+                plan=packed,
+                checkpoint=checkpoint,
                 nodes=nodes,
                 index=index,
                 sources=tuple(dict.fromkeys((self._post.node, *nodes))),
@@ -324,13 +301,13 @@ class Jobs:
 
     async def _replan(self, job: JobId, supervisor: Supervisor) -> None:
         try:
-            plan = await self._planning.plan(self._specs[job])
+            plan = await self._planning.plan(supervisor.spec)
         except P2pnnError as error:
             supervisor.fail(str(error), self._now())
         else:
             if supervisor.record.state == "queued":
                 supervisor.planned(plan, self._now())
-        if job in self._supervisors:
+        if self._supervisors.get(job) is supervisor:
             self._carry_out(job)
 
     def _receive_of_part(self, node: NodeId, message: Any, now: float) -> None:
@@ -351,68 +328,38 @@ class Jobs:
             case wire.JobFailed():
                 supervisor.node_failed(node, message.text, now)
             case wire.Report():
-                try:
-                    supervisor.report(node, _reports.decode(message.report), now)
-                except msgspec.MsgspecError as error:
-                    supervisor.node_failed(node, f"its report cannot be read: {error}", now)
+                if parcels.is_name(message.report):
+                    self._tasks.spawn(self._fetch_report(node, message, supervisor))
+                else:
+                    self._take_report(node, message.report, supervisor)
         self._carry_out(JobId(message.job))
 
-    # --- records
-
-    def _remember(self, record: JobRecord, *, tell: bool = True) -> None:
-        """Store the record here and send it to the members; drop the checkpoint parts that it no longer names."""
-        self._commit(msgspec.structs.replace(record, updated_s=time.time()))
-        if tell:
-            message = self._as_message(self.records[record.job])
-            for node in self._members():
-                if node != self._post.node:
-                    self._post.send(node, message)
-
-    def _commit(self, record: JobRecord) -> None:
-        before = self.records.get(record.job)
-        self.records[record.job] = record
+    async def _fetch_report(self, node: NodeId, message: wire.Report, supervisor: Supervisor) -> None:
+        """A report that was too large for a message: that of a checkpoint of many tensors."""
         try:
-            self._storage.save_record(record)
-        except (StorageError, CheckpointError) as error:
-            log.warning("record not stored job=%s reason=%s", record.job, error)
-        if before is not None:
-            dropped = before.part_blobs() - record.part_blobs()
-            if dropped:
-                kept = self.blobs_in_use()
-                for blob in dropped - kept.keys():
-                    self._storage.blobs.remove(blob)
+            data = await parcels.unpack(message.report, self._blobs, [node])
+            self._take_report(node, data, supervisor)
+            await asyncio.to_thread(parcels.forget, data, self._storage.blobs)
+        except P2pnnError as error:
+            supervisor.node_failed(node, f"its report cannot be had: {error}", self._now())
+        if self._supervisors.get(JobId(message.job)) is supervisor:
+            self._carry_out(JobId(message.job))
 
-    def _learn(self, node: NodeId, message: wire.Record) -> None:
+    def _take_report(self, node: NodeId, data: bytes, supervisor: Supervisor) -> None:
         try:
-            record = records.decode(message.record, f"the record of job {message.job} from node {node[:8]}")
-        except CheckpointError as error:
-            log.warning("record refused reason=%s", error)
-            return
-        known = self.records.get(record.job)
-        if not valid_job_id(record.job) or record.job in self._supervisors or len(self.records) >= JOBS_MAX:
-            return
-        if known is None or record.version > known.version:
-            members = self._members()
-            if record.state not in life.ENDED and record.coordinator not in members:
-                text = (
-                    f"node {record.coordinator_name}, which coordinated it, is gone; `p2pnn jobs resume {record.job}`"
-                )
-                record = msgspec.structs.replace(record, state="failed", reason=text)
-            elif record.state not in life.ENDED and record.coordinator == self._post.node:
-                text = f"node {record.coordinator_name} was restarted; go on with `p2pnn jobs resume {record.job}`"
-                record = msgspec.structs.replace(record, state="failed", reason=text, revision=record.revision + 1)
-            self._commit(record)
+            supervisor.report(node, _reports.decode(data), self._now())
+        except msgspec.MsgspecError as error:
+            supervisor.node_failed(node, f"its report cannot be read: {error}", self._now())
 
     def fail_orphans(self) -> None:
         """At the start of a daemon: what it coordinated when it last stopped cannot be running."""
         for record in list(self.records.values()):
             if record.coordinator == self._post.node and record.state not in life.ENDED:
                 text = f"node {self._post.name} was restarted; go on with `p2pnn jobs resume {record.job}`"
-                self._commit(msgspec.structs.replace(record, state="failed", reason=text, revision=record.revision + 1))
+                self._records.commit(
+                    msgspec.structs.replace(record, state="failed", reason=text, revision=record.revision + 1)
+                )
                 self.journal(record.job).add("state", {"state": "failed", "reason": text})
-
-    def _as_message(self, record: JobRecord) -> wire.Record:
-        return wire.Record(record.job, record.generation, record.revision, records.encode(record))
 
     # --- small things
 
@@ -423,9 +370,16 @@ class Jobs:
         data = await asyncio.to_thread(self._storage.blobs.read, blob, 0, size)
         return await asyncio.to_thread(decode_spec, data)
 
-    def _missing(self, spec: JobSpec) -> int:
-        columns = {spec.inputs[name] for name in inputs_read(spec)}
-        return sum(not self._storage.blobs.has(blob) for blob in (*chunks_of(spec, columns), *spec.initial))
+    def _absent(self, spec: JobSpec) -> set[BlobId]:
+        return {blob for blob in read_by_job(spec) if not self._storage.blobs.has(blob)}
+
+    def _runs_here(self, record: JobRecord) -> bool:
+        """Whether a start of the job is led here. A higher generation ends it: somebody has resumed the job elsewhere."""
+        supervisor = self._supervisors.get(record.job)
+        if supervisor is not None and record.generation > supervisor.record.generation:
+            supervisor.fail(f"it was resumed on node {record.coordinator_name}", self._now())
+            self._carry_out(record.job)
+        return record.job in self._supervisors
 
     def _new_id(self, name: str) -> JobId:
         base = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40] or "job"

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Container
 from typing import Any, Final
 
 from p2pnn.errors import StorageError
@@ -18,6 +18,9 @@ from p2pnn.node.storage import Storage
 from p2pnn.types import JobId
 
 log = logging.getLogger("p2pnn.jobs")
+
+IDLE_MAX: Final = 64
+"""Event lists of jobs that do not run here, in memory; others are read from their files when somebody asks."""
 
 EVENTS_MAX: Final = 5_000
 """Events of one job in memory; the oldest are forgotten there, the file has them."""
@@ -67,3 +70,21 @@ class Journal:
             ):
                 return
             await changed.wait()
+
+
+class Journals:
+    """The journals of a node's jobs. running: the jobs whose journals must stay in memory."""
+
+    def __init__(self, storage: Storage, running: Container[JobId]) -> None:
+        self._storage = storage
+        self._running = running
+        self._found: dict[JobId, Journal] = {}
+
+    def of(self, job: JobId) -> Journal:
+        """The journal of a job, begun or read from its file where it is not in memory."""
+        found = self._found.pop(job, None) or Journal(job, self._storage)
+        self._found[job] = found  # the newest last
+        idle = [other for other in self._found if other not in self._running and other != job]
+        for other in idle[: max(0, len(idle) - IDLE_MAX)]:
+            del self._found[other]
+        return found

@@ -11,8 +11,9 @@ from collections.abc import Callable
 from typing import Protocol
 
 from p2pnn.errors import PeerGone
+from p2pnn.transport import LinkSnapshot
 from p2pnn.types import NodeId
-from p2pnn.wire.messages import Message
+from p2pnn.wire.messages import LinkKind, Message
 
 log = logging.getLogger("p2pnn.node")
 
@@ -25,6 +26,8 @@ class Outside(Protocol):
     async def send_body(self, node: NodeId, message: Message, body: memoryview, priority: int = 0) -> None: ...
 
     def connected(self, node: NodeId) -> bool: ...
+
+    def snapshot(self) -> tuple[LinkSnapshot, ...]: ...
 
 
 class Post:
@@ -49,6 +52,10 @@ class Post:
     async def send_body(self, node: NodeId, message: Message, body: memoryview, priority: int = 0) -> None:
         """Returns when `body` may be overwritten. Raises PeerGone."""
         await self._outside.send_body(node, message, body, priority)
+
+    def queued(self, node: NodeId) -> int:
+        """Messages that wait on the control link to `node`: who has many to send looks here, because that queue is bounded."""
+        return sum(s.queued for s in self._outside.snapshot() if s.node == node and s.kind is LinkKind.CONTROL)
 
     def reachable(self, node: NodeId) -> bool:
         return node == self.node or self._outside.connected(node)

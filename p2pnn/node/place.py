@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable
 from typing import Final
 
 import msgspec
 
-from p2pnn.errors import P2pnnError, PeerGone
+from p2pnn.errors import P2pnnError, PeerGone, StorageError, UsageError
 from p2pnn.executor import commands
 from p2pnn.job import script
 from p2pnn.job.checkpoint import Manifest
@@ -21,6 +22,7 @@ from p2pnn.job.plan import Plan
 from p2pnn.job.queue import Grant, PlaceQueue, Ticket, Wait
 from p2pnn.job.segment import Transfer, transfers
 from p2pnn.job.spec import JobSpec
+from p2pnn.node import parcels
 from p2pnn.node.blobs import BlobExchange
 from p2pnn.node.executor import Executor
 from p2pnn.node.links import Post
@@ -48,6 +50,7 @@ class Place:
         self._queue = PlaceQueue()
         self._part: Part | None = None
         self._ending = Tasks()
+        self._closed = False
 
     @property
     def job(self) -> JobId | None:
@@ -65,10 +68,9 @@ class Place:
     def receive(self, node: NodeId, message: wire.Message) -> None:
         match message:
             case wire.Reserve():
-                ticket = Ticket(JobId(message.job), message.generation, node)
-                self._tell(self._queue.reserve(ticket))
+                self._reserve(Ticket(JobId(message.job), message.generation, node))
             case wire.Release():
-                self._release(node, JobId(message.job), message.generation)
+                self._release(Ticket(JobId(message.job), message.generation, node))
             case wire.Prepare():
                 self._prepare(node, message)
             case wire.Command() | wire.Retired() | wire.Squares():
@@ -97,23 +99,31 @@ class Place:
         self._tell(changes)
 
     async def close(self) -> None:
+        """End what runs, and begin nothing more."""
+        self._closed = True
         self._end_part()
         await self._ending.drain()
 
     # --- how
 
-    def _release(self, node: NodeId, job: JobId, generation: int) -> None:
+    def _reserve(self, ticket: Ticket) -> None:
+        changes = self._queue.reserve(ticket)
+        if ticket != self._queue.holder and ticket not in self._queue.waiting:
+            text = f"{self._queue.LENGTH_MAX} jobs wait for its place already; start the job again later"
+            self._post.send(ticket.coordinator, wire.JobFailed(ticket.job, ticket.generation, text))
+        self._tell(changes)
+
+    def _release(self, ticket: Ticket) -> None:
         holder = self._queue.holder
-        if holder is not None and holder.job == job and holder.coordinator != node and holder.generation >= generation:
-            return
-        changes = self._queue.release(job, generation)
-        if holder is not None and holder.job == job and self._queue.holder != holder:
+        changes = self._queue.release(ticket)
+        if holder is not None and self._queue.holder != holder:
             self._end_part()
         self._tell(changes)
 
     def _prepare(self, node: NodeId, message: wire.Prepare) -> None:
         holder = self._queue.holder
-        if holder != Ticket(JobId(message.job), message.generation, node) or self._part is not None:
+        ticket = Ticket(JobId(message.job), message.generation, node)
+        if holder != ticket or self._part is not None or self._closed:
             text = "its place was not reserved for this start; start the job again"
             self._post.send(node, wire.JobFailed(message.job, message.generation, text))
             return
@@ -147,6 +157,8 @@ class Part:
         self._executor: Executor | None = None
         self._gate: Gate | None = None
         self._transfers: list[Transfer] = []
+        self._held: deque[commands.ToExecutor] | None = None
+        self._over = False
         self._place: Callable[[int, int], tuple[int, int]]
         self._tasks = Tasks(lambda error: self._fail(f"a fault in this program: {error!r}"))
         self._tasks.spawn(self._prepare())
@@ -172,14 +184,14 @@ class Part:
                 executor.send(commands.PeerSquares(message.index, message.step, list(message.squares)))
 
     def body_for(self, node: NodeId, message: wire.Tensor, nbytes: int) -> memoryview | None:
-        if self._gate is None or self._executor is None or node not in self._nodes:
+        if self._gate is None or self._executor is None or self._over or node not in self._nodes:
             return None
         refusal = self._gate.refusal(message.transfer, message.micro_batch, self._nodes.index(node), nbytes)
         if refusal:
             log.warning("tensor refused job=%s node=%s reason=%s", message.job, node[:8], refusal)
             return None
         offset, size = self._gate.take(message.transfer, message.micro_batch)
-        return self._executor.arena[offset : offset + size]
+        return self._executor.room(offset, size)
 
     def arrived(self, message: wire.Tensor) -> None:
         if self._executor is not None:
@@ -187,6 +199,9 @@ class Part:
 
     async def end(self) -> None:
         """Stop at once: the executor is killed, what was on its way is dropped."""
+        self._over = True
+        if self._executor is not None:
+            self._executor.kill()  # first: a tensor that is half sent may take its time
         await self._tasks.close()
         if self._executor is not None:
             await self._executor.end()
@@ -201,11 +216,13 @@ class Part:
             spec_path = self._blobs.blobs.path(BlobId(message.spec))
             data = await asyncio.to_thread(spec_path.read_bytes)
             spec = await asyncio.to_thread(decode_spec, data)
-            plan = msgspec.msgpack.decode(message.plan, type=Plan)
-            manifest = msgspec.msgpack.decode(message.checkpoint, type=Manifest) if message.checkpoint else None
+            packed, checkpoint = await self._unpack(message.plan), await self._unpack(message.checkpoint)
+            plan = msgspec.msgpack.decode(packed, type=Plan)
+            manifest = msgspec.msgpack.decode(checkpoint, type=Manifest) if checkpoint else None
+            self._check(spec, plan)
             await self._fetch(spec, plan, manifest, sources)
-            await self._start(spec, plan, str(spec_path))
-        except (P2pnnError, OSError, msgspec.MsgspecError) as error:
+            await self._start(spec, plan, str(spec_path), packed, checkpoint)
+        except (P2pnnError, OSError, msgspec.MsgspecError, RecursionError) as error:
             self._fail(str(error))
 
     async def _fetch(self, spec: JobSpec, plan: Plan, manifest: Manifest | None, sources: list[NodeId]) -> None:
@@ -227,15 +244,35 @@ class Part:
 
         await self._blobs.fetch_all(sizes, sources, progress)
 
-    async def _start(self, spec: JobSpec, plan: Plan, spec_path: str) -> None:
+    async def _unpack(self, data: bytes) -> bytes:
+        found = await parcels.unpack(data, self._blobs, [self._coordinator])
+        if self._coordinator != self._post.node:
+            await asyncio.to_thread(parcels.forget, found, self._blobs.blobs)
+        return found
+
+    def _check(self, spec: JobSpec, plan: Plan) -> None:
+        """Raises UsageError where the plan is none of this spec, over these nodes."""
+        nodes = len(plan.nodes)
+        legal = (
+            len(plan.assignment) == len(spec.graph.ops)
+            and all(0 <= node < nodes for node in plan.assignment)
+            and [share.node for share in plan.nodes] == self._nodes
+            and self._message.index < nodes
+            and self._nodes[self._message.index] == self._post.node
+            and plan.frames >= 1
+        )
+        if not legal:
+            raise UsageError("the plan that it was sent does not fit the job's model and nodes; start the job again")
+
+    async def _start(self, spec: JobSpec, plan: Plan, spec_path: str, packed: bytes, checkpoint: bytes) -> None:
         index = self._message.index
         places = layout(spec.graph, plan, index, spec.rows_per_micro_batch)
         self._place = places.place
         self._transfers = transfers(spec.graph, plan.assignment)
         self._gate = Gate(spec.graph, plan, index, places)
-        self._executor = await Executor.start(places.arena_bytes, spec.threads, self._on_message, self._fail)
+        self._executor = await Executor.start(places.arena_bytes, spec.threads, self._on_message, self._exited)
         root = str(self._blobs.blobs.root)
-        self._executor.send(commands.Prepare(spec_path, self._message.plan, index, root, self._message.checkpoint))
+        self._executor.send(commands.Prepare(spec_path, packed, index, root, checkpoint))
 
     def _command(self, executor: Executor, message: wire.Command) -> None:
         try:
@@ -243,18 +280,29 @@ class Part:
         except msgspec.MsgspecError as error:
             self._fail(f"the coordinator sent a command that cannot be read: {error}")
             return
-        if isinstance(command, script.Restore):
-            self._tasks.spawn(self._restore(executor, command))
+        if self._held is not None:
+            self._held.append(command)
+        elif isinstance(command, script.Restore):
+            self._held = deque([command])
+            self._tasks.spawn(self._restore(executor))
         else:
+            self._over |= isinstance(command, script.Finish)
             executor.send(command)
 
-    async def _restore(self, executor: Executor, command: script.Restore) -> None:
-        """Fetch the parts first. Nothing overtakes: the coordinator sends no command but Evaluate behind a Restore."""
+    async def _restore(self, executor: Executor) -> None:
+        """Fetch the parts before the executor is told to load them. What comes behind waits: a script has an order."""
+        held = self._held
+        assert held is not None
         try:
-            await self._blobs.fetch_all([BlobId(b) for b in command.parts], self._nodes)
-            executor.send(command)
+            while held:
+                command = held[0]
+                if isinstance(command, script.Restore):
+                    await self._blobs.fetch_all([BlobId(b) for b in command.parts], self._nodes)
+                self._over |= isinstance(command, script.Finish)
+                executor.send(held.popleft())
         except P2pnnError as error:
             self._fail(str(error))
+        self._held = None
 
     # --- what the executor says
 
@@ -276,7 +324,7 @@ class Part:
             case commands.Prepared():
                 self._post.send(self._coordinator, wire.Prepared(*about, message.memory_bytes))
             case script.Progress() | script.Done():
-                self._post.send(self._coordinator, wire.Report(*about, msgspec.msgpack.encode(message)))
+                self._report(msgspec.msgpack.encode(message))
             case commands.Failed():
                 self._fail(message.error)
 
@@ -286,8 +334,11 @@ class Part:
         offset, size = self._place(message.transfer, message.micro_batch)
         node = self._nodes[self._transfers[message.transfer].target]
         tensor = wire.Tensor(self._message.job, self._message.generation, message.transfer, message.micro_batch)
+        body = executor.room(offset, size)
+        if body is None:
+            return
         try:
-            await self._post.send_body(node, tensor, executor.arena[offset : offset + size], 1)
+            await self._post.send_body(node, tensor, body, 1)
         except PeerGone as error:
             # Where the peer is dead the coordinator says so by itself, and better; this is for a broken link between two.
             await asyncio.sleep(LINK_GRACE_S)
@@ -295,7 +346,24 @@ class Part:
             return
         executor.send(commands.Sent(message.transfer, message.micro_batch))
 
+    def _report(self, data: bytes) -> None:
+        try:
+            packed = parcels.pack(data, self._blobs.blobs)
+        except StorageError as error:
+            self._fail(str(error))
+            return
+        self._post.send(self._coordinator, wire.Report(self._message.job, self._message.generation, packed))
+
+    def _exited(self, reason: str) -> None:
+        """The executor is gone; after Finish that is as it should be."""
+        if not self._over:
+            self._fail(reason)
+
     def _fail(self, text: str) -> None:
+        """Tell the coordinator, once; it releases the place."""
+        if self._over:
+            return
+        self._over = True
         log.warning("part failed job=%s reason=%s", self._message.job, text)
         self._post.send(self._coordinator, wire.JobFailed(self._message.job, self._message.generation, text))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Final
 
 import msgspec
 
@@ -11,7 +12,10 @@ from p2pnn.job.plan import Plan
 from p2pnn.job.segment import Flow
 from p2pnn.job.spec import FORMAT, JOB_KINDS, OPTIMIZERS, SCHEDULES, Column, JobSpec, Split
 from p2pnn.model.verify import verify
-from p2pnn.types import BlobId
+from p2pnn.types import BlobId, NodeId
+
+SPEC_BYTES_MAX: Final = 16 << 20
+"""A graph of 100,000 ops with the names of as many chunks stays below."""
 
 _decoder = msgspec.msgpack.Decoder(JobSpec)
 
@@ -95,6 +99,24 @@ def blobs_read_by(spec: JobSpec, plan: Plan, index: int) -> dict[BlobId, int]:
     mine = {name for op in active_ops(spec) if plan.assignment[op] == index for name in spec.graph.ops[op].inputs}
     columns = {spec.inputs[value.name] for value in spec.graph.inputs if value.name in mine}
     return chunks_of(spec, columns)
+
+
+def read_by_job(spec: JobSpec) -> set[BlobId]:
+    """Every blob that some node of the job reads; the spec itself and checkpoints aside."""
+    return {*chunks_of(spec, {spec.inputs[name] for name in inputs_read(spec)}), *spec.initial}
+
+
+def held_by_one(spec: JobSpec, plan: Plan, here: NodeId, absent: set[BlobId]) -> dict[NodeId, tuple[BlobId, ...]]:
+    """By node, the blobs that it alone will hold once the plan is prepared. here: the coordinator, which lacks `absent`."""
+    holders = {blob: set() if blob in absent else {here} for blob in read_by_job(spec)}
+    for index, share in enumerate(plan.nodes):
+        for blob in (*blobs_read_by(spec, plan, index), *spec.initial):
+            holders[blob].add(share.node)
+    found: dict[NodeId, list[BlobId]] = {}
+    for blob, nodes in sorted(holders.items()):
+        if len(nodes) == 1:
+            found.setdefault(next(iter(nodes)), []).append(blob)
+    return {node: tuple(blobs) for node, blobs in sorted(found.items())}
 
 
 def chunks_of(spec: JobSpec, columns: set[str]) -> dict[BlobId, int]:

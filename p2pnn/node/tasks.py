@@ -16,9 +16,13 @@ class Tasks:
     def __init__(self, on_fault: Callable[[BaseException], None] | None = None) -> None:
         self._on_fault = on_fault
         self._running: set[asyncio.Task[None]] = set()
+        self._closed = False
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run it in the background until it ends or the owner closes."""
+        """Run it in the background until it ends or the owner closes; nothing is begun once it has closed."""
+        if self._closed:
+            work.close()
+            return
         task = asyncio.get_running_loop().create_task(work)
         self._running.add(task)
         task.add_done_callback(self._ended)
@@ -29,6 +33,7 @@ class Tasks:
 
     async def close(self) -> None:
         """Cancel all and wait until they are gone."""
+        self._closed = True
         for task in self._running:
             task.cancel()
         await self.drain()

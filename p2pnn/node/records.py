@@ -1,0 +1,177 @@
+"""What this node remembers of all jobs: kept on disk, told to the members, learnt from them.
+
+Every node has the record of every job, so any of them can show and resume it. Of two versions the higher (generation,
+revision) counts, of equal ones the word of the node that coordinates. A large record travels as a parcel.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+
+from p2pnn.errors import CheckpointError, P2pnnError, StorageError
+from p2pnn.job import life, records
+from p2pnn.job.records import JobRecord
+from p2pnn.node import parcels
+from p2pnn.node.blobs import BlobExchange
+from p2pnn.node.links import Post
+from p2pnn.node.storage import Storage, valid_job_id
+from p2pnn.node.tasks import Tasks
+from p2pnn.types import BlobId, JobId, NodeId
+from p2pnn.wire import messages as wire
+
+log = logging.getLogger("p2pnn.jobs")
+
+JOBS_MAX: Final = 10_000
+"""Records in memory; a new job is refused beyond it."""
+
+QUEUED_MAX: Final = 32
+"""Records that wait on one link while a peer is told of all: a new peer must not overflow the queue that it is told by."""
+
+QUEUE_PAUSE_S: Final = 0.01
+LEARNING_MAX: Final = 64
+"""Parcels being fetched at once; what comes beyond is dropped, and comes again with the next change or link."""
+
+
+class Records:
+    """members: name by node id of every living member. runs_here: whether this node leads a start of the job that a record
+    of this generation does not end."""
+
+    def __init__(
+        self,
+        post: Post,
+        storage: Storage,
+        exchange: BlobExchange,
+        members: Callable[[], dict[NodeId, str]],
+        runs_here: Callable[[JobRecord], bool],
+    ) -> None:
+        self.all: dict[JobId, JobRecord] = storage.load_records()
+        self._post = post
+        self._storage = storage
+        self._exchange = exchange
+        self._members = members
+        self._runs_here = runs_here
+        self._telling: set[NodeId] = set()
+        self._learning = 0
+        self._tasks = Tasks()
+
+    def remember(self, record: JobRecord) -> None:
+        """Store the record here and send it to the members."""
+        self.commit(msgspec.structs.replace(record, updated_s=time.time()))
+        others = [node for node in self._members() if node != self._post.node]
+        if others:
+            message = self._message(self.all[record.job])
+            for node in others:
+                self._post.send(node, message)
+
+    def commit(self, record: JobRecord) -> None:
+        """Store the record here; drop the checkpoint parts that it no longer names."""
+        before = self.all.get(record.job)
+        self.all[record.job] = record
+        try:
+            self._storage.save_record(record)
+        except (StorageError, CheckpointError) as error:
+            log.warning("record not stored job=%s reason=%s", record.job, error)
+        if before is None:
+            return
+        try:
+            if before != record:
+                parcels.forget(records.encode(before), self._storage.blobs)
+            dropped = before.part_blobs() - record.part_blobs()
+            for blob in dropped - self._named() if dropped else ():
+                self._storage.blobs.remove(blob)
+        except P2pnnError as error:
+            log.warning("old checkpoint not removed job=%s reason=%s", record.job, error)
+
+    def receive(self, node: NodeId, message: wire.Message) -> None:
+        match message:
+            case wire.Record() if not parcels.is_name(message.record):
+                self._decode(node, message, message.record)
+            case wire.Record() if self._learning < LEARNING_MAX:
+                self._learning += 1
+                self._tasks.spawn(self._fetch(node, message))
+            case wire.RecordRequest() if node not in self._telling:
+                self._telling.add(node)
+                self._tasks.spawn(self._tell(node, message))
+
+    async def close(self) -> None:
+        await self._tasks.close()
+
+    # --- how
+
+    async def _fetch(self, node: NodeId, message: wire.Record) -> None:
+        try:
+            data = await parcels.unpack(message.record, self._exchange, [node])
+            self._decode(node, message, data)
+            known = self.all.get(JobId(message.job))
+            if known is None or records.encode(known) != data:
+                await asyncio.to_thread(parcels.forget, data, self._storage.blobs)
+        except P2pnnError as error:
+            log.warning("record not fetched job=%s node=%s reason=%s", message.job, node[:8], error)
+        finally:
+            self._learning -= 1
+
+    def _decode(self, node: NodeId, message: wire.Record, data: bytes) -> None:
+        try:
+            record = records.decode(data, f"the record of job {message.job} from node {node[:8]}")
+        except CheckpointError as error:
+            log.warning("record refused reason=%s", error)
+            return
+        if record.job != message.job or not valid_job_id(record.job):
+            log.warning("record refused node=%s reason=it names another job than its message", node[:8])
+            return
+        self._learn(node, record)
+
+    def _learn(self, node: NodeId, record: JobRecord) -> None:
+        known = self.all.get(record.job)
+        if known is None:
+            news = len(self.all) < JOBS_MAX
+        else:
+            told_by_its_coordinator = node == record.coordinator and record.state != known.state
+            news = record.version > known.version or (record.version == known.version and told_by_its_coordinator)
+        if not news or self._runs_here(record):
+            return
+        if record.state not in life.ENDED and record.coordinator == self._post.node:
+            text = f"node {record.coordinator_name} was restarted; go on with `p2pnn jobs resume {record.job}`"
+            record = msgspec.structs.replace(record, state="failed", reason=text, revision=record.revision + 1)
+        elif record.state not in life.ENDED and record.coordinator not in self._members():
+            # Its coordinator may only be unknown here yet. Then its own word, of the same version, mends this.
+            text = f"node {record.coordinator_name}, which coordinated it, is gone; `p2pnn jobs resume {record.job}`"
+            record = msgspec.structs.replace(record, state="failed", reason=text)
+        self.commit(record)
+
+    async def _tell(self, node: NodeId, message: wire.RecordRequest) -> None:
+        """Send what was asked for, no faster than the link takes it."""
+        try:
+            for job in list(self.all):
+                record = self.all.get(job)
+                if record is None or message.job not in ("", job):
+                    continue
+                while self._post.queued(node) >= QUEUED_MAX:  # noqa: ASYNC110 - a link tells no event of its queue
+                    await asyncio.sleep(QUEUE_PAUSE_S)
+                self._post.send(node, self._message(record))
+            self._post.send(node, wire.RecordsEnd(message.request))
+        except P2pnnError as error:
+            log.warning("records not sent node=%s reason=%s", node[:8], error)
+        finally:
+            self._telling.discard(node)
+
+    def _message(self, record: JobRecord) -> wire.Record:
+        data = records.encode(record)
+        try:
+            data = parcels.pack(data, self._storage.blobs)
+        except StorageError as error:
+            # A full disk: let the members know at least the state.
+            log.warning("record sent without its checkpoints job=%s reason=%s", record.job, error)
+            bare = msgspec.structs.replace(record, checkpoints=(), best=None, history=(), plan=None)
+            data = records.encode(bare)[: wire.RECORD_BYTES_MAX]
+        return wire.Record(record.job, record.generation, record.revision, data)
+
+    def _named(self) -> set[BlobId]:
+        """The blobs that records need: specs and checkpoint parts."""
+        return {blob for record in self.all.values() for blob in (record.spec, *record.part_blobs())}

@@ -1,0 +1,43 @@
+"""Posting to peers and to this node."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from p2pnn.node.links import Post
+from p2pnn.types import NodeId
+from p2pnn.wire.messages import Message, RecordsEnd
+from tests.node.nodes import A, B, Recorder
+
+
+@pytest.mark.asyncio
+async def test_a_message_to_this_node_comes_by_the_loop_like_one_of_a_peer() -> None:
+    outside = Recorder()
+    got: list[tuple[NodeId, Message]] = []
+    post = Post(A, "a", outside, lambda node, message: got.append((node, message)))
+    post.send(A, RecordsEnd(1))
+    post.send(B, RecordsEnd(2))
+    assert got == []
+    await asyncio.sleep(0)
+    assert got == [(A, RecordsEnd(1))]
+    assert outside.sent == [(B, RecordsEnd(2))]
+
+
+@pytest.mark.asyncio
+async def test_what_goes_to_a_lost_peer_is_dropped() -> None:
+    outside = Recorder()
+    outside.peers.clear()
+    post = Post(A, "a", outside, lambda node, message: None)
+    post.send(B, RecordsEnd(1))
+    assert outside.sent == []
+    assert post.reachable(A)
+    assert not post.reachable(B)
+
+
+@pytest.mark.asyncio
+async def test_queued_counts_the_control_link_only() -> None:
+    outside = Recorder()
+    outside.waiting = 7
+    assert Post(A, "a", outside, lambda node, message: None).queued(B) == 7

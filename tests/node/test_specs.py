@@ -1,0 +1,93 @@
+"""Specs from strangers, and which blobs a node needs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from p2pnn.errors import ModelError, UsageError
+from p2pnn.job.spec import Optimizer
+from p2pnn.node.specs import blobs_read_by, check, decode_spec, held_by_one, inputs_read, read_by_job
+from p2pnn.types import BlobId
+from tests.node.nodes import A, B, C, plan_of, toy
+
+
+def test_a_spec_comes_back_as_it_was() -> None:
+    spec, _ = toy()
+    assert decode_spec(msgspec.msgpack.encode(spec)) == spec
+
+
+@given(st.binary(max_size=200))
+def test_any_other_bytes_are_one_sentence(data: bytes) -> None:
+    with pytest.raises(UsageError, match="cannot be read"):
+        decode_spec(data)
+
+
+def test_deeply_nested_bytes_are_refused() -> None:
+    with pytest.raises(UsageError, match="cannot be read"):
+        decode_spec(b"\x81\xa1x" + b"\x91" * 100_000)
+
+
+def test_a_newer_spec_is_refused_by_its_format() -> None:
+    spec, _ = toy(format=99)
+    with pytest.raises(UsageError, match="format 99"):
+        decode_spec(msgspec.msgpack.encode(spec))
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"kind": "dream"}, "'dream' is not a kind of job"),
+        ({"optimizer": Optimizer(kind="guess")}, "'guess' is not a optimizer"),
+        ({"optimizer": Optimizer(schedule="lunar")}, "'lunar' is not a learning-rate schedule"),
+        ({"parallel": "data"}, "'data' is not a parallel mode"),
+        ({"schedule": "async"}, "'async' is not a schedule"),
+        ({"batch_size": 10, "micro_batches": 3}, "batch size 10 is not divisible by 3 micro-batches"),
+        ({"micro_batches": 0}, "not divisible by 0"),
+        ({"threads": 0}, "threads"),
+        ({"epochs": 0}, "epochs"),
+        ({"kind": "predict", "test": None}, "names no data"),
+        ({"batch_size": 4096}, "96 training rows do not fill one batch of 4096"),
+        ({"inputs": {"x": "x"}}, "input label of the model is fed by no column"),
+    ],
+)
+def test_bad_settings_are_one_sentence_each(settings: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UsageError, match=sentence):
+        check(toy(**settings)[0])
+
+
+def test_a_model_without_loss_or_outputs_has_nothing_to_do() -> None:
+    spec, _ = toy()
+    graph = msgspec.structs.replace(spec.graph, losses=())
+    with pytest.raises(ModelError, match="no loss"):
+        check(msgspec.structs.replace(spec, graph=graph))
+    graph = msgspec.structs.replace(spec.graph, outputs={})
+    with pytest.raises(ModelError, match="no outputs"):
+        check(msgspec.structs.replace(spec, graph=graph, kind="predict"))
+
+
+def test_a_node_reads_the_columns_of_its_ops_only() -> None:
+    spec, blobs = toy()
+    plan = plan_of(spec, [A, B])
+    first, second = (set(blobs_read_by(spec, plan, i)) for i in (0, 1))
+    assert first | second == set(blobs) == read_by_job(spec)
+    assert not first & second
+    assert sum(blobs_read_by(spec, plan, 0).values()) == 120 * 6 * 4
+    predicting = msgspec.structs.replace(spec, kind="predict")
+    assert inputs_read(predicting) == ["x"]
+
+
+def test_what_only_one_node_will_hold_is_found_wherever_it_lies() -> None:
+    spec, _ = toy(initial=(BlobId("9" * 64),))
+    plan = plan_of(spec, [A, B])
+    pixels, labels = (set(blobs_read_by(spec, plan, i)) for i in (0, 1))
+    # The coordinator A has everything; B will fetch the labels, and all nodes the initial weights.
+    assert held_by_one(spec, plan, A, set()) == {A: tuple(sorted(pixels))}
+    assert held_by_one(spec, plan, C, set()) == {}
+    # C resumes and has nothing: each column is with its reader alone.
+    alone = held_by_one(spec, plan, C, pixels | labels)
+    assert alone == {A: tuple(sorted(pixels)), B: tuple(sorted(labels))}
