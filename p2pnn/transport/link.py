@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from time import monotonic
 from typing import Protocol, cast
 
 from p2pnn.errors import PeerGone, RemoteProtocolError
@@ -83,7 +84,7 @@ class Link(asyncio.BufferedProtocol):
         self._owner = owner
         self._limits = limits
         role = Role.DIALER if hello is not None else Role.LISTENER
-        self.connection = Connection(role, hello, self._body_for, limits.wire, self._loop.time())
+        self.connection = Connection(role, hello, self._body_for, limits.wire, monotonic())
         self._transport: asyncio.Transport | None = None
         self._paused = False
         self._routing = False
@@ -163,18 +164,18 @@ class Link(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         self.received_bytes += nbytes
-        self.connection.buffer_updated(nbytes, self._loop.time())
+        self.connection.buffer_updated(nbytes, monotonic())
         self._beat()
 
     def eof_received(self) -> bool:
-        self.connection.eof_received(self._loop.time())
+        self.connection.eof_received(monotonic())
         self._beat()
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
         if exc is not None:
             self.connection.close(CloseReason.FAILED, why(exc))
-        self.connection.eof_received(self._loop.time())
+        self.connection.eof_received(monotonic())
         self._route()
         for handle in (self._timer, self._stall, self._goodbye, self._turn):
             if handle is not None:
@@ -329,12 +330,12 @@ class Link(asyncio.BufferedProtocol):
             self._timer.cancel()
             self._timer = None
         if due is not None and self._timer is None:
-            self._timer = self._loop.call_at(due, self._ring)
+            self._timer = self._loop.call_later(max(0.0, due - monotonic()), self._ring)
             self._timer_due = due  # uvloop's handle does not always tell
 
     def _ring(self) -> None:
         self._timer = None
-        now = self._loop.time()
+        now = monotonic()  # the loop's own clock moves in milliseconds under uvloop, too coarse for round trips
         due = self.connection.get_timer()
         if due is not None and due <= now:
             self.connection.handle_timer(now)
