@@ -1,4 +1,4 @@
-"""Both convolution methods, in blocks of every kind, give one result; the choice between them is by shape."""
+"""Runs one convolution by either method, in blocks of any size."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from p2pnn.engine.numpy import convolution, kernel
 from p2pnn.engine.numpy.banded import BandedConvolution
 from p2pnn.engine.numpy.columns import ColumnConvolution
 from p2pnn.engine.numpy.engine import NumpyEngine
-from tests.engine.build import Build, Run, batch
-from tests.engine.test_gradients import image
+from tests.engine.numpy.build import Build, Run, batch
+from tests.engine.numpy.cases import image
 
 ROWS = 5
+BLOCKS = (1 << 30, 60_000, 20_000, 5_000, 1)
+"""Bytes: all images, some, one, some rows, one row."""
 SHAPES: dict[str, dict[str, Any]] = {
     "plain": {},
     "pads": {"pads": (1, 1, 1, 1)},
@@ -43,24 +45,10 @@ def results(attributes: dict[str, Any], bands: bool, block_bytes: int, monkeypat
     return [run.values[0][graph.losses[0]].copy(), *run.end_step().values()]
 
 
-@pytest.mark.parametrize("name", SHAPES)
-def test_methods_and_blocks_agree(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = results(SHAPES[name], False, 1 << 30, monkeypatch)
+def check_blocks(name: str, bands: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The method, in blocks of every kind, against im2col over all images at once."""
+    expected = results(SHAPES[name], False, BLOCKS[0], monkeypatch)
     assert all(np.abs(array).max() > 0 for array in expected)
-    methods = [False] if name == "groups" else [False, True]
-    for bands in methods:
-        for block_bytes in (1 << 30, 60_000, 20_000, 5_000, 1):  # all images, some, one, some rows, one row
-            for found, wanted in zip(results(SHAPES[name], bands, block_bytes, monkeypatch), expected, strict=True):
-                np.testing.assert_allclose(found, wanted, rtol=1e-10, atol=1e-12)
-
-
-@pytest.mark.parametrize(
-    ("channels", "size", "outputs", "kernel_size", "bands"),
-    [(1, 28, 6, 5, True), (16, 28, 16, 3, False), (64, 14, 64, 3, False)],
-)
-def test_bands_are_for_few_channels(channels: int, size: int, outputs: int, kernel_size: int, bands: bool) -> None:
-    b = Build()
-    y = b.conv(b.input(channels, size, size), outputs, kernel_size)
-    run = Run(b.graph({"y": y}), [0], rows=2, mode="predict")
-    method = run.programs[0]._plan.forward[0].kernel._method  # type: ignore[attr-defined]
-    assert isinstance(method, BandedConvolution) is bands
+    for block_bytes in BLOCKS:
+        for found, wanted in zip(results(SHAPES[name], bands, block_bytes, monkeypatch), expected, strict=True):
+            np.testing.assert_allclose(found, wanted, rtol=1e-10, atol=1e-12)

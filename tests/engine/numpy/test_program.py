@@ -14,8 +14,8 @@ from p2pnn.engine.numpy import program
 from p2pnn.engine.numpy.engine import NumpyEngine
 from p2pnn.errors import ModelError
 from p2pnn.model.graph import Graph
-from tests.engine.build import Array, Build, Run, batch
-from tests.engine.networks import NETWORKS, dropout, lenet, resnet
+from tests.engine.numpy.build import Array, Build, Run, batch
+from tests.engine.numpy.networks import NETWORKS, dropout, lenet, resnet
 
 ROWS, MICRO_BATCHES, STEPS = 4, 3, 2
 
@@ -212,3 +212,17 @@ def test_refusals_are_sentences(monkeypatch: pytest.MonkeyPatch) -> None:
     tensors = engine.allocate(graph, [], training=False)
     with pytest.raises(ModelError, match="no operator 'MaxPool'"):
         engine.compile(graph, range(len(graph.ops)), tensors, rows=1, frames=1, mode="train")
+
+
+def test_later_micro_batches_add_to_the_first() -> None:
+    graph = lenet()
+    run = Run(graph, [0] * len(graph.ops), rows=ROWS, engine=NumpyEngine(np.float64))
+    run.load(0, batch(graph, ROWS))
+    context = Context(7, 3, 0, ROWS)
+    once: dict[tuple[str, int], Array] = {}
+    for first in (True, False):
+        run.programs[0].forward(0, context, run.values[0])
+        run.programs[0].backward(0, context, {}, first=first)
+        once = once or {key: array.copy() for key, array in run.tensors[0].gradients.items()}
+    for key, array in run.tensors[0].gradients.items():
+        np.testing.assert_array_equal(array, 2 * once[key])

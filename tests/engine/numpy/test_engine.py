@@ -8,8 +8,8 @@ import threadpoolctl
 from p2pnn.engine.base import Engine, Tensors
 from p2pnn.engine.numpy.engine import NumpyEngine
 from p2pnn.model.graph import BATCH, Value
-from tests.engine.build import Build
-from tests.engine.networks import lenet, shared
+from tests.engine.numpy.build import Build
+from tests.engine.numpy.networks import lenet, shared
 
 ENGINE: Engine = NumpyEngine()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from p2pnn.model.graph import Graph
-from tests.engine.build import Build
+from tests.engine.numpy.build import Build
 
 
 def lenet() -> Graph:

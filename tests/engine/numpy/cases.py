@@ -1,21 +1,12 @@
-"""Every kernel's gradient against central finite differences in float64.
-
-The loss is Σ weights · output with random weights: the mean squared error to a target that makes its gradient random.
-"""
+"""One small graph per case: an op of every kind, in every variant that its kernel tells apart."""
 
 from __future__ import annotations
 
-import numpy as np
-import pytest
+from collections.abc import Callable
+from types import ModuleType
 
-from p2pnn.engine.base import Context
-from p2pnn.engine.numpy.engine import NumpyEngine
 from p2pnn.engine.numpy.table import KERNELS
-from p2pnn.model import ops
-from p2pnn.model.graph import Graph
-from tests.engine.build import Array, Build, Run, fill
-
-ROWS, SCALE = 3, 0.5
+from tests.engine.numpy.build import Build
 
 
 def image(b: Build, channels: int = 4, height: int = 7, width: int = 6) -> str:
@@ -31,7 +22,7 @@ def sequence(b: Build) -> str:
     return b.op("Add", b.input(4, 3), b.parameter(4, 3))
 
 
-CASES = {
+CASES: dict[str, Callable[[Build], str]] = {
     "Relu": lambda b: b.op("Relu", image(b)),
     "Sigmoid": lambda b: b.op("Sigmoid", image(b)),
     "Tanh": lambda b: b.op("Tanh", line(b)),
@@ -106,85 +97,22 @@ CASES = {
     "ReduceMean": lambda b: b.op("ReduceMean", image(b), axes=(2, 3), keepdims=0),
     "ReduceMean one": lambda b: b.op("ReduceMean", image(b), axes=(2,), keepdims=0),
     "ReduceMean keep": lambda b: b.op("ReduceMean", image(b), axes=(1,), keepdims=1),
-    "MeanSquaredError": image,
-    "SoftmaxCrossEntropyLoss": None,
 }
+FORWARD_ONLY: dict[str, Callable[[Build], str]] = {
+    "ArgMax": lambda b: b.op("ArgMax", line(b), axis=1, keepdims=0),
+    "ArgMax image": lambda b: b.op("ArgMax", image(b), axis=1),
+    "ArgMax width": lambda b: b.op("ArgMax", image(b), axis=3, keepdims=0),
+    "Conv large": lambda b: b.conv(b.input(17, 40, 38), 24, 3, pads=(1, 1, 1, 1)),
+    "Gemm twice": lambda b: b.op("Relu", b.linear(b.op("Tanh", b.linear(line(b), 7)), 3)),
+    "Flatten sequence": lambda b: b.op("Flatten", sequence(b)),
+}
+"""Without gradients, or too large for finite differences."""
+
 NO_GRADIENT = {"ArgMax", "Accuracy", "TopKAccuracy", "AbsoluteError", "SquaredError", "TokenLoss"}
+LOSSES = {"MeanSquaredError", "SoftmaxCrossEntropyLoss"}
 
 
-def build(name: str) -> Graph:
-    b = Build()
-    case = CASES[name]
-    if case is None:
-        return b.classify(line(b, 10))
-    y = case(b)
-    target = b.input(*b.known[y].shape[1:])
-    return b.graph({"y": y}, [b.op("MeanSquaredError", y, target)])
-
-
-def test_every_kind_has_a_case_and_a_kernel() -> None:
-    assert set(KERNELS) == set(ops.TABLE)
-    assert {name.split()[0] for name in CASES} == set(ops.TABLE) - NO_GRADIENT
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_gradient_is_that_of_finite_differences(name: str) -> None:
-    graph = build(name)
-    run = Run(graph, [0] * len(graph.ops), rows=ROWS, engine=NumpyEngine(np.float64))
-    program, tensors, context = run.programs[0], run.tensors[0], Context(7, 3, 0, ROWS, SCALE)
-    rng = np.random.default_rng(3)
-    for array in tensors.parameters.values():
-        array[...] = rng.standard_normal(array.shape)
-    for value in graph.inputs:
-        array = run.values[0][value.name]
-        array[...] = rng.integers(0, 10, array.shape) if array.dtype == np.int64 else rng.standard_normal(array.shape)
-
-    def loss() -> float:
-        program.forward(0, context, run.values[0])
-        return float(run.values[0][graph.losses[0]])
-
-    loss()
-    program.backward(0, context, {}, first=True)
-    found = {name: array.copy() for name, array in run.engine.end_step(graph, tensors).items()}
-    assert set(found) == {p.name for p in graph.parameters}
-    for parameter, gradient in found.items():
-        check(tensors.parameters[parameter], gradient, loss, rng)
-
-
-def check(x: Array, gradient: Array, loss, rng: np.random.Generator, step: float = 1e-6) -> None:  # type: ignore[no-untyped-def]
-    """Compare up to 12 partial derivatives, and one along a random direction in which every element counts."""
-    before = x.copy()
-
-    def slope(direction: Array) -> float:
-        x[...] = before + step * direction
-        up = loss()
-        x[...] = before - step * direction
-        down = loss()
-        x[...] = before
-        return (up - down) / (2 * step)
-
-    scale = 1 + np.abs(gradient).max()
-    for place in rng.choice(x.size, min(x.size, 12), replace=False):
-        direction = np.zeros(x.size)
-        direction[place] = 1
-        direction = direction.reshape(x.shape)
-        assert gradient.reshape(-1)[place] / SCALE == pytest.approx(slope(direction), abs=2e-7 * scale, rel=1e-5)
-    direction = rng.standard_normal(x.shape)
-    total = float((gradient * direction).sum())
-    assert total / SCALE == pytest.approx(slope(direction), abs=1e-6 * scale * np.sqrt(x.size), rel=1e-5)
-
-
-def test_later_micro_batches_add_to_the_first() -> None:
-    graph = build("Conv")
-    run = Run(graph, [0] * len(graph.ops), rows=ROWS, engine=NumpyEngine(np.float64))
-    fill(run.engine, graph, run.tensors[0])
-    for value in graph.inputs:
-        run.values[0][value.name][...] = np.random.default_rng(1).standard_normal(run.values[0][value.name].shape)
-    context = Context(7, 3, 0, ROWS)
-    once: dict[tuple[str, int], Array] = {}
-    for first in (True, False):
-        run.programs[0].forward(0, context, run.values[0])
-        run.programs[0].backward(0, context, {}, first=first)
-        once = once or {key: array.copy() for key, array in run.tensors[0].gradients.items()}
-    for key, array in run.tensors[0].gradients.items():
-        np.testing.assert_array_equal(array, 2 * once[key])
+def cases_of(module: ModuleType, *, forward: bool = False) -> list[str]:
+    """The cases of the kinds whose kernels a module holds."""
+    names = {**CASES, **(FORWARD_ONLY if forward else {})}
+    return [name for name in names if KERNELS[name.split()[0]].__module__ == module.__name__]
