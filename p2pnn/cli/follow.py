@@ -95,17 +95,16 @@ def events(
                 yield event
                 if event["kind"] == "state" and event["state"] in TERMINAL_STATES:
                     return
-        except NoDaemonError:
-            _await_daemon(daemon, job, fallen)
-        else:
             if idle_s is not None:
                 return
             summary = daemon.get(f"jobs/{segment(job)}")
-            if summary["state"] in TERMINAL_STATES:  # the stream ended there before our number
-                reason = summary.get("reason") or ""
-                yield {"number": after, "kind": "state", "state": summary["state"], "reason": reason}
-                return
-            time.sleep(0.1)
+        except NoDaemonError:
+            _await_daemon(daemon, job, fallen)
+            continue
+        if summary["state"] in TERMINAL_STATES:  # the stream ended there before our number
+            yield {"number": after, "kind": "state", "state": summary["state"], "reason": summary.get("reason") or ""}
+            return
+        time.sleep(0.1)
 
 
 class Lines:

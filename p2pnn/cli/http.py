@@ -72,9 +72,10 @@ class Daemon:
         return self._call("GET", path)
 
     def stream(self, path: str, idle_s: float | None = None) -> Iterator[dict[str, Any]]:
-        """The lines of an ndjson stream, each as a dict, until it ends; NoDaemonError where it breaks off.
+        """The lines of an ndjson stream, each as a dict, until it ends.
 
-        idle_s: end also when nothing comes for so long.
+        It may end because the daemon did: http.client reads a chunked answer that breaks off as one that ended, so the
+        reader must know what the last line is. idle_s: end also when nothing comes for so long.
         """
         connection = _UnixConnection(self.path, idle_s)
         try:
@@ -99,7 +100,11 @@ class Daemon:
             return False
         return True
 
+    def __del__(self) -> None:
+        self.close()
+
     def close(self) -> None:
+        """Close the kept connection; the next call opens another."""
         if self._kept is not None:
             self._kept.close()
             self._kept = None

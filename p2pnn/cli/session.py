@@ -167,7 +167,8 @@ def train(
         request,
         model=None if isinstance(model, str) else model,
         arrays=None if isinstance(data, str) else data,
-        test_arrays=None if test is None or isinstance(test, str) else test,
+        test_arrays=None if isinstance(test, str) else test,
+        test=test if isinstance(test, str) else None,
     )
     folder = results.run_folder(prepared.name, out)
     stack = contextlib.ExitStack()

@@ -208,6 +208,9 @@ def _train(asked: Asked, *, local: int | None, socket: str | None, out: str | No
         results.run_folder("", out)
     if asked.demonstration:
         terminal.remark(f"Training {submit.DIGITS_IN_WORDS} as a demonstration: no model was named.")
+    wanted = asked.request.mesh.nodes
+    if count and isinstance(wanted, int) and wanted > count:
+        raise UsageError(f"--nodes {wanted} is more than the {count} nodes of the local mesh; add --local {wanted}")
     prepared = submit.prepare(asked.request)
     for line in prepared.remarks:
         terminal.remark(line)

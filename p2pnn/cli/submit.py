@@ -1,0 +1,321 @@
+"""From a request to a submitted job: model and data are read here, checked whole, and streamed to the daemon.
+
+`prepare` does everything that needs no mesh, so that a bad value in the last row of the data is refused before a single
+process has started. It reads all data once, to check and to name its chunks, and keeps what fits into KEPT_BYTES; larger
+data is read a second time while it is sent. `send` sends only what the daemon lacks.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from p2pnn.cli import models, request, runs
+from p2pnn.cli.http import Daemon
+from p2pnn.cli.results import to_safetensors
+from p2pnn.config import unknown
+from p2pnn.data.blobs import blob_id
+from p2pnn.data.fit import fit
+from p2pnn.data.ingest import Ingested, Put, ingest, ingest_rows
+from p2pnn.data.source import from_arrays, open_source
+from p2pnn.data.table import Source
+from p2pnn.errors import DataError, ModelError, PlanError, UsageError
+from p2pnn.job.spec import Dataset, JobSpec, Pin, Split
+from p2pnn.model.flow import Flow
+from p2pnn.model.graph import Graph, Parameter
+from p2pnn.types import BlobId
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+DIGITS_IN_WORDS: Final = "the packaged handwritten digits (UCI, 1,797 images)"
+
+KEPT_BYTES: Final = 256 << 20
+"""Chunks kept in memory between checking and sending. More would spare large data its second reading."""
+
+INITIAL_BYTES: Final = 4 << 20
+"""Parameters to start from travel in blobs of about this size; a larger tensor makes a larger blob."""
+
+ASKED_BLOBS: Final = 1000
+"""How many blobs are asked for in one question: 67 KB of names."""
+
+
+@dataclass(slots=True)
+class Prepared:
+    """A job, ready to be sent. kept: blobs in memory. again: gives all data chunks once more, to a function that stores."""
+
+    name: str
+    spec: JobSpec
+    kept: dict[BlobId, bytes]
+    again: Callable[[Put], object]
+    remarks: list[str] = field(default_factory=list)
+
+
+class _Keeper:
+    """Names chunks, and keeps them while there is room."""
+
+    def __init__(self) -> None:
+        self.kept: dict[BlobId, bytes] = {}
+        self._bytes = 0
+
+    def put(self, data: bytes) -> BlobId:
+        name = blob_id(data)
+        if name not in self.kept and self._bytes + len(data) <= KEPT_BYTES:
+            self.kept[name] = data
+            self._bytes += len(data)
+        return name
+
+
+def prepare(
+    asked: request.Request,
+    *,
+    model: Any = None,
+    arrays: Mapping[str, Any] | None = None,
+    test_arrays: Mapping[str, Any] | None = None,
+    test: str | None = None,
+) -> Prepared:
+    """The training job of a request. model, arrays: given from Python in place of names and paths.
+
+    Raises UsageError and its kinds with one sentence; nothing has been started then.
+    """
+    if model is None:
+        models.check_exists(asked.model.source)
+    source, apart = _sources(asked, arrays, test_arrays, test)
+    graph = models.graph_of(model, "the model") if model is not None else _graph(asked, source)
+    if not graph.losses:
+        raise ModelError(f"the model {graph.name} has no loss, so it cannot be trained; give nn.Model a loss")
+    features = fit(
+        graph,
+        source.columns,
+        source.name,
+        wanted=asked.data.inputs,
+        label=asked.data.label,
+        inputs=_read(graph, "train"),
+    )
+
+    def read(put: Put) -> Ingested:
+        return ingest(
+            source,
+            features,
+            put,
+            seed=asked.seed,
+            validation_fraction=asked.validation_fraction,
+            test_fraction=asked.data.test_fraction,
+            test=apart,
+            normalize=asked.data.scale,
+        )
+
+    keeper = _Keeper()
+    found = read(keeper.put)
+    graph = found.complete(graph)
+    initial = _initial(asked.train.init, graph, keeper)
+    name = _plain(asked.name or source.name)
+    spec = _spec(asked, name, graph, found, initial)
+    return Prepared(name, spec, keeper.kept, read, _remarks(spec))
+
+
+def prepare_run(named: str, data: str, *, label: str | None, kind: str, batch_size: int) -> Prepared:
+    """An `evaluate` or `predict` job of a saved run on data: its test part where it has one, else every row."""
+    if batch_size < 1:
+        raise UsageError(f"batch_size = {batch_size}: it must be at least 1")
+    run = runs.opened_run(named)
+    graph = run.graph
+    if kind == "evaluate" and not (graph.losses or graph.metrics):
+        raise ModelError(f"the model {graph.name} has neither a loss nor a metric, so there is nothing to measure")
+    source = open_source(data, label or "", graph.classes)
+    wanted = fit(graph, source.columns, source.name, label=label or "", inputs=_read(graph, kind))
+    table = source.test or source.train
+
+    def read(put: Put) -> Split:
+        return ingest_rows(table, source.name, wanted, put)
+
+    keeper = _Keeper()
+    rows = read(keeper.put)
+    spec = JobSpec(
+        name=_plain(f"{kind}-{run.name}"),
+        graph=graph,
+        inputs={feature.input: feature.column for feature in wanted},
+        kind=kind,
+        test=rows,
+        batch_size=batch_size,
+        micro_batches=1,
+        initial=_parts(run.tensors(), keeper),
+    )
+    return Prepared(source.name, spec, keeper.kept, read)
+
+
+def send(daemon: Daemon, prepared: Prepared, remark: Callable[[str], None] = lambda line: None) -> str:
+    """Give the daemon what it lacks, submit the job, and return its id."""
+    encoded = msgspec.msgpack.encode(prepared.spec)
+    missing = _missing(daemon, _chunks(prepared.spec) + list(prepared.spec.initial))
+    elsewhere = missing - prepared.kept.keys()
+    for name in missing - elsewhere:
+        daemon.put(f"blobs/{name}", prepared.kept[name])
+    if elsewhere:
+        remark(f"sending {len(elsewhere):,} chunks of {prepared.name} to the daemon")
+
+        def put(data: bytes) -> BlobId:
+            name = blob_id(data)
+            if name in elsewhere:
+                daemon.put(f"blobs/{name}", data)
+                elsewhere.discard(name)
+            return name
+
+        prepared.again(put)
+        if elsewhere:
+            raise DataError(f"the data of {prepared.name} changed while it was being sent; start again")
+    name = blob_id(encoded)
+    daemon.put(f"blobs/{name}", encoded)
+    return str(daemon.post("jobs", {"spec": name})["job"])
+
+
+def _sources(
+    asked: request.Request, arrays: Mapping[str, Any] | None, test_arrays: Mapping[str, Any] | None, test: str | None
+) -> tuple[Source, Source | None]:
+    """What to train on, and what to test on where that was named apart."""
+    label = asked.data.label
+    if arrays is not None:
+        source = from_arrays(arrays, test_arrays)
+    else:
+        source = open_source(asked.data.train, label)
+    place = test or asked.data.test
+    return source, open_source(place, label, source.classes) if place else None
+
+
+def _graph(asked: request.Request, source: Source) -> Graph:
+    """The graph of the request's MODEL; a network of the zoo is made to the data's shape and classes."""
+    shape: tuple[int, ...] = ()
+    classes = 0
+    if models.is_zoo_name(asked.model.source):
+        inputs, columns = asked.data.inputs, source.columns
+        image = next((n for n in (inputs.get("image"), "image", "x") if n in columns), None)
+        label = next((n for n in (inputs.get("label"), "label", asked.data.label, "y") if n in columns), None)
+        if image is None or label is None:
+            raise DataError(
+                f"{source.name} has the columns {', '.join(columns)}, but {asked.model.source} learns labels from images"
+                " or features: name the column to learn with --label"
+            )
+        shape, classes = columns[image].shape, source.class_count(label)
+    return models.load(asked.model.source, asked.model.arguments, shape, classes)
+
+
+def _read(graph: Graph, kind: str) -> list[str]:
+    """The graph inputs that this kind of job reads."""
+    flow = Flow(graph)
+    active = flow.inference if kind == "predict" else flow.training
+    read = {name for index in active for name in graph.ops[index].inputs}
+    return [value.name for value in graph.inputs if value.name in read]
+
+
+def _spec(asked: request.Request, name: str, graph: Graph, data: Ingested, initial: tuple[BlobId, ...]) -> JobSpec:
+    train, mesh, optimizer = asked.train, asked.mesh, asked.train.optimizer
+    if data.train.rows < train.batch_size:
+        raise UsageError(
+            f"a batch of {train.batch_size} rows is more than the {data.train.rows} rows to train on;"
+            f" use --batch-size {1 << (data.train.rows.bit_length() - 1)} or less"
+        )
+    known = ["loss", *(metric.name for metric in graph.metrics)]
+    if train.monitor and train.monitor not in known:
+        raise UsageError(unknown("monitor names no metric of the model:", train.monitor, known))
+    if optimizer.schedule == "step" and not optimizer.step_size:
+        steps = train.epochs * (data.train.rows // train.batch_size)
+        optimizer = msgspec.structs.replace(optimizer, step_size=max(1, steps // 3))
+    names = tuple(mesh.nodes) if isinstance(mesh.nodes, list) else ()
+    if len(set(names)) != len(names):
+        raise PlanError(f"nodes = {', '.join(names)}: a node is named twice")
+    return JobSpec(
+        name=name,
+        graph=graph,
+        inputs=data.inputs,
+        train=data.train,
+        validation=data.validation,
+        test=data.test,
+        seed=asked.seed,
+        epochs=train.epochs,
+        batch_size=train.batch_size,
+        micro_batches=train.micro_batches,
+        optimizer=optimizer,
+        parallel=mesh.parallel,
+        schedule=mesh.schedule,
+        node_count=mesh.nodes if isinstance(mesh.nodes, int) else 0,
+        nodes=names,
+        pins=tuple(Pin(pattern, node) for pattern, node in mesh.pins.items()),
+        patience=train.patience,
+        monitor=train.monitor,
+        checkpoint_steps=train.checkpoint_steps,
+        initial=initial,
+        threads=mesh.threads,
+        memory_bytes_max=asked.memory_bytes_max,
+        request=request.to_toml(asked),
+    )
+
+
+def _initial(named: str, graph: Graph, keeper: _Keeper) -> tuple[BlobId, ...]:
+    if not named:
+        return ()
+    path = Path(named)
+    if not path.exists():  # the name of a run, as eval takes it
+        path = runs.opened_run(path.name).folder
+    return _parts(runs.read_tensors(path / "model.safetensors" if path.is_dir() else path, graph), keeper)
+
+
+def _parts(tensors: Mapping[str, NDArray[np.float32]], keeper: _Keeper) -> tuple[BlobId, ...]:
+    """Tensors as safetensors blobs of about INITIAL_BYTES. They are always kept: nothing could give them again."""
+    parts: list[dict[str, NDArray[np.float32]]] = [{}]
+    room = INITIAL_BYTES
+    for name, tensor in tensors.items():
+        if parts[-1] and tensor.nbytes > room:
+            parts.append({})
+            room = INITIAL_BYTES
+        parts[-1][name] = tensor
+        room -= tensor.nbytes
+    names = []
+    for part in parts:
+        data = to_safetensors(part, {})
+        names.append(blob_id(data))
+        keeper.kept[names[-1]] = data
+    return tuple(names)
+
+
+def _remarks(spec: JobSpec) -> list[str]:
+    """What a person should know before the job starts."""
+    assert spec.train is not None
+    lines = []
+    dropped = spec.train.rows - spec.steps_per_epoch * spec.batch_size
+    if dropped * 10 > spec.train.rows:
+        lines.append(
+            f"each epoch leaves out {dropped:,} of {spec.train.rows:,} rows that do not fill a batch of {spec.batch_size}"
+        )
+    unused = _unused(spec.graph)
+    if unused:
+        lines.append(f"no loss depends on {', '.join(p.name for p in unused[:3])}: it will not be trained")
+    return lines
+
+
+def _unused(graph: Graph) -> list[Parameter]:
+    flow = Flow(graph)
+    read = {name for index in flow.needed(*graph.losses) for name in graph.ops[index].inputs}
+    return [p for p in graph.parameters if p.name not in read]
+
+
+def _missing(daemon: Daemon, names: Sequence[BlobId]) -> set[BlobId]:
+    missing: set[BlobId] = set()
+    for start in range(0, len(names), ASKED_BLOBS):
+        missing |= set(daemon.post("blobs/missing", {"blobs": names[start : start + ASKED_BLOBS]})["missing"])
+    return missing
+
+
+def _chunks(spec: JobSpec) -> list[BlobId]:
+    datasets: Iterable[Dataset] = [split.dataset for split in (spec.train, spec.validation, spec.test) if split]
+    return list(dict.fromkeys(chunk.blob for d in datasets for column in d.columns for chunk in column.chunks))
+
+
+def _plain(name: str) -> str:
+    """A name for a job and a folder: letters, digits, `-`, `_`."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-")[:60] or "job"

@@ -1,0 +1,146 @@
+"""The lines that a person reads, word for word."""
+
+from p2pnn.cli import render
+
+PLAN = {
+    "nodes": [
+        {
+            "name": "a",
+            "layers": "conv1 … pool2",
+            "parameters": 4870,
+            "memory_bytes": 3250586,
+            "sends": [["b", 262144, 262144]],
+        },
+        {"name": "b", "layers": "fc1", "parameters": 33300, "memory_bytes": 2306867, "sends": [["c", 61440, 0]]},
+        {
+            "name": "c",
+            "layers": "fc2, head",
+            "parameters": 2410,
+            "memory_bytes": 1048576,
+            "sends": [],
+            "why": "the rest",
+        },
+    ],
+    "samples_per_s": 38500.0,
+    "best_single_samples_per_s": 41000.0,
+    "reasons": [
+        "one node 41,000 samples/s, this cut 38,500: slower, because the network is small; cut anyway",
+        "a → b",
+    ],
+}
+
+
+def test_the_plan() -> None:
+    assert render.plan_table(PLAN) == [
+        "  node  layers         parameters   memory  sends per step",
+        "  a     conv1 … pool2       4,870  3.1 MiB  256 KiB to b, and its gradient back",
+        "  b     fc1                33,300  2.2 MiB  60 KiB to c",
+        "  c     fc2, head           2,410  1.0 MiB",
+    ]
+    assert render.plan_headline(PLAN).endswith("cut anyway")
+    assert render.plan_headline(PLAN, demonstration=True).endswith("cut anyway, to show it")
+    assert render.plan_reasons(PLAN) == ["  c: the rest", "  a → b"]
+    assert render.plan_headline(PLAN | {"reasons": []}) == "38,500 samples/s over 3 nodes"
+
+
+PROGRESS = {
+    "kind": "progress",
+    "step": 7,
+    "steps": 20,
+    "epoch": 7,
+    "epochs": 20,
+    "loss": 0.1414,
+    "metrics": {"accuracy": 0.9589},
+    "samples_per_s": 38912.4,
+    "busy": {"a": 0.71, "b": 0.64},
+    "left_s": 4.2,
+}
+
+
+def test_progress() -> None:
+    assert render.progress(PROGRESS) == (
+        "epoch 7/20  ━━━━━━━━━━╸───────────────────  loss 0.141  accuracy 95.9 %  38,912 samples/s  a 71 % b 64 % busy  0:04 left"
+    )
+
+
+def test_progress_never_fills_the_last_cell_of_a_line() -> None:
+    for width in (10, 40, 79, 95, 100, 200):
+        assert len(render.progress(PROGRESS, width)) < width
+    assert "━" in render.progress(PROGRESS, 100)
+    assert "━" not in render.progress(PROGRESS, 60)
+
+
+def test_progress_before_anything_was_measured() -> None:
+    bare = {"step": 0, "steps": 0, "epoch": 1, "epochs": 2, "loss": None, "metrics": {}, "samples_per_s": 0, "busy": {}}
+    assert render.progress(bare) == "epoch 1/2  " + "─" * 30 + "  "
+
+
+def test_an_epoch() -> None:
+    event = {
+        "number": 4,
+        "time": 1.0,
+        "kind": "epoch",
+        "epoch": 3,
+        "epochs": 20,
+        "step": 90,
+        "loss": 0.5,
+        "accuracy": 0.9,
+        "samples_per_s": 1234.5,
+        "validation_loss": 0.25,
+        "validation_accuracy": 0.95,
+        "rmse": 0.123456,
+    }
+    assert render.epoch(event) == (
+        "epoch 3/20  loss 0.5000  accuracy 90.0 %  validation loss 0.2500  validation accuracy 95.0 %"
+        "  rmse 0.1235  1,234 samples/s"
+    )
+
+
+def test_an_evaluation() -> None:
+    found = {"split": "test", "rows": 360, "loss": 0.08, "metrics": {"accuracy": 352 / 360}}
+    assert render.evaluation(found, 11.24) == "test accuracy 97.8 %   (352 of 360)   11.2 s"
+    assert render.evaluation({"split": "test", "rows": 1500, "loss": 0.08}) == "test loss 0.0800   (1,500 rows)"
+
+
+def test_events() -> None:
+    assert (
+        render.event({"kind": "queued", "behind": "mnist-1", "position": 1, "node": "b"})
+        == "queued behind mnist-1 on b"
+    )
+    assert render.event({"kind": "state", "state": "failed", "reason": "node b is gone"}) == "failed: node b is gone"
+    failed = {"kind": "checkpoint", "step": 9, "epoch": 1, "complete": False, "error": "disk full"}
+    assert render.event(failed) == "checkpoint of step 9 failed, training goes on: disk full"
+    assert render.event({"kind": "from a later version"}) == ""
+
+
+def test_sizes_counts_and_clocks() -> None:
+    assert [render.size(n) for n in (0, 1023, 1024, 262144, 3250586, 5 << 40)] == [
+        "0 B",
+        "1023 B",
+        "1.0 KiB",
+        "256 KiB",
+        "3.1 MiB",
+        "5120 GiB",
+    ]
+    assert [render.count(n) for n in (0, 12.34, 99, 38912.4)] == ["0", "12.3", "99", "38,912"]
+    assert [render.clock(s) for s in (-1, 4, 750, 3909)] == ["0:00", "0:04", "12:30", "1:05:09"]
+
+
+def test_tables_are_as_wide_as_their_widest() -> None:
+    peers = [
+        {"name": "a", "address": "127.0.0.1:7700", "state": "self", "reason": "", "rtt_ms": None, "job": None},
+        {
+            "name": "b",
+            "address": "127.0.0.1:40001",
+            "state": "unreachable",
+            "reason": "refused",
+            "rtt_ms": 0.234,
+            "job": "d",
+        },
+    ]
+    assert render.peers_table(peers) == [
+        "name  address          state                 round trip  job",
+        "a     127.0.0.1:7700   self",
+        "b     127.0.0.1:40001  unreachable: refused     0.23 ms  d",
+    ]
+    assert render.table([]) == []

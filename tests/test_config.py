@@ -1,0 +1,115 @@
+"""Configuration: precedence, places, and refusals."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from p2pnn.config import Places, client_socket, node_config, parse_bytes, unknown
+from p2pnn.errors import NotAllowedError, UsageError
+from p2pnn.types import Address
+
+
+@pytest.fixture
+def environ(tmp_path: Path) -> dict[str, str]:
+    return {"HOME": str(tmp_path), "XDG_RUNTIME_DIR": "/run/user/7"}
+
+
+def write(tmp_path: Path, text: str) -> None:
+    folder = tmp_path / ".config" / "p2pnn"
+    folder.mkdir(parents=True)
+    (folder / "node.toml").write_text(text)
+
+
+def test_defaults_are_a_persons_xdg_folders(environ: dict[str, str], tmp_path: Path) -> None:
+    config = node_config({}, environ=environ)
+    assert config.state_dir == tmp_path / ".local/state/p2pnn"
+    assert config.socket == Path("/run/user/7/p2pnn/p2pnn.sock")
+    assert config.listen == Address("127.0.0.1", 7700)
+    assert (config.join, config.quota_bytes, config.profile_cache) == ((), 0, None)
+
+
+def test_flag_over_environment_over_file(environ: dict[str, str], tmp_path: Path) -> None:
+    write(tmp_path, 'name = "file"\ncluster = "file"\nquota = "2 GiB"\njoin = ["a:1", "b:2"]\n')
+    environ |= {"P2PNN_NAME": "environment", "P2PNN_CLUSTER": "environment"}
+    config = node_config({"name": "flag", "cluster": None}, environ=environ)
+    assert (config.name, config.cluster, config.quota_bytes) == ("flag", "environment", 2 << 30)
+    assert config.join == (Address("a", 1), Address("b", 2))
+    assert node_config({"join": ["c:3"]}, environ=environ).join == (Address("c", 3),)
+
+
+def test_unknown_key_is_refused_with_the_nearest(environ: dict[str, str], tmp_path: Path) -> None:
+    write(tmp_path, "qouta = 5\n")
+    with pytest.raises(UsageError, match=r"node\.toml: unknown key 'qouta'; did you mean quota\?"):
+        node_config({}, environ=environ)
+
+
+def test_a_named_file_replaces_the_persons_and_must_exist(environ: dict[str, str], tmp_path: Path) -> None:
+    write(tmp_path, 'name = "person"\n')
+    assert node_config({}, config=os.devnull, environ=environ).name != "person"
+    assert node_config({}, environ=environ | {"P2PNN_CONFIG": os.devnull}).name != "person"
+    with pytest.raises(UsageError, match="no configuration file"):
+        node_config({}, config=str(tmp_path / "none.toml"), environ=environ)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_that_may_not_be_read(environ: dict[str, str], tmp_path: Path) -> None:
+    write(tmp_path, "")
+    (tmp_path / ".config/p2pnn/node.toml").chmod(0)
+    with pytest.raises(NotAllowedError, match=r"node\.toml cannot be read"):
+        node_config({}, environ=environ)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "sentence"),
+    [
+        ("listen", "host:port", "is not an address"),
+        ("quota", "many", "quota = 'many' is not a size"),
+        ("log_level", "loud", "log_level = 'loud' is not one of debug, info, warning, error"),
+        ("name", "attic pc", "cannot be a node's name"),
+        ("state_dir", 5, "state_dir = 5 is not a text"),
+        ("join", 7, "is not a list of addresses"),
+        ("socket", "/" + "x" * 120, "longer than the 107 bytes"),
+    ],
+)
+def test_bad_values(environ: dict[str, str], key: str, value: object, sentence: str) -> None:
+    with pytest.raises(UsageError, match=sentence):
+        node_config({key: value}, environ=environ)
+
+
+def test_a_state_folder_of_its_own_brings_the_socket_along(environ: dict[str, str], tmp_path: Path) -> None:
+    config = node_config({"state_dir": str(tmp_path / "b")}, environ=environ)
+    assert config.socket == tmp_path / "b" / "p2pnn.sock"
+    choice = client_socket(None, environ | {"P2PNN_STATE_DIR": str(tmp_path / "b")})
+    assert choice.asked
+    assert choice.path == config.socket
+
+
+def test_the_clients_socket(environ: dict[str, str]) -> None:
+    assert client_socket("/tmp/x.sock", environ).path == Path("/tmp/x.sock")
+    assert client_socket("/tmp/x.sock", environ).asked
+    assert client_socket(None, environ | {"P2PNN_SOCKET": "/tmp/y.sock"}).asked
+    assert not client_socket(None, environ).asked
+
+
+def test_relative_xdg_paths_are_ignored(tmp_path: Path) -> None:
+    places = Places.of({"HOME": str(tmp_path), "XDG_DATA_HOME": "relative", "XDG_STATE_HOME": "/s"})
+    assert places.runs == tmp_path / ".local/share/p2pnn/runs"
+    assert places.state == Path("/s/p2pnn")
+    assert places.runtime is None
+
+
+@pytest.mark.parametrize(("text", "number"), [(12, 12), ("12", 12), ("1.5 kB", 1500), ("2GiB", 2 << 30), ("0", 0)])
+def test_sizes(text: object, number: int) -> None:
+    assert parse_bytes(text, "quota") == number
+
+
+@pytest.mark.parametrize("text", ["", "5 parsecs", "-1", -1, True, "1e99 GB", "nan"])
+def test_no_sizes(text: object) -> None:
+    with pytest.raises(UsageError, match="is not a size"):
+        parse_bytes(text, "quota")
+
+
+def test_unknown_without_a_near_name_lists_all() -> None:
+    assert unknown("no fruit", "zzz", ["fig", "pear"]) == "no fruit 'zzz'; there are fig, pear"
+    assert unknown("no fruit", "zzz", []) == "no fruit 'zzz'; there is none"
