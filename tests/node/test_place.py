@@ -1,0 +1,411 @@
+"""A node's one place: who may use it, and what its part of a job takes from whom."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from p2pnn.errors import StorageError
+from p2pnn.executor import commands
+from p2pnn.job import script
+from p2pnn.job.queue import PlaceQueue
+from p2pnn.job.segment import transfers
+from p2pnn.node import parcels
+from p2pnn.node import place as module
+from p2pnn.node.place import Place
+from p2pnn.train.frames import layout
+from p2pnn.types import BlobId, NodeId
+from p2pnn.wire import messages as wire
+from tests.node.nodes import JOB, A, B, C, exchange, plan_of, post, stored, toy, until
+
+
+class FakeExecutor:
+    """In the executor's place: keeps what it is sent; the test says what it answers."""
+
+    made: list[FakeExecutor] = []
+    error: Exception | None = None
+
+    def __init__(self, arena_bytes: int, on_message: Callable[[Any], None], on_exit: Callable[[str], None]) -> None:
+        self.pid = 4711
+        self.say, self.exit = on_message, on_exit
+        self.memory = bytearray(arena_bytes)
+        self.sent: list[Any] = []
+        self.killed = self.ended = False
+
+    @classmethod
+    async def start(cls, arena_bytes: int, threads: int, on_message: Any, on_exit: Any) -> FakeExecutor:
+        if cls.error is not None:
+            raise cls.error
+        cls.made.append(cls(arena_bytes, on_message, on_exit))
+        return cls.made[-1]
+
+    def room(self, offset: int, size: int) -> memoryview | None:
+        return None if self.killed else memoryview(self.memory)[offset : offset + size]
+
+    def send(self, message: Any) -> None:
+        self.sent.append(message)
+
+    def kill(self) -> None:
+        self.killed = True
+
+    async def end(self) -> None:
+        self.ended = True
+
+
+@pytest.fixture(autouse=True)
+def fake_executor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "Executor", FakeExecutor)
+    monkeypatch.setattr(FakeExecutor, "made", [])
+    monkeypatch.setattr(FakeExecutor, "error", None)
+
+
+class Bench:
+    """Node B's place; A coordinates a job that is cut over A and B."""
+
+    def __init__(self, folder: Path, **settings: Any) -> None:
+        self.post, self.outside = post(B)
+        self.exchange = exchange(folder, self.post)
+        self.place = Place(self.post, self.exchange)
+        self.spec, blobs = toy(**settings)
+        self.spec_blob = stored(self.spec, blobs, self.exchange.blobs)
+        self.plan = plan_of(self.spec, [A, B])
+
+    def reserve(self, job: str = JOB, generation: int = 1, node: NodeId = A) -> None:
+        self.place.receive(node, wire.Reserve(job, generation, "toy"))
+
+    def release(self, job: str = JOB, generation: int = 1, node: NodeId = A) -> None:
+        self.place.receive(node, wire.Release(job, generation))
+
+    def prepare(self, generation: int = 1, node: NodeId = A, **changes: Any) -> None:
+        fields: dict[str, Any] = {
+            "job": JOB,
+            "generation": generation,
+            "spec": self.spec_blob,
+            "plan": msgspec.msgpack.encode(self.plan),
+            "checkpoint": b"",
+            "nodes": (A, B),
+            "index": 1,
+            "sources": (A,),
+        }
+        self.place.receive(node, wire.Prepare(**(fields | changes)))
+
+    async def running(self) -> FakeExecutor:
+        """Reserve, prepare, and wait for the executor."""
+        self.reserve()
+        self.prepare()
+        await until(lambda: FakeExecutor.made and FakeExecutor.made[-1].sent)
+        executor = FakeExecutor.made[-1]
+        executor.sent.clear()
+        return executor
+
+    @property
+    def failures(self) -> list[str]:
+        return [m.text for m in self.outside.of(wire.JobFailed)]
+
+    def incoming(self) -> tuple[int, int]:
+        """The transfer from A to B, and its size in bytes."""
+        found = next(t.index for t in transfers(self.spec.graph, self.plan.assignment) if t.source == 0)
+        return found, layout(self.spec.graph, self.plan, 1, self.spec.rows_per_micro_batch).offsets[found][1]
+
+
+@pytest.mark.asyncio
+async def test_one_job_has_the_place_and_others_learn_behind_whom_they_wait(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    bench.reserve()
+    bench.reserve("other-1", node=C)
+    assert bench.place.job == JOB
+    assert bench.place.waiting == ("other-1",)
+    assert bench.outside.of(wire.Waiting, C) == [wire.Waiting("other-1", 1, JOB, 1)]
+    bench.release(node=C)  # who did not ask cannot give back
+    assert bench.place.job == JOB
+    bench.release()
+    assert bench.outside.of(wire.Granted, C) == [wire.Granted("other-1", 1)]
+
+
+@pytest.mark.asyncio
+async def test_a_full_queue_refuses_with_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PlaceQueue, "LENGTH_MAX", 1)
+    bench = Bench(tmp_path)
+    for number in range(3):
+        bench.reserve(f"job-{number}")
+    assert bench.failures == ["1 jobs wait for its place already; start the job again later"]
+    assert bench.place.waiting == ("job-1",)
+
+
+@pytest.mark.asyncio
+async def test_prepare_for_a_place_not_reserved_is_refused(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    bench.prepare()
+    bench.reserve()
+    bench.prepare(generation=2)
+    bench.prepare(node=C)
+    assert len(bench.failures) == 3
+    assert all("was not reserved for this start" in text for text in bench.failures)
+    assert [n for n, m in bench.outside.sent if isinstance(m, wire.JobFailed)] == [A, A, C]
+    assert FakeExecutor.made == []
+
+
+@pytest.mark.asyncio
+async def test_prepare_starts_an_executor_and_release_ends_it(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    executor = await bench.running()
+    assert bench.place.executor_pid == 4711
+    bench.prepare()  # twice
+    assert "was not reserved" in bench.failures[-1]
+    executor.say(commands.Prepared(99))
+    assert bench.outside.of(wire.Prepared, A) == [wire.Prepared(JOB, 1, 99)]
+    bench.release()
+    assert bench.place.executor_pid is None
+    await until(lambda: executor.ended)
+
+
+@pytest.mark.asyncio
+async def test_messages_of_another_start_or_another_coordinator_are_dropped(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    executor = await bench.running()
+    order = msgspec.msgpack.encode(script.Train(1, 4))
+    bench.place.receive(A, wire.Command(JOB, 2, order))
+    bench.place.receive(A, wire.Command("other-1", 1, order))
+    bench.place.receive(C, wire.Command(JOB, 1, order))
+    bench.place.receive(A, wire.Retired(JOB, 1, 1, 3))  # A is 0 of the plan, not 1
+    bench.place.receive(C, wire.Retired(JOB, 1, 0, 3))
+    bench.place.receive(A, wire.Squares(JOB, 1, 9, 0, ()))
+    bench.place.receive(A, wire.Release(JOB, 0))
+    assert executor.sent == []
+    bench.place.receive(A, wire.Command(JOB, 1, order))
+    bench.place.receive(A, wire.Retired(JOB, 1, 0, 3))
+    bench.place.receive(A, wire.Squares(JOB, 1, 0, 5, (1.0,)))
+    assert executor.sent == [script.Train(1, 4), commands.PeerRetired(0, 3), commands.PeerSquares(0, 5, [1.0])]
+    await bench.place.close()
+
+
+@pytest.mark.asyncio
+async def test_a_command_that_cannot_be_read_fails_the_job_once(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    executor = await bench.running()
+    bench.place.receive(A, wire.Command(JOB, 1, b"\xc1"))
+    bench.place.receive(A, wire.Command(JOB, 1, b"\xc1"))
+    executor.exit("its compute process was killed by signal 9")
+    assert len(bench.failures) == 1
+    assert "command that cannot be read" in bench.failures[0]
+    await bench.place.close()
+
+
+@pytest.mark.asyncio
+async def test_tensors_are_taken_as_the_gate_says(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    bench = Bench(tmp_path)
+    transfer, nbytes = bench.incoming()
+    tensor = wire.Tensor(JOB, 1, transfer, 0)
+    assert bench.place.body_for(A, tensor, nbytes) is None  # nothing runs
+    executor = await bench.running()
+    assert bench.place.body_for(C, tensor, nbytes) is None
+    assert bench.place.body_for(B, tensor, nbytes) is None
+    assert bench.place.body_for(A, wire.Tensor(JOB, 2, transfer, 0), nbytes) is None
+    assert bench.place.body_for(A, tensor, nbytes + 4) is None
+    assert bench.place.body_for(A, wire.Tensor(JOB, 1, transfer, 2), nbytes) is None  # two frames: 0 and 1
+    assert bench.place.body_for(A, wire.Tensor(JOB, 1, 2**40, 0), nbytes) is None
+    assert "instead of" in caplog.text
+    assert "outside the window" in caplog.text
+    room = bench.place.body_for(A, tensor, nbytes)
+    assert room is not None
+    assert len(room) == nbytes
+    assert bench.place.body_for(A, tensor, nbytes) is None
+    assert "came twice" in caplog.text
+    bench.place.body(A, tensor)
+    assert executor.sent == [commands.Arrived(transfer, 0)]
+    executor.say(commands.Retired(1))
+    assert bench.outside.of(wire.Retired, A) == [wire.Retired(JOB, 1, 1, 1)]
+    assert bench.place.body_for(A, wire.Tensor(JOB, 1, transfer, 2), nbytes) is not None
+    executor.kill()
+    assert bench.place.body_for(A, wire.Tensor(JOB, 1, transfer, 1), nbytes) is None
+    await bench.place.close()
+
+
+@pytest.mark.asyncio
+async def test_a_result_is_sent_from_the_arena_and_sent_is_told_when_it_has_left(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    executor = await bench.running()
+    back = next(t.index for t in transfers(bench.spec.graph, bench.plan.assignment) if t.source == 1)
+    offset, size = layout(bench.spec.graph, bench.plan, 1, bench.spec.rows_per_micro_batch).place(back, 1)
+    executor.memory[offset : offset + size] = bytes([7]) * size
+    bench.outside.hold = asyncio.Event()
+    executor.say(commands.Send(back, 1))
+    await until(lambda: bench.outside.bodies)
+    assert bench.outside.bodies == [(A, wire.Tensor(JOB, 1, back, 1), bytes([7]) * size)]
+    assert executor.sent == []
+    bench.outside.hold.set()
+    await until(lambda: executor.sent)
+    assert executor.sent == [commands.Sent(back, 1)]
+    await bench.place.close()
+
+
+@pytest.mark.asyncio
+async def test_a_broken_link_fails_the_job_after_the_coordinators_time_to_notice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LINK_GRACE_S", 0.0)
+    bench = Bench(tmp_path)
+    executor = await bench.running()
+    back = next(t.index for t in transfers(bench.spec.graph, bench.plan.assignment) if t.source == 1)
+    real = bench.outside.send_body
+
+    async def broken(node: NodeId, message: wire.Message, body: memoryview, priority: int = 0) -> None:
+        bench.outside.peers.discard(node)
+        try:
+            await real(node, message, body, priority)
+        finally:
+            bench.outside.peers.add(node)
+
+    monkeypatch.setattr(bench.outside, "send_body", broken)
+    executor.say(commands.Send(back, 0))
+    await until(lambda: bench.failures)
+    assert "its link to another node of the job broke" in bench.failures[0]
+    await bench.place.close()
+
+
+@pytest.mark.asyncio
+async def test_ending_kills_first_and_then_waits_for_what_is_half_sent(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    executor = await bench.running()
+    back = next(t.index for t in transfers(bench.spec.graph, bench.plan.assignment) if t.source == 1)
+    bench.outside.hold = asyncio.Event()
+    executor.say(commands.Send(back, 0))
+    await until(lambda: bench.outside.bodies)
+    bench.release()
+    await until(lambda: executor.killed)
+    await until(lambda: executor.ended)
+    assert executor.sent == []
+
+
+@pytest.mark.asyncio
+async def test_an_executor_that_cannot_start_fails_the_job_and_leaves_the_place_usable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FakeExecutor, "error", StorageError("the system starts no compute process: no memory"))
+    bench = Bench(tmp_path)
+    bench.reserve()
+    bench.prepare()
+    await until(lambda: bench.failures)
+    assert bench.failures == ["the system starts no compute process: no memory"]
+    bench.release()
+    monkeypatch.setattr(FakeExecutor, "error", None)
+    await bench.running()
+    await bench.place.close()
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"plan": b"\xc1"}, "malformed"),
+        ({"plan": b"\x91" * 5000}, ""),
+        ({"index": 0}, "does not fit the job's model and nodes"),
+        ({"index": 7}, "does not fit the job's model and nodes"),
+        ({"nodes": (B, A)}, "does not fit the job's model and nodes"),
+        ({"spec": "0" * 64}, "on no node that can be reached"),
+        ({"checkpoint": msgspec.msgpack.encode("0" * 64)}, "on no node that can be reached"),
+        ({"keep": ("1" * 64,)}, "on no node that can be reached"),
+    ],
+)
+async def test_a_prepare_that_makes_no_sense_is_one_sentence(
+    tmp_path: Path, changes: dict[str, Any], sentence: str
+) -> None:
+    bench = Bench(tmp_path)
+    bench.exchange._post._outside = NoBlobs(bench)  # type: ignore[assignment]
+    bench.reserve()
+    bench.prepare(**changes)
+    await until(lambda: bench.failures)
+    assert sentence in bench.failures[0].lower()
+    assert FakeExecutor.made == []
+
+
+class NoBlobs:
+    """An outside where no peer can be reached for blobs."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.send = bench.outside.send
+        self.snapshot = bench.outside.snapshot
+
+    def connected(self, node: NodeId) -> bool:
+        return False
+
+
+@pytest.mark.asyncio
+async def test_a_spec_that_is_none_is_one_sentence(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    bench.reserve()
+    bench.prepare(spec=bench.exchange.blobs.put(b"not a spec"))
+    await until(lambda: bench.failures)
+    assert "specification cannot be read" in bench.failures[0]
+
+
+@pytest.mark.asyncio
+async def test_nothing_overtakes_a_restore(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    executor = await bench.running()
+    part = bench.exchange.blobs.put(b"part")
+    orders = [script.Restore(1, (part,)), script.Evaluate(2, "test"), script.Restore(3, ()), script.Finish()]
+    for order in orders:
+        bench.place.receive(A, wire.Command(JOB, 1, msgspec.msgpack.encode(order)))
+    await until(lambda: len(executor.sent) == 4)
+    assert executor.sent == orders
+    executor.exit("its compute process ended with exit status 0")
+    assert bench.failures == []  # it was told to finish
+    await bench.place.close()
+
+
+@pytest.mark.asyncio
+async def test_a_restore_of_parts_that_nobody_has_fails_the_job(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    await bench.running()
+    bench.exchange._post._outside = NoBlobs(bench)  # type: ignore[assignment]
+    order = msgspec.msgpack.encode(script.Restore(1, ("0" * 64,)))
+    bench.place.receive(A, wire.Command(JOB, 1, order))
+    await until(lambda: bench.failures)
+    assert "on no node" in bench.failures[0]
+    await bench.place.close()
+
+
+@pytest.mark.asyncio
+async def test_a_large_report_goes_as_a_parcel_and_a_large_plan_comes_as_one(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    bench.plan = msgspec.structs.replace(bench.plan, reasons=("x" * 100_000,))
+    packed = parcels.pack(msgspec.msgpack.encode(bench.plan), bench.exchange.blobs)
+    assert parcels.is_name(packed)
+    bench.reserve()
+    bench.prepare(plan=packed)
+    await until(lambda: FakeExecutor.made and FakeExecutor.made[-1].sent)
+    executor = FakeExecutor.made[-1]
+    assert executor.sent[0].plan == msgspec.msgpack.encode(bench.plan)
+    executor.say(script.Done(1, bytes(100_000)))
+    report = bench.outside.of(wire.Report, A)[0].report
+    assert parcels.is_name(report)
+    assert bench.exchange.blobs.has(BlobId(msgspec.msgpack.decode(report)))
+    await bench.place.close()
+
+
+@pytest.mark.asyncio
+async def test_a_lost_coordinator_ends_what_it_asked_for(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    executor = await bench.running()
+    bench.reserve("other-1", node=C)
+    bench.place.member_failed(B)
+    assert bench.place.job == JOB
+    bench.place.member_failed(A)
+    assert bench.place.job == "other-1"
+    await until(lambda: executor.ended)
+
+
+@pytest.mark.asyncio
+async def test_a_closed_place_begins_nothing(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    bench.reserve()
+    await bench.place.close()
+    bench.prepare()
+    assert len(bench.failures) == 1
+    assert FakeExecutor.made == []
