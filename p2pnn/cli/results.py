@@ -31,7 +31,7 @@ import msgspec
 from p2pnn.cli.http import Daemon, segment
 from p2pnn.config import Places
 from p2pnn.errors import CheckpointError, StorageError, UsageError
-from p2pnn.job.checkpoint import FORMAT, Manifest, Part, fingerprint
+from p2pnn.job.checkpoint import FORMAT, Manifest, Part, add_bits, fingerprint, tensor_bits
 from p2pnn.job.spec import JobSpec
 from p2pnn.model.graph import Graph, encode
 from p2pnn.types import BlobId
@@ -78,6 +78,11 @@ def gather(daemon: Daemon, job: str) -> Results:
     tensors = _merge(daemon, parts, names, job)
     history = tuple(answer.get("history") or ())
     bits = fingerprint(parts)
+    shares = (tensor_bits(name, tensor.tobytes()) for name, tensor in tensors.items())
+    if bits != fingerprint([Part(BlobId(""), 0, add_bits(shares))]):
+        raise CheckpointError(
+            f"the parameters of {job} are not those that its nodes counted; resume the job to write them again"
+        )
     return Results(spec, manifest, tensors, bits, bool(answer.get("best")), history, answer.get("plan"))
 
 
@@ -132,7 +137,7 @@ def write(results: Results, folder: Path, *, chosen: bool, last: Mapping[str, An
 def to_safetensors(tensors: Mapping[str, NDArray[np.float32]], metadata: Mapping[str, str]) -> bytes:
     from safetensors.numpy import save
 
-    return bytes(save(dict(tensors), dict(metadata)))
+    return bytes(save(dict(tensors), dict(metadata) or None))
 
 
 def _write_files(results: Results, graph: Graph, folder: Path, last: Mapping[str, Any]) -> None:

@@ -28,10 +28,10 @@ Line = Callable[[Op, list[str]], str]
 def predict_script(graph: Graph) -> str:
     """The text of predict.py: reads model.safetensors beside it, `python predict.py input.npy`."""
     names = _Names(graph)
-    body, used = _body(graph, names, _NUMPY, lambda name: f"w[{name!r}]")
+    body, used = _body(graph, names, NUMPY, lambda name: f"w[{name!r}]")
     ops = _functions("numpy_ops", used)
     arguments = ", ".join(names.of(value.name) for value in graph.inputs if value.name in names.wanted)
-    scaled = _scaling(graph, names, "np.asarray({}, dtype=np.float32)", "np.array({}, dtype=np.float32)")
+    scaled = _scaling(graph, names, "np.asarray({}, dtype=np.float32)", "np.array({0}, dtype=np.float32)")
     outputs = ", ".join(f"{key!r}: {names.of(value)}" for key, value in graph.outputs.items())
     shapes = {v.name: v.shape[1:] for v in graph.inputs if v.name in names.wanted}
     text = _fill(
@@ -50,9 +50,9 @@ def predict_script(graph: Graph) -> str:
 def torch_script(graph: Graph) -> str:
     """The text of load_torch.py: `from load_torch import model; net = model()`."""
     names = _Names(graph, reserved=("self", "torch", "F", "load_file"))
-    body, used = _body(graph, names, _TORCH, lambda name: f"w[{name!r}]")
+    body, used = _body(graph, names, TORCH, lambda name: f"w[{name!r}]")
     arguments = ", ".join(names.of(value.name) for value in graph.inputs if value.name in names.wanted)
-    scaled = _scaling(graph, names, "{}.to(torch.float32)", "torch.tensor({}, device=device)")
+    scaled = _scaling(graph, names, "torch.as_tensor({}, dtype=torch.float32)", "torch.tensor({0}, device={1}.device)")
     outputs = ", ".join(f"{key!r}: {names.of(value)}" for key, value in graph.outputs.items())
     made = [
         f"self.register_parameter({p.name!r}, torch.nn.Parameter(torch.zeros({p.shape})))" for p in graph.parameters
@@ -78,7 +78,7 @@ class _Names:
         flow = Flow(graph)
         self.ops = [graph.ops[i] for i in sorted(flow.needed(*graph.outputs.values()))]
         self.wanted = {name for op in self.ops for name in op.inputs} | set(graph.outputs.values())
-        self._taken = {*reserved, *dir(builtins), *keyword.kwlist, "w", "device", *_ALL_FUNCTIONS}
+        self._taken = {*reserved, *dir(builtins), *keyword.kwlist, "w", *_ALL_FUNCTIONS}
         self._given: dict[str, str] = {}
 
     def of(self, value: str) -> str:
@@ -121,12 +121,12 @@ def _scaling(graph: Graph, names: _Names, cast: str, array: str) -> list[str]:
         if scaling is None or scaling == Scaling():
             continue
         axes = (-1,) + (1,) * (len(shape) - 1)
-        if len(scaling.shift) == len(scaling.scale) == 1:
-            shift, scale = repr(scaling.shift[0]), repr(scaling.scale[0])
-        else:
-            shift = array.format(list(scaling.shift)) + f".reshape({axes})"
-            scale = array.format(list(scaling.scale)) + f".reshape({axes})"
-        lines.append(f"{name} = ({name} - {shift}) * {scale}")
+
+        def numbers(of: tuple[float, ...], name: str = name, axes: tuple[int, ...] = axes) -> str:
+            return repr(of[0]) if len(of) == 1 else f"{array.format(list(of), name)}.reshape({axes})"
+
+        shifted = f"({name} - {numbers(scaling.shift)})" if any(scaling.shift) else name
+        lines.append(f"{name} = {shifted} * {numbers(scaling.scale)}")
     return lines
 
 
@@ -215,7 +215,7 @@ _SHARED: Final[dict[str, tuple[tuple[str, ...], Line]]] = {
     "Flatten": ((), _flatten),
 }
 
-_NUMPY: Final[dict[str, tuple[tuple[str, ...], Line]]] = _SHARED | {
+NUMPY: Final[dict[str, tuple[tuple[str, ...], Line]]] = _SHARED | {
     "Gemm": (("gemm",), _call("gemm")),
     "GlobalAveragePool": ((), lambda op, inputs: f"{inputs[0]}.mean(axis=(2, 3), keepdims=True)"),
     "BatchNormalization": (("batch_normalization",), _call("batch_normalization", "epsilon")),
@@ -230,7 +230,7 @@ _NUMPY: Final[dict[str, tuple[tuple[str, ...], Line]]] = _SHARED | {
     "Dropout": ((), lambda op, inputs: f"{inputs[0]}  # dropout acts in training only"),
 }
 
-_TORCH: Final[dict[str, tuple[tuple[str, ...], Line]]] = _SHARED | {
+TORCH: Final[dict[str, tuple[tuple[str, ...], Line]]] = _SHARED | {
     "Gemm": ((), _call("F.linear")),
     "GlobalAveragePool": ((), lambda op, inputs: f"{inputs[0]}.mean(dim=(2, 3), keepdim=True)"),
     "BatchNormalization": ((), _batch_normalization_torch),

@@ -1,0 +1,176 @@
+"""The generated scripts against the engine, and as programs of their own."""
+
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from p2pnn import nn
+from p2pnn.cli import takeaway
+from p2pnn.cli.results import to_safetensors
+from p2pnn.model import ops
+from p2pnn.model.graph import Graph, Scaling
+
+
+def every_kind() -> nn.Model:
+    """A network that holds every kind of op that can stand before an output."""
+    image = nn.Input("image", (3, 9, 8))
+    label = nn.Input("label", (), dtype="int64")
+    h = nn.Conv2d(6, 3, stride=(2, 1), padding=1, name="conv")(image)
+    h = nn.relu(nn.BatchNorm(name="norm")(h))
+    left = nn.MaxPool2d(3, stride=2, padding=1, name="largest")(h)
+    right = nn.AveragePool2d(3, stride=2, padding=1, name="average")(h)
+    both = nn.concat([left, right], axis=1)
+    grouped = nn.sigmoid(nn.Conv2d(12, 2, groups=3, bias=False, name="grouped")(both))
+    pooled = nn.flatten(nn.global_average_pool(grouped))
+    mixed = nn.tanh(nn.Linear(12, name="class")(pooled)) * pooled - pooled + pooled  # a keyword as a layer's name
+    table = nn.transpose(nn.reshape(mixed, (0, 3, 4)), (0, 2, 1))
+    product = nn.matmul(nn.reshape(mixed, (0, 3, 4)), table)
+    means = nn.reduce_mean(product, axes=(1,))
+    logits = nn.Linear(4, name="head")(nn.Dropout(0.5)(means))
+    return nn.Model(
+        outputs={"probability": nn.softmax(logits), "class": nn.argmax(logits)},
+        loss=nn.cross_entropy(logits, label),
+        name="every_kind",
+        classes=("a", 'b"', "c c", "d"),
+    )
+
+
+def tensors_of(graph: Graph) -> dict[str, NDArray[np.float32]]:
+    generator = np.random.default_rng(5)
+    found = {p.name: generator.normal(0, 0.1, p.shape).astype(np.float32) for p in graph.parameters}
+    return found | {p.name: generator.uniform(0.5, 2, p.shape).astype(np.float32) for p in graph.state}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A take-away folder of `every_kind`, with a scaling per channel."""
+    graph = msgspec.structs.replace(every_kind().graph, scaling={"image": Scaling((1.0, 2.0, 3.0), (0.5, 0.25, 2.0))})
+    (tmp_path / "model.safetensors").write_bytes(to_safetensors(tensors_of(graph), {"format": "pt"}))
+    (tmp_path / "predict.py").write_text(takeaway.predict_script(graph))
+    (tmp_path / "load_torch.py").write_text(takeaway.torch_script(graph))
+    return tmp_path
+
+
+def expected(raw: NDArray[Any]) -> dict[str, NDArray[Any]]:
+    """The outputs by the operators' definitions in ONNX's own reference implementation."""
+    from onnx import TensorProto, helper, numpy_helper
+    from onnx.reference import ReferenceEvaluator
+
+    graph = every_kind().graph
+    shift = np.array([1, 2, 3], np.float32).reshape(-1, 1, 1)
+    scale = np.array([0.5, 0.25, 2], np.float32).reshape(-1, 1, 1)
+    image = (raw.astype(np.float32) - shift) * scale
+    extra: list[Any] = []
+    nodes = []
+    for op in graph.ops:
+        if op.kind == "SoftmaxCrossEntropyLoss":
+            continue
+        attributes, inputs = dict(op.attributes), list(op.inputs)
+        for key, kind in (("shape", "Reshape"), ("axes", "ReduceMean"), ("ratio", "Dropout")):
+            if op.kind == kind:
+                value = np.array(attributes.pop(key), np.float32 if key == "ratio" else np.int64)
+                extra.append(numpy_helper.from_array(value, f"{op.name}:{key}"))
+                inputs.append(f"{op.name}:{key}")
+        nodes.append(helper.make_node(op.kind, inputs, list(op.outputs), **attributes))
+    extra += [numpy_helper.from_array(t, name) for name, t in tensors_of(graph).items()]
+    declared = [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["n", 3, 9, 8])]
+    outputs = [helper.make_empty_tensor_value_info(name) for name in graph.outputs.values()]
+    model = helper.make_model(
+        helper.make_graph(nodes, "g", declared, outputs, extra), opset_imports=[helper.make_opsetid("", 23)]
+    )
+    found = ReferenceEvaluator(model).run(None, {"image": image})
+    return dict(zip(graph.outputs, found, strict=True))
+
+
+RAW = np.random.default_rng(9).integers(0, 20, (7, 3, 9, 8)).astype(np.uint8)
+
+
+def test_predict_is_a_program_of_numpy_alone(folder: Path) -> None:
+    np.save(folder / "input.npy", RAW)
+    ran = subprocess.run(
+        [sys.executable, "-W", "error", "-c", _ONLY_NUMPY, str(folder / "predict.py"), "input.npy", "output.npz"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    with np.load(folder / "output.npz") as outputs:
+        for name, wanted in expected(RAW).items():
+            np.testing.assert_allclose(outputs[name], wanted, rtol=1e-5, atol=1e-6)
+
+
+_ONLY_NUMPY = """
+import runpy, sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("p2pnn", "safetensors", "msgspec", "torch", "onnx"):
+            raise ImportError(name)
+sys.meta_path.insert(0, Refuse())
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_predict_prints_class_names(folder: Path) -> None:
+    np.save(folder / "input.npy", RAW)
+    ran = subprocess.run(
+        [sys.executable, "predict.py", "input.npy"], cwd=folder, capture_output=True, text=True, check=True
+    )
+    best = expected(RAW)["probability"]
+    first = ("a", 'b"', "c c", "d")[int(best[0].argmax())]
+    assert ran.stdout.startswith(f"{first}\t{best[0].max():.4f}\n")
+
+
+def test_load_torch(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
+    monkeypatch.syspath_prepend(str(folder))
+    import load_torch  # type: ignore[import-not-found]
+
+    net = load_torch.model()
+    with torch.no_grad():
+        outputs = net(RAW)
+    for name, wanted in expected(RAW).items():
+        np.testing.assert_allclose(outputs[name].numpy(), wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_the_torch_script_is_python_and_names_every_tensor(folder: Path) -> None:
+    text = (folder / "load_torch.py").read_text()
+    graph = every_kind().graph
+    compile(text, "load_torch.py", "exec")
+    for parameter in (*graph.parameters, *graph.state):
+        assert repr(parameter.name) in text
+
+
+def test_every_kind_of_the_op_table_has_its_place() -> None:
+    """An operator that is added to the table is added here; losses and metrics stand behind no output."""
+    kinds = {kind for kind, row in ops.TABLE.items() if not row.domain} - {"SoftmaxCrossEntropyLoss"}
+    assert kinds == set(takeaway.NUMPY) == set(takeaway.TORCH)
+    assert kinds - {op.kind for op in every_kind().graph.ops} == set()
+
+
+def test_hostile_names_stay_text() -> None:
+    """Names come from whoever built the graph: they are quoted, or made into identifiers."""
+    evil = "__import__('os').system('false')"
+    graph = every_kind().graph
+    renamed = msgspec.structs.replace(
+        graph, outputs={f'"""\n{evil}': graph.outputs["class"]}, classes=(f"'''{evil}",), name=f'"""\n{evil}'
+    )
+    for text in (takeaway.predict_script(renamed), takeaway.torch_script(renamed)):
+        assert evil not in text.replace(repr(f'"""\n{evil}'), "").replace(repr([f"'''{evil}"]), "")
+
+
+def test_a_model_that_reads_two_inputs(tmp_path: Path) -> None:
+    left, right = nn.Input("left", (2,)), nn.Input("right", (2,))
+    graph = nn.Model(outputs={"sum": left + right}).graph
+    (tmp_path / "model.safetensors").write_bytes(to_safetensors({}, {}))
+    (tmp_path / "predict.py").write_text(takeaway.predict_script(graph))
+    found = runpy.run_path(str(tmp_path / "predict.py"))["predict"](np.ones((3, 2)), np.full((3, 2), 2.0))
+    np.testing.assert_array_equal(found["sum"], np.full((3, 2), 3.0))
