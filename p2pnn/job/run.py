@@ -180,7 +180,7 @@ class Run:
         if isinstance(command, Train):
             elapsed = max(1e-6, self._now - outstanding.since)
             self._steps_per_s = max(self._steps_per_s * 0.5, (command.until_step - self._step_done) / elapsed)
-            self._step_done = command.until_step
+            self._step_done = max(self._step_done, command.until_step)  # a large answer may be overtaken
         elif isinstance(command, Evaluate):
             result = answers.evaluation(self._spec, command.split, self._nodes, found)
             if command.split == "validation":
