@@ -1,7 +1,7 @@
 """Softmax and the losses.
 
 A loss is the mean over the valid rows of a micro-batch; sums over rows are made in float64. Rows behind `context.rows` are
-padding and count nowhere.
+padding and count nowhere; training has none.
 """
 
 from __future__ import annotations
@@ -65,8 +65,7 @@ class SoftmaxCrossEntropyLoss(Kernel):
     def backward(self, call: Call) -> None:
         dx, rows = call.dx[0], call.context.rows
         np.multiply(call.stash[0], call.stash[0] >= PROBABILITY_MIN, out=dx)
-        dx[self._rows[:rows], call.inputs[1][:rows]] -= 1
-        dx[rows:] = 0
+        dx[self._rows, call.inputs[1]] -= 1
         np.multiply(dx, call.dy / rows, out=dx)
 
 
@@ -93,7 +92,6 @@ class MeanSquaredError(Kernel):
     def backward(self, call: Call) -> None:
         dx, rows = call.dx[0], call.context.rows
         np.multiply(call.stash[0], call.dy * (2 / (rows * self._row_elements)), out=dx)
-        dx[rows:] = 0
 
 
 def softmax(x: Array, y: Array, line: Array, axis: int) -> None:
