@@ -33,7 +33,7 @@ SOFTWARE: Final = f"p2pnn {__version__}"
 
 
 class Daemon:
-    """Call `start`, then `close` once. Implements `transport.Events`. Create it inside a running loop."""
+    """Call `start`, then `close`. Implements `transport.Events`. Create it inside a running loop."""
 
     def __init__(self, config: NodeConfig) -> None:
         self.config = config
@@ -69,7 +69,9 @@ class Daemon:
         log.info("listening node=%s name=%s address=%s", self.node[:8], self.config.name, self.address)
 
     async def close(self, reason: str) -> None:
-        """End jobs and executors, say goodbye to the peers, let go of the state folder."""
+        """End jobs and executors, say goodbye to the peers, let go of the state folder; harmless when that is done."""
+        if self._closing:
+            return
         await self.jobs.close(reason)
         self._closing = True
         await self.place.close()

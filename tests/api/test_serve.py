@@ -1,0 +1,156 @@
+"""The daemon as a process: what it says when it is ready, and every reason not to start."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from p2pnn.api.serve import bind_socket
+from p2pnn.cli.http import Daemon
+from p2pnn.errors import StorageError, UsageError
+from tests.integration.mesh import Mesh, mesh, wait_until
+
+IDLE_BYTES_MAX = 90_000_000
+
+
+def refused(*arguments: str) -> tuple[int, str]:
+    """Start a daemon that must not start: its exit status and what it said."""
+    command = [sys.executable, "-m", "p2pnn", "node", "start", "--name", "x", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, stdin=subprocess.DEVNULL)
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.returncode, done.stderr
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
+    with mesh(tmp_path_factory.mktemp("one"), 1) as m:
+        yield m
+
+
+def test_a_ready_daemon_tells_where_it_is_and_takes_little_memory(one: Mesh) -> None:
+    node = one.nodes["a"]
+    found = one["a"].get("node")
+    assert (found["pid"], found["address"], found["name"]) == (node.process.pid, node.address, "a")
+    mode = (one.folder / "a/p2pnn.sock").stat().st_mode
+    assert mode & 0o777 == 0o600
+    wait_until(lambda: one["a"].get("node")["profile"] is not None, "it is measured")
+    assert one["a"].get("node")["rss_bytes"] <= IDLE_BYTES_MAX
+
+
+def test_what_stands_in_the_way_is_one_sentence(one: Mesh, tmp_path: Path) -> None:
+    folder, address = one.folder / "a", one.nodes["a"].address
+    fresh = ["--state-dir", str(tmp_path / "x"), "--listen", "127.0.0.1:0"]
+    plain = tmp_path / "plain"
+    plain.write_text("keep me")
+    for arguments, status, sentence in (
+        (["--state-dir", str(folder), "--listen", "127.0.0.1:0"], 2, "another daemon uses the state folder"),
+        ([*fresh, "--socket", str(folder / "p2pnn.sock")], 2, "another daemon answers on"),
+        ([*fresh, "--socket", str(plain)], 2, "exists and is not a socket"),
+        (
+            ["--state-dir", str(tmp_path / "y"), "--listen", address],
+            2,
+            f"port {address.rpartition(':')[2]} on 127.0.0.1 is in use",
+        ),
+        (["--state-dir", str(tmp_path / "y"), "--listen", "0.0.0.0:0"], 4, "without credentials"),
+    ):
+        code, said = refused(*arguments)
+        assert code == status, said
+        assert sentence in said
+        assert len(said.strip().splitlines()) == 1, said
+    assert plain.read_text() == "keep me"
+    assert not list(tmp_path.glob("*/p2pnn.sock"))
+    assert one["a"].answers()  # nobody took its socket away
+
+
+def test_stopping_by_signal_by_request_and_by_the_lifeline(tmp_path: Path) -> None:
+    with mesh(tmp_path) as m:
+        m.start("a")
+        m.nodes["a"].kill(signal.SIGTERM)
+        assert m.nodes["a"].process.returncode == 0
+        m.start("a")  # the folder and the socket are free
+        m["a"].post("node/stop")
+        assert m.nodes["a"].process.wait(10) == 0
+        assert not (tmp_path / "a/p2pnn.sock").exists()
+        m.start("a").kill()
+        assert (tmp_path / "a/p2pnn.sock").exists()
+        m.start("a")  # replaces what the dead one left
+        os.write(m.lifeline[1], b"a byte is no end")
+        assert m["a"].answers()
+        assert m.nodes["a"].process.poll() is None
+        os.close(m.lifeline[1])
+        assert m.nodes["a"].process.wait(10) == 0
+        m.lifeline = (m.lifeline[0], os.open(os.devnull, os.O_RDONLY))
+
+
+def test_a_daemon_without_a_listener_for_its_ready_line_goes_on(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    alive, held = os.pipe()
+    folder = tmp_path / "a"
+    arguments = ["--name", "a", "--state-dir", str(folder), "--listen", "127.0.0.1:0", "--lifeline", str(alive)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "p2pnn", "node", "start", *arguments, "--ready-fd", str(writing)],
+        pass_fds=(writing, alive),
+        stderr=subprocess.DEVNULL,
+    )
+    os.close(writing)
+    try:
+        daemon = Daemon(folder / "p2pnn.sock")
+        wait_until(daemon.answers, "it answers")
+        daemon.close()
+    finally:
+        os.close(held)
+        os.close(alive)
+        assert process.wait(10) == 0
+
+
+def test_a_person_who_starts_it_sees_where_it_listens(tmp_path: Path) -> None:
+    arguments = ["--name", "a", "--state-dir", str(tmp_path / "a"), "--listen", "127.0.0.1:0"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "p2pnn", "node", "start", *arguments], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    assert process.stdout is not None
+    with process.stdout as output:
+        assert select.select([output], [], [], 30)[0]
+        first = output.readline().decode()
+        process.send_signal(signal.SIGINT)
+        rest = output.read().decode()
+    assert process.wait(10) == 0
+    assert "node a listens on 127.0.0.1:" in first
+    assert "loopback only, because it has no credentials" in first
+    assert "join it with: p2pnn node start" in rest
+
+
+def test_a_socket_is_bound_for_its_owner_only_and_a_dead_one_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "er" / "s.sock"
+    first = bind_socket(path)
+    assert path.stat().st_mode & 0o777 == 0o600
+    first.close()  # what a daemon that was killed leaves
+    second = bind_socket(path)
+    second.listen(1)
+    with pytest.raises(UsageError, match="another daemon answers on"):
+        bind_socket(path)
+    with contextlib.ExitStack() as stack:  # also when its queue is full
+        for _ in range(3):
+            waiting = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+            waiting.setblocking(False)
+            waiting.connect_ex(str(path))
+        with pytest.raises(UsageError, match="another daemon answers on"):
+            bind_socket(path)
+    second.close()
+    link = tmp_path / "link.sock"
+    link.symlink_to(path)
+    with pytest.raises(UsageError, match="is not a socket"):
+        bind_socket(link)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError):
+        bind_socket(tmp_path / "file" / "s.sock")

@@ -1,0 +1,109 @@
+"""Whole daemons in one loop: they join, run a job, lose each other, and route nothing to the wrong part."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from p2pnn.errors import NotAllowedError, UsageError
+from p2pnn.node.daemon import Daemon, resident_bytes
+from p2pnn.types import Address, NodeId
+from p2pnn.wire import messages as wire
+from tests.node.nodes import B, config, daemons, stored, toy, until
+
+pytestmark = pytest.mark.asyncio
+
+
+async def test_two_daemons_run_a_job_together_and_both_remember_it(tmp_path: Path) -> None:
+    async with daemons(tmp_path, "a", "b") as (a, b):
+        spec, blobs = toy(nodes=("a", "b"))
+        job = await a.jobs.submit(stored(spec, blobs, a.storage.blobs))
+        events = [event async for event in a.jobs.events(job, 0)]
+        assert events[-1]["state"] == "done", events[-1]
+        kinds = [event["kind"] for event in events]
+        assert kinds.index("plan") < kinds.index("epoch") < kinds.index("evaluation") < kinds.index("result")
+        await until(lambda: b.jobs.get(job).state == "done")
+        assert b.jobs.get(job).bits == a.jobs.get(job).bits
+        await until(lambda: (a.place.job, b.place.job) == (None, None))
+        assert a.place.executor_pid is b.place.executor_pid is None
+
+
+async def test_a_daemon_that_is_stopped_fails_its_jobs_at_the_others_by_name(tmp_path: Path) -> None:
+    async with daemons(tmp_path, "a", "b") as (a, b):
+        spec, blobs = toy(nodes=("b",), epochs=500)
+        job = await b.jobs.submit(stored(spec, blobs, b.storage.blobs))
+        await until(lambda: a.jobs.records.get(job) and a.jobs.get(job).state == "running")
+        await b.close("node b was stopped")
+        await until(lambda: a.jobs.get(job).state == "failed")
+        assert "node b" in a.jobs.get(job).reason
+        assert list(a.members.names().values()) == ["a"]
+        assert b.place.executor_pid is None
+
+
+async def test_messages_for_nobody_are_dropped_and_nothing_is_routed_after_the_end(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with daemons(tmp_path, "a") as (a,):
+        a.message(B, wire.Ping(1))
+        assert "message without a receiver type=Ping" in caplog.text
+        for body in (wire.Tensor("toy-1", 1, 0, 0), wire.BlobPiece(1, "0" * 64, 0, 1), wire.Ping(1)):
+            assert a.body_for(B, body, 100) is None
+            a.body(B, body) if not isinstance(body, wire.Ping) else None
+        a.message(B, wire.RecordsEnd(1))
+        await a.close("over")
+        a.message(B, wire.Reserve("toy-1", 1))
+        assert a.place.job is None
+
+
+async def test_every_message_of_the_wire_that_a_peer_may_send_has_a_receiver(tmp_path: Path) -> None:
+    links = {wire.Hello, wire.Welcome, wire.Close, wire.Ping, wire.Pong}
+    async with daemons(tmp_path, "a") as (a,):
+        bodiless = {kind for kind in wire.AnyMessage.__args__ if not kind.BODY}
+        assert bodiless - links == set(a._routes)
+
+
+async def test_an_address_that_others_reach_and_a_port_in_use_are_refused_and_the_folder_is_free_again(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(NotAllowedError, match="without credentials"):
+        await Daemon(config(tmp_path, listen=Address("0.0.0.0", 0))).start()
+    async with daemons(tmp_path, "b") as (b,):
+        with pytest.raises(UsageError, match=str(b.address.port)):
+            await Daemon(config(tmp_path, listen=b.address)).start()
+    async with daemons(tmp_path, "a") as (a,):
+        assert a.address.port > 0
+
+
+async def test_garbage_of_a_member_costs_the_job_nothing(tmp_path: Path) -> None:
+    async with daemons(tmp_path, "a", "b", "c") as (a, _, c):
+        spec, blobs = toy(nodes=("a", "b"), epochs=30)
+        job = await a.jobs.submit(stored(spec, blobs, a.storage.blobs))
+        await until(lambda: a.jobs.get(job).state == "running")
+        liar = c.transport
+        for message in (
+            wire.Command(job, 1, b"\xc1"),
+            wire.JobFailed(job, 1, "I say so"),
+            wire.Report(job, 1, b"\xc1"),
+            wire.Release(job, 9),
+            wire.Prepare(job, 1, "0" * 64, b"", b"", (c.node,), 0, ()),
+            wire.Record(job, 1, 10**9, b"\x91" * 5000),
+            wire.Retired(job, 1, 0, 10**12),
+            wire.Squares(job, 1, 0, 0, ()),
+            wire.Kept(job, 1),
+            wire.ProfileReply(1, b"\xc1"),
+            wire.LinkProbed(1),
+            wire.Roster(()),
+        ):
+            liar.send(a.node, message)
+        for body in (wire.Tensor(job, 1, 0, 0), wire.BlobPiece(1, "0" * 64, 0, 10)):
+            await liar.send_body(a.node, body, memoryview(bytes(1000)))
+        last = [event async for event in a.jobs.events(job, 0)][-1]
+        assert last["state"] == "done", last
+        assert NodeId(c.node) in a.members.names()
+
+
+async def test_memory_is_told() -> None:
+    assert 1 << 20 < resident_bytes() < 1 << 33
+    await asyncio.sleep(0)
