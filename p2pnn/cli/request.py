@@ -122,6 +122,8 @@ FLAGS: Final[dict[str, tuple[str, ...]]] = {
     "weight_decay": ("train", "optimizer", "weight_decay"),
     "lr_schedule": ("train", "optimizer", "schedule"),
     "warmup_steps": ("train", "optimizer", "warmup_steps"),
+    "step_size": ("train", "optimizer", "step_size"),
+    "gamma": ("train", "optimizer", "gamma"),
     "clip_norm": ("train", "optimizer", "clip_norm"),
     "parallel": ("mesh", "parallel"),
     "schedule": ("mesh", "schedule"),

@@ -68,6 +68,16 @@ ClipNorm = Annotated[
 Patience = Annotated[
     int | None, _option("--patience", panel=_TRAINING, metavar="N", help="Epochs without a better one, then stop.")
 ]
+Monitor = Annotated[
+    str | None, _option("--monitor", panel=_TRAINING, metavar="METRIC", help="What is better: a metric, or loss.")
+]
+CheckpointSteps = Annotated[
+    int | None, _option("--checkpoint-steps", panel=_TRAINING, metavar="N", help="Besides one at each epoch's end.")
+]
+StepSize = Annotated[
+    int | None, _option("--step-size", panel=_TRAINING, metavar="N", help="Steps between drops of --lr-schedule step.")
+]
+Gamma = Annotated[float | None, _option("--gamma", panel=_TRAINING, metavar="G", help="Factor of each drop; 0.1.")]
 Parallel = Annotated[str | None, _option("--parallel", panel=_MESH, metavar="model", help="How it is spread.")]
 Schedule = Annotated[
     str | None, _option("--schedule", panel=_MESH, metavar="sync", help="How steps follow each other.")
@@ -104,6 +114,10 @@ def train(
     warmup_steps: Warmup = None,
     clip_norm: ClipNorm = None,
     patience: Patience = None,
+    monitor: Monitor = None,
+    checkpoint_steps: CheckpointSteps = None,
+    step_size: StepSize = None,
+    gamma: Gamma = None,
     parallel: Parallel = None,
     schedule: Schedule = None,
     nodes: Nodes = None,
@@ -139,6 +153,10 @@ def plan(
     warmup_steps: Warmup = None,
     clip_norm: ClipNorm = None,
     patience: Patience = None,
+    monitor: Monitor = None,
+    checkpoint_steps: CheckpointSteps = None,
+    step_size: StepSize = None,
+    gamma: Gamma = None,
     parallel: Parallel = None,
     schedule: Schedule = None,
     nodes: Nodes = None,
