@@ -180,6 +180,12 @@ def check(request: Request) -> None:
                     f"unknown {kind} of the learning rate" if kind == "schedule" else "unknown optimizer", name, known
                 )
             )
+    if optimizer.schedule == "step" and optimizer.step_size < 1:
+        raise UsageError("the learning-rate schedule step needs --step-size, the steps between two drops, such as 1000")
+    if train.monitor and not request.validation_fraction:
+        raise UsageError(
+            f"monitor {train.monitor} is looked at on validation rows, and there are none; add --validation-fraction 0.1"
+        )
     not_negative = {"patience": train.patience, "checkpoint_steps": train.checkpoint_steps, "seed": request.seed}
     not_negative |= {"warmup_steps": optimizer.warmup_steps, "step_size": optimizer.step_size}
     for name, number in {
