@@ -15,9 +15,11 @@ import os
 import secrets
 import select
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +67,7 @@ class LocalMesh:
         self._lock: IO[bytes] | None = None
         self._lifeline: tuple[int, int] | None = None
         self._daemon: Daemon | None = None
+        self._handlers: dict[int, Any] = {}
 
     @property
     def daemon(self) -> Daemon:
@@ -74,6 +77,7 @@ class LocalMesh:
     def __enter__(self) -> LocalMesh:
         began = time.monotonic()
         deadline = began + READY_DEADLINE_S
+        self._catch_signals()
         try:
             self._make_folder()
             environ = self._environ()
@@ -119,14 +123,26 @@ class LocalMesh:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers.clear()
 
     def fallen(self) -> str:
         """A sentence about the first daemon that ended by itself, or empty."""
         for node in self._nodes:
             status = node.process.poll()
+            if status is not None and status < 0:
+                return f"node {node.name} of the local mesh was ended by {signal.Signals(-status).name}"
             if status is not None:
                 return f"node {node.name} of the local mesh ended with status {status}: {_last_words(node.folder)}"
         return ""
+
+    def _catch_signals(self) -> None:
+        """A polite end of this process, or of its terminal, shall leave no folder behind."""
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGHUP):
+                if signal.getsignal(number) is signal.SIG_DFL:
+                    self._handlers[number] = signal.signal(number, _end)
 
     def _make_folder(self) -> None:
         _sweep()
@@ -150,7 +166,7 @@ class LocalMesh:
         profile = Places.of().profile_cache
         with contextlib.suppress(OSError):
             profile.parent.mkdir(parents=True, exist_ok=True)
-        arguments = ["--name", name, "--state-dir", str(folder), "--listen", "127.0.0.1:0"]
+        arguments = ["--name", name, "--state-dir", str(folder), "--listen", "127.0.0.1:0", "--log-level", "warning"]
         arguments += ["--socket", str(folder / "p2pnn.sock"), "--profile-cache", str(profile)]
         arguments += ["--lifeline", str(self._lifeline[0]), "--ready-fd", str(announce), *more]
         try:
@@ -202,6 +218,10 @@ class LocalMesh:
                     f"after {READY_DEADLINE_S:.0f} s the local mesh's node a does not see {missing}; is loopback blocked?"
                 )
             time.sleep(0.01)
+
+
+def _end(number: int, frame: object) -> None:
+    raise SystemExit(128 + number)
 
 
 def _sweep() -> None:

@@ -106,24 +106,27 @@ def bar(fraction: float, cells: int = BAR_CELLS) -> str:
 
 def progress(event: Mapping[str, Any], width: int | None = None) -> str:
     """One line of a `progress` event; with a width the bar shrinks, then goes, then the line is cut."""
-    head = f"epoch {event['epoch']}/{event['epochs']}"
-    parts = [] if event.get("loss") is None else [f"loss {event['loss']:.3f}"]
-    parts += metrics(event.get("metrics"))
-    if event.get("samples_per_s"):
-        parts.append(f"{count(round(event['samples_per_s']))} samples/s")
-    busy = " ".join(f"{name} {percent(share, 0)}" for name, share in (event.get("busy") or {}).items())
-    parts += [f"{busy} busy"] if busy else []
-    parts += [] if event.get("left_s") is None else [f"{clock(event['left_s'])} left"]
-    tail = "  ".join(parts)
+    head, tail = f"epoch {event['epoch']}/{event['epochs']}", "  ".join(_measured(event))
     cells = BAR_CELLS if width is None else min(BAR_CELLS, width - len(head) - len(tail) - 5)
     done = event["step"] / event["steps"] if event.get("steps") else 0.0
     line = f"{head}  {bar(done, cells)}  {tail}" if cells >= 5 else f"{head}  {tail}"
     return line if width is None else line[: width - 1]
 
 
+def _measured(event: Mapping[str, Any]) -> list[str]:
+    """What a `progress` event measured, as far as it did."""
+    parts = [] if event.get("loss") is None else [f"loss {event['loss']:.3f}"]
+    parts += metrics(event.get("metrics"))
+    if event.get("samples_per_s"):
+        parts.append(f"{count(round(event['samples_per_s']))} samples/s")
+    busy = " ".join(f"{name} {percent(share, 0)}" for name, share in (event.get("busy") or {}).items())
+    parts += [f"{busy} busy"] if busy else []
+    return parts + ([] if event.get("left_s") is None else [f"{clock(event['left_s'])} left"])
+
+
 def epoch(event: Mapping[str, Any]) -> str:
     """One line of an `epoch` event, or of a record of metrics.jsonl: every number in it that is not about the run."""
-    head = f"epoch {event['epoch']}" + (f"/{event['epochs']}" if event.get("epochs") else "")
+    head = f"epoch {int(event['epoch'])}" + (f"/{event['epochs']}" if event.get("epochs") else "")
     parts = []
     for name, value in event.items():
         if name in ("loss", "validation_loss"):
@@ -173,7 +176,7 @@ def event(found: Mapping[str, Any]) -> str:
             total = found.get("total_bytes") or 0
             return f"preparing on {found['node']}: {size(found.get('fetched_bytes', 0))} of {size(total)} of the data"
         case "progress":
-            return progress(found)
+            return "  ".join([f"step {found['step']:,}/{found['steps']:,}", *_measured(found)])
         case "epoch":
             return epoch(found)
         case "checkpoint":

@@ -280,15 +280,17 @@ def _check_mesh(request: Request) -> None:
         raise UsageError(f"schedule = {mesh.schedule!r}: this p2pnn has the schedule sync alone")
     if isinstance(mesh.nodes, int) and mesh.nodes < 0:
         raise PlanError(f"nodes = {mesh.nodes}: a number of nodes is at least 1, or 0 for every node that has room")
+    if isinstance(mesh.nodes, list) and len(set(mesh.nodes)) != len(mesh.nodes):
+        raise PlanError(f"nodes = {', '.join(mesh.nodes)}: a node is named twice")
     if isinstance(request.data.scale, str) and request.data.scale not in ("auto", "none"):
         raise UsageError(f"scale = {request.data.scale!r}: write auto, none, or a number to multiply with")
     _ = request.memory_bytes_max
 
 
 def _nearest_divisors(number: int, near: int) -> str:
-    divisors = [d for d in range(1, number + 1) if number % d == 0]
-    best = sorted(divisors, key=lambda d: (abs(d - near), d))[:2]
-    return " or ".join(str(d) for d in sorted(best))
+    below = next(d for d in range(min(near, number), 0, -1) if number % d == 0)
+    above = next((d for d in range(near + 1, number + 1) if number % d == 0), None)
+    return f"{below}" if above is None else f"{below} or {above}"
 
 
 def _said(error: msgspec.ValidationError) -> str:

@@ -143,9 +143,10 @@ def to_safetensors(tensors: Mapping[str, NDArray[np.float32]], metadata: Mapping
 def _write_files(results: Results, graph: Graph, folder: Path, last: Mapping[str, Any]) -> None:
     from p2pnn.cli import takeaway
 
-    history = [json.dumps(dict(record)) for record in results.history]
+    history = [json.dumps(counted(record)) for record in results.history]
     history.append(json.dumps({**last, "step": results.manifest.step, "bits": results.bits}))
-    model = to_safetensors(results.tensors, {"format": "pt", "p2pnn": "1", "bits": results.bits})
+    # One entry, because safetensors writes several in an order of chance, and equal runs shall give equal files.
+    model = to_safetensors(results.tensors, {"format": "pt"})
     contents = {
         "model.safetensors": model,
         "graph.msgpack": encode(graph),
@@ -161,6 +162,11 @@ def _write_files(results: Results, graph: Graph, folder: Path, last: Mapping[str
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+
+
+def counted(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record of the history with its counts as whole numbers, through whatever formats it came."""
+    return {key: int(value) if key in ("epoch", "step") else value for key, value in record.items()}
 
 
 def _move(temporary: Path, folder: Path, chosen: bool) -> Path:

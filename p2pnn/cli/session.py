@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -102,7 +103,7 @@ class Run:
     @property
     def metrics(self) -> list[dict[str, Any]]:
         """One record per epoch so far."""
-        return [dict(record) for record in self._gathered().history]
+        return [results.counted(record) for record in self._gathered().history]
 
     @property
     def evaluation(self) -> dict[str, Any]:
@@ -178,7 +179,9 @@ def train(
     except BaseException:
         stack.close()
         raise
-    return Run(mesh, job, folder, chosen=out is not None, name=prepared.name, close=stack.close)
+    run = Run(mesh, job, folder, chosen=out is not None, name=prepared.name, close=stack.close)
+    weakref.finalize(run, stack.close)  # also at the interpreter's end, for who never closes it
+    return run
 
 
 def complete(run: Run, *, json: bool = False, demonstration: bool = False, began: float | None = None) -> None:
@@ -225,7 +228,7 @@ def result_lines(folder: Path, bits: str, *, local: bool = False, demonstration:
     yield render.label("bits", bits + ("   (the same with --local 1)" if local else ""))
     if demonstration:
         yield render.label(
-            "next", "your own model: examples/own_model.py · three machines: docs/operating.md · p2pnn train --help"
+            "next", "your own model: examples/own_model.py · a mesh that stays: docs/operating.md · p2pnn train --help"
         )
 
 

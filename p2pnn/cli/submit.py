@@ -24,7 +24,7 @@ from p2pnn.data.fit import fit
 from p2pnn.data.ingest import Ingested, Put, ingest, ingest_rows
 from p2pnn.data.source import from_arrays, open_source
 from p2pnn.data.table import Source
-from p2pnn.errors import DataError, ModelError, PlanError, UsageError
+from p2pnn.errors import DataError, ModelError, UsageError
 from p2pnn.job.spec import Dataset, JobSpec, Pin, Split
 from p2pnn.model.flow import Flow
 from p2pnn.model.graph import Graph, Parameter
@@ -214,7 +214,7 @@ def _read(graph: Graph, kind: str) -> list[str]:
 
 
 def _spec(asked: request.Request, name: str, graph: Graph, data: Ingested, initial: tuple[BlobId, ...]) -> JobSpec:
-    train, mesh, optimizer = asked.train, asked.mesh, asked.train.optimizer
+    train, mesh = asked.train, asked.mesh
     if data.train.rows < train.batch_size:
         raise UsageError(
             f"a batch of {train.batch_size} rows is more than the {data.train.rows} rows to train on;"
@@ -223,12 +223,7 @@ def _spec(asked: request.Request, name: str, graph: Graph, data: Ingested, initi
     known = ["loss", *(metric.name for metric in graph.metrics)]
     if train.monitor and train.monitor not in known:
         raise UsageError(unknown("monitor names no metric of the model:", train.monitor, known))
-    if optimizer.schedule == "step" and not optimizer.step_size:
-        steps = train.epochs * (data.train.rows // train.batch_size)
-        optimizer = msgspec.structs.replace(optimizer, step_size=max(1, steps // 3))
     names = tuple(mesh.nodes) if isinstance(mesh.nodes, list) else ()
-    if len(set(names)) != len(names):
-        raise PlanError(f"nodes = {', '.join(names)}: a node is named twice")
     return JobSpec(
         name=name,
         graph=graph,
@@ -240,7 +235,7 @@ def _spec(asked: request.Request, name: str, graph: Graph, data: Ingested, initi
         epochs=train.epochs,
         batch_size=train.batch_size,
         micro_batches=train.micro_batches,
-        optimizer=optimizer,
+        optimizer=train.optimizer,
         parallel=mesh.parallel,
         schedule=mesh.schedule,
         node_count=mesh.nodes if isinstance(mesh.nodes, int) else 0,

@@ -30,11 +30,11 @@ def open_source(place: str | Path, label: str = "", classes: tuple[str, ...] = (
     """
     if str(place) == DIGITS:
         packaged = Path(__file__).with_name("digits")
-        return Source(DIGITS, idx.open_file(packaged / "digits-images-idx3-ubyte.gz").train)
-    path = Path(place).expanduser()
-    source = _open(path, label, classes)
+        source = Source(DIGITS, idx.open_file(packaged / "digits-images-idx3-ubyte.gz").train)
+    else:
+        source = _open(Path(place).expanduser(), label, classes)
     if label and not isinstance(source.train, csv.CsvTable) and label not in source.columns:
-        raise DataError(f"{path} has no column {label!r}; it has {', '.join(source.columns)}")
+        raise DataError(f"{place} has no column {label!r}; it has {', '.join(source.columns)}")
     return source
 
 

@@ -1,0 +1,116 @@
+"""Job files and flags: precedence, refusals, and the way back to a file."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from p2pnn.cli.request import FLAGS, Request, resolve, to_toml
+from p2pnn.errors import P2pnnError, UsageError
+from p2pnn.job.spec import Optimizer
+
+JOB = """
+format = 1
+seed = 7
+[model]
+source = "digits.py:net"
+arguments = { classes = 10 }
+[data]
+train = "digits.npz"
+inputs = { image = "x", label = "y" }
+scale = 0.00392156862745098
+validation_fraction = 0.1
+[train]
+epochs = 3
+batch_size = 64
+optimizer = { kind = "adamw", schedule = "constant" }
+[mesh]
+nodes = ["a", "b"]
+pins = { "block2/*" = "attic-pc" }
+memory = "2 GiB"
+"""
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Path:
+    (tmp_path / "job.toml").write_text(JOB)
+    return tmp_path / "job.toml"
+
+
+def test_a_job_file(job: Path) -> None:
+    request = resolve({}, job)
+    assert request.model.source == f"{job.parent}/digits.py:net"
+    assert request.data.train == str(job.parent / "digits.npz")
+    assert request.train.optimizer == Optimizer(kind="adamw", rate=1e-3, weight_decay=0.01, schedule="constant")
+    assert request.mesh.pins == {"block2/*": "attic-pc"}
+    assert request.memory_bytes_max == 2 << 30
+
+
+def test_flags_win(job: Path) -> None:
+    request = resolve({"epochs": 9, "optimizer": "sgd", "model": "mlp", "data": "digits", "seed": None}, job)
+    assert (request.train.epochs, request.train.batch_size, request.seed) == (9, 64, 7)
+    assert (request.train.optimizer.kind, request.train.optimizer.rate) == ("sgd", 0.1)
+    assert (request.model.source, request.data.train) == ("mlp", "digits")
+
+
+def test_what_is_saved_repeats_the_run(job: Path, tmp_path: Path) -> None:
+    for request in (resolve({}, job), resolve({"model": "mlp", "data": "digits", "name": 'a "quoted" \\ name'})):
+        (tmp_path / "again.toml").write_text(to_toml(request))
+        assert resolve({}, tmp_path / "again.toml") == request
+
+
+def test_every_flag_has_its_place_in_a_job_file() -> None:
+    for path in FLAGS.values():
+        found: Any = Request()
+        for key in path:
+            found = getattr(found, key)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("sede = 7", r"unknown key 'sede'; did you mean seed\?"),
+        ("[train]\nepoch = 7", r"unknown key 'train\.epoch'; did you mean train\.epochs\?"),
+        ("[train]\noptimizer = { lr = 7 }", r"unknown key 'train\.optimizer\.lr'"),
+        ("train = 7", r"train is a table; write \[train\]"),
+        ("[train]\nepochs = 'many'", r"train\.epochs: expected int, got str"),
+        ("format = 9", "has format 9; this p2pnn reads up to 1: install a newer one"),
+        ("seed = ", "is not a readable job file"),
+    ],
+)
+def test_bad_job_files(tmp_path: Path, text: str, sentence: str) -> None:
+    (tmp_path / "job.toml").write_text(text)
+    with pytest.raises(UsageError, match=sentence):
+        resolve({}, tmp_path / "job.toml")
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        ({"epochs": 0}, "epochs = 0: it must be at least 1"),
+        ({"batch_size": 100, "micro_batches": 3}, "100 rows cannot be divided into 3 micro-batches; 2 or 4 would do"),
+        ({"optimizer": "adm"}, r"unknown optimizer 'adm'; did you mean adam\?"),
+        ({"lr_schedule": "cosin"}, r"unknown schedule of the learning rate 'cosin'; did you mean cosine\?"),
+        ({"rate": 0.0}, "a learning rate is above 0"),
+        ({"rate": float("nan")}, "a learning rate is above 0"),
+        ({"momentum": 1.0}, r"momentum = 1\.0: it lies from 0 to below 1"),
+        ({"clip_norm": -1.0}, "it must not be negative"),
+        ({"seed": -1}, "seed = -1: it must not be negative"),
+        ({"validation_fraction": 0.95}, r"it lies from 0 to 0\.9"),
+        ({"parallel": "data"}, "this p2pnn has model parallelism alone"),
+        ({"schedule": "async:2"}, "has the schedule sync alone"),
+        ({"nodes": -1}, "a number of nodes is at least 1"),
+        ({"scale": "minmax"}, "write auto, none, or a number"),
+        ({"memory": "much"}, "memory = 'much' is not a size"),
+    ],
+)
+def test_bad_settings(flags: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(P2pnnError, match=sentence) as caught:
+        resolve(flags)
+    assert caught.value.exit_status == 2
+
+
+def test_patience_brings_a_validation_split() -> None:
+    assert resolve({}).validation_fraction == 0.0
+    assert resolve({"patience": 3}).validation_fraction == 0.1
+    assert resolve({"patience": 3, "validation_fraction": 0.2}).validation_fraction == 0.2
