@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +36,21 @@ def small() -> nn.Model:
 def long_job(**settings: Any) -> tuple[JobSpec, dict[BlobId, bytes]]:
     """Some seconds of training, with a checkpoint every few steps."""
     defaults: dict[str, Any] = {"epochs": 5, "checkpoint_steps": 10, "optimizer": Optimizer(rate=1e-3, clip_norm=1.0)}
-    return make_job(small(), blobs_of(rows=1200), **(defaults | settings))
+    return make_job(small(), blobs_of(rows=800), **(defaults | settings))
 
 
 @pytest.fixture(scope="module")
-def unbroken_bits(tmp_path_factory: pytest.TempPathFactory) -> str:
+def three(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
+    """A mesh for what leaves its daemons well."""
+    with mesh(tmp_path_factory.mktemp("three"), 3) as m:
+        yield m
+
+
+@pytest.fixture(scope="module")
+def unbroken_bits(three: Mesh) -> str:
     """The result of the long job on one node that nothing happens to."""
-    with mesh(tmp_path_factory.mktemp("unbroken"), 1) as m:
-        job = m.submit("a", *long_job(checkpoint_steps=0))
-        return str(m.await_state("a", job, "done")["result"]["bits"])
+    job = three.submit("c", *long_job(checkpoint_steps=0, nodes=("c",)))
+    return str(three.await_state("c", job, "done")["result"]["bits"])
 
 
 def await_checkpoint(m: Mesh, node: str, job: str, count: int = 1) -> None:
@@ -71,17 +78,17 @@ def test_a_killed_node_fails_the_job_by_name_and_it_resumes_elsewhere_with_the_s
         assert {share["name"] for share in done["plan"]["nodes"]} == {"a", "b", "c"} - {victim}
 
 
-def test_a_killed_executor_fails_its_job_and_leaves_the_daemon_well(tmp_path: Path) -> None:
-    with mesh(tmp_path, 2) as m:
-        job = m.submit("a", *long_job())
-        await_checkpoint(m, "a", job)
-        pid = m["b"].get("node")["executor_pid"]
-        os.kill(pid, signal.SIGKILL)
-        failed = m.await_state("a", job, "failed", timeout_s=10)
-        assert "node b: its compute process was killed by signal 9" in failed["reason"]
-        again = m.submit("a", *make_job(small(), blobs_of()))
-        m.await_state("a", again, "done")
-        assert m.nodes["b"].process.poll() is None
+def test_a_killed_executor_fails_its_job_and_leaves_the_daemon_well(three: Mesh) -> None:
+    m = three
+    job = m.submit("a", *long_job(nodes=("a", "b")))
+    await_checkpoint(m, "a", job)
+    pid = m["b"].get("node")["executor_pid"]
+    os.kill(pid, signal.SIGKILL)
+    failed = m.await_state("a", job, "failed", timeout_s=10)
+    assert "node b: its compute process was killed by signal 9" in failed["reason"]
+    again = m.submit("a", *make_job(small(), blobs_of(), nodes=("a", "b")))
+    m.await_state("a", again, "done")
+    assert m.nodes["b"].process.poll() is None
 
 
 def test_an_executor_never_outlives_its_daemon(tmp_path: Path) -> None:
@@ -94,34 +101,34 @@ def test_an_executor_never_outlives_its_daemon(tmp_path: Path) -> None:
         wait_until(lambda: not any(_runs(pid) for pid in pids), "both executors are gone", 5)
 
 
-def test_pause_resume_and_cancel(tmp_path: Path, unbroken_bits: str) -> None:
-    with mesh(tmp_path, 3) as m:
-        job = m.submit("a", *long_job(checkpoint_steps=0))
-        wait_until(lambda: m.job("a", job)["step"] > 0, "it trains")
-        m["a"].post(f"jobs/{job}/pause")
-        paused = m.await_state("a", job, "paused")
-        assert 0 < paused["step"] < paused["steps"]
-        wait_until(lambda: m["b"].get("node")["job"] is None, "the nodes are free")
-        m["b"].post(f"jobs/{job}/resume")  # from any peer
-        done = m.await_state("b", job, "done")
-        assert done["result"]["bits"] == unbroken_bits
+def test_pause_resume_and_cancel(three: Mesh, unbroken_bits: str) -> None:
+    m = three
+    job = m.submit("a", *long_job(checkpoint_steps=0))
+    wait_until(lambda: m.job("a", job)["step"] > 0, "it trains")
+    m["a"].post(f"jobs/{job}/pause")
+    paused = m.await_state("a", job, "paused")
+    assert 0 < paused["step"] < paused["steps"]
+    wait_until(lambda: m["b"].get("node")["job"] is None, "the nodes are free")
+    m["b"].post(f"jobs/{job}/resume")  # from any peer
+    done = m.await_state("b", job, "done")
+    assert done["result"]["bits"] == unbroken_bits
 
-        job = m.submit("a", *long_job(seed=9))
-        wait_until(lambda: m["b"].get("node")["executor_pid"] is not None, "it has begun")
-        pid = m["b"].get("node")["executor_pid"]
-        m["a"].post(f"jobs/{job}/cancel")
-        assert m.job("a", job)["state"] == "cancelled"
-        wait_until(lambda: not _runs(pid), "its executor is gone", 5)
+    job = m.submit("a", *long_job(seed=9, nodes=("b",)))
+    wait_until(lambda: m["b"].get("node")["executor_pid"] is not None, "it has begun")
+    pid = m["b"].get("node")["executor_pid"]
+    m["a"].post(f"jobs/{job}/cancel")
+    assert m.job("a", job)["state"] == "cancelled"
+    wait_until(lambda: not _runs(pid), "its executor is gone", 5)
 
 
-def test_jobs_queue_visibly(tmp_path: Path) -> None:
-    with mesh(tmp_path, 2) as m:
-        first = m.submit("a", *long_job())
-        wait_until(lambda: m.job("a", first)["state"] == "running", "the first runs")
-        second = m.submit("b", *make_job(small(), blobs_of()))
-        wait_until(lambda: any(second in m[n].get("node")["queue"] for n in "ab"), "the second waits")
-        m["a"].post(f"jobs/{first}/cancel")
-        m.await_state("b", second, "done")
+def test_jobs_queue_visibly(three: Mesh) -> None:
+    m = three
+    first = m.submit("a", *long_job(nodes=("a", "b")))
+    wait_until(lambda: m.job("a", first)["state"] == "running", "the first runs")
+    second = m.submit("b", *make_job(small(), blobs_of(), nodes=("b",)))
+    wait_until(lambda: any(second in m[n].get("node")["queue"] for n in "ab"), "the second waits")
+    m["a"].post(f"jobs/{first}/cancel")
+    m.await_state("b", second, "done")
 
 
 def test_restarted_daemons_know_their_jobs_and_resume_them(tmp_path: Path, unbroken_bits: str) -> None:
@@ -139,35 +146,36 @@ def test_restarted_daemons_know_their_jobs_and_resume_them(tmp_path: Path, unbro
         assert m.await_state("a", job, "done")["result"]["bits"] == unbroken_bits
 
 
-def test_a_disk_that_takes_no_checkpoint_is_shown_and_training_goes_on(tmp_path: Path) -> None:
-    with mesh(tmp_path, 2) as m:
-        job = m.submit("a", *long_job(epochs=8))
-        await_checkpoint(m, "a", job)
-        temporary = tmp_path / "b/blobs/temporary"
-        temporary.rename(tmp_path / "b/blobs/moved")  # what a broken disk looks like from above
-        temporary.write_text("")
-        events = m["a"].stream(f"jobs/{job}/events?after=0")
-        error = next(e["error"] for e in events if e["kind"] == "checkpoint" and not e["complete"])
-        assert "node b" in error
-        temporary.unlink()
-        (tmp_path / "b/blobs/moved").rename(temporary)
-        m.await_state("a", job, "done")
+def test_a_disk_that_takes_no_checkpoint_is_shown_and_training_goes_on(three: Mesh) -> None:
+    m = three
+    job = m.submit("a", *long_job(nodes=("a", "b")))
+    await_checkpoint(m, "a", job)
+    temporary = m.folder / "b/blobs/temporary"
+    temporary.rename(m.folder / "b/blobs/moved")  # what a broken disk looks like from above
+    temporary.write_text("")
+    events = m["a"].stream(f"jobs/{job}/events?after=0")
+    error = next(e["error"] for e in events if e["kind"] == "checkpoint" and not e["complete"])
+    assert "node b" in error
+    temporary.unlink()
+    (m.folder / "b/blobs/moved").rename(temporary)
+    m.await_state("a", job, "done")
 
 
-def test_bad_requests_are_refused_before_anything_starts(tmp_path: Path) -> None:
-    with mesh(tmp_path, 1) as m:
-        for settings, sentence in (
-            ({"batch_size": 10, "micro_batches": 3}, "not divisible by 3 micro-batches"),
-            ({"node_count": 5}, "5 nodes"),
-            ({"nodes": ("zelda",)}, "zelda"),
-            ({"memory_bytes_max": 100_000}, "needs .* has 98 KiB"),
-            ({"batch_size": 4096}, "do not fill one batch"),
-        ):
-            with pytest.raises(P2pnnError, match=sentence):
-                m.submit("a", *make_job(small(), blobs_of(), **settings))
-        assert m["a"].get("jobs")["jobs"] == []
-        with pytest.raises(P2pnnError, match="no job"):
-            m["a"].post("jobs/nothing-1/resume")
+def test_bad_requests_are_refused_before_anything_starts(three: Mesh) -> None:
+    m = three
+    before = m["a"].get("jobs")
+    for settings, sentence in (
+        ({"batch_size": 10, "micro_batches": 3}, "not divisible by 3 micro-batches"),
+        ({"node_count": 5}, "5 nodes"),
+        ({"nodes": ("zelda",)}, "zelda"),
+        ({"memory_bytes_max": 100_000}, "needs .* has 98 KiB"),
+        ({"batch_size": 4096}, "do not fill one batch"),
+    ):
+        with pytest.raises(P2pnnError, match=sentence):
+            m.submit("a", *make_job(small(), blobs_of(), **settings))
+    assert m["a"].get("jobs") == before
+    with pytest.raises(P2pnnError, match="no job"):
+        m["a"].post("jobs/nothing-1/resume")
 
 
 def _runs(pid: int) -> bool:

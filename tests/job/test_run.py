@@ -1,0 +1,88 @@
+"""Details of the script that the supervisor's simulated runs do not show."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from p2pnn.job.actions import Order, Publish
+from p2pnn.job.checkpoint import Part
+from p2pnn.job.ledger import Ledger
+from p2pnn.job.run import FIRST_PIECE_STEPS, Run
+from p2pnn.job.script import Checkpoint, Done, Evaluate, Progress, Train
+from p2pnn.job.spec import JobSpec
+from tests.job.test_supervisor import NAMES, NODES, make_plan, make_record, make_spec
+
+
+class Bench:
+    def __init__(self, spec: JobSpec) -> None:
+        self.ends: list[tuple[str, str]] = []
+        self.ledger = Ledger(make_record(spec, state="preparing", plan=make_plan(NODES[:2])), dict(NAMES))
+        self.run = Run(self.ledger, spec, lambda event, reason: self.ends.append((event, reason)), 0.0)
+        self.run.assign(NODES[:2])
+        self.events: list[Publish] = []
+        self.run.start(0.0)
+
+    def orders(self) -> list[object]:
+        """The commands since the last call."""
+        found = []
+        while (action := self.ledger.next_action()) is not None:
+            if isinstance(action, Order):
+                found.append(action.command)
+            if isinstance(action, Publish):
+                self.events.append(action)
+        return found
+
+    def answer(self, sequence: int, now: float, result: bytes = b"", error: str = "") -> None:
+        for node in NODES[:2]:
+            self.run.report(node, Done(sequence, result, error), now)
+
+
+def test_pieces_grow_with_the_speed_so_that_each_takes_half_a_second() -> None:
+    bench = Bench(make_spec(train=msgspec.structs.replace(make_spec().train, stop=80), batch_size=1, micro_batches=1))  # type: ignore[type-var]
+    first, second = bench.orders()
+    assert (first, second) == (Train(1, FIRST_PIECE_STEPS), Train(2, 2 * FIRST_PIECE_STEPS))
+    bench.answer(1, 0.1)  # 4 steps in 0.1 s: 40 a second
+    assert bench.orders() == [Train(3, 8 + 20)]
+
+
+def test_checkpoints_come_at_their_steps_and_never_twice_at_an_epochs_end() -> None:
+    bench = Bench(make_spec(checkpoint_steps=5, validation=None, epochs=1))
+    orders: list[object] = bench.orders()
+    part = msgspec.msgpack.encode(Part("6" * 64, 1, bytes(32)))  # type: ignore[arg-type]
+    now = 0.0
+    for sequence in range(1, 8):
+        now += 0.1
+        bench.answer(sequence, now, part if isinstance(orders[sequence - 1], Checkpoint) else b"")
+        orders += bench.orders()
+        if sequence == len(orders):
+            break
+    before = [a for a, b in zip(orders, orders[1:], strict=False) if isinstance(b, Checkpoint)]
+    assert [o.until_step for o in before if isinstance(o, Train)] == [5, 10]
+
+
+def test_an_answer_that_is_overtaken_takes_no_step_back() -> None:
+    bench = Bench(make_spec())
+    bench.orders()
+    bench.answer(2, 0.1)
+    assert bench.run.step == 8
+    bench.answer(1, 0.2)
+    assert bench.run.step == 8
+
+
+def test_answers_to_nothing_are_ignored_and_unreadable_ones_are_raised() -> None:
+    bench = Bench(make_spec(kind="evaluate", train=None, validation=None))
+    assert bench.orders() == [Evaluate(1, "test")]
+    bench.answer(99, 0.1)
+    assert bench.orders() == []
+    bench.run.report(NODES[0], Done(1), 0.2)
+    with pytest.raises(msgspec.MsgspecError):
+        bench.run.report(NODES[1], Done(1, b"\xc1"), 0.3)
+
+
+def test_progress_names_the_epoch_and_never_one_after_the_last() -> None:
+    bench = Bench(make_spec(epochs=1))
+    bench.run.report(NODES[0], Progress(1, (2.0, 4), {}, 0.1, 0.2), 1.0)
+    bench.orders()
+    progress = [e.fields for e in bench.events if e.kind == "progress"]
+    assert [(p["epoch"], p["epochs"], p["loss"]) for p in progress] == [(1, 1, 0.5)]
