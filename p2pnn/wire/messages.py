@@ -242,6 +242,7 @@ class Release(Message, tag=33):
 class Prepare(Message, tag=34):
     """Fetch what is needed (spec, checkpoint parts, data chunks; from any of `sources`), start an executor, answer Prepared.
 
+    plan, checkpoint: the record, or MessagePack of the name of a blob that holds it.
     nodes: the plan's nodes, in its order. keep: blobs to fetch and keep although this node does not read them.
     """
 
@@ -280,7 +281,7 @@ class Command(Message, tag=37):
 
 
 class Report(Message, tag=38):
-    """A MessagePack executor message (Progress, Done) for the coordinator."""
+    """A MessagePack executor message (Progress, Done) for the coordinator, or the name of a blob that holds it."""
 
     job: JobText
     generation: Count
@@ -334,7 +335,7 @@ class Kept(Message, tag=43):
 class Record(Message, tag=44):
     """The job as others should remember it, so that it can be shown and resumed from any peer.
 
-    record: MessagePack of job.records.JobRecord. A receiver keeps the one with the highest (generation, revision).
+    record: MessagePack of job.records.JobRecord, or of the name of a blob that holds it. A receiver keeps the one with the highest (generation, revision).
     """
 
     job: JobText

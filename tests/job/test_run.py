@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import msgspec
 import pytest
 
@@ -57,7 +59,7 @@ def test_checkpoints_come_at_their_steps_and_never_twice_at_an_epochs_end() -> N
         orders += bench.orders()
         if sequence == len(orders):
             break
-    before = [a for a, b in zip(orders, orders[1:], strict=False) if isinstance(b, Checkpoint)]
+    before = [a for a, b in pairwise(orders) if isinstance(b, Checkpoint)]
     assert [o.until_step for o in before if isinstance(o, Train)] == [5, 10]
 
 
