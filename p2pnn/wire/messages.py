@@ -335,7 +335,8 @@ class Kept(Message, tag=43):
 class Record(Message, tag=44):
     """The job as others should remember it, so that it can be shown and resumed from any peer.
 
-    record: MessagePack of job.records.JobRecord, or of the name of a blob that holds it. A receiver keeps the one with the highest (generation, revision).
+    record: MessagePack of job.records.JobRecord, or of the name of a blob that holds it. A receiver keeps the one with the
+    highest (generation, revision).
     """
 
     job: JobText
