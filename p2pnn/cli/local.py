@@ -81,13 +81,14 @@ class LocalMesh:
         try:
             self._make_folder()
             environ = self._environ()
-            first = self._start("a", [], environ)
-            self._await_ready(first, deadline)
-            for letter in "bcdefghijklmnopqrstuvwxyz"[: self.count - 1]:
-                self._start(letter, ["--join", first.address], environ)
+            first, *others = names(self.count)
+            joined = self._start(first, [], environ)
+            self._await_ready(joined, deadline)
+            for name in others:
+                self._start(name, ["--join", joined.address], environ)
             for node in self._nodes[1:]:
                 self._await_ready(node, deadline)
-            self._daemon = Daemon(first.socket)
+            self._daemon = Daemon(joined.socket)
             self._await_peers(deadline)
         except BaseException:
             self.close()
@@ -222,6 +223,11 @@ class LocalMesh:
 
 def _end(number: int, frame: object) -> None:
     raise SystemExit(128 + number)
+
+
+def names(count: int) -> tuple[str, ...]:
+    """What the nodes of a local mesh are called: a, b, c, …"""
+    return tuple("abcdefghijklmnopqrstuvwxyz"[:count])
 
 
 def _sweep() -> None:

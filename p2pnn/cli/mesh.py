@@ -45,12 +45,19 @@ def connect(socket: str | None) -> Daemon:
     return Daemon(client_socket(socket).path)
 
 
-def wants_local(local: int | None, socket: str | None, default: int = LOCAL_NODES) -> int:
-    """How many local nodes to start; 0 where a daemon answers.
+def wants_local(local: int | None, socket: str | None, default: int = LOCAL_NODES, nodes: int | list[str] = 0) -> int:
+    """How many local nodes to start; 0 where a daemon answers. nodes: the job's, how many or which.
 
     Raises NoDaemonError where one was asked for and does not answer, NotAllowedError where its socket is not ours to open,
-    UsageError where both are asked for.
+    UsageError where both are asked for, or where the local mesh will not have the job's nodes.
     """
+    count = _wants_local(local, socket, default)
+    if count:
+        _check_nodes(nodes, count)
+    return count
+
+
+def _wants_local(local: int | None, socket: str | None, default: int) -> int:
     from p2pnn.cli.http import Daemon
     from p2pnn.cli.local import NODES_MAX
     from p2pnn.config import client_socket
@@ -68,6 +75,21 @@ def wants_local(local: int | None, socket: str | None, default: int = LOCAL_NODE
     if choice.asked:
         raise NoDaemonError(f"no daemon answers on {choice.path}; start one with `p2pnn node start`, or add --local 3")
     return default
+
+
+def _check_nodes(nodes: int | list[str], count: int) -> None:
+    """The local mesh's nodes are known before it starts, so what it cannot give is refused then."""
+    from p2pnn.cli.local import names
+    from p2pnn.config import unknown
+    from p2pnn.errors import UsageError
+
+    if isinstance(nodes, int):
+        if nodes > count:
+            raise UsageError(f"--nodes {nodes} is more than the {count} nodes of the local mesh; add --local {nodes}")
+        return
+    for name in nodes:
+        if name not in names(count):
+            raise UsageError(unknown(f"the local mesh of {count} has no node", name, names(count)))
 
 
 @contextmanager

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import shutil
 import tempfile
@@ -29,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from p2pnn.cli.http import Daemon, segment
+from p2pnn.cli.terminal import to_json
 from p2pnn.config import Places
 from p2pnn.errors import CheckpointError, StorageError, UsageError
 from p2pnn.job.checkpoint import FORMAT, Manifest, Part, add_bits, fingerprint, tensor_bits
@@ -143,15 +143,15 @@ def to_safetensors(tensors: Mapping[str, NDArray[np.float32]], metadata: Mapping
 def _write_files(results: Results, graph: Graph, folder: Path, last: Mapping[str, Any]) -> None:
     from p2pnn.cli import takeaway
 
-    history = [json.dumps(counted(record)) for record in results.history]
-    history.append(json.dumps({**last, "step": results.manifest.step, "bits": results.bits}))
+    history = [to_json(counted(record), 0) for record in results.history]
+    history.append(to_json({**last, "step": results.manifest.step, "bits": results.bits}, 0))
     # One entry, because safetensors writes several in an order of chance, and equal runs shall give equal files.
     model = to_safetensors(results.tensors, {"format": "pt"})
     contents = {
         "model.safetensors": model,
         "graph.msgpack": encode(graph),
         "job.toml": results.spec.request.encode(),
-        "plan.json": (json.dumps(results.plan, indent=2) + "\n").encode(),
+        "plan.json": (to_json(results.plan) + "\n").encode(),
         "metrics.jsonl": ("\n".join(history) + "\n").encode(),
         "load_torch.py": takeaway.torch_script(graph).encode(),
         "predict.py": takeaway.predict_script(graph).encode(),

@@ -163,7 +163,7 @@ def train(
     paths = {"data": data} if isinstance(data, str) else {}
     named = {"model": model} if isinstance(model, str) else {}
     request = resolve({**settings, **paths, **named})
-    count = wants_local(local, socket)
+    count = wants_local(local, socket, nodes=request.mesh.nodes)
     prepared = submit.prepare(
         request,
         model=None if isinstance(model, str) else model,

@@ -22,9 +22,14 @@ def remark(line: str) -> None:
 
 
 def print_json(value: Any) -> None:
-    import json
+    print(to_json(value), flush=True)
 
-    print(json.dumps(value, indent=2, ensure_ascii=False), flush=True)
+
+def to_json(value: Any, indent: int = 2) -> str:
+    """JSON as its standard has it: NaN, which a run that diverged has as its loss, becomes null. indent 0: on one line."""
+    import msgspec
+
+    return msgspec.json.format(msgspec.json.encode(value), indent=indent).decode()
 
 
 def can_redraw() -> bool:

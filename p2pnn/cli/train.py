@@ -219,16 +219,13 @@ def _train(asked: Asked, *, local: int | None, socket: str | None, out: str | No
     from p2pnn.cli.render import label
     from p2pnn.errors import UsageError
 
-    count = wants_local(local, socket)
+    count = wants_local(local, socket, nodes=asked.request.mesh.nodes)
     if detach and count:
         raise UsageError("--detach needs a daemon that runs on; start one with `p2pnn node start`")
     if out is not None:
         results.run_folder("", out)
     if asked.demonstration:
         terminal.remark(f"Training {submit.DIGITS_IN_WORDS} as a demonstration: no model was named.")
-    wanted = asked.request.mesh.nodes
-    if count and isinstance(wanted, int) and wanted > count:
-        raise UsageError(f"--nodes {wanted} is more than the {count} nodes of the local mesh; add --local {wanted}")
     prepared = submit.prepare(asked.request)
     for line in prepared.remarks:
         terminal.remark(line)
@@ -257,7 +254,7 @@ def _plan(asked: Asked, *, local: int | None, socket: str | None, json: bool) ->
     from p2pnn.cli import render, submit, terminal
     from p2pnn.cli.mesh import opened, wants_local
 
-    count = wants_local(local, socket)
+    count = wants_local(local, socket, nodes=asked.request.mesh.nodes)
     prepared = submit.prepare(asked.request)
     with opened(count, socket) as mesh:
         found = mesh.daemon.post("plan", msgspec.msgpack.encode(prepared.spec))

@@ -1,0 +1,148 @@
+"""`jobs`: seen from any node, ordered by the beginning of a name, and gathered to wherever one asks."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from p2pnn.cli import main
+from p2pnn.cli.jobs import describe
+from p2pnn.config import Places
+from tests.cli.fake import FakeDaemon
+from tests.cli.made import EVALUATION, JOB, PLAN, SUMMARY, MadeJob, events, state
+
+Capture = pytest.CaptureFixture[str]
+
+
+def test_ls(daemon: FakeDaemon, capsys: Capture) -> None:
+    daemon["GET jobs"] = {"jobs": []}
+    assert main(["jobs", "ls"]) == 0
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "no jobs yet" in err
+    made = MadeJob(daemon)
+    assert main(["jobs", "ls"]) == 0
+    head, row = capsys.readouterr().out.splitlines()
+    assert head.split()[:3] == ["job", "kind", "state"]
+    assert row.split() == [JOB, "train", "done", "2/2", "0.5000", "a", "b", "a"]
+    assert main(["jobs", "ls", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"jobs": [SUMMARY]}
+    assert made.bits
+
+
+def test_show(daemon: FakeDaemon, capsys: Capture) -> None:
+    made = MadeJob(daemon)
+    assert main(["jobs", "show", "flow"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    said = {line.split(maxsplit=1)[0]: line.split(maxsplit=1)[1] for line in lines}
+    assert said["state"] == "done"
+    assert said["nodes"] == "a b"
+    assert said["progress"] == "epoch 2/2, step 8/8"
+    assert said["result"] == "test accuracy 97.5 %   (39 of 40)"
+    assert said["bits"] == made.bits
+    assert said["plan"] == PLAN["reasons"][0]
+    assert main(["jobs", "show", JOB, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["result"]["evaluation"] == EVALUATION
+
+
+def test_a_job_that_waits_and_one_that_failed() -> None:
+    waiting = SUMMARY | {"state": "queued", "nodes": [], "epochs": 0, "loss": None}
+    assert [line.split()[0] for line in describe(waiting)] == ["job", "state", "nodes", "coordinator"]
+    failed = SUMMARY | {"state": "failed", "reason": "node b is gone"}
+    failed["checkpoints"] = [{"step": 4, "complete": True, "bytes": 2048}, {"step": 8, "complete": False, "bytes": 0}]
+    lines = describe(failed)
+    assert "state        failed: node b is gone" in lines
+    assert "checkpoint   step 4, 2.0 KiB" in lines
+    assert "checkpoint   step 8, 0 B, not complete" in lines
+
+
+@pytest.mark.parametrize("verb", ["show", "logs", "cancel", "pause", "resume", "fetch"])
+def test_a_name_that_is_none_or_several(daemon: FakeDaemon, capsys: Capture, verb: str) -> None:
+    daemon["GET jobs"] = {"jobs": [SUMMARY, SUMMARY | {"job": "flowers-77aa"}]}
+    assert main(["jobs", verb, "flowres-3f2a"]) == 2
+    err = capsys.readouterr().err
+    assert "flowres-3f2a" in err
+    assert f"did you mean {JOB}?" in err
+    assert main(["jobs", verb, "flowers"]) == 2
+    assert f"'flowers' begins several jobs: {JOB}, flowers-77aa" in capsys.readouterr().err
+    assert [call for call in daemon.calls if call[0] != "GET"] == []
+
+
+def test_a_whole_name_that_begins_another(daemon: FakeDaemon, capsys: Capture) -> None:
+    MadeJob(daemon)
+    daemon["GET jobs"] = {"jobs": [SUMMARY, SUMMARY | {"job": JOB + "b"}]}
+    assert main(["jobs", "show", JOB]) == 0
+    assert capsys.readouterr().out.startswith(f"job          {JOB}   ")
+
+
+def test_logs(daemon: FakeDaemon, capsys: Capture) -> None:
+    MadeJob(daemon)
+    assert main(["jobs", "logs", JOB]) == 0
+    lines = [line.split("  ", 1)[1] for line in capsys.readouterr().out.splitlines()]
+    assert lines[0] == "running"
+    assert lines[2].startswith("epoch 1/2  ")
+    assert lines[-1] == "done"
+    assert main(["jobs", "logs", JOB, "--json", "--follow"]) == 0
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert found == events()
+
+
+def test_logs_of_a_run_that_diverged_are_json(daemon: FakeDaemon, capsys: Capture) -> None:
+    """NaN is no JSON: whoever reads the lines with jq shall not stumble."""
+    MadeJob(daemon)
+    lost = {"number": 1, "time": 0.0, "kind": "epoch", "epoch": 1, "epochs": 2, "loss": float("nan")}
+    daemon[f"GET jobs/{JOB}/events?after=0"] = lambda body: iter([lost, state(2, "failed", "the loss is NaN")])
+    assert main(["jobs", "logs", JOB, "--json"]) == 0
+
+    def refuse(word: str) -> Any:
+        raise AssertionError(f"{word} is no JSON")
+
+    first, _ = [json.loads(line, parse_constant=refuse) for line in capsys.readouterr().out.splitlines()]
+    assert first["loss"] is None
+
+
+@pytest.mark.parametrize(("verb", "becomes"), [("cancel", "cancelled"), ("pause", "pausing")])
+def test_orders(daemon: FakeDaemon, capsys: Capture, verb: str, becomes: str) -> None:
+    MadeJob(daemon)
+    daemon[f"POST jobs/{JOB}/{verb}"] = {"state": becomes}
+    assert main(["jobs", verb, "flowers-"]) == 0
+    assert capsys.readouterr().out == f"{JOB} is {becomes}\n"
+    assert main(["jobs", verb, JOB, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"job": JOB, "state": becomes}
+    daemon[f"POST jobs/{JOB}/{verb}"] = (409, {"error": f"{JOB} is done", "exit": 2})
+    assert main(["jobs", verb, JOB]) == 2
+    assert capsys.readouterr().err == f"p2pnn: {JOB} is done\n"
+
+
+def test_resume(tmp_path: Path, daemon: FakeDaemon, capsys: Capture) -> None:
+    made = MadeJob(daemon)
+    daemon[f"POST jobs/{JOB}/resume"] = {"job": JOB}
+    assert main(["jobs", "resume", JOB, "--detach"]) == 0
+    assert capsys.readouterr().out == f"{JOB} goes on\n"
+    assert main(["jobs", "resume", JOB, "--out", str(tmp_path / "r")]) == 0
+    assert made.bits in capsys.readouterr().out
+    assert (tmp_path / "r" / "model.safetensors").exists()
+    before = len(daemon.bodies(f"POST jobs/{JOB}/resume"))
+    assert main(["jobs", "resume", JOB, "--out", str(tmp_path / "r")]) == 2
+    assert len(daemon.bodies(f"POST jobs/{JOB}/resume")) == before
+
+
+def test_fetch(tmp_path: Path, daemon: FakeDaemon, capsys: Capture) -> None:
+    made = MadeJob(daemon)
+    for number in (1, 2):
+        assert main(["jobs", "fetch", "flow", "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found == {"job": JOB, "folder": str(Places.of().runs / f"flowers-{number}"), "bits": made.bits}
+    assert main(["jobs", "fetch", JOB, "--out", str(tmp_path / "r")]) == 0
+    assert f"bits         {made.bits}\n" in capsys.readouterr().out
+    last = json.loads((tmp_path / "r" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last == {"evaluation": [EVALUATION], "step": 8, "bits": made.bits}
+
+
+def test_a_job_that_trained_nothing_cannot_be_fetched(daemon: FakeDaemon, capsys: Capture) -> None:
+    MadeJob(daemon)
+    daemon[f"GET jobs/{JOB}/results"] = {"job": JOB, "spec": "", "manifest": None}
+    assert main(["jobs", "fetch", JOB]) == 2
+    assert "trained nothing" in capsys.readouterr().err
+    assert not Places.of().runs.exists()

@@ -1,0 +1,136 @@
+"""`node` and `peers`: what the daemon says, and bad configuration, which ends with a status of its own."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from p2pnn.cli import main
+from p2pnn.config import BAD_CONFIGURATION, NodeConfig
+from tests.cli.fake import FakeDaemon
+
+NODE = {
+    "node": "5" * 32,
+    "name": "attic",
+    "version": "0.1",
+    "pid": 77,
+    "uptime_s": 90.0,
+    "address": "127.0.0.1:7700",
+    "state_dir": "/var/lib/p2pnn",
+    "rss_bytes": 50 << 20,
+    "blobs_bytes": 3 << 20,
+    "quota_bytes": 0,
+    "profile": None,
+    "job": None,
+    "queue": [],
+    "notice": "binds loopback only",
+}
+PEERS = {
+    "peers": [
+        {"name": "attic", "address": "127.0.0.1:7700", "state": "self", "reason": "", "rtt_ms": None, "job": None},
+        {"name": "desk", "address": "127.0.0.1:7701", "state": "alive", "reason": "", "rtt_ms": 0.25, "job": "d-1"},
+        {"name": "", "address": "127.0.0.1:7702", "state": "unreachable", "reason": "refused", "rtt_ms": None},
+    ]
+}
+
+
+def test_status(daemon: FakeDaemon, capsys: pytest.CaptureFixture[str]) -> None:
+    daemon["GET node"] = NODE
+    assert main(["node", "status"]) == 0
+    out, err = capsys.readouterr()
+    said = dict(line.split(maxsplit=1) for line in out.splitlines())
+    assert said["node"].split() == ["attic", "5" * 32]
+    assert said["memory"] == "50 MiB"
+    assert said["data"] == "3.0 MiB"
+    assert said["machine"] == "not measured yet"
+    assert said["job"] == "none"
+    assert "up 1:30" in said["version"]
+    assert err == "binds loopback only\n"
+    daemon["GET node"] = NODE | {
+        "quota_bytes": 1 << 30, "profile": {"gflops": 41.2, "memory_bytes": 1 << 30}, "job": "d-1", "queue": ["d-2"],
+    }  # fmt: skip
+    assert main(["node", "status"]) == 0
+    said = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert said["data"] == "3.0 MiB of 1.0 GiB"
+    assert said["machine"] == "41 GFLOP/s, 1.0 GiB free"
+    assert said["job"] == "d-1, 1 waiting"
+
+
+def test_status_in_json(daemon: FakeDaemon, capsys: pytest.CaptureFixture[str]) -> None:
+    daemon["GET node"] = NODE
+    assert main(["node", "status", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out) == NODE
+    assert err == ""
+
+
+def test_peers(daemon: FakeDaemon, capsys: pytest.CaptureFixture[str]) -> None:
+    daemon["GET peers"] = PEERS
+    assert main(["peers"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["name", "attic", "desk", "?"]
+    assert lines[2].split() == ["desk", "127.0.0.1:7701", "alive", "0.25", "ms", "d-1"]
+    assert "unreachable: refused" in lines[3]
+    assert main(["peers", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == PEERS
+
+
+def test_stop(daemon: FakeDaemon, capsys: pytest.CaptureFixture[str]) -> None:
+    daemon["POST node/stop"] = {}
+    assert main(["node", "stop"]) == 0
+    assert capsys.readouterr().out == "node a is stopping\n"
+    assert len(daemon.bodies("POST node/stop")) == 1
+
+
+@pytest.mark.parametrize("words", [["node", "status"], ["node", "stop"], ["peers"], ["jobs", "ls"], ["data", "ls"]])
+def test_without_a_daemon(capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
+    assert main(words) == 3
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("p2pnn: no daemon answers on ")
+    assert "p2pnn node start" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--listen", "nowhere:http"], "nowhere:http"),
+        (["--listen", "127.0.0.1:99999"], "99999"),
+        (["--join", "desk:"], "desk:"),
+        (["--name", "a b"], "'a b' cannot be a node's name"),
+        (["--quota", "much"], "much"),
+        (["--log-level", "loud"], "'loud' is not one of"),
+        (["--config", "gone.toml"], "gone.toml"),
+        (["--config", "bad.toml"], "lisen"),
+    ],
+)
+def test_bad_configuration_has_a_status_of_its_own(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    said: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("p2pnn.api.serve.run_daemon", lambda config: 0)
+    (tmp_path / "bad.toml").write_text("lisen = '127.0.0.1:7700'\n")
+    assert main(["node", "start", *words]) == BAD_CONFIGURATION == 78
+    err = capsys.readouterr().err
+    assert err.startswith("p2pnn: ")
+    assert said in err
+    assert len(err.splitlines()) == 1
+
+
+def test_flags_reach_the_daemon(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    started: list[NodeConfig] = []
+
+    def run(config: NodeConfig) -> int:
+        started.append(config)
+        return 7
+
+    monkeypatch.setattr("p2pnn.api.serve.run_daemon", run)
+    words = ["--name", "n", "--state-dir", str(tmp_path), "--listen", "127.0.0.1:0", "--join", "127.0.0.1:1"]
+    assert main(["node", "start", *words, "--join", "127.0.0.1:2", "--quota", "2 GB", "--cluster", "c"]) == 7
+    (config,) = started
+    assert (config.name, config.state_dir, config.cluster, config.quota_bytes) == ("n", tmp_path, "c", 2 * 10**9)
+    assert [str(address) for address in config.join] == ["127.0.0.1:1", "127.0.0.1:2"]

@@ -1,0 +1,135 @@
+"""A run as Python and the command line hold it: followed once, gathered once, written once."""
+
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import p2pnn
+from p2pnn.cli import session
+from p2pnn.cli.http import Daemon
+from p2pnn.cli.mesh import Mesh
+from p2pnn.errors import JobFailedError, NoDaemonError, UsageError
+from tests.cli.fake import FakeDaemon
+from tests.cli.made import EVALUATION, JOB, MadeJob, flower_data, flowers, state, submitted, take
+
+
+def run_on(daemon: FakeDaemon, folder: Path, **more: Any) -> session.Run:
+    return session.Run(Mesh(Daemon(daemon.path)), JOB, folder, chosen=True, **more)
+
+
+def test_train_from_python(tmp_path: Path, daemon: FakeDaemon) -> None:
+    made = MadeJob(daemon)
+    data = {"image": np.ones((40, 3), np.float32), "label": np.zeros(40, np.int64)}
+    run = p2pnn.train(
+        flowers(), data, out=str(tmp_path / "r"), epochs=2, batch_size=16, pins={"head": "b"}, nodes=["b"]
+    )
+    assert run.job == JOB
+    spec = submitted(daemon)
+    assert (spec.epochs, spec.nodes, spec.pins[0].pattern) == (2, ("b",), "head")
+    seen: list[str] = []
+    assert run.follow(lambda event: seen.append(event["kind"])) is run
+    assert seen == ["state", "plan", "epoch", "epoch", "evaluation", "state"]
+    assert run.evaluation == EVALUATION
+    assert run.bits == made.bits
+    assert [record["epoch"] for record in run.metrics] == [1, 2]
+    for name, tensor in run.parameters().items():
+        np.testing.assert_array_equal(tensor, made.tensors[name])
+    assert run.save() == run.save() == tmp_path / "r"
+    run.close()
+
+
+def test_parameters_wait_for_the_end(tmp_path: Path, daemon: FakeDaemon) -> None:
+    made = MadeJob(daemon)
+    assert run_on(daemon, tmp_path / "r").parameters().keys() == made.tensors.keys()
+    assert [path for _, path, _ in daemon.calls if "events" in path]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"epoch": 3}, "no setting .*epoch.*epochs"),
+        ({"modell": "mlp"}, "no setting .*modell"),
+        ({"optimizer": "sdg"}, "unknown optimizer .*sdg.*sgd"),
+        ({"epochs": "many"}, "train.epochs: expected `?int"),
+        ({"local": 99}, "--local 99"),
+        ({"nodes": 4, "local": 3}, "4"),
+    ],
+)
+def test_settings_that_cannot_be(monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], words: str) -> None:
+    def refuse(count: int) -> None:
+        raise AssertionError("a mesh was started")
+
+    monkeypatch.setattr("p2pnn.cli.local.LocalMesh", refuse)
+    with pytest.raises(UsageError, match=words):
+        p2pnn.train(flowers(), {"image": np.ones((400, 3)), "label": np.zeros(400, np.int64)}, **settings)
+
+
+def test_train_asks_for_the_daemon_that_was_named(tmp_path: Path) -> None:
+    with pytest.raises(NoDaemonError, match=r"none\.sock"):
+        p2pnn.train("mlp", "digits", socket=str(tmp_path / "none.sock"))
+
+
+def test_out_is_looked_at_before_anything_is_sent(tmp_path: Path, daemon: FakeDaemon) -> None:
+    take(daemon)
+    (tmp_path / "kept").write_text("mine")
+    with pytest.raises(UsageError, match="exists already"):
+        p2pnn.train(flowers(), str(flower_data(tmp_path)), out=str(tmp_path), batch_size=20)
+    assert not daemon.bodies("POST jobs")
+    assert (tmp_path / "kept").read_text() == "mine"
+
+
+@pytest.mark.parametrize(("name", "words"), [("failed", "failed: node b is gone"), ("cancelled", "was cancelled")])
+def test_a_job_that_does_not_get_there(
+    tmp_path: Path, daemon: FakeDaemon, capsys: pytest.CaptureFixture[str], name: str, words: str
+) -> None:
+    daemon[f"GET jobs/{JOB}/events?after=0"] = lambda body: iter([state(1, name, "node b is gone")])
+    with pytest.raises(JobFailedError, match=words):
+        session.complete(run_on(daemon, tmp_path / "r"))
+    assert not (tmp_path / "r").exists()
+    assert capsys.readouterr().out == ""
+
+
+def test_a_mesh_of_its_own_is_closed_however_it_ends(tmp_path: Path, daemon: FakeDaemon) -> None:
+    closed = threading.Event()
+    daemon[f"GET jobs/{JOB}/events?after=0"] = lambda body: iter([state(1, "failed", "no memory")])
+    with pytest.raises(JobFailedError), run_on(daemon, tmp_path / "r", close=closed.set) as run:
+        run.follow()
+    assert closed.is_set()
+
+
+def test_a_paused_job_leaves_no_folder(tmp_path: Path, daemon: FakeDaemon, capsys: pytest.CaptureFixture[str]) -> None:
+    daemon[f"GET jobs/{JOB}/events?after=0"] = lambda body: iter([state(1, "paused")])
+    session.complete(run_on(daemon, tmp_path / "r"))
+    assert f"p2pnn jobs resume {JOB}" in capsys.readouterr().out
+    assert not (tmp_path / "r").exists()
+
+
+def test_what_is_printed(tmp_path: Path, daemon: FakeDaemon, capsys: pytest.CaptureFixture[str]) -> None:
+    made = MadeJob(daemon)
+    session.complete(run_on(daemon, tmp_path / "r"))
+    first, second, third = capsys.readouterr().out.splitlines()
+    assert first.startswith("test accuracy 97.5 %   (39 of 40)   ")
+    assert first.endswith(" s")
+    assert second.startswith(f"results      {tmp_path}/r ")
+    assert third == f"bits         {made.bits}"
+    session.complete(run_on(daemon, tmp_path / "s"), json=True)
+    assert json.loads(capsys.readouterr().out)["bits"] == made.bits
+
+
+def test_a_run_that_diverged_is_printed_as_json(
+    tmp_path: Path, daemon: FakeDaemon, capsys: pytest.CaptureFixture[str]
+) -> None:
+    MadeJob(daemon)
+    lost = {"number": 1, "time": 0.0, "kind": "evaluation", "split": "test", "rows": 9, "loss": float("nan")}
+    daemon[f"GET jobs/{JOB}/events?after=0"] = lambda body: iter([lost, state(2, "done")])
+    session.complete(run_on(daemon, tmp_path / "r"), json=True)
+    assert '"loss": null' in capsys.readouterr().out
+
+
+def test_the_closing_record_is_the_evaluation() -> None:
+    assert session.closing({"result": {"evaluation": EVALUATION}}) == {"evaluation": [EVALUATION]}
+    assert session.closing({"result": None}) == {"evaluation": []}

@@ -1,0 +1,186 @@
+"""From a request to what the daemon is given: every blob that the spec names, and no more than it lacks."""
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from p2pnn import nn
+from p2pnn.cli import submit
+from p2pnn.cli.http import Daemon
+from p2pnn.cli.request import Request, resolve
+from p2pnn.cli.results import to_safetensors
+from p2pnn.data.blobs import blob_id
+from p2pnn.errors import CheckpointError, DataError, ModelError, UsageError
+from p2pnn.types import BlobId
+from tests.cli.fake import FakeDaemon
+from tests.cli.made import JOB, flower_data, flowers, saved_run, submitted, take, tensors_of
+
+
+def asked(folder: Path, **settings: Any) -> Request:
+    return resolve({"data": str(flower_data(folder)), "batch_size": 20, **settings})
+
+
+def prepared(folder: Path, **settings: Any) -> submit.Prepared:
+    return submit.prepare(asked(folder, **settings), model=flowers())
+
+
+def test_all_that_the_spec_names_is_sent(tmp_path: Path, daemon: FakeDaemon) -> None:
+    take(daemon)
+    found = prepared(tmp_path)
+    assert submit.send(Daemon(daemon.path), found) == JOB
+    assert submitted(daemon) == found.spec
+
+
+def test_what_the_daemon_has_is_not_sent_again(tmp_path: Path, daemon: FakeDaemon) -> None:
+    take(daemon)
+    daemon["POST blobs/missing"] = {"missing": []}
+    found = prepared(tmp_path)
+    submit.send(Daemon(daemon.path), found)
+    put = [path for method, path, _ in daemon.calls if method == "PUT"]
+    assert put == [f"/api/v1/blobs/{blob_id(msgspec.msgpack.encode(found.spec))}"]
+
+
+def test_data_that_was_not_kept_is_read_again(
+    tmp_path: Path, daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(submit, "KEPT_BYTES", 0)
+    take(daemon)
+    found = prepared(tmp_path)
+    assert not found.kept
+    lines: list[str] = []
+    submit.send(Daemon(daemon.path), found, lines.append)
+    assert submitted(daemon) == found.spec
+    assert len(lines) == 1
+    assert "chunks of flowers" in lines[0]
+
+
+def test_data_that_changes_while_it_is_sent(
+    tmp_path: Path, daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(submit, "KEPT_BYTES", 0)
+    take(daemon)
+    image: dict[str, Any] = {"image": np.zeros((50, 3), np.float32), "label": np.zeros(50, np.int64)}
+    found = submit.prepare(Request(train=msgspec.convert({"batch_size": 8}, type(Request().train))), model=flowers(),
+                           arrays=image)  # fmt: skip
+    image["image"][3] = 5
+    with pytest.raises(DataError, match="changed while it was being sent"):
+        submit.send(Daemon(daemon.path), found)
+    assert not daemon.bodies("POST jobs")
+
+
+def test_the_splits_hold_every_row_once(tmp_path: Path) -> None:
+    spec = prepared(tmp_path, validation_fraction=0.2).spec
+    assert spec.train is not None
+    assert spec.validation is not None
+    assert spec.test is not None
+    places = sorted((split.start, split.stop) for split in (spec.train, spec.validation, spec.test))
+    assert [place[0] for place in places] == [0, *(place[1] for place in places[:-1])]
+    assert places[-1][1] == spec.train.dataset.rows == 50
+
+
+def test_patience_keeps_rows_apart_to_look_at(tmp_path: Path) -> None:
+    assert prepared(tmp_path).spec.validation is None
+    patient = prepared(tmp_path, patience=3).spec
+    assert patient.validation is not None
+    assert patient.validation.rows == 4
+
+
+def test_test_data_of_its_own(tmp_path: Path) -> None:
+    arrays = {"image": np.ones((30, 3), np.float32), "label": np.zeros(30, np.int64)}
+    request = Request(train=msgspec.convert({"batch_size": 10, "micro_batches": 2}, type(Request().train)))
+    apart = submit.prepare(request, model=flowers(), arrays=arrays, test=str(flower_data(tmp_path)))
+    assert apart.spec.train is not None
+    assert apart.spec.test is not None
+    assert (apart.spec.train.rows, apart.spec.test.rows) == (30, 50)
+
+
+def test_the_name_is_one_for_folders(tmp_path: Path) -> None:
+    assert prepared(tmp_path).name == "flowers"
+    assert prepared(tmp_path, name="../my flowers!").spec.name == "my-flowers"
+    assert prepared(tmp_path, name="…").spec.name == "job"
+
+
+def test_a_network_of_the_zoo_takes_the_shape_and_classes_of_the_data(tmp_path: Path) -> None:
+    (tmp_path / "two.csv").write_text("width,height,kind\n" + "1,2,rose\n3,5,tulip\n" * 20)
+    spec = submit.prepare(
+        resolve({"model": "mlp", "data": str(tmp_path / "two.csv"), "label": "kind", "batch_size": 16})
+    ).spec
+    assert spec.graph.classes == ("rose", "tulip")
+    assert {value.name: value.shape for value in spec.graph.inputs} == {"image": (-1, 2), "label": (-1,)}
+    shapes = {p.name: p.shape for p in spec.graph.parameters}
+    assert shapes["head/bias"] == (2,)
+
+
+def test_what_cannot_be_trained_or_watched(tmp_path: Path) -> None:
+    image = nn.Input("image", (3,))
+    model = nn.Model(outputs={"y": nn.Linear(2, name="head")(image)})
+    with pytest.raises(ModelError, match="has no loss"):
+        submit.prepare(asked(tmp_path), model=model)
+    with pytest.raises(UsageError, match=r"monitor names no metric of the model.*accurracy.*accuracy"):
+        prepared(tmp_path, monitor="accurracy", validation_fraction=0.2)
+
+
+def test_remarks_tell_of_rows_left_out(tmp_path: Path) -> None:
+    assert prepared(tmp_path).remarks == []
+    assert prepared(tmp_path, batch_size=24).remarks == [
+        "each epoch leaves out 16 of 40 rows that do not fill a batch of 24"
+    ]
+
+
+def test_training_starts_from_a_file_or_a_run(tmp_path: Path) -> None:
+    tensors = tensors_of(flowers())
+    folder = saved_run(tmp_path / "run")
+    for place in (folder, folder / "model.safetensors"):
+        found = prepared(tmp_path, init=str(place))
+        assert [found.kept[name] for name in found.spec.initial] == [to_safetensors(tensors, {})]
+    wide = tensors | {"head/weight": np.zeros((2, 5), np.float32)}
+    (tmp_path / "wide.safetensors").write_bytes(to_safetensors(wide, {}))
+    with pytest.raises(CheckpointError, match=r"head/weight in .*wide.* is float32\[2, 5\].*float32\[2, 4\]"):
+        prepared(tmp_path, init=str(tmp_path / "wide.safetensors"))
+
+
+def test_large_parameters_travel_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(submit, "INITIAL_BYTES", 40)
+    found = prepared(tmp_path, init=str(saved_run(tmp_path / "run")))
+    assert len(found.spec.initial) == 3  # 48 B of the hidden weight, 16 + 8 B of the biases, 32 B of the head's
+    from safetensors.numpy import load
+
+    together = {name: tensor for blob in found.spec.initial for name, tensor in load(found.kept[blob]).items()}
+    assert together.keys() == tensors_of(flowers()).keys()
+
+
+def test_a_run_on_other_data(tmp_path: Path) -> None:
+    run = saved_run(tmp_path / "run")
+    data = str(flower_data(tmp_path))
+    found = submit.prepare_run(str(run), data, label=None, kind="evaluate", batch_size=16)
+    assert (found.spec.kind, found.spec.batch_size, found.spec.micro_batches) == ("evaluate", 16, 1)
+    assert found.spec.inputs == {"image": "image", "label": "label"}
+    assert found.spec.test is not None
+    assert found.spec.test.rows == 50
+    assert found.spec.train is None
+    assert found.spec.initial
+    image: dict[str, Any] = {"image": np.ones((5, 3), np.float32)}
+    np.savez(tmp_path / "bare.npz", **image)
+    bare = submit.prepare_run(str(run), str(tmp_path / "bare.npz"), label=None, kind="predict", batch_size=16)
+    assert bare.spec.inputs == {"image": "image"}
+    with pytest.raises(DataError, match="label"):
+        submit.prepare_run(str(run), str(tmp_path / "bare.npz"), label=None, kind="evaluate", batch_size=16)
+    with pytest.raises(UsageError, match="batch_size = 0"):
+        submit.prepare_run(str(run), data, label=None, kind="predict", batch_size=0)
+
+
+def test_equal_words_make_equal_specs(tmp_path: Path) -> None:
+    """So a job submitted twice brings no data twice."""
+    assert prepared(tmp_path).spec == prepared(tmp_path).spec
+    other = prepared(tmp_path, seed=1).spec
+    assert other.train is not None
+    assert prepared(tmp_path).spec.train != other.train
+    assert chunks(prepared(tmp_path)) == chunks(prepared(tmp_path, seed=1))
+
+
+def chunks(found: submit.Prepared) -> list[BlobId]:
+    assert found.spec.train is not None
+    return [chunk.blob for column in found.spec.train.dataset.columns for chunk in column.chunks]
