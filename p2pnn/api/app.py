@@ -7,6 +7,7 @@ limits; multipart is never parsed.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import logging
 from collections.abc import Awaitable, Callable
@@ -16,7 +17,6 @@ import msgspec
 from aiohttp import web
 
 from p2pnn.api import views
-from p2pnn.data.blobs import blob_id
 from p2pnn.errors import NotAllowedError, NotFoundError, P2pnnError, StorageError, UsageError
 from p2pnn.node.daemon import Daemon
 from p2pnn.types import BlobId
@@ -24,7 +24,7 @@ from p2pnn.types import BlobId
 log = logging.getLogger("p2pnn.api")
 
 BODY_BYTES_MAX: Final = (8 << 20) + 4096
-"""A data chunk (at most 8 MiB) with its header."""
+"""Of a request that is read whole; blobs are not."""
 
 READ_BYTES: Final = 1 << 20
 
@@ -105,27 +105,38 @@ async def _missing(request: web.Request) -> web.Response:
 
 
 async def _put_blob(request: web.Request) -> web.Response:
+    """A blob of any size, written as it comes in: neither memory nor the loop notices how large it is."""
     daemon = request.app[DAEMON]
-    data = await request.read()
-    blob = BlobId(request.match_info["blob"])
-    await asyncio.to_thread(_store, daemon, blob, data)
+    blob, size = BlobId(request.match_info["blob"]), request.content_length
+    if size is None:
+        raise UsageError("a blob must come with its Content-Length")
+    await asyncio.to_thread(_check_quota, daemon, blob, size)
+    writer = await asyncio.to_thread(daemon.storage.blobs.writer, blob, size)
+    digest = hashlib.sha256()
+    offset = 0
+    try:
+        async for piece in request.content.iter_chunked(READ_BYTES):
+            digest.update(piece)
+            await asyncio.to_thread(writer.write, offset, piece)
+            offset += len(piece)
+        if (found := digest.hexdigest()) != blob or offset != size:
+            raise UsageError(f"what was sent as blob {blob[:12]}… has the hash {found[:12]}…; send it again")
+        await asyncio.to_thread(writer.finish)
+    finally:
+        writer.abort()
     return web.json_response({})
 
 
-def _store(daemon: Daemon, blob: BlobId, data: bytes) -> None:
-    found = blob_id(data)
-    if found != blob:
-        raise UsageError(f"what was sent as blob {blob[:12]}… has the hash {found[:12]}…; send it again")
+def _check_quota(daemon: Daemon, blob: BlobId, size: int) -> None:
     store = daemon.storage.blobs
     quota = daemon.config.quota_bytes
     if quota and not store.has(blob):
         used = sum(size for _, size in store.list())
-        if used + len(data) > quota:
+        if used + size > quota:
             raise StorageError(
                 f"the chunk store of node {daemon.config.name} holds {used:,} of {quota:,} bytes; "
                 "remove data with `p2pnn data rm`, or raise the quota"
             )
-    store.put(data)
 
 
 async def _get_blob(request: web.Request) -> web.StreamResponse:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import random
 import json
 from pathlib import Path
 from typing import Any
@@ -174,7 +175,7 @@ async def test_blobs_are_checked_and_limited(tmp_path: Path) -> None:
         assert (status, answer["exit"]) == (400, 2)
         assert "has the hash ba7816bf8f01…" in answer["error"]
         big = bytes(module.BODY_BYTES_MAX + 1)
-        status, answer = await a.call("PUT", f"blobs/{blob_id(big)}", data=io.BytesIO(big))
+        status, answer = await a.call("POST", "jobs", data=io.BytesIO(big))
         assert (status, answer["exit"]) == (413, 2)
         assert "8,392,704 bytes" in answer["error"]
         first, second = bytes(800), bytes(201)
@@ -184,6 +185,17 @@ async def test_blobs_are_checked_and_limited(tmp_path: Path) -> None:
         assert (status, answer["exit"]) == (507, 1)
         assert "holds 800 of 1,000 bytes" in answer["error"]
         assert list(a.daemon.storage.blobs.list()) == [(blob_id(first), 800)]
+
+
+async def test_a_blob_of_any_size_streams_in_and_one_that_breaks_off_leaves_nothing(tmp_path: Path) -> None:
+    big = random.Random(0).randbytes(3 * module.BODY_BYTES_MAX)
+    async with api(tmp_path) as a:
+        assert await a.call("PUT", f"blobs/{blob_id(big)}", data=big) == (200, {})
+        assert a.daemon.storage.blobs.read(blob_id(big), 0, len(big)) == big
+        status, _ = await a.call("PUT", f"blobs/{blob_id(b'other')}", data=big)
+        assert status == 400
+        assert [blob for blob, _ in a.daemon.storage.blobs.list()] == [blob_id(big)]
+        assert not list((a.daemon.storage.blobs.root / "temporary").iterdir())
 
 
 async def test_errors_have_their_status_and_a_fault_is_no_traceback_for_the_person(
