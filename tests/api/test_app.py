@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
-import random
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -190,9 +190,9 @@ async def test_blobs_are_checked_and_limited(tmp_path: Path) -> None:
 async def test_a_blob_of_any_size_streams_in_and_one_that_breaks_off_leaves_nothing(tmp_path: Path) -> None:
     big = random.Random(0).randbytes(3 * module.BODY_BYTES_MAX)
     async with api(tmp_path) as a:
-        assert await a.call("PUT", f"blobs/{blob_id(big)}", data=big) == (200, {})
+        assert await a.call("PUT", f"blobs/{blob_id(big)}", data=io.BytesIO(big)) == (200, {})
         assert a.daemon.storage.blobs.read(blob_id(big), 0, len(big)) == big
-        status, _ = await a.call("PUT", f"blobs/{blob_id(b'other')}", data=big)
+        status, _ = await a.call("PUT", f"blobs/{blob_id(b'other')}", data=io.BytesIO(big))
         assert status == 400
         assert [blob for blob, _ in a.daemon.storage.blobs.list()] == [blob_id(big)]
         assert not list((a.daemon.storage.blobs.root / "temporary").iterdir())
