@@ -52,7 +52,11 @@ class Supervisor:
     # --- facts
 
     def planned(self, plan: Plan, now: float) -> None:
-        """The plan to run. Call it once, and again after each Replan."""
+        """The plan to run. Call it once, and again after each Replan. It may name a node that went away meanwhile."""
+        gone = [share.name for share in plan.nodes if share.node not in self._ledger.members]
+        if gone:
+            self._replan(f"node {gone[0]} is gone before the job started; planning without it")
+            return
         self._ledger.change(plan=plan)
         self._ledger.publish("plan", plan=msgspec.to_builtins(plan))
         for text in plan.reasons[1:]:
@@ -113,9 +117,7 @@ class Supervisor:
         else:
             self._reservation.lost(node)
             self._run.member_failed(node, now)
-            text = f"node {name} is gone before the job started ({reason}); planning without it"
-            self._ledger.publish("warning", text=text)
-            self._ledger.do(Replan())
+            self._replan(f"node {name} is gone before the job started ({reason}); planning without it")
 
     def cancel(self, reason: str, now: float) -> None:
         """End the job at once. UsageError if it has ended already."""
@@ -145,6 +147,15 @@ class Supervisor:
         if self._reservation.complete:
             self._ledger.move("granted", "fetching model and data", self._run.step)
             self._ledger.do(*(PrepareNode(node, index) for index, node in enumerate(self._nodes)))
+
+    def _replan(self, text: str) -> None:
+        """Begin anew under a higher generation: a place granted under this one must not be taken for one of the next plan."""
+        self._ledger.publish("warning", text=text)
+        self._ledger.do(*self._reservation.give_back())
+        self._nodes = []
+        self._ledger.change(generation=self.record.generation + 1)
+        self._ledger.remember()
+        self._ledger.do(Replan())
 
     def _end(self, event: str, reason: str) -> None:
         self._ledger.move(event, reason, self._run.step)

@@ -84,7 +84,12 @@ class World:
     """Nodes that carry out the script, each in its order, and a clock that moves with every fact."""
 
     def __init__(
-        self, spec: JobSpec, seed: int = 0, record: JobRecord | None = None, nodes: list[NodeId] = NODES
+        self,
+        spec: JobSpec,
+        seed: int = 0,
+        record: JobRecord | None = None,
+        nodes: list[NodeId] = NODES,
+        planned: bool = True,
     ) -> None:
         self.random = random.Random(seed)
         self.now = 0.0
@@ -100,7 +105,8 @@ class World:
         self.step = 0
         self.replans = 0
         self.supervisor = Supervisor(record or make_record(spec), spec, dict(NAMES), 0.0)
-        self.supervisor.planned(make_plan(self.nodes), 0.0)
+        if planned:
+            self.supervisor.planned(make_plan(self.nodes), 0.0)
         self.take()
 
     def take(self) -> None:
@@ -305,6 +311,31 @@ def test_a_node_lost_before_the_start_is_planned_around() -> None:
     world.take()
     world.run()
     assert world.record.state == "done"
+
+
+def test_a_node_lost_while_the_plan_was_made_is_planned_around() -> None:
+    world = World(make_spec(), planned=False)
+    world.supervisor.member_failed(NODES[2], "connection reset", world.now)
+    world.supervisor.planned(make_plan(NODES), world.now)
+    world.take()
+    assert world.replans == 1
+    assert not any(world.queues.values()), "nobody was asked for its place"
+    assert ("warning", {"text": "node c is gone before the job started; planning without it"}) in world.events
+    world.nodes = NODES[:2]
+    world.supervisor.planned(make_plan(world.nodes), world.now)
+    world.take()
+    world.run()
+    assert world.record.state == "done"
+
+
+def test_a_new_plan_is_a_new_generation_and_takes_its_places_anew() -> None:
+    world = World(make_spec())
+    world.run(lambda: world.now > 0.04)  # node a has granted its place
+    world.supervisor.member_failed(NODES[2], "connection reset", world.now)
+    world.take()
+    assert world.record.generation == 2
+    assert set(world.released) >= {NODES[0]}
+    assert world.records[-1].version > (1, world.record.revision)
 
 
 def test_a_failing_buddy_is_replaced_and_with_nobody_left_the_checkpoint_does_not_count() -> None:
