@@ -22,7 +22,7 @@ from p2pnn.job.ledger import Ledger
 from p2pnn.job.monitor import Monitor
 from p2pnn.job.progress import ProgressMeter
 from p2pnn.job.records import KEPT_CHECKPOINTS, SplitResult
-from p2pnn.job.saving import Complete, DataAlone, Incomplete, Saver
+from p2pnn.job.saving import Complete, DataAlone, Saver
 from p2pnn.job.script import Checkpoint, Command, Done, Evaluate, Finish, Predict, Progress, Report, Restore, Train
 from p2pnn.job.spec import JobSpec
 from p2pnn.types import BlobId, NodeId
@@ -62,6 +62,7 @@ class Run:
         self._stage = "train" if spec.kind == "train" else spec.kind
         self._steps_per_s = 0.0
         self._evaluating = False
+        self._last_error = ""
         self._meter = ProgressMeter(spec, self._step_done, now)
 
     @property
@@ -162,8 +163,8 @@ class Run:
                 until = min(until, (self._step_granted // every + 1) * every)
             self._step_granted = until
             self._order(Train(self._next(), until))
-            if every and until % every == 0 and until < self._epoch_end():
-                self._checkpoint(best=False)
+            if every and until % every == 0 and until < self._epoch_end() and not self._saver.busy:
+                self._checkpoint(best=False)  # none while one is being copied: slow links must not pile them up
         if not training and self._step_done >= self._epoch_end() and not self._evaluating:
             self._end_epoch_training()
 
@@ -235,7 +236,7 @@ class Run:
             result = self._ledger.record.outcome
             if result is None or (result is not self._ledger.record.best and result.step != self._step_done):
                 self._end(
-                    "fail", "the last checkpoint could not be written, so there is no result; see the warnings above"
+                    "fail", f"the last checkpoint could not be written, so there is no result: {self._last_error}"
                 )
                 return
             self._ledger.change(bits=fingerprint(result.parts))
@@ -283,10 +284,10 @@ class Run:
             self._ledger.do(self._saver.requests.popleft())
         while (outcome := self._saver.next_outcome()) is not None:
             match outcome:
-                case Complete(manifest, best):
+                case Complete(manifest, best, warnings):
+                    for text in warnings:
+                        self._ledger.publish("warning", text=f"the checkpoint of step {manifest.step} has {text}")
                     self._checkpoint_complete(manifest, best)
-                case Incomplete(manifest, error):
-                    self._checkpoint_failed(manifest, error)
                 case DataAlone(error):
                     self._ledger.publish("warning", text=f"the data has {error}")
 
@@ -300,6 +301,7 @@ class Run:
             self._end("saved", f"paused at step {manifest.step}")
 
     def _checkpoint_failed(self, manifest: Manifest, error: str) -> None:
+        self._last_error = error
         self._ledger.publish("checkpoint", step=manifest.step, epoch=manifest.epoch, complete=False, error=error)
         if self._ledger.record.state == "pausing":
             self._ledger.move(

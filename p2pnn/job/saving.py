@@ -1,7 +1,8 @@
 """When a checkpoint counts: each part verified on the node that wrote it and on a buddy.
 
 A buddy is the next living node of the plan, or any other member; where there is nobody else, one copy has to do. A buddy
-that fails is replaced by the next candidate. The same holds for data that only one node has: no checkpoint counts before
+that fails is replaced by the next candidate; where the last has failed, the one copy has to do as well, with a warning: it is
+better than none. The same holds for data that only one node has: no checkpoint counts before
 that has its second copy, because a run cannot go on without its data either.
 """
 
@@ -23,18 +24,11 @@ REQUESTS_PER_START: Final = 1 << 32
 
 @dataclass(frozen=True, slots=True)
 class Complete:
-    """A checkpoint that counts. best: it holds the best epoch so far."""
+    """A checkpoint that counts. best: it holds the best epoch so far. warnings: one clause per part with one copy only."""
 
     manifest: Manifest
     best: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Incomplete:
-    """A checkpoint that never will count; error: one clause."""
-
-    manifest: Manifest
-    error: str
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +43,7 @@ class _Saving:
     manifest: Manifest
     best: bool
     pending: set[int] = field(default_factory=set)
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -72,7 +67,7 @@ class Saver:
         self._number = generation * REQUESTS_PER_START
         self._copies: dict[int, _Copy] = {}
         self._savings: list[_Saving] = []
-        self._outcomes: deque[Complete | Incomplete | DataAlone] = deque()
+        self._outcomes: deque[Complete | DataAlone] = deque()
 
     @property
     def busy(self) -> bool:
@@ -108,7 +103,7 @@ class Saver:
         for request in [r for r, copy in self._copies.items() if copy.node == node]:
             self.kept(node, request, "it is gone")
 
-    def next_outcome(self) -> Complete | Incomplete | DataAlone | None:
+    def next_outcome(self) -> Complete | DataAlone | None:
         return self._outcomes.popleft() if self._outcomes else None
 
     def _copy(
@@ -128,12 +123,14 @@ class Saver:
         tried = copy.tried | {copy.node}
         if len(tried) < COPY_ATTEMPTS and self._copy(copy.blobs, copy.source, copy.saving, tried):
             return
-        text = f"no second copy on node {self._members.get(copy.node, copy.node[:8])}: {error}"
+        text = f"only one copy, on node {self._name(copy.source)}, and none on node {self._name(copy.node)}: {error}"
         if copy.saving is None:
             self._outcomes.append(DataAlone(text))
-        elif copy.saving in self._savings:
-            self._savings.remove(copy.saving)
-            self._outcomes.append(Incomplete(copy.saving.manifest, text))
+        else:
+            copy.saving.warnings += (text,)
+
+    def _name(self, node: NodeId) -> str:
+        return self._members.get(node, node[:8])
 
     def _buddy(self, source: NodeId, tried: frozenset[NodeId]) -> NodeId | None:
         after = self.nodes.index(source) + 1 if source in self.nodes else 0
@@ -148,4 +145,4 @@ class Saver:
             return
         while self._savings and not self._savings[0].pending:
             saving = self._savings.pop(0)
-            self._outcomes.append(Complete(saving.manifest, saving.best))
+            self._outcomes.append(Complete(saving.manifest, saving.best, saving.warnings))

@@ -63,6 +63,20 @@ def test_checkpoints_come_at_their_steps_and_never_twice_at_an_epochs_end() -> N
     assert [o.until_step for o in before if isinstance(o, Train)] == [5, 10]
 
 
+def test_no_periodic_checkpoint_is_begun_while_one_is_being_copied() -> None:
+    bench = Bench(make_spec(checkpoint_steps=2, validation=None, epochs=1))
+    part = msgspec.msgpack.encode(Part("6" * 64, 1, bytes(32)))  # type: ignore[arg-type]
+    orders: list[object] = bench.orders()
+    for sequence in range(1, 20):  # nobody ever answers for the copies
+        if sequence > len(orders):
+            break
+        bench.answer(sequence, 0.1 * sequence, part if isinstance(orders[sequence - 1], Checkpoint) else b"")
+        orders += bench.orders()
+    steps = [o.until_step for o in orders if isinstance(o, Train)]
+    assert steps[-1] == 10
+    assert 1 < sum(isinstance(o, Checkpoint) for o in orders) < 5  # the first, and that of the epoch's end
+
+
 def test_an_answer_that_is_overtaken_takes_no_step_back() -> None:
     bench = Bench(make_spec())
     bench.orders()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from p2pnn.job.checkpoint import Manifest, Part
-from p2pnn.job.saving import Complete, DataAlone, Incomplete, Saver
+from p2pnn.job.saving import Complete, DataAlone, Saver
 from p2pnn.types import BlobId, JobId, NodeId
 
 A, B, C = (NodeId(c) for c in "abc")
@@ -55,16 +55,18 @@ def test_checkpoints_complete_in_their_order() -> None:
     assert [s.next_outcome(), s.next_outcome()] == [Complete(manifest(1, 1), False), Complete(manifest(2, 1), False)]
 
 
-def test_a_failing_buddy_is_replaced_until_nobody_is_left() -> None:
+def test_a_failing_buddy_is_replaced_until_nobody_is_left_and_one_copy_has_to_do() -> None:
     s = saver([A, B], [A, B, C])
     s.save(manifest(1, 2), best=False)
     s.requests.clear()
     s.kept(B, 1, "the disk is full")
     assert [(r.source, r.node) for r in s.requests] == [(A, C)]
     s.kept(C, 3, "the disk is full")
-    assert s.next_outcome() == Incomplete(manifest(1, 2), "no second copy on node c: the disk is full")
-    s.kept(A, 2, "")
     assert s.next_outcome() is None
+    s.kept(A, 2, "")
+    text = "only one copy, on node a, and none on node c: the disk is full"
+    assert s.next_outcome() == Complete(manifest(1, 2), False, (text,))
+    assert not s.busy
 
 
 def test_no_checkpoint_counts_before_the_data_has_its_second_copy() -> None:
