@@ -165,7 +165,7 @@ class Daemon:
 
     def _member_failed(self, node: NodeId, reason: str) -> None:
         self.jobs.member_failed(node, reason)
-        self.place.member_failed(node)
+        self.place.member_failed(node, reason)
 
 
 def _ignore(node: NodeId, message: wire.Message) -> None:

@@ -90,12 +90,14 @@ class Place:
         if part is not None and part.is_about(message.job, message.generation):
             part.arrived(message)
 
-    def member_failed(self, node: NodeId) -> None:
-        """What a lost node coordinated ends here."""
+    def member_failed(self, node: NodeId, reason: str) -> None:
+        """What a lost node coordinated ends here; what it takes part in cannot go on, even if its link comes back."""
         holder = self._queue.holder
         changes = self._queue.drop_coordinator(node)
         if holder is not None and holder != self._queue.holder:
             self._end_part()
+        if self._part is not None:
+            self._part.peer_lost(node, reason)
         self._tell(changes)
 
     async def close(self) -> None:
@@ -157,6 +159,7 @@ class Part:
         self._executor: Executor | None = None
         self._gate: Gate | None = None
         self._transfers: list[Transfer] = []
+        self._names: dict[NodeId, str] = {}
         self._held: deque[commands.ToExecutor] | None = None
         self._over = False
         self._place: Callable[[int, int], tuple[int, int]]
@@ -197,6 +200,12 @@ class Part:
         if self._executor is not None:
             self._executor.send(commands.Arrived(message.transfer, message.micro_batch))
 
+    def peer_lost(self, node: NodeId, reason: str) -> None:
+        """Messages to and from the node were lost with its link, and nobody says them again: the part fails, unless the
+        coordinator misses the node too and says so first."""
+        if node in self._nodes:
+            self._tasks.spawn(self._fail_for_link(node, reason))
+
     async def end(self) -> None:
         """Stop at once: the executor is killed, what was on its way is dropped."""
         self._over = True
@@ -219,6 +228,7 @@ class Part:
             packed, checkpoint = await self._unpack(message.plan), await self._unpack(message.checkpoint)
             plan = msgspec.msgpack.decode(packed, type=Plan)
             manifest = msgspec.msgpack.decode(checkpoint, type=Manifest) if checkpoint else None
+            self._names = {share.node: share.name for share in plan.nodes}
             self._check(spec, plan)
             await self._fetch(spec, plan, manifest, sources)
             await self._start(spec, plan, str(spec_path), packed, checkpoint)
@@ -340,11 +350,14 @@ class Part:
         try:
             await self._post.send_body(node, tensor, body, 1)
         except PeerGone as error:
-            # Where the peer is dead the coordinator says so by itself, and better; this is for a broken link between two.
-            await asyncio.sleep(LINK_GRACE_S)
-            self._fail(f"its link to another node of the job broke: {error}")
+            await self._fail_for_link(node, str(error))
             return
         executor.send(commands.Sent(message.transfer, message.micro_batch))
+
+    async def _fail_for_link(self, node: NodeId, reason: str) -> None:
+        """Where the peer is dead the coordinator says so by itself, and better; this is for a broken link between two."""
+        await asyncio.sleep(LINK_GRACE_S)
+        self._fail(f"its link to node {self._names.get(node, node[:8])} broke: {reason}")
 
     def _report(self, data: bytes) -> None:
         try:

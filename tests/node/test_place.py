@@ -264,7 +264,7 @@ async def test_a_broken_link_fails_the_job_after_the_coordinators_time_to_notice
     monkeypatch.setattr(bench.outside, "send_body", broken)
     executor.say(commands.Send(back, 0))
     await until(lambda: bench.failures)
-    assert "its link to another node of the job broke" in bench.failures[0]
+    assert "its link to node a broke: " in bench.failures[0]
     await bench.place.close()
 
 
@@ -394,11 +394,30 @@ async def test_a_lost_coordinator_ends_what_it_asked_for(tmp_path: Path) -> None
     bench = Bench(tmp_path)
     executor = await bench.running()
     bench.reserve("other-1", node=C)
-    bench.place.member_failed(B)
+    bench.place.member_failed("d" * 32, "it was stopped")  # type: ignore[arg-type]
     assert bench.place.job == JOB
-    bench.place.member_failed(A)
+    bench.place.member_failed(A, "connection reset")
     assert bench.place.job == "other-1"
     await until(lambda: executor.ended)
+
+
+@pytest.mark.asyncio
+async def test_a_broken_link_between_two_nodes_of_a_job_fails_it_even_if_nothing_was_being_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LINK_GRACE_S", 0.0)
+    bench = Bench(tmp_path)
+    plan = plan_of(bench.spec, [A, B])
+    bench.plan = msgspec.structs.replace(
+        plan, nodes=(msgspec.structs.replace(plan.nodes[0], node=C, name="c"), plan.nodes[1])
+    )
+    bench.reserve()
+    bench.prepare(nodes=(C, B))
+    await until(lambda: FakeExecutor.made and FakeExecutor.made[-1].sent)
+    bench.place.member_failed(C, "connection reset")
+    await until(lambda: bench.failures)
+    assert bench.failures == ["its link to node c broke: connection reset"]
+    await bench.place.close()
 
 
 @pytest.mark.asyncio
