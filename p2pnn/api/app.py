@@ -18,12 +18,15 @@ from aiohttp import web
 
 from p2pnn.api import views
 from p2pnn.errors import NotAllowedError, NotFoundError, P2pnnError, StorageError, UsageError
+from p2pnn.node.blobs import writing
 from p2pnn.node.daemon import Daemon
+from p2pnn.node.specs import SPEC_BYTES_MAX
+from p2pnn.node.tasks import in_thread
 from p2pnn.types import BlobId
 
 log = logging.getLogger("p2pnn.api")
 
-BODY_BYTES_MAX: Final = (8 << 20) + 4096
+BODY_BYTES_MAX: Final = SPEC_BYTES_MAX + 4096
 """Of a request that is read whole; blobs are not."""
 
 READ_BYTES: Final = 1 << 20
@@ -110,33 +113,17 @@ async def _put_blob(request: web.Request) -> web.Response:
     blob, size = BlobId(request.match_info["blob"]), request.content_length
     if size is None:
         raise UsageError("a blob must come with its Content-Length")
-    await asyncio.to_thread(_check_quota, daemon, blob, size)
-    writer = await asyncio.to_thread(daemon.storage.blobs.writer, blob, size)
     digest = hashlib.sha256()
     offset = 0
-    try:
+    async with writing(daemon.storage.blobs, blob, size) as writer:
         async for piece in request.content.iter_chunked(READ_BYTES):
             digest.update(piece)
-            await asyncio.to_thread(writer.write, offset, piece)
+            await in_thread(writer.write, offset, piece)
             offset += len(piece)
         if (found := digest.hexdigest()) != blob or offset != size:
             raise UsageError(f"what was sent as blob {blob[:12]}… has the hash {found[:12]}…; send it again")
-        await asyncio.to_thread(writer.finish)
-    finally:
-        writer.abort()
+        await in_thread(writer.finish)
     return web.json_response({})
-
-
-def _check_quota(daemon: Daemon, blob: BlobId, size: int) -> None:
-    store = daemon.storage.blobs
-    quota = daemon.config.quota_bytes
-    if quota and not store.has(blob):
-        used = sum(size for _, size in store.list())
-        if used + size > quota:
-            raise StorageError(
-                f"the chunk store of node {daemon.config.name} holds {used:,} of {quota:,} bytes; "
-                "remove data with `p2pnn data rm`, or raise the quota"
-            )
 
 
 async def _get_blob(request: web.Request) -> web.StreamResponse:

@@ -10,6 +10,9 @@ its name, and the folder is synced. Where any of that fails the temporary file i
 
 Temporary names carry the process that made them, so that opening the store can sweep what a dead process left, and
 nothing of a living one: the daemon and its executors share one store.
+
+A quota bounds what `writer` takes: what people and peers send. It counts along, and counts the files again now and then, because
+an executor writes its checkpoints by a store of its own; those a quota never refuses.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ import itertools
 import os
 import re
 import secrets
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -30,6 +34,9 @@ from p2pnn.types import BlobId
 
 HASH_READ_BYTES: Final = 1 << 20
 """Files are hashed in pieces of this size, so that a large blob never lies in memory."""
+
+RECOUNT_BLOBS: Final = 256
+"""With a quota, the files are listed again after this many new blobs; in between, the count runs along."""
 
 _NAME: Final = re.compile(r"[0-9a-f]{64}")
 _FOLDER: Final = re.compile(r"[0-9a-f]{2}")
@@ -46,12 +53,19 @@ def blob_id(data: bytes | bytearray | memoryview) -> BlobId:
 class BlobStore:
     """The blobs below one folder. Opening it makes the folder and removes temporary files of dead processes.
 
+    quota_bytes: the most that `writer` may fill the store to; 0 for no quota.
+
     Every method that takes a blob id raises DataError for text that is not 64 lower-case hexadecimal digits, and
     StorageError where the disk fails.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, quota_bytes: int = 0) -> None:
         self.root = root
+        self._quota = quota_bytes
+        self._lock = threading.Lock()
+        self._held = 0
+        self._coming = 0
+        self._until_recount = 0
         self._temporaries = root / "temporary"
         try:
             self._temporaries.mkdir(parents=True, exist_ok=True)
@@ -83,10 +97,11 @@ class BlobStore:
         blob = blob_id(data)
         if self.has(blob):
             return blob
-        writer = BlobWriter(self, blob, memoryview(data).nbytes)
-        with writer:
+        size = memoryview(data).nbytes
+        with BlobWriter(self, blob, size) as writer:
             writer.write(0, data)
             writer._publish()
+        self._count(size)
         return blob
 
     def adopt(self, temporary: Path) -> BlobId:
@@ -122,17 +137,36 @@ class BlobStore:
         """Room for a blob whose name and size are known and whose bytes arrive in pieces.
 
         Space for all of it is taken at once, so that a full disk shows here. The caller must `finish()` or `abort()`.
+        Raises StorageError where it would exceed the quota.
         """
-        self.path(blob)
-        return BlobWriter(self, blob, size)
+        if self.has(blob):
+            return BlobWriter(self, blob, size)
+        self._take(blob, size)
+        try:
+            return BlobWriter(self, blob, size, counted=True)
+        except BaseException:
+            self._came(size, False)
+            raise
+
+    def room(self) -> int:
+        """Bytes that a blob of unknown size may take: half of what the disk has free, so that none can fill it."""
+        try:
+            free = os.statvfs(self.root)
+        except OSError as error:
+            raise storage_error(error, self.root) from error
+        return free.f_bavail * free.f_frsize // 2
 
     def remove(self, blob: BlobId) -> None:
         """Forget the blob; it is no error if it is not here."""
         path = self.path(blob)
         try:
-            path.unlink(missing_ok=True)
+            size = path.stat(follow_symlinks=False).st_size
+            path.unlink()
+        except FileNotFoundError:
+            return
         except OSError as error:
             raise storage_error(error, path) from error
+        self._count(-size)
 
     def list(self) -> Iterator[tuple[BlobId, int]]:
         """Every blob with its size in bytes, in the order of their names."""
@@ -150,6 +184,34 @@ class BlobStore:
     def temporary(self) -> Path:
         """A fresh name in the same file system, for a file that `adopt` takes over when it is complete."""
         return self._temporaries / f"{os.getpid()}-{_TOKEN}-{next(_NUMBERS)}"
+
+    def _take(self, blob: BlobId, size: int) -> None:
+        """Count a blob before it is written. Raises StorageError where the quota does not allow it."""
+        if not self._quota:
+            return
+        with self._lock:
+            if self._until_recount == 0:
+                self._held = sum(nbytes for _, nbytes in self.list())
+                self._until_recount = RECOUNT_BLOBS
+            used = self._held + self._coming
+            if used + size > self._quota:
+                raise StorageError(
+                    f"the chunk store {self.root} holds {used:,} of {self._quota:,} bytes, so blob {blob[:12]}… with "
+                    f"{size:,} more does not fit; remove data with `p2pnn data rm`, or raise the quota"
+                )
+            self._coming += size
+            self._until_recount -= 1
+
+    def _count(self, nbytes: int) -> None:
+        with self._lock:
+            self._held = max(0, self._held + nbytes)
+
+    def _came(self, nbytes: int, whole: bool) -> None:
+        """What `_take` counted is here now, or will not come."""
+        if self._quota:
+            with self._lock:
+                self._coming -= nbytes
+                self._held += nbytes if whole else 0
 
     def _rename(self, temporary: Path, blob: BlobId) -> None:
         target = self.path(blob)
@@ -175,10 +237,11 @@ class BlobStore:
 class BlobWriter:
     """A blob being written, in pieces, in any order. As a context manager it aborts unless `finish()` succeeded."""
 
-    def __init__(self, store: BlobStore, blob: BlobId, size: int) -> None:
+    def __init__(self, store: BlobStore, blob: BlobId, size: int, counted: bool = False) -> None:
         self.blob = blob
         self.size = size
         self._store = store
+        self._counted = False
         self._path = store.temporary()
         self._descriptor = -1
         try:
@@ -187,6 +250,7 @@ class BlobWriter:
         except OSError as error:
             self.abort()
             raise storage_error(error, store.path(blob), size) from error
+        self._counted = counted
 
     def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         """Put `data` at `offset`. Raises StorageError beyond the blob's size or where the disk fails."""
@@ -221,6 +285,7 @@ class BlobWriter:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
+            self._came(False)
             with contextlib.suppress(OSError):
                 self._path.unlink(missing_ok=True)
 
@@ -238,7 +303,17 @@ class BlobWriter:
             raise storage_error(error, self._store.path(self.blob), self.size) from error
         os.close(self._descriptor)
         self._descriptor = -1
-        self._store._rename(self._path, self.blob)
+        try:
+            self._store._rename(self._path, self.blob)
+        except StorageError:
+            self._came(False)
+            raise
+        self._came(True)
+
+    def _came(self, whole: bool) -> None:
+        if self._counted:
+            self._counted = False
+            self._store._came(self.size, whole)
 
 
 def storage_error(error: OSError, path: Path, size: int | None = None) -> StorageError:

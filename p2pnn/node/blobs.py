@@ -1,8 +1,9 @@
 """Blobs between peers: fetching what this node lacks, serving what it has.
 
 A blob is asked for in pieces, a few at a time; a piece is received into its own small buffer and written by a thread, so
-neither memory nor the loop notices how large a blob is. What arrives is believed only after its hash was checked, so any
-peer may be asked.
+neither memory nor the loop notices how large a blob is. A blob takes no more of the disk than its asker knows it may (half of
+what is free where nobody knows), and never more than the quota. What arrives is believed only after its hash was checked,
+so any peer may be asked.
 """
 
 from __future__ import annotations
@@ -11,14 +12,14 @@ import asyncio
 import contextlib
 import itertools
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from p2pnn.data.blobs import BlobStore
+from p2pnn.data.blobs import BlobStore, BlobWriter
 from p2pnn.errors import DataError, P2pnnError, PeerGone, StorageError
 from p2pnn.node.links import Post
-from p2pnn.node.tasks import Tasks
+from p2pnn.node.tasks import Tasks, in_thread
 from p2pnn.types import BlobId, NodeId
 from p2pnn.wire.messages import BlobMissing, BlobPiece, BlobRequest, Keep, Kept
 
@@ -36,7 +37,6 @@ KEEPS_MAX: Final = 1024
 """Keep requests of one peer under way here: a job's data in pieces, and its checkpoints. More are refused."""
 
 PIECE_TIMEOUT_S: Final = 30.0
-BLOB_BYTES_MAX: Final = 1 << 40
 
 
 @dataclass(slots=True)
@@ -63,20 +63,32 @@ class BlobExchange:
         self._fetching: dict[BlobId, asyncio.Future[None]] = {}
         self._tasks = Tasks()
 
-    async def fetch(self, blob: BlobId, sources: Iterable[NodeId] = ()) -> None:
-        """Have the blob here, from one of `sources` or else from any member. Raises StorageError with every reason."""
-        if await asyncio.to_thread(self.blobs.has, blob):
-            return
-        running = self._fetching.get(blob)
-        if running is not None:
-            await asyncio.shield(running)
-            return
+    async def fetch(self, blob: BlobId, sources: Iterable[NodeId] = (), *, size_max: int | None = None) -> None:
+        """Have the blob here, from one of `sources` or else from any member. Raises StorageError with every reason.
+
+        size_max: bytes that it may have; None where nobody knows.
+        """
+        while not await asyncio.to_thread(self.blobs.has, blob):
+            running = self._fetching.get(blob)
+            if running is None:
+                await self._fetch_first(blob, sources, size_max)
+                return
+            await asyncio.wait([running])
+            if not running.cancelled():  # else its asker went away, and the next one fetches
+                running.result()
+                return
+
+    async def _fetch_first(self, blob: BlobId, sources: Iterable[NodeId], size_max: int | None) -> None:
+        """Fetch what nobody else is fetching; whoever wants it meanwhile waits for this."""
         future = asyncio.get_running_loop().create_future()
         self._fetching[blob] = future
         try:
             async with self._gate:
-                await self._fetch_from_any(blob, sources)
+                await self._fetch_from_any(blob, sources, size_max)
             future.set_result(None)
+        except asyncio.CancelledError:
+            future.cancel()
+            raise
         except BaseException as error:
             future.set_exception(
                 error if isinstance(error, P2pnnError) else StorageError(f"blob {blob[:12]}… was not fetched")
@@ -87,19 +99,25 @@ class BlobExchange:
             del self._fetching[blob]
 
     async def fetch_all(
-        self, blobs: Iterable[BlobId], sources: Iterable[NodeId], progress: Callable[[int], None] | None = None
+        self,
+        blobs: Mapping[BlobId, int | None],
+        sources: Iterable[NodeId],
+        progress: Callable[[int], None] | None = None,
     ) -> None:
-        """Fetch several; progress gets the bytes of each that is here. Raises the first StorageError."""
+        """Fetch several, each with its `size_max`; progress gets the bytes of each that is here.
+
+        Raises the first StorageError.
+        """
         sources = list(sources)
 
         async def one(blob: BlobId) -> None:
-            await self.fetch(blob, sources)
+            await self.fetch(blob, sources, size_max=blobs[blob])
             if progress is not None:
                 progress(await asyncio.to_thread(self.blobs.size, blob))
 
         try:
             async with asyncio.TaskGroup() as group:
-                for blob in dict.fromkeys(blobs):
+                for blob in blobs:
                     group.create_task(one(blob))
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None
@@ -141,7 +159,6 @@ class BlobExchange:
         self._tasks.spawn(self._keep(node, message))
 
     def peer_lost(self, node: NodeId, reason: str) -> None:
-        self._served.pop(node, None)
         for asked in self._asked.values():
             if asked.node == node and not asked.answer.done():
                 asked.answer.set_exception(StorageError(f"its node is gone: {reason}"))
@@ -151,26 +168,28 @@ class BlobExchange:
 
     # --- how
 
-    async def _fetch_from_any(self, blob: BlobId, sources: Iterable[NodeId]) -> None:
+    async def _fetch_from_any(self, blob: BlobId, sources: Iterable[NodeId], size_max: int | None) -> None:
         reasons = []
         for node in dict.fromkeys([*sources, *self._members()]):
             if node == self._post.node or not self._post.reachable(node):
                 continue
             try:
-                await self._fetch_from(blob, node)
+                await self._fetch_from(blob, node, size_max)
                 return
             except StorageError as error:
                 reasons.append(f"{node[:8]}: {error}")
         detail = "; ".join(reasons) or "no peer is connected"
         raise StorageError(f"blob {blob[:12]}… is on no node that can be reached ({detail})")
 
-    async def _fetch_from(self, blob: BlobId, node: NodeId) -> None:
+    async def _fetch_from(self, blob: BlobId, node: NodeId, size_max: int | None) -> None:
         size, first = await self._ask(node, blob, 0)
-        if not 0 <= size <= BLOB_BYTES_MAX or len(first) != min(size, PIECE_BYTES):
+        if len(first) != min(size, PIECE_BYTES):
             raise StorageError(f"it names {size} bytes and sends {len(first)}")
-        writer = await asyncio.to_thread(self.blobs.writer, blob, size)
-        try:
-            await asyncio.to_thread(writer.write, 0, first)
+        most = await asyncio.to_thread(self.blobs.room) if size_max is None else size_max
+        if size > most:
+            raise StorageError(f"it has {size:,} bytes; at most {most:,} are taken")
+        async with writing(self.blobs, blob, size) as writer:
+            await in_thread(writer.write, 0, first)
             offsets = iter(range(PIECE_BYTES, size, PIECE_BYTES))
             async with contextlib.AsyncExitStack() as stack:
                 ahead = [self._ahead(stack, node, blob, offset) for offset in itertools.islice(offsets, PIECES_AHEAD)]
@@ -180,10 +199,8 @@ class BlobExchange:
                     if len(data) != min(PIECE_BYTES, size - offset):
                         raise StorageError(f"a piece at {offset} has {len(data)} bytes")
                     ahead.extend(self._ahead(stack, node, blob, o) for o in itertools.islice(offsets, 1))
-                    await asyncio.to_thread(writer.write, offset, data)
-            await asyncio.to_thread(writer.finish)
-        finally:
-            writer.abort()
+                    await in_thread(writer.write, offset, data)
+            await in_thread(writer.finish)
 
     def _ahead(
         self, stack: contextlib.AsyncExitStack, node: NodeId, blob: BlobId, offset: int
@@ -219,13 +236,14 @@ class BlobExchange:
         except PeerGone as error:
             log.debug("piece not sent node=%s reason=%s", node[:8], error)
         finally:
-            if node in self._served:
-                self._served[node] -= 1
+            self._served[node] -= 1
+            if not self._served[node]:
+                del self._served[node]
 
     async def _keep(self, node: NodeId, message: Keep) -> None:
         error = ""
         try:
-            await self.fetch_all([BlobId(b) for b in message.blobs], [NodeId(message.source)])
+            await self.fetch_all(dict.fromkeys(map(BlobId, message.blobs)), [NodeId(message.source)])
         except P2pnnError as failure:
             error = str(failure)
         finally:
@@ -233,6 +251,18 @@ class BlobExchange:
             if not self._keeping[node]:
                 del self._keeping[node]
         self._post.send(node, Kept(message.job, message.request, error))
+
+
+@contextlib.asynccontextmanager
+async def writing(blobs: BlobStore, blob: BlobId, size: int) -> AsyncIterator[BlobWriter]:
+    """A writer, opened and in the end given up by threads; write and finish with `in_thread`, so that none outlives it."""
+    opened: list[BlobWriter] = []
+    try:
+        await in_thread(lambda: opened.append(blobs.writer(blob, size)))
+        yield opened[0]
+    finally:
+        for writer in opened:
+            await in_thread(writer.abort)
 
 
 async def _cancelled(task: asyncio.Task[tuple[int, bytearray]]) -> None:

@@ -39,7 +39,7 @@ class Daemon:
         self.config = config
         self.boot = secrets.token_hex(8)
         self.started_at = asyncio.get_running_loop().time()
-        self.storage = Storage(config.state_dir)
+        self.storage = Storage(config.state_dir, config.quota_bytes)
         self.node = self.storage.node
         identity = LocalIdentity(self.node, config.name, config.cluster, self.boot, SOFTWARE)
         self.transport = Transport(identity, self)

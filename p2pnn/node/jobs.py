@@ -109,7 +109,7 @@ class Jobs:
         if record.coordinator != self._post.node and record.state not in life.ENDED:
             raise UsageError(f"job {job} is coordinated by node {record.coordinator_name}; ask there")
         try:
-            await self._blobs.fetch(record.spec)
+            await self._blobs.fetch(record.spec, size_max=SPEC_BYTES_MAX)
         except StorageError as error:
             raise CheckpointError(f"job {job} cannot be resumed: its specification is gone ({error})") from error
         spec = await self._load_spec(record.spec)

@@ -44,7 +44,7 @@ async def unpack(data: bytes, exchange: BlobExchange, sources: Iterable[NodeId])
     if not is_name(data):
         return data
     blob = BlobId(data[len(_NAME_HEAD) :].decode("ascii", "replace"))
-    await exchange.fetch(blob, sources)
+    await exchange.fetch(blob, sources, size_max=RECORD_BYTES_MAX)
     size = await asyncio.to_thread(exchange.blobs.size, blob)
     if size > RECORD_BYTES_MAX:
         raise StorageError(f"record {blob[:12]}… has {size:,} bytes; at most {RECORD_BYTES_MAX:,} are read")

@@ -14,6 +14,7 @@ from typing import Final
 
 import msgspec
 
+from p2pnn.data.chunks import HEADER_BYTES
 from p2pnn.errors import P2pnnError, PeerGone, StorageError, UsageError
 from p2pnn.executor import commands
 from p2pnn.job import script
@@ -26,7 +27,7 @@ from p2pnn.node import parcels
 from p2pnn.node.blobs import BlobExchange
 from p2pnn.node.executor import Executor
 from p2pnn.node.links import Post
-from p2pnn.node.specs import blobs_read_by, decode_spec
+from p2pnn.node.specs import SPEC_BYTES_MAX, blobs_read_by, decode_spec
 from p2pnn.node.tasks import Tasks
 from p2pnn.train.frames import layout
 from p2pnn.train.gate import Gate
@@ -221,7 +222,7 @@ class Part:
         message = self._message
         try:
             sources = [NodeId(n) for n in message.sources]
-            await self._blobs.fetch(BlobId(message.spec), sources)
+            await self._blobs.fetch(BlobId(message.spec), sources, size_max=SPEC_BYTES_MAX)
             spec_path = self._blobs.blobs.path(BlobId(message.spec))
             data = await asyncio.to_thread(spec_path.read_bytes)
             spec = await asyncio.to_thread(decode_spec, data)
@@ -236,12 +237,10 @@ class Part:
             self._fail(str(error))
 
     async def _fetch(self, spec: JobSpec, plan: Plan, manifest: Manifest | None, sources: list[NodeId]) -> None:
-        needed = blobs_read_by(spec, plan, self._message.index)
+        needed = {b: HEADER_BYTES + n for b, n in blobs_read_by(spec, plan, self._message.index).items()}
         parts = {part.blob: part.size for part in manifest.parts} if manifest else {}
-        sizes = (
-            needed | dict.fromkeys(spec.initial, 0) | parts | dict.fromkeys((BlobId(b) for b in self._message.keep), 0)
-        )
-        total, fetched, told = sum(sizes.values()), 0, 0.0
+        unknown = dict.fromkeys([*spec.initial, *map(BlobId, self._message.keep)])
+        total, fetched, told = sum(needed.values()) + sum(parts.values()), 0, 0.0
         loop = asyncio.get_running_loop()
 
         def progress(nbytes: int) -> None:
@@ -252,7 +251,7 @@ class Part:
                 about = (self._message.job, self._message.generation)
                 self._post.send(self._coordinator, wire.Preparing(*about, fetched, max(total, fetched)))
 
-        await self._blobs.fetch_all(sizes, sources, progress)
+        await self._blobs.fetch_all({**unknown, **needed, **parts}, sources, progress)
 
     async def _unpack(self, data: bytes) -> bytes:
         found = await parcels.unpack(data, self._blobs, [self._coordinator])
@@ -307,7 +306,7 @@ class Part:
             while held:
                 command = held[0]
                 if isinstance(command, script.Restore):
-                    await self._blobs.fetch_all([BlobId(b) for b in command.parts], self._nodes)
+                    await self._blobs.fetch_all(dict.fromkeys(map(BlobId, command.parts)), self._nodes)
                 self._over |= isinstance(command, script.Finish)
                 executor.send(held.popleft())
         except P2pnnError as error:

@@ -38,9 +38,12 @@ _JOB: Final = re.compile(r"[a-z0-9][a-z0-9_.-]{0,79}")
 
 
 class Storage:
-    """Opens the folder and locks it. Raises UsageError where another daemon holds it, StorageError where it cannot be used."""
+    """Opens the folder and locks it. Raises UsageError where another daemon holds it, StorageError where it cannot be used.
 
-    def __init__(self, root: Path) -> None:
+    quota_bytes: of the blobs; 0 for no quota.
+    """
+
+    def __init__(self, root: Path, quota_bytes: int = 0) -> None:
         self.root = root
         try:
             (root / "jobs").mkdir(parents=True, exist_ok=True)
@@ -56,7 +59,7 @@ class Storage:
             ) from error
         try:
             self.node = self._identity()
-            self.blobs = BlobStore(root / "blobs")
+            self.blobs = BlobStore(root / "blobs", quota_bytes)
         except BaseException:
             os.close(self._lock)
             raise

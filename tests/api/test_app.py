@@ -177,7 +177,7 @@ async def test_blobs_are_checked_and_limited(tmp_path: Path) -> None:
         big = bytes(module.BODY_BYTES_MAX + 1)
         status, answer = await a.call("POST", "jobs", data=io.BytesIO(big))
         assert (status, answer["exit"]) == (413, 2)
-        assert "8,392,704 bytes" in answer["error"]
+        assert "16,781,312 bytes" in answer["error"]
         first, second = bytes(800), bytes(201)
         assert await a.call("PUT", f"blobs/{blob_id(first)}", data=first) == (200, {})
         assert await a.call("PUT", f"blobs/{blob_id(first)}", data=first) == (200, {})

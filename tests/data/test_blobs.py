@@ -3,6 +3,7 @@ import hashlib
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -152,3 +153,35 @@ def test_opening_sweeps_what_dead_processes_left_and_nothing_else(tmp_path: Path
     assert mine.exists()
     assert not theirs.exists()
     assert not same_number.exists()
+
+
+def test_a_quota_counts_what_comes_goes_and_is_on_its_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = BlobStore(tmp_path, quota_bytes=100)
+    lists = 0
+    listing = store.list
+
+    def counted() -> Iterator[tuple[BlobId, int]]:
+        nonlocal lists
+        lists += 1
+        return listing()
+
+    monkeypatch.setattr(store, "list", counted)
+    first, second = bytes(60), bytes(41)
+    with store.writer(blob_id(first), 60) as writer:
+        with pytest.raises(StorageError, match=r"holds 60 of 100 bytes.*41 more does not fit"):
+            store.writer(blob_id(second), 41)
+        writer.write(0, first)
+        writer.finish()
+    with pytest.raises(StorageError, match="holds 60 of 100"):
+        store.writer(blob_id(second), 41)
+    store.remove(blob_id(first))
+    for _ in range(3):
+        store.writer(blob_id(second), 41).abort()
+    with pytest.raises(StorageError, match="holds 0 of 100"):
+        store.writer(blob_id(first), 101)
+    assert lists == 1
+    BlobStore(tmp_path).put(bytes(90))  # as an executor does
+    monkeypatch.setattr(store, "_until_recount", 0)
+    with pytest.raises(StorageError, match="holds 90 of 100"):
+        store.writer(blob_id(second), 41)
+    assert 0 < store.room() < 1 << 60

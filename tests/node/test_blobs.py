@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from pathlib import Path
 
 import pytest
 
-from p2pnn.data.blobs import BlobStore, blob_id
+from p2pnn.data.blobs import BlobStore, BlobWriter, blob_id
 from p2pnn.errors import StorageError
 from p2pnn.node import blobs as module
 from p2pnn.node.blobs import BlobExchange
@@ -140,3 +141,77 @@ async def test_one_peer_cannot_make_a_node_serve_without_bound(tmp_path: Path, m
         nodes[A].requested(B, BlobRequest(number, BlobId(blob), 0, 1))
     assert [m.text for m in busy] == ["busy; ask again later"] * 3
     await nodes[A].close()
+
+
+@pytest.mark.asyncio
+async def test_no_more_is_taken_than_the_asker_the_disk_or_the_quota_allows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes, wires = make_nodes(tmp_path, [A, B])
+    blob = nodes[A].blobs.put(bytes(2_000_000))
+    with pytest.raises(StorageError, match="it has 2,000,000 bytes; at most 1,999,999 are taken"):
+        await nodes[B].fetch(blob, size_max=1_999_999)
+    monkeypatch.setattr(nodes[B].blobs, "room", lambda: 5)
+    nodes[B].keep(A, Keep("j", 1, (blob,), A))
+    assert "it has 2,000,000 bytes; at most 5 are taken" in (await wires[B].kept.get()).error
+    monkeypatch.setattr(nodes[B].blobs, "_quota", 1_000_000)
+    with pytest.raises(StorageError, match="holds 0 of 1,000,000 bytes"):
+        await nodes[B].fetch(blob, size_max=2_000_000)
+    assert list(nodes[B].blobs.list()) == []
+    assert not any((tmp_path / "b/temporary").iterdir())
+
+
+@pytest.mark.asyncio
+async def test_a_cancelled_fetch_waits_for_its_thread_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes, _ = make_nodes(tmp_path, [A, B])
+    blob = nodes[A].blobs.put(b"x" * 1000)
+    entered, go = threading.Event(), threading.Event()
+    open_at_the_end: list[bool] = []
+
+    def slow(writer: BlobWriter) -> None:
+        entered.set()
+        go.wait(10)
+        open_at_the_end.append(writer._descriptor >= 0)
+
+    monkeypatch.setattr(BlobWriter, "finish", slow)
+    fetch = asyncio.ensure_future(nodes[B].fetch(blob))
+    await asyncio.to_thread(entered.wait, 10)
+    fetch.cancel()
+    await asyncio.sleep(0)
+    assert not fetch.done()
+    go.set()
+    with pytest.raises(asyncio.CancelledError):
+        await fetch
+    assert open_at_the_end == [True]
+    assert not any((tmp_path / "b/temporary").iterdir())
+
+
+@pytest.mark.asyncio
+async def test_a_fetch_goes_on_when_its_first_asker_goes_away(tmp_path: Path) -> None:
+    nodes, wires = make_nodes(tmp_path, [A, B])
+    blob = nodes[A].blobs.put(b"x" * 1000)
+    asked = asyncio.Event()
+    send = wires[B].send
+    wires[B].send = lambda node, message: asked.set()  # type: ignore[method-assign]
+    first, second = (asyncio.ensure_future(nodes[B].fetch(blob)) for _ in range(2))
+    await asked.wait()
+    wires[B].send = send  # type: ignore[method-assign]
+    first.cancel()
+    async with asyncio.timeout(10):
+        await second
+    assert first.cancelled()
+    assert nodes[B].blobs.has(blob)
+
+
+@pytest.mark.asyncio
+async def test_a_peer_that_is_lost_and_comes_back_is_counted_right(tmp_path: Path) -> None:
+    nodes, _ = make_nodes(tmp_path, [A, B])
+    blob = nodes[A].blobs.put(b"z")
+    nodes[A].requested(B, BlobRequest(1, blob, 0, 1))
+    nodes[A].peer_lost(B, "reset")
+    nodes[A].requested(B, BlobRequest(2, blob, 0, 1))
+    assert nodes[A]._served == {B: 2}
+    await nodes[A]._tasks.drain()
+    assert nodes[A]._served == {}
