@@ -64,8 +64,8 @@ class Records:
         """Store the record here and send it to the members."""
         self.commit(msgspec.structs.replace(record, updated_s=time.time()))
         others = [node for node in self._members() if node != self._post.node]
-        if others:
-            message = self._message(self.all[record.job])
+        message = self._message(self.all[record.job]) if others else None
+        if message is not None:
             for node in others:
                 self._post.send(node, message)
 
@@ -154,22 +154,27 @@ class Records:
                     continue
                 while self._post.queued(node) >= QUEUED_MAX:  # noqa: ASYNC110 - a link tells no event of its queue
                     await asyncio.sleep(QUEUE_PAUSE_S)
-                self._post.send(node, self._message(record))
+                packed = self._message(record)
+                if packed is not None:
+                    self._post.send(node, packed)
             self._post.send(node, wire.RecordsEnd(message.request))
         except P2pnnError as error:
             log.warning("records not sent node=%s reason=%s", node[:8], error)
         finally:
             self._telling.discard(node)
 
-    def _message(self, record: JobRecord) -> wire.Record:
+    def _message(self, record: JobRecord) -> wire.Record | None:
+        """None where a full disk leaves no way to tell it."""
         data = records.encode(record)
         try:
             data = parcels.pack(data, self._storage.blobs)
         except StorageError as error:
-            # A full disk: let the members know at least the state.
-            log.warning("record sent without its checkpoints job=%s reason=%s", record.job, error)
-            bare = msgspec.structs.replace(record, checkpoints=(), best=None, history=(), plan=None)
-            data = records.encode(bare)[: wire.RECORD_BYTES_MAX]
+            # A full disk: let the members know at least the state. Not without the checkpoints: they would remove theirs.
+            data = records.encode(msgspec.structs.replace(record, history=(), plan=None))
+            if len(data) > wire.RECORD_BYTES_MAX:
+                log.warning("record not sent job=%s reason=%s", record.job, error)
+                return None
+            log.warning("record sent without its history and plan job=%s reason=%s", record.job, error)
         return wire.Record(record.job, record.generation, record.revision, data)
 
     def _named(self) -> set[BlobId]:

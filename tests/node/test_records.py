@@ -207,5 +207,10 @@ async def test_a_disk_that_fails_loses_no_record_in_memory(
     assert "record not stored" in caplog.text
     told = codec.decode(bench.outside.of(wire.Record)[0].record, "x")
     assert told.state == "running"
-    assert told.checkpoints == ()
+    assert (told.history, told.checkpoints) == ((), large.checkpoints)
+    bench.outside.sent.clear()
+    many = tuple(manifest(n, BlobId("7" * 64)) for n in range(1000))
+    bench.records.remember(msgspec.structs.replace(large, checkpoints=many))
+    assert "record not sent" in caplog.text
+    assert bench.outside.sent == []
     await bench.close()
