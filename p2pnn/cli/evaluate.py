@@ -119,10 +119,12 @@ def prediction_lines(outputs: dict[str, Any], classes: tuple[str, ...]) -> list[
 def _run(prepared: Prepared, local: int | None, socket: str | None, fetch: Any) -> tuple[Any, Any]:
     """Submit, follow to the end, and fetch while the mesh is still there."""
     from p2pnn.cli import follow as following
-    from p2pnn.cli import submit
+    from p2pnn.cli import submit, terminal
     from p2pnn.cli.mesh import opened, wants_local
 
     count = wants_local(local, socket, default=1)
+    for line in prepared.remarks:
+        terminal.remark(line)
     with opened(count, socket) as mesh:
         job = submit.send(mesh.daemon, prepared)
         outcome = following.follow(mesh.daemon, job, _only_warnings, may_detach=False, fallen=mesh.fallen)

@@ -42,6 +42,7 @@ class DataPart(msgspec.Struct, frozen=True):
     """train, test: a path, or `digits`. Without test, test_fraction of the rows are kept apart for it.
 
     label: the column that is learnt. inputs: graph input → column. scale: `auto`, `none`, or a number to multiply with.
+    fingerprint: of the data that a saved run was trained on, so that eval knows them again; nothing else reads it.
     """
 
     train: str = ""
@@ -51,6 +52,7 @@ class DataPart(msgspec.Struct, frozen=True):
     scale: float | str = "auto"
     validation_fraction: float = 0.0
     test_fraction: float = 0.2
+    fingerprint: str = ""
 
 
 class TrainPart(msgspec.Struct, frozen=True):
@@ -218,6 +220,11 @@ def to_toml(request: Request) -> str:
         if isinstance(values, dict):
             lines += ["", f"[{table}]", *(f"{key} = {_toml(value)}" for key, value in values.items())]
     return "\n".join(lines) + "\n"
+
+
+def absolute_data(place: str) -> str:
+    """Data named relative to the working folder, as a job file of any folder can name it."""
+    return _absolute(place, Path.cwd(), "train")
 
 
 def _read(path: Path) -> dict[str, Any]:

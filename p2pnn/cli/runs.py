@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from p2pnn.cli.models import read_graph
+from p2pnn.cli.request import Request, resolve
 from p2pnn.config import Places, unknown
-from p2pnn.errors import CheckpointError, UsageError
+from p2pnn.errors import CheckpointError, P2pnnError, UsageError
 from p2pnn.model.graph import Graph
 
 if TYPE_CHECKING:
@@ -30,6 +31,13 @@ class SavedRun:
     @property
     def model(self) -> Path:
         return self.folder / "model.safetensors"
+
+    def request(self) -> Request:
+        """What was asked for, by the folder's job.toml; the defaults where there is none that can be read."""
+        try:
+            return resolve({}, self.folder / "job.toml")
+        except P2pnnError:
+            return Request()
 
     def tensors(self) -> dict[str, NDArray[np.float32]]:
         """Parameters and state by name, checked against the graph."""

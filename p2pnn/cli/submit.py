@@ -21,7 +21,7 @@ from p2pnn.cli.results import to_safetensors
 from p2pnn.config import unknown
 from p2pnn.data.blobs import blob_id
 from p2pnn.data.fit import fit
-from p2pnn.data.ingest import Ingested, Put, ingest, ingest_rows
+from p2pnn.data.ingest import Ingested, Put, divide, fingerprint, ingest, ingest_rows
 from p2pnn.data.source import from_arrays, open_source
 from p2pnn.data.table import Source
 from p2pnn.errors import DataError, ModelError, UsageError
@@ -86,7 +86,13 @@ def prepare(
     """
     if model is None:
         models.check_exists(asked.model.source)
-    source, apart = _sources(asked, arrays, test_arrays, test)
+    if test is not None:
+        asked = msgspec.structs.replace(
+            asked, data=msgspec.structs.replace(asked.data, test=request.absolute_data(test))
+        )
+    elif test_arrays is not None:
+        asked = msgspec.structs.replace(asked, data=msgspec.structs.replace(asked.data, test_fraction=0.0))
+    source, apart = _sources(asked, arrays, test_arrays)
     graph = models.graph_of(model, "the model") if model is not None else _graph(asked, source)
     if not graph.losses:
         raise ModelError(f"the model {graph.name} has no loss, so it cannot be trained; give nn.Model a loss")
@@ -121,15 +127,21 @@ def prepare(
 
 
 def prepare_run(named: str, data: str, *, label: str | None, kind: str, batch_size: int) -> Prepared:
-    """An `evaluate` or `predict` job of a saved run on data: its test part where it has one, else every row."""
+    """An `evaluate` or `predict` job of a saved run on data: its test part where it has one, else every row.
+
+    Of the very data that the run was trained on, evaluate takes the rows that were kept for testing then.
+    label, and which column feeds which input: as in training, where nothing else is said and the data has such columns.
+    """
     if batch_size < 1:
         raise UsageError(f"batch_size = {batch_size}: it must be at least 1")
     run = runs.opened_run(named)
     graph = run.graph
     if kind == "evaluate" and not (graph.losses or graph.metrics):
         raise ModelError(f"the model {graph.name} has neither a loss nor a metric, so there is nothing to measure")
-    source = open_source(data, label or "", graph.classes)
-    wanted = fit(graph, source.columns, source.name, label=label or "", inputs=_read(graph, kind))
+    asked, read_inputs = run.request(), _read(graph, kind)
+    source = open_source(data, label or "", graph.classes, usual_label=asked.data.label)
+    pairs = {name: c for name, c in asked.data.inputs.items() if name in read_inputs and c in source.columns}
+    wanted = fit(graph, source.columns, source.name, wanted=pairs, label=label or asked.data.label, inputs=read_inputs)
     table = source.test or source.train
 
     def read(put: Put) -> Split:
@@ -137,6 +149,10 @@ def prepare_run(named: str, data: str, *, label: str | None, kind: str, batch_si
 
     keeper = _Keeper()
     rows = read(keeper.put)
+    remarks = []
+    if kind == "evaluate":
+        rows, remark = _measured(rows, asked, apart=source.test is not None)
+        remarks.append(remark)
     spec = JobSpec(
         name=_plain(f"{kind}-{run.name}"),
         graph=graph,
@@ -147,7 +163,7 @@ def prepare_run(named: str, data: str, *, label: str | None, kind: str, batch_si
         micro_batches=1,
         initial=_parts(run.tensors(), keeper),
     )
-    return Prepared(source.name, spec, keeper.kept, read)
+    return Prepared(source.name, spec, keeper.kept, read, remarks)
 
 
 def send(daemon: Daemon, prepared: Prepared, remark: Callable[[str], None] = lambda line: None) -> str:
@@ -176,7 +192,7 @@ def send(daemon: Daemon, prepared: Prepared, remark: Callable[[str], None] = lam
 
 
 def _sources(
-    asked: request.Request, arrays: Mapping[str, Any] | None, test_arrays: Mapping[str, Any] | None, test: str | None
+    asked: request.Request, arrays: Mapping[str, Any] | None, test_arrays: Mapping[str, Any] | None
 ) -> tuple[Source, Source | None]:
     """What to train on, and what to test on where that was named apart."""
     label = asked.data.label
@@ -184,7 +200,7 @@ def _sources(
         source = from_arrays(arrays, test_arrays)
     else:
         source = open_source(asked.data.train, label)
-    place = test or asked.data.test
+    place = asked.data.test
     return source, open_source(place, label, source.classes) if place else None
 
 
@@ -197,9 +213,9 @@ def _graph(asked: request.Request, source: Source) -> Graph:
         image = next((n for n in (inputs.get("image"), "image", "x") if n in columns), None)
         label = next((n for n in (inputs.get("label"), "label", asked.data.label, "y") if n in columns), None)
         if image is None or label is None:
+            found = f"{source.name} has the column{'s' if len(source.train.named) > 1 else ''} {_listed(source.train.named)}"
             raise DataError(
-                f"{source.name} has the columns {', '.join(columns)}, but {asked.model.source} learns labels from images"
-                " or features: name the column to learn with --label"
+                f"{found}, but {asked.model.source} also needs labels to learn: name the column that holds them with --label"
             )
         shape, classes = columns[image].shape, source.class_count(label)
     return models.load(asked.model.source, asked.model.arguments, shape, classes)
@@ -224,6 +240,7 @@ def _spec(asked: request.Request, name: str, graph: Graph, data: Ingested, initi
     if train.monitor and train.monitor not in known:
         raise UsageError(unknown("monitor names no metric of the model:", train.monitor, known))
     names = tuple(mesh.nodes) if isinstance(mesh.nodes, list) else ()
+    saved = msgspec.structs.replace(asked.data, fingerprint=fingerprint(data.train.dataset))
     return JobSpec(
         name=name,
         graph=graph,
@@ -247,7 +264,7 @@ def _spec(asked: request.Request, name: str, graph: Graph, data: Ingested, initi
         initial=initial,
         threads=mesh.threads,
         memory_bytes_max=asked.memory_bytes_max,
-        request=request.to_toml(asked),
+        request=request.to_toml(msgspec.structs.replace(asked, data=saved)),
     )
 
 
@@ -297,6 +314,25 @@ def _unused(graph: Graph) -> list[Parameter]:
     flow = Flow(graph)
     read = {name for index in flow.needed(*graph.losses) for name in graph.ops[index].inputs}
     return [p for p in graph.parameters if p.name not in read]
+
+
+def _measured(every: Split, asked: request.Request, apart: bool) -> tuple[Split, str]:
+    """The rows that evaluate measures, and a line that says which. apart: the data has a test part, and `every` is it."""
+    rows = every.rows
+    if apart:
+        return every, f"measuring the {rows:,} test rows of {every.dataset.name}"
+    if asked.data.fingerprint != fingerprint(every.dataset):
+        return every, f"measuring all {rows:,} rows of {every.dataset.name}"
+    training, validating = divide(rows, asked.validation_fraction, 0.0 if asked.data.test else asked.data.test_fraction)
+    if training + validating == rows:
+        return every, f"measuring all {rows:,} rows of {every.dataset.name}, on which this run was trained"
+    kept = Split(every.dataset, training + validating, rows, asked.seed)
+    return kept, f"measuring the {kept.rows:,} test rows of {every.dataset.name} that this run was not trained on"
+
+
+def _listed(names: Sequence[str], most: int = 20) -> str:
+    """Names with commas between; of very many, the first."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
 
 def _missing(daemon: Daemon, names: Sequence[BlobId]) -> set[BlobId]:

@@ -40,6 +40,11 @@ def open_csv(path: Path, label: str = "", classes: tuple[str, ...] = ()) -> Sour
     return Source(path.name.partition(".")[0], table, None, table.classes)
 
 
+def header(path: Path) -> tuple[str, ...]:
+    """The names of a CSV's columns. Raises DataError for a file without a header."""
+    return tuple(_read_header(path)[0])
+
+
 class CsvTable(Table):
     """x: float32[features], y: the label. classes: of the label, where it is text."""
 
@@ -75,6 +80,10 @@ class CsvTable(Table):
             yield read
         if done != self.rows:
             raise DataError(f"{self._path} was changed while it was read: it had {self.rows} rows, now {done}")
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        return tuple(self._header)
 
     def where(self, name: str, row: int, entry: tuple[int, ...]) -> str:
         column = self._header[self._features[entry[0]] if name == "x" and entry else self._label]

@@ -9,6 +9,7 @@ pass, from those rows alone: what is measured on the test rows has not seen them
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
@@ -70,9 +71,8 @@ def ingest(
     """
     apart = test.test or test.train if test else source.test
     rows = source.train.rows
-    held_out = 0 if apart else math.ceil(rows * test_fraction)
-    validating = math.ceil((rows - held_out) * validation_fraction)
-    training = rows - held_out - validating
+    training, validating = divide(rows, validation_fraction, 0.0 if apart else test_fraction)
+    held_out = rows - training - validating
     if training < 1:
         raise DataError(
             f"{source.name} has {rows} rows; with {held_out} for testing and {validating} for validation none is left"
@@ -114,6 +114,19 @@ def ingest_rows(table: Table, name: str, features: Sequence[Feature], put: Put) 
     """Store all rows of a table, in their order, to evaluate or predict. Raises DataError as `ingest` does."""
     dataset = _store(table, name, (), features, put)
     return Split(dataset, 0, dataset.rows)
+
+
+def divide(rows: int, validation_fraction: float, test_fraction: float) -> tuple[int, int]:
+    """(rows to train on, rows to validate on) of `rows`; the others, test_fraction of them rounded up, are to test on."""
+    held_out = math.ceil(rows * test_fraction)
+    validating = math.ceil((rows - held_out) * validation_fraction)
+    return rows - held_out - validating, validating
+
+
+def fingerprint(dataset: Dataset) -> str:
+    """16 hex digits of a data set's content: equal for equal rows in equal order, whatever it is called."""
+    columns = sorted((c.name, c.dtype, list(c.shape), [chunk.blob for chunk in c.chunks]) for c in dataset.columns)
+    return hashlib.sha256(msgspec.msgpack.encode(columns)).hexdigest()[:16]
 
 
 def _store(

@@ -21,10 +21,11 @@ FORMATS: Final = "IDX (also .gz, or a folder with MNIST's four files), npz, npy,
 CSV_SUFFIXES: Final = {".csv", ".tsv", ".txt"}
 
 
-def open_source(place: str | Path, label: str = "", classes: tuple[str, ...] = ()) -> Source:
+def open_source(place: str | Path, label: str = "", classes: tuple[str, ...] = (), *, usual_label: str = "") -> Source:
     """The data at a path, or the packaged `digits`. Reads headers (of a CSV, all lines once), not the values.
 
     label: the column to learn, where the format has names: of a CSV it becomes `y`; elsewhere it must exist.
+    usual_label: the column to learn where no label is given and a CSV has a column of that name.
     classes: a trained model's, so that text labels get the same numbers.
     Raises DataError with one sentence for whatever cannot be used.
     """
@@ -32,7 +33,7 @@ def open_source(place: str | Path, label: str = "", classes: tuple[str, ...] = (
         packaged = Path(__file__).with_name("digits")
         source = Source(DIGITS, idx.open_file(packaged / "digits-images-idx3-ubyte.gz").train)
     else:
-        source = _open(Path(place).expanduser(), label, classes)
+        source = _open(Path(place).expanduser(), label, classes, usual_label)
     if label and not isinstance(source.train, csv.CsvTable) and label not in source.columns:
         raise DataError(f"{place} has no column {label!r}; it has {', '.join(source.columns)}")
     return source
@@ -45,7 +46,7 @@ def from_arrays(train: Mapping[str, Any], test: Mapping[str, Any] | None = None,
     return Source(name, Arrays(name, train), Arrays(f"{name} (test)", test) if test is not None else None)
 
 
-def _open(path: Path, label: str, classes: tuple[str, ...]) -> Source:
+def _open(path: Path, label: str, classes: tuple[str, ...], usual_label: str) -> Source:
     try:
         if path.is_dir():
             if idx.is_folder(path):
@@ -66,5 +67,7 @@ def _open(path: Path, label: str, classes: tuple[str, ...]) -> Source:
     if idx.is_idx(path):
         return idx.open_file(path)
     if CSV_SUFFIXES & set(path.suffixes):
+        if not label and usual_label and usual_label in csv.header(path):
+            label = usual_label
         return csv.open_csv(path, label, classes)
     raise DataError(f"{path} is of no known format. Known are {FORMATS}; a CSV's name ends in .csv")

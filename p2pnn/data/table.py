@@ -64,6 +64,11 @@ class Table(ABC):
         if rows < 1 or not columns:
             raise DataError(f"{place} holds no data")
 
+    @property
+    def named(self) -> tuple[str, ...]:
+        """The columns as the person's file names them."""
+        return tuple(self.columns)
+
     @abstractmethod
     def blocks(self, rows_max: int, names: Sequence[str]) -> Iterator[dict[str, NDArray[Any]]]:
         """All rows in order, in blocks of 1 … rows_max: name → [n, *shape] of the column's dtype.
@@ -107,7 +112,7 @@ class Source:
     def class_count(self, name: str = "y") -> int:
         """How many classes the labels of column `name` have: their greatest value and one.
 
-        Reads that column once. Raises DataError where there is no such column, or it holds no whole numbers from 0.
+        Reads that column once. Raises DataError where there is no such column, or a label is no whole number from 0.
         """
         if name not in self.columns:
             raise DataError(f"{self.name} has no column {name}; it has {', '.join(self.columns)}")
@@ -118,8 +123,15 @@ class Source:
             raise DataError(f"column {name} of {self.name} holds {kind.dtype}{list(kind.shape)}, which are no classes")
         count = 0
         for table in (self.train, self.test):
+            done = 0
             for block in table.blocks(1 << 16, [name]) if table else ():
-                count = max(count, int(block[name].max()) + 1)
+                labels = block[name].reshape(-1)
+                if table and labels.min() < 0:
+                    row = int((labels < 0).argmax())
+                    where = table.where(name, done + row, ())
+                    raise DataError(f"{where}: the label is {labels[row]}, but classes are numbered from 0")
+                count = max(count, int(labels.max()) + 1)
+                done += len(labels)
         return count
 
 

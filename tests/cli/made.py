@@ -94,6 +94,7 @@ def flower_data(folder: Path, rows: int = 50) -> Path:
     """An npz of `rows` rows with the columns of `flowers`."""
     dice = np.random.default_rng(7)
     image = dice.normal(size=(rows, 3)).astype(np.float32)
+    folder.mkdir(exist_ok=True)
     np.savez(folder / "flowers.npz", image=image, label=(image[:, 0] > 0).astype(np.int64))
     return folder / "flowers.npz"
 

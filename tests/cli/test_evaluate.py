@@ -31,7 +31,9 @@ def ends_with(daemon: FakeDaemon, *more: dict[str, Any], last: str = "done", rea
     take(daemon)
     found = [*more, state(0, last, reason)]
     numbered = [{"time": 0.0, **event, "number": number} for number, event in enumerate(found, 1)]
+    daemon[f"GET jobs/{JOB}"] = {"state": last, "reason": reason}
     daemon[f"GET jobs/{JOB}/events?after=0"] = lambda body: iter(numbered)
+    daemon[f"GET jobs/{JOB}"] = {"state": last}
 
 
 def predicts(daemon: FakeDaemon, *pieces: Any, damage: bool = False) -> None:
@@ -100,7 +102,11 @@ def test_lines_of_outputs_that_are_no_classes() -> None:
 def test_a_job_that_fails(words: list[str], daemon: FakeDaemon, capsys: Capture) -> None:
     ends_with(daemon, {"kind": "warning", "text": "slow"}, last="failed", reason="node b is gone")
     assert main(["eval", *words]) == 1
-    assert capsys.readouterr().err.splitlines() == ["warning: slow", f"p2pnn: the job {JOB} failed: node b is gone"]
+    assert capsys.readouterr().err.splitlines() == [
+        "measuring all 50 rows of flowers",
+        "warning: slow",
+        f"p2pnn: the job {JOB} failed: node b is gone",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from p2pnn.cli import submit
 from p2pnn.cli.http import Daemon
 from p2pnn.cli.request import Request, resolve
 from p2pnn.cli.results import to_safetensors
+from p2pnn.data.batches import split_order
 from p2pnn.data.blobs import blob_id
 from p2pnn.errors import CheckpointError, DataError, ModelError, UsageError
 from p2pnn.types import BlobId
@@ -184,3 +185,68 @@ def test_equal_words_make_equal_specs(tmp_path: Path) -> None:
 def chunks(found: submit.Prepared) -> list[BlobId]:
     assert found.spec.train is not None
     return [chunk.blob for column in found.spec.train.dataset.columns for chunk in column.chunks]
+
+
+def trained(folder: Path, data: Path, **settings: Any) -> Path:
+    """The folder of a run that was trained on the data, with its job.toml."""
+    run = saved_run(folder / "trained")
+    found = submit.prepare(resolve({"data": str(data), "batch_size": 8, **settings}), model=flowers())
+    (run / "job.toml").write_text(found.spec.request)
+    return run
+
+
+def evaluation(run: Path, data: Path, **more: Any) -> submit.Prepared:
+    return submit.prepare_run(str(run), str(data), **({"label": None, "kind": "evaluate", "batch_size": 16} | more))
+
+
+def test_a_runs_own_data_are_measured_on_the_rows_that_were_kept_for_testing(tmp_path: Path) -> None:
+    data = flower_data(tmp_path)
+    run = trained(tmp_path, data, seed=3, validation_fraction=0.2)
+    training = submit.prepare(
+        resolve({"data": str(data), "batch_size": 8, "seed": 3, "validation_fraction": 0.2}), model=flowers()
+    )
+    moved = data.rename(tmp_path / "elsewhere.npz")
+    found = evaluation(run, moved)
+    assert training.spec.test is not None
+    assert found.spec.test is not None
+    np.testing.assert_array_equal(split_order(found.spec.test), split_order(training.spec.test))
+    assert found.remarks == ["measuring the 10 test rows of elsewhere that this run was not trained on"]
+    everything = evaluation(run, moved, kind="predict").spec.test
+    assert everything is not None
+    assert everything.rows == 50
+
+
+def test_other_data_are_measured_whole(tmp_path: Path) -> None:
+    run = trained(tmp_path, flower_data(tmp_path))
+    found = evaluation(run, flower_data(tmp_path, rows=51))
+    assert found.spec.test is not None
+    assert found.spec.test.rows == 51
+    assert found.remarks == ["measuring all 51 rows of flowers"]
+
+
+def test_own_data_without_test_rows(tmp_path: Path) -> None:
+    data = flower_data(tmp_path)
+    apart = flower_data(tmp_path / "apart", rows=30)
+    run = saved_run(tmp_path / "trained")
+    found = submit.prepare(resolve({"data": str(data), "batch_size": 8}), model=flowers(), test=str(apart))
+    (run / "job.toml").write_text(found.spec.request)
+    assert evaluation(run, data).remarks == ["measuring all 50 rows of flowers, on which this run was trained"]
+    assert evaluation(run, apart).remarks == ["measuring all 30 rows of flowers"]
+
+
+def test_the_label_is_that_of_the_training(tmp_path: Path) -> None:
+    lines = "".join(f"{row},{row % 3},{row % 5},{'rose' if row % 2 else 'tulip'}\n" for row in range(20))
+    (tmp_path / "plants.csv").write_text("height,width,depth,kind\n" + lines)
+    (tmp_path / "bare.csv").write_text("height,width,depth\n1,2,3\n4,5,6\n")
+    run = trained(tmp_path, tmp_path / "plants.csv", label="kind")
+    found = evaluation(run, tmp_path / "plants.csv")
+    assert found.spec.inputs == {"image": "x", "label": "y"}
+    assert "4 test rows" in found.remarks[0]
+    assert evaluation(run, tmp_path / "plants.csv", kind="predict").spec.inputs == {"image": "x"}
+    assert evaluation(run, tmp_path / "bare.csv", kind="predict").spec.inputs == {"image": "x"}
+
+
+def test_the_missing_label_of_a_csv_is_asked_for_with_the_files_own_columns(tmp_path: Path) -> None:
+    (tmp_path / "two.csv").write_text("width,height,kind\n1,2,rose\n")
+    with pytest.raises(DataError, match=r"two has the columns width, height, kind, but mlp also needs .* --label"):
+        submit.prepare(resolve({"model": "mlp", "data": str(tmp_path / "two.csv")}))

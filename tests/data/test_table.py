@@ -61,3 +61,11 @@ def test_types() -> None:
     assert ColumnType("int16", ()).is_integer
     assert not ColumnType("float32", ()).is_integer
     assert same_rows("p", {"x": 4, "y": 4}) == 4
+
+
+def test_negative_labels_are_no_classes() -> None:
+    labels = np.zeros(70_000, np.int64)
+    labels[66_000] = -1
+    source = Source("d", Arrays("d", {"y": labels}))
+    with pytest.raises(DataError, match="d, row 66000 of y: the label is -1, but classes are numbered from 0"):
+        source.class_count()
