@@ -122,6 +122,7 @@ async def _put_blob(request: web.Request) -> web.Response:
             offset += len(piece)
         if (found := digest.hexdigest()) != blob or offset != size:
             raise UsageError(f"what was sent as blob {blob[:12]}… has the hash {found[:12]}…; send it again")
+        daemon.blobs.given.add(blob)
         await in_thread(writer.finish)
     return web.json_response({})
 
@@ -172,8 +173,9 @@ async def _change(request: web.Request) -> web.Response:
             return web.json_response({"state": jobs.cancel(job)})
         case "pause":
             return web.json_response({"state": jobs.pause(job)})
+    after = jobs.journal(jobs.get(job).job).number  # what has happened until now is past
     await jobs.resume(job)
-    return web.json_response({"job": job, "state": jobs.get(job).state})
+    return web.json_response({"job": job, "state": jobs.get(job).state, "after": after})
 
 
 async def _events(request: web.Request) -> web.StreamResponse:

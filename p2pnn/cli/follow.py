@@ -55,14 +55,15 @@ def follow(
     job: str,
     show: Callable[[dict[str, Any]], None],
     *,
+    after: int = 0,
     may_detach: bool = True,
     fallen: Callable[[], str] = lambda: "",
 ) -> Outcome:
-    """Show every event of a job until it ends. fallen: a sentence if the daemon is known to be dead.
+    """Show every event of a job numbered above `after` until it ends. fallen: a sentence if the daemon is known to be dead.
 
     Raises JobFailedError where the daemon dies under it.
     """
-    outcome, number = Outcome(job), 0
+    outcome, number = Outcome(job), after
     while True:
         try:
             for event in events(daemon, job, number, fallen):
@@ -84,27 +85,37 @@ def follow(
 def events(
     daemon: Daemon, job: str, after: int = 0, fallen: Callable[[], str] = lambda: "", idle_s: float | None = None
 ) -> Iterator[dict[str, Any]]:
-    """The job's events with a number above `after`, until a terminal one, or, with idle_s, until none comes for so long.
+    """The job's events with a number above `after`, until it has ended, or, with idle_s, until none comes for so long.
 
-    Broken streams are taken up again.
+    A job that was resumed has ended several times: only an end that is still its state is one. Broken streams are taken up
+    again.
     """
+    state = ""
     while True:
+        fresh = False
         try:
             for event in daemon.stream(f"jobs/{segment(job)}/events?after={after}", idle_s):
-                after = event["number"]
+                after, fresh = event["number"], True
+                if event["kind"] == "state":
+                    state = event["state"]
                 yield event
-                if event["kind"] == "state" and event["state"] in TERMINAL_STATES:
-                    return
             if idle_s is not None:
                 return
             summary = daemon.get(f"jobs/{segment(job)}")
         except NoDaemonError:
+            if state in TERMINAL_STATES:
+                return
             _await_daemon(daemon, job, fallen)
             continue
-        if summary["state"] in TERMINAL_STATES:  # the stream ended there before our number
-            yield {"number": after, "kind": "state", "state": summary["state"], "reason": summary.get("reason") or ""}
-            return
-        time.sleep(0.1)
+        if summary["state"] in TERMINAL_STATES:
+            if summary["state"] == state:
+                return
+            if not fresh:  # the stream ended there before our number
+                reason = summary.get("reason") or ""
+                yield {"number": after, "kind": "state", "state": summary["state"], "reason": reason}
+                return
+        elif not fresh:
+            time.sleep(0.1)
 
 
 class Lines:

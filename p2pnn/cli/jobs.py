@@ -102,7 +102,8 @@ def resume(
     if detach:
         terminal.print_json(answer) if json else terminal.say(f"{answer['job']} goes on")
         return
-    run = session.Run(Mesh(daemon), str(answer["job"]), folder, chosen=out is not None)
+    after = int(answer.get("after", 0))
+    run = session.Run(Mesh(daemon), str(answer["job"]), folder, chosen=out is not None, after=after)
     session.complete(run, json=json)
 
 

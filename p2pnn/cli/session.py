@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 
 
 class Run:
-    """A job that was submitted. Use it as a context, or call close(), where a local mesh was started for it."""
+    """A job that was submitted. Use it as a context, or call close(), where a local mesh was started for it.
+
+    after: the number of the last event that is past; that of a job that was resumed tells of its earlier end.
+    """
 
     def __init__(
         self,
@@ -34,6 +37,7 @@ class Run:
         *,
         chosen: bool = False,
         name: str = "",
+        after: int = 0,
         close: Callable[[], None] = lambda: None,
     ) -> None:
         self.job = job
@@ -42,6 +46,7 @@ class Run:
         self.outcome: following.Outcome | None = None
         self._folder = folder
         self._chosen = chosen
+        self._after = after
         self._close = close
         self._results: results.Results | None = None
         self._written: Path | None = None
@@ -63,6 +68,7 @@ class Run:
                 self.mesh.daemon,
                 self.job,
                 show or lines.show,
+                after=self._after,
                 may_detach=self.mesh.local is None,
                 fallen=self.mesh.fallen,
             )

@@ -38,6 +38,11 @@ class Journal:
         self._number = self._events[-1].get("number", 0) if self._events else 0
         self._changed = asyncio.Event()
 
+    @property
+    def number(self) -> int:
+        """That of the newest event; 0 before the first."""
+        return self._number
+
     def add(self, kind: str, fields: dict[str, Any]) -> None:
         """Number an event, keep it, wake who follows."""
         self._number += 1
@@ -54,6 +59,12 @@ class Journal:
         self._changed.set()
         self._changed = asyncio.Event()
 
+    @property
+    def ended(self) -> bool:
+        """Whether the newest state that it tells is an end of the job."""
+        last = self._last_state()
+        return last is not None and last["state"] in life.ENDED
+
     async def follow(self, after: int) -> AsyncIterator[dict[str, Any]]:
         """Events numbered above `after`, as they come; ends behind the newest event once that is an end of the job."""
         while True:
@@ -61,7 +72,7 @@ class Journal:
             for event in [e for e in self._events if e["number"] > after]:
                 after = event["number"]
                 yield event
-            last = next((e for e in reversed(self._events) if e["kind"] == "state"), None)
+            last = self._last_state()
             if (
                 last is not None
                 and last["state"] in life.ENDED
@@ -70,6 +81,9 @@ class Journal:
             ):
                 return
             await changed.wait()
+
+    def _last_state(self) -> dict[str, Any] | None:
+        return next((e for e in reversed(self._events) if e["kind"] == "state"), None)
 
 
 class Journals:

@@ -103,8 +103,9 @@ async def test_cancel_pause_and_resume(tmp_path: Path) -> None:
         assert "a job that is cancelled cannot cancel" in answer["error"]
         status, answer = await a.call("POST", f"jobs/{job}/pause")
         assert status == 400
+        past = (await events(a, job))[-1]["number"]
         status, answer = await a.call("POST", f"jobs/{job}/resume")
-        assert (status, answer["job"]) == (200, job)
+        assert (status, answer["job"], answer["after"]) == (200, job, past)
         assert (await a.call("POST", f"jobs/{job}/cancel"))[0] == 200
 
 

@@ -39,7 +39,8 @@ def serve(daemon: FakeDaemon, events: list[dict[str, Any]], *, breaks_after: int
 
     for after in range(len(events) + 1):
         daemon[f"GET jobs/j/events?after={after}"] = answer(after)
-    daemon["GET jobs/j"] = {"state": "running"}
+    states = [event["state"] for event in events if event["kind"] == "state"]
+    daemon["GET jobs/j"] = {"state": states[-1]}
 
 
 def seen(daemon: FakeDaemon, **options: Any) -> tuple[following.Outcome, list[int]]:
@@ -74,6 +75,46 @@ def test_a_stream_without_an_end_of_a_job_that_ended(daemon: FakeDaemon) -> None
         outcome.raise_if_failed()
 
 
+def again(state: str, number: int) -> dict[str, Any]:
+    return {"number": number, "time": 3.0, "kind": "state", "state": state, "reason": ""}
+
+
+RESUMED = [
+    *EVENTS[:2],
+    again("paused", 3),
+    again("running", 4),
+    again("failed", 5),
+    again("running", 6),
+    again("done", 7),
+]
+
+
+def test_an_end_from_which_the_job_was_resumed_is_no_end(daemon: FakeDaemon) -> None:
+    serve(daemon, RESUMED)
+    outcome, numbers = seen(daemon)
+    assert numbers == [1, 2, 3, 4, 5, 6, 7]
+    assert outcome.state == "done"
+
+
+@pytest.mark.parametrize("broken", [3, 5])
+def test_a_stream_that_breaks_at_an_old_end_is_taken_up(daemon: FakeDaemon, broken: int) -> None:
+    serve(daemon, RESUMED, breaks_after=broken)
+    assert seen(daemon)[1] == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_what_is_past_is_not_told_again(daemon: FakeDaemon) -> None:
+    serve(daemon, RESUMED)
+    outcome, numbers = seen(daemon, after=5)
+    assert numbers == [6, 7]
+    assert outcome.state == "done"
+
+
+def test_a_daemon_that_dies_behind_the_end(daemon: FakeDaemon) -> None:
+    serve(daemon, EVENTS)
+    daemon["GET jobs/j"] = lambda body: None
+    assert seen(daemon)[0].state == "done"
+
+
 def test_a_daemon_that_dies(daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(following, "REDIAL_DEADLINE_S", 0.0)
     serve(daemon, EVENTS, breaks_after=2)
@@ -97,6 +138,7 @@ def interrupt_once(daemon: FakeDaemon) -> Callable[[dict[str, Any]], None]:
 
     def cancel(body: bytes) -> Any:
         daemon["GET jobs/j/events?after=1"] = lambda body: iter([cancelled])
+        daemon["GET jobs/j"] = {"state": "cancelled"}
         return {"state": "cancelled"}
 
     daemon["POST jobs/j/cancel"] = cancel

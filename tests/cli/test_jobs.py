@@ -128,6 +128,24 @@ def test_resume(tmp_path: Path, daemon: FakeDaemon, capsys: Capture) -> None:
     assert len(daemon.bodies(f"POST jobs/{JOB}/resume")) == before
 
 
+def test_a_paused_job_that_was_resumed_writes_its_results(tmp_path: Path, daemon: FakeDaemon, capsys: Capture) -> None:
+    """Asked of the daemon that has led it all along, whose log holds the pause."""
+    made = MadeJob(daemon)
+    whole = [{**event, "number": number} for number, event in enumerate([*events()[:3], state(0, "paused")], 1)]
+    rest = [{**event, "number": number} for number, event in enumerate(events()[3:], 5)]
+    daemon[f"GET jobs/{JOB}/events?after=0"] = lambda body: iter(whole + rest)
+    daemon[f"GET jobs/{JOB}/events?after=4"] = lambda body: iter(rest)
+    daemon[f"POST jobs/{JOB}/resume"] = {"job": JOB, "after": 4}
+    assert main(["jobs", "resume", JOB, "--out", str(tmp_path / "r")]) == 0
+    out, err = capsys.readouterr()
+    assert made.bits in out
+    assert "epoch 1/2" not in err
+    assert (tmp_path / "r" / "model.safetensors").exists()
+    for more in ([], ["--follow"]):
+        assert main(["jobs", "logs", JOB, *more]) == 0
+        assert capsys.readouterr().out.splitlines()[-1].endswith("  done")
+
+
 def test_fetch(tmp_path: Path, daemon: FakeDaemon, capsys: Capture) -> None:
     made = MadeJob(daemon)
     for number in (1, 2):

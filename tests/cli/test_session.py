@@ -87,6 +87,7 @@ def test_a_job_that_does_not_get_there(
     tmp_path: Path, daemon: FakeDaemon, capsys: pytest.CaptureFixture[str], name: str, words: str
 ) -> None:
     daemon[f"GET jobs/{JOB}/events?after=0"] = lambda body: iter([state(1, name, "node b is gone")])
+    daemon[f"GET jobs/{JOB}"] = {"state": name}
     with pytest.raises(JobFailedError, match=words):
         session.complete(run_on(daemon, tmp_path / "r"))
     assert not (tmp_path / "r").exists()
@@ -96,6 +97,7 @@ def test_a_job_that_does_not_get_there(
 def test_a_mesh_of_its_own_is_closed_however_it_ends(tmp_path: Path, daemon: FakeDaemon) -> None:
     closed = threading.Event()
     daemon[f"GET jobs/{JOB}/events?after=0"] = lambda body: iter([state(1, "failed", "no memory")])
+    daemon[f"GET jobs/{JOB}"] = {"state": "failed"}
     with pytest.raises(JobFailedError), run_on(daemon, tmp_path / "r", close=closed.set) as run:
         run.follow()
     assert closed.is_set()
@@ -103,6 +105,7 @@ def test_a_mesh_of_its_own_is_closed_however_it_ends(tmp_path: Path, daemon: Fak
 
 def test_a_paused_job_leaves_no_folder(tmp_path: Path, daemon: FakeDaemon, capsys: pytest.CaptureFixture[str]) -> None:
     daemon[f"GET jobs/{JOB}/events?after=0"] = lambda body: iter([state(1, "paused")])
+    daemon[f"GET jobs/{JOB}"] = {"state": "paused"}
     session.complete(run_on(daemon, tmp_path / "r"))
     assert f"p2pnn jobs resume {JOB}" in capsys.readouterr().out
     assert not (tmp_path / "r").exists()

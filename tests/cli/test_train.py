@@ -250,6 +250,7 @@ def test_a_job_that_fails_ends_with_its_reason(
     take(daemon)
     event = {"number": 1, "time": 0, "kind": "state", "state": "failed", "reason": "node b is gone"}
     daemon[f"GET jobs/{JOB}/events?after=0"] = lambda body: iter([event])
+    daemon[f"GET jobs/{JOB}"] = {"state": "failed"}
     assert main([*OWN, "--batch-size", "20", "--out", "results"]) == 1
     out, err = capsys.readouterr()
     assert out == ""

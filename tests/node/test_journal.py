@@ -63,3 +63,13 @@ async def test_only_the_newest_progress_is_kept_and_none_in_the_file(tmp_path: P
     again.add("state", {"state": "queued"})
     assert storage.load_events(JOB)[-1]["number"] == 102
     storage.close()
+
+
+def test_the_number_of_the_newest_event(tmp_path: Path) -> None:
+    storage = Storage(tmp_path)
+    journal = Journal(JOB, storage)
+    assert journal.number == 0
+    journal.add("state", {"state": "queued"})
+    assert journal.number == 1
+    assert Journal(JOB, storage).number == 1
+    storage.close()
