@@ -49,10 +49,14 @@ class _Asked:
 
 
 class BlobExchange:
-    """members gives every living peer, for blobs whose holder is not known."""
+    """members gives every living peer, for blobs whose holder is not known.
+
+    given: what people have put here since the daemon began; the job that will name it may not have been submitted yet.
+    """
 
     def __init__(self, blobs: BlobStore, post: Post, members: Callable[[], Iterable[NodeId]]) -> None:
         self.blobs = blobs
+        self.given: set[BlobId] = set()
         self._post = post
         self._members = members
         self._numbers = itertools.count(1)

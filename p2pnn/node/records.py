@@ -19,9 +19,10 @@ from p2pnn.job import life, records
 from p2pnn.job.records import JobRecord
 from p2pnn.node import parcels
 from p2pnn.node.blobs import BlobExchange
+from p2pnn.node.leftovers import leftovers
 from p2pnn.node.links import Post
 from p2pnn.node.storage import Storage, valid_job_id
-from p2pnn.node.tasks import Tasks
+from p2pnn.node.tasks import Tasks, in_thread
 from p2pnn.types import BlobId, JobId, NodeId
 from p2pnn.wire import messages as wire
 
@@ -39,8 +40,10 @@ LEARNING_MAX: Final = 64
 
 
 class Records:
-    """members: name by node id of every living member. runs_here: whether this node leads a start of the job that a record
-    of this generation does not end."""
+    """changed: set, and replaced by a new one, when any record changes. members: name by node id of every living member.
+
+    runs_here: whether this node leads a start of the job that a record of this generation does not end.
+    """
 
     def __init__(
         self,
@@ -56,8 +59,10 @@ class Records:
         self._exchange = exchange
         self._members = members
         self._runs_here = runs_here
+        self.changed = asyncio.Event()
         self._telling: set[NodeId] = set()
         self._learning = 0
+        self._sweeping = self._sweep_again = False
         self._tasks = Tasks()
 
     def remember(self, record: JobRecord) -> None:
@@ -73,10 +78,14 @@ class Records:
         """Store the record here; drop the checkpoint parts that it no longer names."""
         before = self.all.get(record.job)
         self.all[record.job] = record
+        self.changed.set()
+        self.changed = asyncio.Event()
         try:
             self._storage.save_record(record)
         except (StorageError, CheckpointError) as error:
             log.warning("record not stored job=%s reason=%s", record.job, error)
+        if record.state in life.ENDED and (before is None or before.state != record.state):
+            self.sweep()
         if before is None:
             return
         try:
@@ -99,10 +108,35 @@ class Records:
                 self._telling.add(node)
                 self._tasks.spawn(self._tell(node, message))
 
+    def sweep(self) -> None:
+        """Remove what checkpoints and parcels have left in the store, as soon as no job is at work."""
+        self._sweep_again = True
+        if not self._sweeping:
+            self._sweeping = True
+            self._tasks.spawn(self._sweep())
+
     async def close(self) -> None:
         await self._tasks.close()
 
     # --- how
+
+    async def _sweep(self) -> None:
+        try:
+            while self._sweep_again and not self._at_work():
+                self._sweep_again = False
+                known, given = list(self.all.values()), self._exchange.given
+                for blob in await in_thread(lambda: list(leftovers(self._storage.blobs, known))):  # noqa: B023
+                    if self._at_work():
+                        break
+                    if blob not in given:
+                        await in_thread(self._storage.blobs.remove, blob)
+        except StorageError as error:
+            log.warning("leftovers not removed reason=%s", error)
+        finally:
+            self._sweeping = False
+
+    def _at_work(self) -> bool:
+        return any(record.state not in life.ENDED and record.state != "queued" for record in self.all.values())
 
     async def _fetch(self, node: NodeId, message: wire.Record) -> None:
         try:

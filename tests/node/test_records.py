@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 
+from p2pnn.executor import parts
 from p2pnn.job import records as codec
 from p2pnn.job.checkpoint import Manifest, Part
 from p2pnn.job.records import JobRecord
@@ -213,4 +215,22 @@ async def test_a_disk_that_fails_loses_no_record_in_memory(
     bench.records.remember(msgspec.structs.replace(large, checkpoints=many))
     assert "record not sent" in caplog.text
     assert bench.outside.sent == []
+    await bench.close()
+
+
+async def test_what_a_checkpoint_left_is_removed_once_no_job_is_at_work(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    store = bench.exchange.blobs
+    arrays = [np.full((), value, np.float32) for value in range(3)]
+    left, other, given = (parts.write(store, [("w", (), array.copy)]).blob for array in arrays)
+    bench.exchange.given.add(given)
+    bench.hear(record(checkpoints=(manifest(1, other),)))
+    bench.hear(record(job="toy-2", state="failed"))
+    await until(lambda: not bench.records._sweeping)
+    assert store.has(left)  # toy-1 may be about to name it
+    bench.hear(record(revision=4, state="paused", checkpoints=(manifest(1, other),)))
+    await until(lambda: not store.has(left))
+    await until(lambda: not bench.records._sweeping)
+    assert store.has(other)
+    assert store.has(given)
     await bench.close()
