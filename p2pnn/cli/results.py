@@ -97,15 +97,17 @@ def blob(daemon: Daemon, name: BlobId) -> bytes:
 def run_folder(name: str, out: str | None = None) -> Path:
     """Where the results will lie: `--out`, or the next free `NAME-N` under the person's runs.
 
-    Raises UsageError for an `--out` that exists and is not an empty folder, or whose parent cannot be written.
+    Raises UsageError for an `--out` that exists and is not an empty folder, or where no folder can be made.
     """
     if out is not None:
         path = Path(os.path.abspath(Path(out).expanduser()))
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise UsageError(f"--out {path} exists already; name a folder that does not, or an empty one")
         parent = next(p for p in path.parents if p.exists())
-        if not os.access(parent, os.W_OK | os.X_OK):
-            raise UsageError(f"--out {path}: {parent} may not be written")
+        try:  # trying is the only proof: permissions say nothing of /proc, or of a file system that is read-only
+            Path(tempfile.mkdtemp(prefix=".p2pnn-", dir=parent)).rmdir()
+        except OSError as error:
+            raise UsageError(f"--out {path}: no folder can be made in {parent}: {error.strerror or error}") from error
         return path
     base, number = Places.of().runs, 1
     while (base / f"{name}-{number}").exists():
@@ -132,6 +134,28 @@ def write(results: Results, folder: Path, *, chosen: bool, last: Mapping[str, An
             raise
     except OSError as error:
         raise StorageError(f"the results could not be written to {folder}: {error.strerror or error}") from error
+
+
+def write_anywhere(results: Results, folder: Path, name: str, *, chosen: bool, last: Mapping[str, Any]) -> Path:
+    """Like `write`, for results that nobody else has: where the folder refuses, under the person's runs, else temporary.
+
+    Raises the StorageError of the last where all three refuse.
+    """
+    try:
+        return write(results, folder, chosen=chosen, last=last)
+    except StorageError:
+        if chosen:
+            with contextlib.suppress(StorageError):
+                return write(results, run_folder(name), chosen=False, last=last)
+    try:
+        temporary = tempfile.mkdtemp(prefix="p2pnn-results-")
+    except OSError as error:
+        raise StorageError(f"the results could not be written anywhere: {error.strerror or error}") from error
+    try:
+        return write(results, Path(temporary) / folder.name, chosen=True, last=last)
+    except StorageError:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
 
 
 def to_safetensors(tensors: Mapping[str, NDArray[np.float32]], metadata: Mapping[str, str]) -> bytes:

@@ -16,7 +16,7 @@ from p2pnn.cli import follow as following
 from p2pnn.cli import render, results, terminal
 from p2pnn.cli.http import segment
 from p2pnn.cli.mesh import Mesh
-from p2pnn.errors import P2pnnError, UsageError
+from p2pnn.errors import P2pnnError, StorageError, UsageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -92,10 +92,22 @@ class Run:
         return dict(self._gathered().tensors)
 
     def save(self) -> Path:
-        """Write the take-away folder (once) and return its path."""
+        """Write the take-away folder (once) and return its path.
+
+        Where it cannot be written, the results of a local mesh, which has ended, go to the person's runs or a temporary
+        folder, with a remark. Raises StorageError otherwise: a daemon still has them.
+        """
         if self._written is None:
-            gathered = self._gathered()
-            self._written = results.write(gathered, self._folder, chosen=self._chosen, last=self.closing)
+            gathered, last = self._gathered(), self.closing
+            try:
+                self._written = results.write(gathered, self._folder, chosen=self._chosen, last=last)
+            except StorageError as error:
+                if self.mesh.local is None:
+                    raise StorageError(f"{error}; get them with `p2pnn jobs fetch {self.job} --out DIR`") from error
+                self._written = results.write_anywhere(
+                    gathered, self._folder, self.name, chosen=self._chosen, last=last
+                )
+                terminal.remark(f"{error}; they lie in {self._written} instead")
         return self._written
 
     def cancel(self) -> None:

@@ -181,9 +181,60 @@ def test_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             results.run_folder("digits", taken)
 
 
+def test_out_where_no_folder_can_be_made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Only trying shows it: root may write everywhere, and yet not make a folder in /proc or on a full disk."""
+
+    def refuse(prefix: str, dir: Path) -> str:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("tempfile.mkdtemp", refuse)
+    with pytest.raises(UsageError, match=f"no folder can be made in {tmp_path}: No space left on device"):
+        results.run_folder("digits", str(tmp_path / "new" / "folder"))
+
+
+def test_looking_at_out_leaves_nothing(tmp_path: Path) -> None:
+    results.run_folder("digits", str(tmp_path / "new" / "folder"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def refusing(monkeypatch: pytest.MonkeyPatch, *prefixes: Path) -> None:
+    """Nothing can be moved into these folders."""
+    rename = Path.rename
+
+    def full(path: Path, target: Path) -> Path:
+        if any(target.is_relative_to(prefix) for prefix in prefixes):
+            raise OSError(28, "No space left on device")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", full)
+
+
+def test_results_that_nobody_else_has_go_where_there_is_room(
+    tmp_path: Path, daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    MadeJob(daemon)
+    found, runs = gathered(daemon), Places.of().runs
+    refusing(monkeypatch, tmp_path / "out")
+    folder = results.write_anywhere(found, tmp_path / "out" / "r", "flowers", chosen=True, last={})
+    assert folder == runs / "flowers-1"
+    assert (folder / "model.safetensors").is_file()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    refusing(monkeypatch, tmp_path / "out", runs)
+    folder = results.write_anywhere(found, tmp_path / "out" / "r", "flowers", chosen=True, last={})
+    assert folder.parent.parent == tmp_path / "temporary"
+    assert (folder / "model.safetensors").is_file()
+    folder = results.write_anywhere(found, runs / "flowers-2", "flowers", chosen=False, last={})
+    assert folder.parent.parent == tmp_path / "temporary"
+    refusing(monkeypatch, tmp_path, runs)
+    with pytest.raises(StorageError, match="No space left"):
+        results.write_anywhere(found, tmp_path / "out" / "r", "flowers", chosen=True, last={})
+    assert len(list((tmp_path / "temporary").iterdir())) == 2
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_out_where_nothing_may_be_written(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
-    with pytest.raises(UsageError, match="may not be written"):
+    with pytest.raises(UsageError, match="no folder can be made"):
         results.run_folder("digits", str(tmp_path / "new"))
     tmp_path.chmod(0o700)

@@ -11,8 +11,10 @@ import pytest
 import p2pnn
 from p2pnn.cli import session
 from p2pnn.cli.http import Daemon
+from p2pnn.cli.local import LocalMesh
 from p2pnn.cli.mesh import Mesh
-from p2pnn.errors import JobFailedError, NoDaemonError, UsageError
+from p2pnn.config import Places
+from p2pnn.errors import JobFailedError, NoDaemonError, StorageError, UsageError
 from tests.cli.fake import FakeDaemon
 from tests.cli.made import EVALUATION, JOB, MadeJob, flower_data, flowers, state, submitted, take
 
@@ -121,6 +123,28 @@ def test_what_is_printed(tmp_path: Path, daemon: FakeDaemon, capsys: pytest.Capt
     assert third == f"bits         {made.bits}"
     session.complete(run_on(daemon, tmp_path / "s"), json=True)
     assert json.loads(capsys.readouterr().out)["bits"] == made.bits
+
+
+def test_results_that_a_daemon_still_has_are_not_lost(tmp_path: Path, daemon: FakeDaemon) -> None:
+    MadeJob(daemon)
+    (tmp_path / "taken").write_text("in the way since the job began")
+    with pytest.raises(StorageError, match=rf"not be written .*; get them with `p2pnn jobs fetch {JOB} --out DIR`"):
+        session.complete(run_on(daemon, tmp_path / "taken"))
+
+
+def test_results_of_a_local_mesh_are_not_lost(
+    tmp_path: Path, daemon: FakeDaemon, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = MadeJob(daemon)
+    (tmp_path / "taken").write_text("in the way since the job began")
+    mesh = Mesh(Daemon(daemon.path), LocalMesh(1))
+    session.complete(session.Run(mesh, JOB, tmp_path / "taken", chosen=True, name="flowers"))
+    out, err = capsys.readouterr()
+    folder = Places.of().runs / "flowers-1"
+    assert made.bits in out
+    assert f"not be written to {tmp_path}/taken" in err
+    assert err.endswith(f"; they lie in {folder} instead\n")
+    assert (folder / "model.safetensors").is_file()
 
 
 def test_a_run_that_diverged_is_printed_as_json(
