@@ -28,7 +28,7 @@ from p2pnn.node.blobs import BlobExchange
 from p2pnn.node.executor import Executor
 from p2pnn.node.links import Post
 from p2pnn.node.specs import SPEC_BYTES_MAX, blobs_read_by, decode_spec
-from p2pnn.node.tasks import Tasks
+from p2pnn.node.tasks import Tasks, in_thread
 from p2pnn.train.frames import layout
 from p2pnn.train.gate import Gate
 from p2pnn.types import BlobId, JobId, NodeId
@@ -333,7 +333,11 @@ class Part:
             case commands.Prepared():
                 self._post.send(self._coordinator, wire.Prepared(*about, message.memory_bytes))
             case script.Progress() | script.Done():
-                self._report(msgspec.msgpack.encode(message))
+                data = msgspec.msgpack.encode(message)
+                if len(data) <= parcels.INLINE_BYTES_MAX:
+                    self._report(data)
+                else:
+                    self._tasks.spawn(self._report_parcel(data))
             case commands.Failed():
                 self._fail(message.error)
 
@@ -358,12 +362,13 @@ class Part:
         await asyncio.sleep(LINK_GRACE_S)
         self._fail(f"its link to node {self._names.get(node, node[:8])} broke: {reason}")
 
-    def _report(self, data: bytes) -> None:
+    async def _report_parcel(self, data: bytes) -> None:
         try:
-            packed = parcels.pack(data, self._blobs.blobs)
+            self._report(await in_thread(parcels.pack, data, self._blobs.blobs))
         except StorageError as error:
             self._fail(str(error))
-            return
+
+    def _report(self, packed: bytes) -> None:
         self._post.send(self._coordinator, wire.Report(self._message.job, self._message.generation, packed))
 
     def _exited(self, reason: str) -> None:

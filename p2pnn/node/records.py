@@ -2,6 +2,9 @@
 
 Every node has the record of every job, so any of them can show and resume it. Of two versions the higher (generation,
 revision) counts, of equal ones the word of the node that coordinates. A large record travels as a parcel.
+
+The disk is written by threads, one record at a time, and of a job that changes faster only the newest is. What a record no
+longer names is removed after the record that gave it up is safe.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from typing import Final
 
 import msgspec
 
+from p2pnn.data.blobs import blob_id
 from p2pnn.errors import CheckpointError, P2pnnError, StorageError
 from p2pnn.job import life, records
 from p2pnn.job.records import JobRecord
@@ -62,40 +66,45 @@ class Records:
         self.changed = asyncio.Event()
         self._telling: set[NodeId] = set()
         self._learning = 0
+        self._unsaved: dict[JobId, JobRecord] = {}
+        self._dropped: set[BlobId] = set()
+        self._untold: set[JobId] = set()
+        self._saving = False
+        self._saver = Tasks()
         self._sweeping = self._sweep_again = False
         self._tasks = Tasks()
 
     def remember(self, record: JobRecord) -> None:
-        """Store the record here and send it to the members."""
-        self.commit(msgspec.structs.replace(record, updated_s=time.time()))
-        others = [node for node in self._members() if node != self._post.node]
-        message = self._message(self.all[record.job]) if others else None
-        if message is not None:
-            for node in others:
-                self._post.send(node, message)
+        """Store the record here and send it to the members; a large one as soon as it lies in the store."""
+        record = msgspec.structs.replace(record, updated_s=time.time())
+        self.commit(record)
+        data = records.encode(record)
+        if len(data) <= parcels.INLINE_BYTES_MAX:
+            self._send(_message(record, data))
+        else:
+            self._untold.add(record.job)
 
     def commit(self, record: JobRecord) -> None:
-        """Store the record here; drop the checkpoint parts that it no longer names."""
+        """Have the record stored here, and what it no longer names removed; `flush` waits for both."""
         before = self.all.get(record.job)
         self.all[record.job] = record
         self.changed.set()
         self.changed = asyncio.Event()
-        try:
-            self._storage.save_record(record)
-        except (StorageError, CheckpointError) as error:
-            log.warning("record not stored job=%s reason=%s", record.job, error)
+        self._unsaved[record.job] = record
+        if not self._saving:
+            self._saving = True
+            self._saver.spawn(self._save())
+        if before is not None and before != record:
+            self._dropped |= before.part_blobs() - record.part_blobs()
+            data = records.encode(before)
+            if len(data) > parcels.INLINE_BYTES_MAX:
+                self._dropped.add(blob_id(data))
         if record.state in life.ENDED and (before is None or before.state != record.state):
             self.sweep()
-        if before is None:
-            return
-        try:
-            if before != record:
-                parcels.forget(records.encode(before), self._storage.blobs)
-            dropped = before.part_blobs() - record.part_blobs()
-            for blob in dropped - self._named() if dropped else ():
-                self._storage.blobs.remove(blob)
-        except P2pnnError as error:
-            log.warning("old checkpoint not removed job=%s reason=%s", record.job, error)
+
+    async def flush(self) -> None:
+        """Wait until all that was remembered so far is on the disk, or the log says why not."""
+        await self._saver.drain()
 
     def receive(self, node: NodeId, message: wire.Message) -> None:
         match message:
@@ -117,8 +126,39 @@ class Records:
 
     async def close(self) -> None:
         await self._tasks.close()
+        await self.flush()
+        await self._saver.close()
 
     # --- how
+
+    async def _save(self) -> None:
+        try:
+            while self._unsaved:
+                await self._save_one(next(iter(self._unsaved)))
+        finally:
+            self._saving = False
+
+    async def _save_one(self, job: JobId) -> None:
+        record = self._unsaved.pop(job)
+        dropped, self._dropped = self._dropped, set()
+        try:
+            await in_thread(self._storage.save_record, record)
+        except (OSError, P2pnnError) as error:
+            log.warning("record not stored job=%s reason=%s", job, error)
+        if job in self._untold and job not in self._unsaved:
+            self._untold.discard(job)
+            self._send(await self._pack(record))
+        try:
+            for blob in dropped - self._named():
+                await in_thread(self._storage.blobs.remove, blob)
+        except StorageError as error:
+            log.warning("old checkpoint not removed job=%s reason=%s", job, error)
+
+    def _send(self, message: wire.Record | None) -> None:
+        if message is not None:
+            for node in self._members():
+                if node != self._post.node:
+                    self._post.send(node, message)
 
     async def _sweep(self) -> None:
         try:
@@ -188,7 +228,7 @@ class Records:
                     continue
                 while self._post.queued(node) >= QUEUED_MAX:  # noqa: ASYNC110 - a link tells no event of its queue
                     await asyncio.sleep(QUEUE_PAUSE_S)
-                packed = self._message(record)
+                packed = await self._pack(record)
                 if packed is not None:
                     self._post.send(node, packed)
             self._post.send(node, wire.RecordsEnd(message.request))
@@ -197,11 +237,11 @@ class Records:
         finally:
             self._telling.discard(node)
 
-    def _message(self, record: JobRecord) -> wire.Record | None:
+    async def _pack(self, record: JobRecord) -> wire.Record | None:
         """None where a full disk leaves no way to tell it."""
         data = records.encode(record)
         try:
-            data = parcels.pack(data, self._storage.blobs)
+            data = await in_thread(parcels.pack, data, self._storage.blobs)
         except StorageError as error:
             # A full disk: let the members know at least the state. Not without the checkpoints: they would remove theirs.
             data = records.encode(msgspec.structs.replace(record, history=(), plan=None))
@@ -209,8 +249,12 @@ class Records:
                 log.warning("record not sent job=%s reason=%s", record.job, error)
                 return None
             log.warning("record sent without its history and plan job=%s reason=%s", record.job, error)
-        return wire.Record(record.job, record.generation, record.revision, data)
+        return _message(record, data)
 
     def _named(self) -> set[BlobId]:
         """The blobs that records need: specs and checkpoint parts."""
         return {blob for record in self.all.values() for blob in (record.spec, *record.part_blobs())}
+
+
+def _message(record: JobRecord, packed: bytes) -> wire.Record:
+    return wire.Record(record.job, record.generation, record.revision, packed)

@@ -383,6 +383,7 @@ async def test_a_large_report_goes_as_a_parcel_and_a_large_plan_comes_as_one(tmp
     executor = FakeExecutor.made[-1]
     assert executor.sent[0].plan == msgspec.msgpack.encode(bench.plan)
     executor.say(script.Done(1, bytes(100_000)))
+    await until(lambda: bench.outside.of(wire.Report, A))
     report = bench.outside.of(wire.Report, A)[0].report
     assert parcels.is_name(report)
     assert bench.exchange.blobs.has(BlobId(msgspec.msgpack.decode(report)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +139,7 @@ async def test_parts_that_no_record_names_any_more_are_removed(tmp_path: Path) -
     bench.hear(record(revision=4, checkpoints=(manifest(1, old), manifest(2, new))))
     assert bench.exchange.blobs.has(old)
     bench.hear(record(revision=5, checkpoints=(manifest(2, new),)))
+    await bench.records.flush()
     assert not bench.exchange.blobs.has(old)
     assert bench.exchange.blobs.has(new)
     await bench.close()
@@ -149,11 +152,13 @@ async def test_a_change_is_told_to_every_other_member_and_a_large_one_as_a_parce
     assert [n for n, m in bench.outside.sent] == [B, C]
     large = record(coordinator=A, revision=4, checkpoints=(manifest(1, BlobId("7" * 64)),), history=LONG)
     bench.records.remember(large)
+    await bench.records.flush()
     told = bench.outside.of(wire.Record, B)[-1]
     assert parcels.is_name(told.record)
     blob = BlobId(msgspec.msgpack.decode(told.record))
     assert codec.decode(bench.exchange.blobs.read(blob, 0, bench.exchange.blobs.size(blob)), "x") == bench.known
     bench.records.remember(record(coordinator=A, revision=5))
+    await bench.records.flush()
     assert not bench.exchange.blobs.has(blob)  # nobody needs it any more
     await bench.close()
 
@@ -206,6 +211,7 @@ async def test_a_disk_that_fails_loses_no_record_in_memory(
     large = record(coordinator=A, checkpoints=(manifest(1, BlobId("7" * 64)),), history=LONG)
     bench.records.remember(large)
     assert bench.known.checkpoints == large.checkpoints
+    await bench.records.flush()
     assert "record not stored" in caplog.text
     told = codec.decode(bench.outside.of(wire.Record)[0].record, "x")
     assert told.state == "running"
@@ -213,6 +219,7 @@ async def test_a_disk_that_fails_loses_no_record_in_memory(
     bench.outside.sent.clear()
     many = tuple(manifest(n, BlobId("7" * 64)) for n in range(1000))
     bench.records.remember(msgspec.structs.replace(large, checkpoints=many))
+    await bench.records.flush()
     assert "record not sent" in caplog.text
     assert bench.outside.sent == []
     await bench.close()
@@ -234,3 +241,30 @@ async def test_what_a_checkpoint_left_is_removed_once_no_job_is_at_work(tmp_path
     assert store.has(other)
     assert store.has(given)
     await bench.close()
+
+
+async def test_the_disk_is_written_by_a_thread_and_only_the_newest_of_a_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(tmp_path)
+    entered, go = threading.Event(), threading.Event()
+    saved: list[int] = []
+
+    def slow(changed: JobRecord) -> None:
+        entered.set()
+        go.wait(10)
+        saved.append(changed.revision)
+
+    monkeypatch.setattr(bench.storage, "save_record", slow)
+    old, new = (bench.exchange.blobs.put(text) for text in (b"old", b"new"))
+    bench.records.remember(record(revision=1, checkpoints=(manifest(1, old),)))
+    await asyncio.to_thread(entered.wait, 10)
+    for revision in range(2, 9):
+        bench.records.remember(record(revision=revision, checkpoints=(manifest(2, new),)))
+    assert [m.revision for m in bench.outside.of(wire.Record)] == list(range(1, 9))
+    assert bench.exchange.blobs.has(old)  # the record on the disk names it
+    go.set()
+    await bench.close()
+    assert saved == [1, 8]
+    assert not bench.exchange.blobs.has(old)
+    assert bench.exchange.blobs.has(new)
