@@ -174,3 +174,72 @@ def test_a_model_that_reads_two_inputs(tmp_path: Path) -> None:
     (tmp_path / "predict.py").write_text(takeaway.predict_script(graph))
     found = runpy.run_path(str(tmp_path / "predict.py"))["predict"](np.ones((3, 2)), np.full((3, 2), 2.0))
     np.testing.assert_array_equal(found["sum"], np.full((3, 2), 3.0))
+
+
+OTHER_SHAPES = [(7, 8, 9), (6, 3, 9), (8,), (2, 3, 9, 9), ()]
+"""8×8 pictures make as many numbers as fewer pictures of another size: they must not become those."""
+
+REFUSAL = r"'image' takes rows of the shape \(3, 9, 8\); this array has the shape \("
+
+
+@pytest.mark.parametrize("shape", OTHER_SHAPES)
+def test_rows_of_another_shape_are_refused(folder: Path, shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=REFUSAL):
+        runpy.run_path(str(folder / "predict.py"))["predict"](np.zeros(shape, np.uint8))
+
+
+def test_the_torch_module_refuses_them_too(folder: Path) -> None:
+    torch = pytest.importorskip("torch")
+    net = runpy.run_path(str(folder / "load_torch.py"))["model"](folder / "model.safetensors")
+    for shape in OTHER_SHAPES:
+        with torch.no_grad(), pytest.raises(ValueError, match=REFUSAL):
+            net(np.zeros(shape, np.uint8))
+
+
+def test_the_torch_script_checks_rows_too(folder: Path) -> None:
+    assert "image = rows(image, 'image', 'float32')" in (folder / "load_torch.py").read_text()
+
+
+def test_rows_may_be_flat(folder: Path) -> None:
+    predict = runpy.run_path(str(folder / "predict.py"))["predict"]
+    for name, wanted in predict(RAW).items():
+        np.testing.assert_array_equal(predict(RAW.reshape(7, -1))[name], wanted)
+
+
+def _told(arguments: list[str], script: Path) -> str:
+    """What predict.py says as it ends with status 1."""
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(script))["main"](arguments)
+    assert isinstance(ended.value.code, str)
+    return ended.value.code
+
+
+def test_a_file_that_is_none_is_one_sentence(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    script = folder / "predict.py"
+    assert _told(["gone.npy"], script) == "gone.npy: No such file or directory"
+    Path("empty.npy").write_bytes(b"")
+    assert _told(["empty.npy"], script).startswith("empty.npy: ")
+    Path("broken.npz").write_bytes(b"PK\x03\x04 no archive")
+    assert _told(["broken.npz"], script).startswith("broken.npz: ")
+    np.save("small.npy", np.zeros((49, 8, 8)))
+    assert _told(["small.npy"], script) == (
+        "small.npy: 'image' takes rows of the shape (3, 9, 8); this array has the shape (49, 8, 8)"
+    )
+    np.save("none.npy", np.zeros((0, 3, 9, 8)))
+    assert _told(["none.npy"], script) == "none.npy: it holds no rows"
+    np.save("words.npy", np.full((2, 216), "cat"))
+    assert _told(["words.npy"], script).startswith("words.npy: ")
+    np.savez("other.npz", picture=RAW)
+    assert _told(["other.npz"], script) == "other.npz: it holds no array 'image'"
+
+
+def test_columns_that_do_not_fit_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    left, right = nn.Input("left", (2,)), nn.Input("right", (2,))
+    monkeypatch.chdir(tmp_path)
+    Path("model.safetensors").write_bytes(to_safetensors({}, {}))
+    Path("predict.py").write_text(takeaway.predict_script(nn.Model(outputs={"sum": left + right}).graph))
+    np.savez("uneven.npz", left=np.ones((3, 2)), right=np.ones((2, 2)))
+    assert _told(["uneven.npz"], Path("predict.py")) == "uneven.npz: its arrays do not have equally many rows"
+    np.save("one.npy", np.ones((3, 2)))
+    assert _told(["one.npy"], Path("predict.py")) == "one.npy: it holds no array 'right'"

@@ -31,14 +31,13 @@ def predict_script(graph: Graph) -> str:
     body, used = _body(graph, names, NUMPY, lambda name: f"w[{name!r}]")
     ops = _functions("numpy_ops", used)
     arguments = ", ".join(names.of(value.name) for value in graph.inputs if value.name in names.wanted)
-    scaled = _scaling(graph, names, "np.asarray({}, dtype=np.float32)", "np.array({0}, dtype=np.float32)")
+    scaled = _scaling(graph, names, "np.array({0}, dtype=np.float32)")
     outputs = ", ".join(f"{key!r}: {names.of(value)}" for key, value in graph.outputs.items())
-    shapes = {v.name: v.shape[1:] for v in graph.inputs if v.name in names.wanted}
     text = _fill(
         "predict.txt",
         name=_plain(graph.name),
         classes=repr(list(graph.classes)),
-        shapes=repr(shapes),
+        shapes=repr(names.shapes),
         functions=ops,
         arguments=arguments,
         body=_indent([*scaled, *body, f"return {{{outputs}}}"], 4),
@@ -49,10 +48,10 @@ def predict_script(graph: Graph) -> str:
 
 def torch_script(graph: Graph) -> str:
     """The text of load_torch.py: `from load_torch import model; net = model()`."""
-    names = _Names(graph, reserved=("self", "torch", "F", "load_file"))
+    names = _Names(graph, reserved=("self", "torch", "F", "load_file", "math", "Path"))
     body, used = _body(graph, names, TORCH, lambda name: f"w[{name!r}]")
     arguments = ", ".join(names.of(value.name) for value in graph.inputs if value.name in names.wanted)
-    scaled = _scaling(graph, names, "torch.as_tensor({}, dtype=torch.float32)", "torch.tensor({0}, device={1}.device)")
+    scaled = _scaling(graph, names, "torch.tensor({0}, device={1}.device)")
     outputs = ", ".join(f"{key!r}: {names.of(value)}" for key, value in graph.outputs.items())
     made = [
         f"self.register_parameter({p.name!r}, torch.nn.Parameter(torch.zeros({p.shape})))" for p in graph.parameters
@@ -62,6 +61,7 @@ def torch_script(graph: Graph) -> str:
         "load_torch.txt",
         name=_plain(graph.name),
         classes=repr(list(graph.classes)),
+        shapes=repr(names.shapes),
         functions=_functions("torch_ops", used),
         made=_indent(made, 8),
         arguments=arguments,
@@ -72,12 +72,16 @@ def torch_script(graph: Graph) -> str:
 
 
 class _Names:
-    """Value names as Python identifiers, each its own; `wanted` are the values that the outputs need."""
+    """Value names as Python identifiers, each its own.
 
-    def __init__(self, graph: Graph, reserved: tuple[str, ...] = ("np", "json", "sys", "Path", "w")) -> None:
+    wanted: the values that the outputs need. shapes: of one row, by graph input among them.
+    """
+
+    def __init__(self, graph: Graph, reserved: tuple[str, ...] = ("np", "json", "math", "sys", "Path", "w")) -> None:
         flow = Flow(graph)
         self.ops = [graph.ops[i] for i in sorted(flow.needed(*graph.outputs.values()))]
         self.wanted = {name for op in self.ops for name in op.inputs} | set(graph.outputs.values())
+        self.shapes = {v.name: v.shape[1:] for v in graph.inputs if v.name in self.wanted}
         self._taken = {*reserved, *dir(builtins), *keyword.kwlist, "w", *_ALL_FUNCTIONS}
         self._given: dict[str, str] = {}
 
@@ -109,16 +113,16 @@ def _body(
     return lines, used
 
 
-def _scaling(graph: Graph, names: _Names, cast: str, array: str) -> list[str]:
-    """Lines that bring raw inputs to what the graph sees: (raw − shift) · scale, as float32."""
+def _scaling(graph: Graph, names: _Names, array: str) -> list[str]:
+    """Lines that bring raw inputs to what the graph sees: rows of its shape, and (raw − shift) · scale as float32."""
     lines = []
     for value in graph.inputs:
-        if value.name not in names.wanted or value.dtype != "float32":
+        if value.name not in names.wanted:
             continue
         name, shape = names.of(value.name), value.shape[1:]
-        lines.append(f"{name} = {cast.format(name)}.reshape((-1, {', '.join(map(str, shape))}))")
+        lines.append(f"{name} = rows({name}, {value.name!r}, {value.dtype!r})")
         scaling = graph.scaling.get(value.name)
-        if scaling is None or scaling == Scaling():
+        if scaling is None or scaling == Scaling() or value.dtype != "float32":
             continue
         axes = (-1,) + (1,) * (len(shape) - 1)
 
