@@ -7,6 +7,7 @@ import contextlib
 import json
 import logging
 import os
+import shlex
 import signal
 import socket
 import stat
@@ -157,7 +158,7 @@ def _announce(config: NodeConfig, daemon: Daemon) -> None:
             log.warning("nobody was told that the node is ready reason=%s", error)
         return
     print(f"node {config.name} listens on {daemon.address} (loopback only, because it has no credentials)")
-    print(f"socket {config.socket}")
+    print(f"speak to it with: export P2PNN_SOCKET={shlex.quote(str(config.socket))}")
     print(
         f"join it with: p2pnn node start --name NAME --state-dir DIR --listen 127.0.0.1:0 --join {daemon.address}",
         flush=True,

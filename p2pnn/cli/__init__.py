@@ -18,6 +18,7 @@ import typer
 from typer.core import TyperGroup
 
 from p2pnn.cli import data, evaluate, export, jobs, node, train
+from p2pnn.cli.flags import Verb
 from p2pnn.errors import P2pnnError
 
 INTERRUPTED: Final = 130
@@ -66,8 +67,8 @@ def _root(
     pass
 
 
-app.command()(train.train)
-app.command()(train.plan)
+app.command(cls=Verb)(train.train)
+app.command(cls=Verb)(train.plan)
 app.command("eval")(evaluate.evaluate)
 app.command()(evaluate.predict)
 app.command()(export.export)

@@ -32,7 +32,7 @@ def remove(
     socket: SocketFlag = None,
     json: JsonFlag = False,
 ) -> None:
-    """Remove a dataset from this node; refused while a job needs it."""
+    """Remove a dataset from this node. It is refused while a job needs it."""
     from p2pnn.cli import render, terminal
     from p2pnn.cli.http import segment
     from p2pnn.config import unknown

@@ -16,11 +16,28 @@ if TYPE_CHECKING:
     from p2pnn.cli.http import Daemon
     from p2pnn.cli.submit import Prepared
 
-RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, or its name, as digits-1.")]
-Data = Annotated[str, typer.Option("--data", metavar="PATH|digits", help="IDX, npz, npy, CSV, or digits.")]
-Label = Annotated[str | None, typer.Option("--label", metavar="COLUMN", help="The column with the labels.")]
-Batch = Annotated[int, typer.Option("--batch-size", metavar="N", help="Rows at once.")]
-Local = Annotated[int | None, typer.Option("--local", metavar="N", help="N nodes on this machine; 1 without a daemon.")]
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, or its name, such as digits-1.")]
+Data = Annotated[
+    str,
+    typer.Option(
+        "--data",
+        metavar="PATH|digits",
+        help="A file (IDX, npz, npy, CSV) or MNIST's folder; digits: the packaged ones.",
+    ),
+]
+Label = Annotated[
+    str | None,
+    typer.Option("--label", metavar="COLUMN", help="The column with the labels.  [default: that of the training]"),
+]
+Batch = Annotated[int, typer.Option("--batch-size", metavar="N", help="Rows at once; more take more memory.")]
+Local = Annotated[
+    int | None,
+    typer.Option(
+        "--local",
+        metavar="N",
+        help="Start N nodes on this machine, for this command alone.  [default: 1 where no daemon answers]",
+    ),
+]
 
 
 def evaluate(
@@ -32,7 +49,9 @@ def evaluate(
     socket: SocketFlag = None,
     json: JsonFlag = False,
 ) -> None:
-    """Measure a run's network on data: its loss and metrics over every row (the test rows, where data has some)."""
+    """Measure a run's network on data. Loss and metrics are those of the test rows, where the data has some that the run was
+    not trained on, else of all rows; it says which.
+    """
     from p2pnn.cli import render, submit, terminal
 
     prepared = submit.prepare_run(run, data, label=label, kind="evaluate", batch_size=batch_size)
@@ -57,7 +76,7 @@ def predict(
     socket: SocketFlag = None,
     json: JsonFlag = False,
 ) -> None:
-    """Run a network on data and print, or save, its outputs for every row in order."""
+    """Run a network on data; print or save its outputs. There is one line per row, in the data's order."""
     from pathlib import Path
 
     from p2pnn.cli import submit, terminal

@@ -153,9 +153,15 @@ class Daemon:
                 f"the daemon's socket {self.path} may not be opened by this user; join the group that owns it"
             ) from error
         except OSError as error:
-            raise NoDaemonError(
-                f"no daemon answers on {self.path}; start one with `p2pnn node start`, or add --local 3"
-            ) from error
+            raise NoDaemonError(nobody_on(self.path)) from error
+
+
+def nobody_on(path: Path) -> str:
+    """The sentence for a socket without a daemon."""
+    return (
+        f"no daemon answers on {path}; start one with `p2pnn node start`,"
+        " or name the socket of one that runs with --socket or P2PNN_SOCKET"
+    )
 
 
 def segment(text: str) -> str:

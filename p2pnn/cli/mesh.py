@@ -18,8 +18,13 @@ if TYPE_CHECKING:
     from p2pnn.cli.http import Daemon
     from p2pnn.cli.local import LocalMesh
 
-SocketFlag = Annotated[str | None, typer.Option("--socket", metavar="PATH", help="The daemon's socket.")]
-JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+SocketFlag = Annotated[
+    str | None,
+    typer.Option(
+        "--socket", metavar="PATH", help="The daemon's socket.  [default: P2PNN_SOCKET, or where `p2pnn paths` says]"
+    ),
+]
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 LOCAL_NODES: Final = 3
 
@@ -58,7 +63,7 @@ def wants_local(local: int | None, socket: str | None, default: int = LOCAL_NODE
 
 
 def _wants_local(local: int | None, socket: str | None, default: int) -> int:
-    from p2pnn.cli.http import Daemon
+    from p2pnn.cli.http import Daemon, nobody_on
     from p2pnn.cli.local import NODES_MAX
     from p2pnn.config import client_socket
     from p2pnn.errors import NoDaemonError, UsageError
@@ -73,7 +78,7 @@ def _wants_local(local: int | None, socket: str | None, default: int) -> int:
     if Daemon(choice.path).answers():
         return 0
     if choice.asked:
-        raise NoDaemonError(f"no daemon answers on {choice.path}; start one with `p2pnn node start`, or add --local 3")
+        raise NoDaemonError(f"{nobody_on(choice.path)}, or add --local {default} for nodes of this command's own")
     return default
 
 

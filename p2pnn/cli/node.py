@@ -13,24 +13,45 @@ app = typer.Typer(help="This machine's daemon.", no_args_is_help=True)
 
 @app.command()
 def start(
-    name: Annotated[str | None, typer.Option(help="What the node is called; the host's name by default.")] = None,
+    name: Annotated[str | None, typer.Option(help="What the node is called.  [default: the host's name]")] = None,
     state_dir: Annotated[
-        str | None, typer.Option(metavar="DIR", help="Its state folder; one daemon per folder.")
+        str | None,
+        typer.Option(
+            metavar="DIR", help="Its state folder; one daemon per folder.  [default: where `p2pnn paths` says]"
+        ),
     ] = None,
     listen: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT", help="Where peers reach it; 127.0.0.1:7700.")
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT", help="Where peers reach it; port 0 for a free one.  [default: 127.0.0.1:7700]"
+        ),
     ] = None,
     join: Annotated[
-        list[str] | None, typer.Option(metavar="HOST:PORT", help="A peer to join; any one is enough.")
+        list[str] | None, typer.Option(metavar="HOST:PORT", help="A peer to join; any one is enough; may be repeated.")
     ] = None,
-    socket: Annotated[str | None, typer.Option(metavar="PATH", help="The socket for commands.")] = None,
-    cluster: Annotated[str | None, typer.Option(help="The mesh's name; peers of another are refused.")] = None,
-    quota: Annotated[str | None, typer.Option(metavar="SIZE", help="Most bytes of stored data, such as 20 GB.")] = None,
+    socket: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH", help="The socket for commands.  [default: p2pnn.sock in a --state-dir that is given]"
+        ),
+    ] = None,
+    cluster: Annotated[
+        str | None, typer.Option(help="The mesh's name; peers of another are refused.  [default: p2pnn]")
+    ] = None,
+    quota: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Most bytes of stored data, such as 20 GB.  [default: no limit]")
+    ] = None,
     profile_cache: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Where the machine's profile is kept.")
+        str | None,
+        typer.Option(
+            metavar="FILE", help="Where the machine's measured speed is kept.  [default: in the state folder]"
+        ),
     ] = None,
-    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
-    config: Annotated[str | None, typer.Option(metavar="FILE", help="node.toml; see docs/operating.md.")] = None,
+    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.  [default: info]")] = None,
+    config: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="A node.toml; see docs/operating.md.  [default: where `p2pnn paths` says]"),
+    ] = None,
     lifeline: Annotated[int | None, typer.Option(metavar="FD", hidden=True)] = None,
     ready_fd: Annotated[int | None, typer.Option(metavar="FD", hidden=True)] = None,
 ) -> None:
@@ -62,7 +83,7 @@ def start(
 
 @app.command()
 def stop(socket: SocketFlag = None) -> None:
-    """Stop the daemon; jobs that it coordinates end with it and can be resumed."""
+    """Stop the daemon. Jobs that it coordinates end with it and can be resumed."""
     from p2pnn.cli.terminal import say
 
     daemon = connect(socket)
@@ -105,7 +126,7 @@ def status(socket: SocketFlag = None, json: JsonFlag = False) -> None:
 
 
 def peers(socket: SocketFlag = None, json: JsonFlag = False) -> None:
-    """The nodes of the mesh as this one sees them; an unreachable one with the reason."""
+    """The nodes of the mesh as this one sees them. An unreachable one is shown with the reason."""
     from p2pnn.cli import render, terminal
 
     found = connect(socket).get("peers")

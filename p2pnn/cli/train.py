@@ -10,6 +10,39 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from p2pnn.cli.flags import (
+    MESH_PANEL,
+    BatchSize,
+    CheckpointSteps,
+    ClipNorm,
+    Data,
+    Epochs,
+    Fraction,
+    Gamma,
+    Init,
+    Label,
+    Local,
+    LrSchedule,
+    Memory,
+    MicroBatches,
+    ModelArgument,
+    Momentum,
+    Monitor,
+    Nodes,
+    Optimizer,
+    Out,
+    Parallel,
+    Patience,
+    PinFlag,
+    Rate,
+    Scale,
+    Schedule,
+    Seed,
+    StepSize,
+    Threads,
+    Warmup,
+    WeightDecay,
+)
 from p2pnn.cli.mesh import JsonFlag, SocketFlag
 
 if TYPE_CHECKING:
@@ -24,74 +57,6 @@ DEMONSTRATION: Final[dict[str, Any]] = {
     "rate": 2e-3,
 }
 """Reaches 97 % within ten seconds on a laptop, over three nodes."""
-
-_JOB: Final = "The job"
-_TRAINING: Final = "The training"
-_MESH: Final = "The mesh"
-
-
-def _option(*names: str, panel: str, help: str, metavar: str | None = None) -> Any:
-    return typer.Option(*names, rich_help_panel=panel, help=help, metavar=metavar)
-
-
-ModelArgument = Annotated[
-    str | None, typer.Argument(metavar="[MODEL]", help="FILE.py:FUNCTION, a name of the zoo, or a job file JOB.toml.")
-]
-Data = Annotated[
-    str | None, _option("--data", panel=_JOB, metavar="PATH|digits", help="IDX, npz, npy, CSV, or digits.")
-]
-Label = Annotated[str | None, _option("--label", panel=_JOB, metavar="COLUMN", help="The column to learn.")]
-Scale = Annotated[str | None, _option("--scale", panel=_JOB, metavar="auto|none|NUMBER", help="Scaling of the inputs.")]
-Fraction = Annotated[
-    float | None, _option("--validation-fraction", panel=_JOB, metavar="F", help="Of the training rows, kept apart.")
-]
-Seed = Annotated[int | None, _option("--seed", panel=_JOB, metavar="N", help="Of everything that is drawn; 0.")]
-Init = Annotated[str | None, _option("--init", panel=_JOB, metavar="FILE", help="A model.safetensors to start from.")]
-Epochs = Annotated[int | None, _option("--epochs", panel=_TRAINING, metavar="N", help="Passes over the data; 10.")]
-BatchSize = Annotated[int | None, _option("--batch-size", panel=_TRAINING, metavar="N", help="Rows per step; 128.")]
-MicroBatches = Annotated[
-    int | None, _option("--micro-batches", panel=_TRAINING, metavar="N", help="Pieces of a batch in the pipeline; 4.")
-]
-Optimizer = Annotated[
-    str | None, _option("--optimizer", panel=_TRAINING, metavar="KIND", help="sgd, momentum, nesterov, adam or adamw.")
-]
-Rate = Annotated[float | None, _option("--rate", panel=_TRAINING, metavar="R", help="The learning rate.")]
-Momentum = Annotated[float | None, _option("--momentum", panel=_TRAINING, metavar="M", help="Of momentum; 0.9.")]
-WeightDecay = Annotated[float | None, _option("--weight-decay", panel=_TRAINING, metavar="W", help="Not on biases.")]
-LrSchedule = Annotated[
-    str | None, _option("--lr-schedule", panel=_TRAINING, metavar="KIND", help="constant, step or cosine (default).")
-]
-Warmup = Annotated[int | None, _option("--warmup-steps", panel=_TRAINING, metavar="N", help="The rate rises first.")]
-ClipNorm = Annotated[
-    float | None, _option("--clip-norm", panel=_TRAINING, metavar="C", help="Largest norm of all gradients together.")
-]
-Patience = Annotated[
-    int | None, _option("--patience", panel=_TRAINING, metavar="N", help="Epochs without a better one, then stop.")
-]
-Monitor = Annotated[
-    str | None, _option("--monitor", panel=_TRAINING, metavar="METRIC", help="What is better: a metric, or loss.")
-]
-CheckpointSteps = Annotated[
-    int | None, _option("--checkpoint-steps", panel=_TRAINING, metavar="N", help="Besides one at each epoch's end.")
-]
-StepSize = Annotated[
-    int | None, _option("--step-size", panel=_TRAINING, metavar="N", help="Steps between drops of --lr-schedule step.")
-]
-Gamma = Annotated[float | None, _option("--gamma", panel=_TRAINING, metavar="G", help="Factor of each drop; 0.1.")]
-Parallel = Annotated[str | None, _option("--parallel", panel=_MESH, metavar="model", help="How it is spread.")]
-Schedule = Annotated[
-    str | None, _option("--schedule", panel=_MESH, metavar="sync", help="How steps follow each other.")
-]
-Nodes = Annotated[str | None, _option("--nodes", panel=_MESH, metavar="N|NAMES", help="How many, or which (a,b).")]
-PinFlag = Annotated[
-    list[str] | None, _option("--pin", panel=_MESH, metavar="PATTERN=NODE", help="Layers that stay on a node.")
-]
-Threads = Annotated[int | None, _option("--threads", panel=_MESH, metavar="N", help="BLAS threads per node; 1.")]
-Memory = Annotated[str | None, _option("--memory", panel=_MESH, metavar="SIZE", help="Most memory on a node.")]
-Local = Annotated[
-    int | None, _option("--local", panel=_MESH, metavar="N", help="N nodes on this machine, for this command.")
-]
-Out = Annotated[str | None, _option("--out", panel=_JOB, metavar="DIR", help="Where the results go.")]
 
 
 def train(
@@ -125,11 +90,13 @@ def train(
     threads: Threads = None,
     memory: Memory = None,
     local: Local = None,
-    detach: Annotated[bool, typer.Option("--detach", help="Submit the job and return.", rich_help_panel=_MESH)] = False,
+    detach: Annotated[
+        bool, typer.Option("--detach", help="Submit the job and return; it runs on.", rich_help_panel=MESH_PANEL)
+    ] = False,
     socket: SocketFlag = None,
     json: JsonFlag = False,
 ) -> None:
-    """Train a network across the mesh; without MODEL and --data, a demonstration."""
+    """Train a network over the mesh. Without MODEL and --data it is a demonstration on the packaged digits."""
     asked = asked_for(dict(locals()))
     _train(asked, local=local, socket=socket, out=out, detach=detach, json=json)
 
@@ -167,9 +134,15 @@ def plan(
     socket: SocketFlag = None,
     json: JsonFlag = False,
 ) -> None:
-    """Show what would go where, the bytes per cut, and why; nothing is trained."""
+    """Show what would go where, and why. It counts the bytes of each cut; nothing is trained."""
     asked = asked_for(dict(locals()))
     _plan(asked, local=local, socket=socket, json=json)
+
+
+def demonstration_command() -> str:
+    """The demonstration in words that a person can change."""
+    flags = (f"--{key.replace('_', '-')} {value}" for key, value in DEMONSTRATION.items() if key != "model")
+    return f"p2pnn train {DEMONSTRATION['model']} {' '.join(flags)}"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -226,6 +199,7 @@ def _train(asked: Asked, *, local: int | None, socket: str | None, out: str | No
         results.run_folder("", out)
     if asked.demonstration:
         terminal.remark(f"Training {submit.DIGITS_IN_WORDS} as a demonstration: no model was named.")
+        terminal.remark(f"The same by name: {demonstration_command()}")
     prepared = submit.prepare(asked.request)
     for line in prepared.remarks:
         terminal.remark(line)

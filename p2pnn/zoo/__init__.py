@@ -16,12 +16,6 @@ Build = Callable[[tuple[int, ...], int], nn.Model]
 
 MODELS: dict[str, Build] = {"lenet5": lenet5.build, "mlp": mlp.build, "resnet8": resnet8.build}
 
-DESCRIPTIONS: dict[str, str] = {
-    "lenet5": "two normalized convolutions with max pooling, three dense layers; for images from 12 × 12",
-    "mlp": "two dense layers of 128 with dropout; takes rows of any shape",
-    "resnet8": "three residual blocks of 16, 32 and 64 channels; for images from 8 × 8",
-}
-
 
 def names() -> list[str]:
     """All names, sorted."""

@@ -127,6 +127,7 @@ def test_a_person_who_starts_it_sees_where_it_listens(tmp_path: Path) -> None:
     assert process.wait(10) == 0
     assert "node a listens on 127.0.0.1:" in first
     assert "loopback only, because it has no credentials" in first
+    assert f"speak to it with: export P2PNN_SOCKET={tmp_path}/a/p2pnn.sock" in rest.splitlines()
     assert "join it with: p2pnn node start" in rest
 
 

@@ -55,6 +55,8 @@ def test_help_imports_nothing_slow(arguments: list[str]) -> None:
 
 def test_every_verb_is_described(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
+    assert "..." not in capsys.readouterr().out.partition("Commands:")[2]  # every sentence is whole
+    assert main(["--help"]) == 0
     out = capsys.readouterr().out
     for verb in ("train", "plan", "eval", "predict", "export", "peers", "paths", "jobs", "data", "node"):
         assert f"\n  {verb} " in out

@@ -118,3 +118,8 @@ def test_streams(daemon: FakeDaemon) -> None:
 
 def test_segments_are_quoted() -> None:
     assert segment("a/../b?c") == "a%2F..%2Fb%3Fc"
+
+
+def test_no_daemon_says_how_to_name_another(tmp_path: Path) -> None:
+    with pytest.raises(NoDaemonError, match=r"start one with `p2pnn node start`, or .* --socket or P2PNN_SOCKET$"):
+        Daemon(tmp_path / "none.sock").get("node")
