@@ -3,8 +3,8 @@
 The daemon numbers a job's events, so a stream that breaks is taken up after the last number seen. While the daemon lives
 nothing is lost; where it has died, the job has lost its coordinator, and the sentence says how to go on.
 
-Ctrl-C asks whether to detach (the job runs on) or to cancel; a second one cancels. Without a terminal, and on a local
-mesh, which ends with the command, it cancels at once.
+Ctrl-C asks whether to detach (the job runs on) or to cancel, until it is answered; a second one cancels. Without a
+terminal, and on a local mesh, which ends with the command, it cancels at once.
 """
 
 from __future__ import annotations
@@ -203,10 +203,17 @@ def _await_daemon(daemon: Daemon, job: str, fallen: Callable[[], str]) -> None:
 
 
 def _wants_to_detach() -> bool:
-    """Ask; a second Ctrl-C, or anything but `d`, cancels."""
-    sys.stderr.write(f"{os.linesep}detach (the job runs on) or cancel it? [d/c] ")
-    sys.stderr.flush()
-    try:
-        return sys.stdin.readline().strip().lower().startswith("d")
-    except KeyboardInterrupt:
-        return False
+    """Ask until it is answered. Only `c` or a second Ctrl-C cancels: where nobody can answer any more, the job runs on."""
+    sys.stderr.write(os.linesep)
+    while True:
+        sys.stderr.write("detach (the job runs on) or cancel it? [d/c] ")
+        sys.stderr.flush()
+        try:
+            typed = sys.stdin.readline()
+        except KeyboardInterrupt:
+            return False
+        answer = typed.strip().lower()
+        if answer in ("c", "cancel"):
+            return False
+        if answer in ("d", "detach") or not typed:
+            return True

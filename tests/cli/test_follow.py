@@ -159,15 +159,31 @@ def test_ctrl_c_without_a_terminal_cancels(daemon: FakeDaemon) -> None:
         outcome.raise_if_failed()
 
 
-@pytest.mark.parametrize(("answer", "state"), [("d\n", "detached"), ("c\n", "cancelled"), ("\n", "cancelled")])
-def test_ctrl_c_asks_in_a_terminal(
-    daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], answer: str, state: str
+@pytest.mark.parametrize(
+    ("answers", "state"),
+    [
+        (["d\n"], "detached"),
+        (["Detach\n"], "detached"),
+        (["c\n"], "cancelled"),
+        (["\n", "x\n", "cd\n", "d\n"], "detached"),
+        (["\n", "c\n"], "cancelled"),
+        ([""], "detached"),  # the end of the input
+    ],
+)
+def test_ctrl_c_asks_in_a_terminal_until_it_is_answered(
+    daemon: FakeDaemon,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    answers: list[str],
+    state: str,
 ) -> None:
+    typed = iter(answers)
     monkeypatch.setattr(terminal, "can_ask", lambda: True)
-    monkeypatch.setattr("sys.stdin", type("Typed", (), {"readline": lambda self: answer})())
+    monkeypatch.setattr("sys.stdin", type("Typed", (), {"readline": lambda self: next(typed)})())
     outcome = following.follow(Daemon(daemon.path), "j", interrupt_once(daemon))
     assert outcome.state == state
-    assert "detach (the job runs on) or cancel it? [d/c]" in capsys.readouterr().err
+    assert capsys.readouterr().err.count("detach (the job runs on) or cancel it? [d/c]") == len(answers)
+    assert list(typed) == []
 
 
 def test_ctrl_c_on_a_local_mesh_does_not_ask(daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch) -> None:
