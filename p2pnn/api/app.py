@@ -168,11 +168,8 @@ async def _job(request: web.Request) -> web.Response:
 
 async def _change(request: web.Request) -> web.Response:
     jobs, job = request.app[DAEMON].jobs, request.match_info["job"]
-    match request.match_info["verb"]:
-        case "cancel":
-            return web.json_response({"state": jobs.cancel(job)})
-        case "pause":
-            return web.json_response({"state": jobs.pause(job)})
+    if (verb := request.match_info["verb"]) != "resume":
+        return web.json_response({"state": await jobs.ask(job, verb)})
     after = jobs.journal(jobs.get(job).job).number  # what has happened until now is past
     await jobs.resume(job)
     return web.json_response({"job": job, "state": jobs.get(job).state, "after": after})

@@ -145,6 +145,8 @@ class Daemon:
                 wire.Kept,
                 wire.Record,
                 wire.RecordRequest,
+                wire.Ask,
+                wire.Answered,
             ),
             self._receive_blob: (wire.BlobRequest, wire.BlobMissing, wire.Keep),
             _ignore: (wire.RecordsEnd,),

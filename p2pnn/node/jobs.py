@@ -33,7 +33,8 @@ from p2pnn.job.plan import Plan
 from p2pnn.job.records import JobRecord
 from p2pnn.job.spec import JobSpec
 from p2pnn.job.supervisor import Supervisor
-from p2pnn.node import parcels
+from p2pnn.node import parcels, starts, told
+from p2pnn.node.asking import Asking
 from p2pnn.node.blobs import BlobExchange
 from p2pnn.node.journal import Journal, Journals
 from p2pnn.node.links import Post
@@ -69,6 +70,7 @@ class Jobs:
         self._records = Records(post, storage, blobs, members, self._runs_here)
         self._supervisors: dict[JobId, Supervisor] = {}
         self._journals = Journals(storage, self._supervisors)
+        self._asking = Asking(post, lambda job, verb: self.cancel(job) if verb == "cancel" else self.pause(job))
         self._tasks = Tasks()
 
     @property
@@ -93,6 +95,7 @@ class Jobs:
         job = self._new_id(spec.name)
         record = records.queued(job, spec_blob, spec, self._post.node, self._post.name, time.time())
         self._begin(record, spec, plan, set())
+        await self._records.flush()
         return job
 
     async def plan(self, data: bytes) -> Plan:
@@ -133,15 +136,31 @@ class Jobs:
         )
         self._begin(record, spec, plan, absent)
 
+    async def ask(self, job: str, verb: str) -> str:
+        """Cancel or pause a job, whoever coordinates it; returns its state. Raises UsageError where it cannot be."""
+        record = self.get(job)
+        if self._led_elsewhere(record):
+            return await self._asking.ask(record.coordinator, record.coordinator_name, job, verb)
+        return self.cancel(job) if verb == "cancel" else self.pause(job)
+
     def cancel(self, job: str) -> str:
-        """End a job that this node coordinates; returns its state. A paused job is cancelled wherever its record is."""
+        """End a job that this node coordinates, or whose coordinator is gone; returns its state."""
         record = self.get(job)
         supervisor = self._supervisors.get(record.job)
         if supervisor is None:
             life.after(record.state, "cancel")
             self._refuse_foreign(record)
+            mine = record.coordinator == self._post.node
             self._records.remember(
-                msgspec.structs.replace(record, state="cancelled", reason="cancelled", revision=record.revision + 1)
+                msgspec.structs.replace(
+                    record,
+                    state="cancelled",
+                    reason="cancelled",
+                    coordinator=self._post.node,
+                    coordinator_name=self._post.name,
+                    generation=record.generation if mine else record.generation + 1,
+                    revision=record.revision + 1 if mine else 0,
+                )
             )
             self.journal(record.job).add("state", {"state": "cancelled", "reason": "cancelled"})
         else:
@@ -173,13 +192,16 @@ class Jobs:
         return self._journals.of(job)
 
     def events(self, job: str, after: int) -> AsyncIterator[dict[str, Any]]:
-        """Follow a job that this node coordinates, or coordinated last as far as its file tells.
+        """Follow a job: by its journal where that is kept here, otherwise as its record tells.
 
-        Raises NotFoundError where nobody knows it, UsageError where another node coordinates it.
+        Raises NotFoundError where nobody knows it.
         """
         record = self.get(job)
-        self._refuse_foreign(record, only_running=True)
-        return self.journal(record.job).follow(after)
+        journal = self.journal(record.job)
+        kept = record.job in self._supervisors or (record.coordinator == self._post.node and journal.ended)
+        if kept and after < told.PER_START:  # who began with numbers of the record goes on with them
+            return journal.follow(after)
+        return told.follow(lambda: self.get(job), lambda: self._records.changed, after)
 
     # --- what peers say
 
@@ -188,6 +210,8 @@ class Jobs:
         match message:
             case wire.Record() | wire.RecordRequest():
                 self._records.receive(node, message)
+            case wire.Ask() | wire.Answered():
+                self._asking.receive(node, message)
             case wire.Kept():
                 supervisor = self._supervisors.get(JobId(message.job))
                 if supervisor is not None:
@@ -216,7 +240,6 @@ class Jobs:
                 )
                 # Everybody sees it for himself. Where only our link broke, the coordinator's own word mends this later.
                 self._records.commit(msgspec.structs.replace(record, state="failed", reason=text))
-                self.journal(record.job).add("state", {"state": "failed", "reason": text})
 
     async def close(self, reason: str) -> None:
         """The daemon stops: jobs that it coordinates fail, with a reason that says how to go on."""
@@ -261,7 +284,7 @@ class Jobs:
             case ReleaseNode(node):
                 self._post.send(node, wire.Release(*about))
             case PrepareNode(node, index):
-                self._prepare(record, node, index)
+                self._prepare(supervisor, node, index)
             case Order(command):
                 data = msgspec.msgpack.encode(command)
                 for share in record.plan.nodes if record.plan else ():
@@ -275,29 +298,13 @@ class Jobs:
             case Replan():
                 self._tasks.spawn(self._replan(job, supervisor))
 
-    def _prepare(self, record: JobRecord, node: NodeId, index: int) -> None:
-        assert record.plan is not None
-        nodes = tuple(share.node for share in record.plan.nodes)
-        manifest = record.newest
+    def _prepare(self, supervisor: Supervisor, node: NodeId, index: int) -> None:
         try:
-            packed = parcels.pack(msgspec.msgpack.encode(record.plan), self._storage.blobs)
-            checkpoint = parcels.pack(msgspec.msgpack.encode(manifest), self._storage.blobs) if manifest else b""
+            message = starts.prepare(supervisor.record, index, self._post.node, self._storage.blobs)
         except StorageError as error:
-            self._supervisors[record.job].fail(str(error), self._now())
+            supervisor.fail(str(error), self._now())
             return
-        self._post.send(
-            node,
-            wire.Prepare(
-                job=record.job,
-                generation=record.generation,
-                spec=record.spec,
-                plan=packed,
-                checkpoint=checkpoint,
-                nodes=nodes,
-                index=index,
-                sources=tuple(dict.fromkeys((self._post.node, *nodes))),
-            ),
-        )
+        self._post.send(node, message)
 
     async def _replan(self, job: JobId, supervisor: Supervisor) -> None:
         try:
@@ -316,22 +323,12 @@ class Jobs:
             if isinstance(message, wire.Granted):  # granted to a start that has ended meanwhile
                 self._post.send(node, wire.Release(message.job, message.generation))
             return
-        match message:
-            case wire.Waiting():
-                supervisor.waiting(node, message.behind, message.position, now)
-            case wire.Granted():
-                supervisor.granted(node, now)
-            case wire.Preparing():
-                supervisor.preparing(node, message.fetched_bytes, message.total_bytes, now)
-            case wire.Prepared():
-                supervisor.prepared(node, message.memory_bytes, now)
-            case wire.JobFailed():
-                supervisor.node_failed(node, message.text, now)
-            case wire.Report():
-                if parcels.is_name(message.report):
-                    self._tasks.spawn(self._fetch_report(node, message, supervisor))
-                else:
-                    self._take_report(node, message.report, supervisor)
+        if not isinstance(message, wire.Report):
+            starts.tell(supervisor, node, message, now)
+        elif parcels.is_name(message.report):
+            self._tasks.spawn(self._fetch_report(node, message, supervisor))
+        else:
+            self._take_report(node, message.report, supervisor)
         self._carry_out(JobId(message.job))
 
     async def _fetch_report(self, node: NodeId, message: wire.Report, supervisor: Supervisor) -> None:
@@ -360,6 +357,7 @@ class Jobs:
                     msgspec.structs.replace(record, state="failed", reason=text, revision=record.revision + 1)
                 )
                 self.journal(record.job).add("state", {"state": "failed", "reason": text})
+        self._records.sweep()
 
     # --- small things
 
@@ -388,8 +386,12 @@ class Jobs:
             if job not in self.records:
                 return job
 
-    def _refuse_foreign(self, record: JobRecord, *, only_running: bool = False) -> None:
-        if record.coordinator != self._post.node and not (only_running and record.state in life.ENDED):
+    def _led_elsewhere(self, record: JobRecord) -> bool:
+        """Whether another node coordinates the job, and lives."""
+        return record.coordinator != self._post.node and record.coordinator in self._members()
+
+    def _refuse_foreign(self, record: JobRecord) -> None:
+        if self._led_elsewhere(record):
             raise UsageError(f"job {record.job} is coordinated by node {record.coordinator_name}; ask its daemon")
 
     @staticmethod

@@ -356,6 +356,22 @@ class RecordsEnd(Message, tag=46):
     request: Count
 
 
+class Ask(Message, tag=47):
+    """Ask the coordinator of a job to `cancel` or `pause` it, as a person said here; answered by Answered."""
+
+    request: Count
+    job: JobText
+    verb: Name
+
+
+class Answered(Message, tag=48):
+    """state: the job's, now. error: empty, or why not, in one sentence."""
+
+    request: Count
+    state: Name
+    error: Sentence = ""
+
+
 # --- tensors: 60–69, on data links only
 
 
@@ -373,5 +389,5 @@ AnyMessage = (
     Hello | Welcome | Close | Ping | Pong | Roster | BlobRequest | BlobPiece | BlobMissing
     | ProfileRequest | ProfileReply | LinkProbe | LinkProbed
     | Reserve | Waiting | Granted | Release | Prepare | Preparing | Prepared | Command | Report | JobFailed
-    | Retired | Squares | Keep | Kept | Record | RecordRequest | RecordsEnd | Tensor
+    | Retired | Squares | Keep | Kept | Record | RecordRequest | RecordsEnd | Ask | Answered | Tensor
 )  # fmt: skip

@@ -184,13 +184,16 @@ async def test_jobs_of_a_lost_coordinator_can_be_resumed_here_with_all_that_it_t
     bench.hear(C, wire.Record("toy-9", 3, 5, codec.encode(record)))
     with pytest.raises(UsageError, match="a job that is running cannot resume"):
         await bench.jobs.resume("toy-9")
-    with pytest.raises(UsageError, match="coordinated by node c; ask its daemon"):
-        bench.jobs.events("toy-9", 0)
+    followed = asyncio.ensure_future(_all(bench.jobs.events("toy-9", 0)))
+    await asyncio.sleep(0)
     with pytest.raises(UsageError, match="coordinated by node c; ask its daemon"):
         bench.jobs.cancel("toy-9")
     del bench.members[C]
     bench.jobs.member_failed(C, "connection reset")
     assert "node c, which coordinated it, is gone: connection reset" in bench.jobs.get("toy-9").reason
+    assert [e.get("state") or e.get("epoch") for e in await followed] == [1, "running", "failed"]
+    assert [e["state"] async for e in bench.jobs.events("toy-9", 0) if e["kind"] == "state"] == ["failed"]
+    assert bench.jobs.journal("toy-9").number == 0, "what happens to jobs of others is not written down here"  # type: ignore[arg-type]
     await bench.jobs.resume("toy-9")
     again = bench.jobs.get("toy-9")
     assert (again.state, again.generation, again.coordinator, again.step, again.epoch) == ("queued", 4, A, 6, 1)
@@ -203,6 +206,35 @@ async def test_jobs_of_a_lost_coordinator_can_be_resumed_here_with_all_that_it_t
     bench.hear(B, wire.Record("toy-9", 5, 0, codec.encode(elsewhere)))  # B has resumed it: this start is over
     assert bench.jobs.get("toy-9").coordinator == B
     assert wire.Release("toy-9", 4) in bench.outside.of(wire.Release)
+    await bench.close()
+
+
+async def test_cancel_and_pause_are_asked_of_the_node_that_coordinates(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    record = codec.JobRecord("toy-9", "toy", "train", bench.spec_blob, "running", C, "c", 3)  # type: ignore[arg-type]
+    bench.hear(C, wire.Record("toy-9", 3, 0, codec.encode(record)))
+    asking = asyncio.ensure_future(bench.jobs.ask("toy-9", "pause"))
+    await until(lambda: bench.outside.of(wire.Ask))
+    assert bench.outside.of(wire.Ask, C) == [wire.Ask(1, "toy-9", "pause")]
+    bench.hear(C, wire.Answered(1, "pausing"))
+    assert await asking == "pausing"
+    job = await bench.submitted()
+    bench.hear(B, wire.Ask(8, job, "cancel"))
+    assert bench.outside.of(wire.Answered, B) == [wire.Answered(8, "cancelled")]
+    bench.hear(B, wire.Ask(9, "toy-9", "cancel"))
+    assert "coordinated by node c; ask its daemon" in bench.outside.of(wire.Answered, B)[1].error
+    await bench.close()
+
+
+async def test_a_paused_job_of_a_lost_coordinator_can_be_cancelled_anywhere(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    record = codec.JobRecord("toy-9", "toy", "train", bench.spec_blob, "paused", C, "c", 3, 5)  # type: ignore[arg-type]
+    bench.hear(C, wire.Record("toy-9", 3, 5, codec.encode(record)))
+    del bench.members[C]
+    bench.jobs.member_failed(C, "connection reset")
+    assert await bench.jobs.ask("toy-9", "cancel") == "cancelled"
+    told = codec.decode(bench.outside.of(wire.Record, B)[-1].record, "x")
+    assert (told.state, told.coordinator, told.version) == ("cancelled", A, (4, 0))
     await bench.close()
 
 

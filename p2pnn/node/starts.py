@@ -1,0 +1,46 @@
+"""The messages of one start of a job: what its supervisor wants, and what the nodes of its plan answer."""
+
+from __future__ import annotations
+
+import msgspec
+
+from p2pnn.data.blobs import BlobStore
+from p2pnn.job.records import JobRecord
+from p2pnn.job.supervisor import Supervisor
+from p2pnn.node import parcels
+from p2pnn.types import NodeId
+from p2pnn.wire import messages as wire
+
+OfPart = wire.Waiting | wire.Granted | wire.Preparing | wire.Prepared | wire.JobFailed
+
+
+def prepare(record: JobRecord, index: int, here: NodeId, blobs: BlobStore) -> wire.Prepare:
+    """The Prepare of node `index` of the record's plan. here: the coordinator. Raises StorageError."""
+    assert record.plan is not None
+    nodes = tuple(share.node for share in record.plan.nodes)
+    manifest = record.newest
+    return wire.Prepare(
+        job=record.job,
+        generation=record.generation,
+        spec=record.spec,
+        plan=parcels.pack(msgspec.msgpack.encode(record.plan), blobs),
+        checkpoint=parcels.pack(msgspec.msgpack.encode(manifest), blobs) if manifest else b"",
+        nodes=nodes,
+        index=index,
+        sources=tuple(dict.fromkeys((here, *nodes))),
+    )
+
+
+def tell(supervisor: Supervisor, node: NodeId, message: OfPart, now: float) -> None:
+    """Tell the supervisor what a node's place or part says of this start."""
+    match message:
+        case wire.Waiting():
+            supervisor.waiting(node, message.behind, message.position, now)
+        case wire.Granted():
+            supervisor.granted(node, now)
+        case wire.Preparing():
+            supervisor.preparing(node, message.fetched_bytes, message.total_bytes, now)
+        case wire.Prepared():
+            supervisor.prepared(node, message.memory_bytes, now)
+        case wire.JobFailed():
+            supervisor.node_failed(node, message.text, now)

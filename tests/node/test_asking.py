@@ -1,0 +1,51 @@
+"""Asking a job's coordinator to do what a person said elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from p2pnn.errors import NotFoundError, UsageError
+from p2pnn.node import asking as module
+from p2pnn.node.asking import Asking
+from p2pnn.wire import messages as wire
+from tests.node.nodes import B, C, post, until
+
+pytestmark = pytest.mark.asyncio
+
+
+def carry_out(job: str, verb: str) -> str:
+    if job != "toy-1":
+        raise NotFoundError(f"no job {job!r}")
+    return f"{verb}led"
+
+
+async def test_an_error_is_in_the_words_of_the_node_that_was_asked_and_others_are_not_heard() -> None:
+    here, outside = post()
+    asking = Asking(here, carry_out)
+    question = asyncio.ensure_future(asking.ask(B, "b", "toy-1", "cancel"))
+    await until(lambda: outside.of(wire.Ask, B))
+    asking.receive(C, wire.Answered(1, "cancelled"))
+    asking.receive(B, wire.Answered(2, "cancelled"))
+    asking.receive(B, wire.Answered(1, "", "a job that is done cannot cancel"))
+    with pytest.raises(UsageError, match="a job that is done cannot cancel"):
+        await question
+    asking.receive(B, wire.Answered(1, "late"))
+
+
+async def test_what_is_asked_here_is_carried_out_or_refused_in_one_sentence() -> None:
+    here, outside = post()
+    asking = Asking(here, carry_out)
+    for number, (job, verb) in enumerate((("toy-1", "cancel"), ("toy-2", "cancel"), ("toy-1", "explode"))):
+        asking.receive(B, wire.Ask(number, job, verb))
+    first, second, third = outside.of(wire.Answered, B)
+    assert first == wire.Answered(0, "cancelled")
+    assert second == wire.Answered(1, "", "no job 'toy-2'")
+    assert "cannot explode a job for a peer" in third.error
+
+
+async def test_a_silent_coordinator_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "ANSWER_TIMEOUT_S", 0.01)
+    with pytest.raises(UsageError, match="node b, which coordinates job toy-1, did not answer"):
+        await Asking(post()[0], carry_out).ask(B, "b", "toy-1", "pause")

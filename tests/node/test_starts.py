@@ -1,0 +1,43 @@
+"""The messages of one start of a job."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from p2pnn.data.blobs import BlobStore
+from p2pnn.job.checkpoint import Manifest, Part
+from p2pnn.job.records import queued
+from p2pnn.job.supervisor import Supervisor
+from p2pnn.node import parcels, starts
+from p2pnn.types import BlobId
+from p2pnn.wire import messages as wire
+from tests.node.nodes import JOB, NAMES, A, B, C, plan_of, toy
+
+
+def test_prepare_names_its_node_and_where_blobs_are_and_large_parts_go_as_parcels(tmp_path: Path) -> None:
+    spec, _ = toy()
+    plan = msgspec.structs.replace(plan_of(spec, [A, B]), reasons=("x" * 100_000,))
+    manifest = Manifest(JOB, BlobId("5" * 64), 6, 1, (Part(BlobId("6" * 64), 4, bytes(32)),))
+    record = queued(JOB, BlobId("5" * 64), spec, C, "c", 0.0)
+    record = msgspec.structs.replace(record, plan=plan, checkpoints=(manifest,))
+    message = starts.prepare(record, 1, C, BlobStore(tmp_path))
+    assert (message.nodes, message.index, message.sources) == ((A, B), 1, (C, A, B))
+    assert parcels.is_name(message.plan)
+    assert msgspec.msgpack.decode(message.checkpoint, type=Manifest) == manifest
+
+
+def test_what_the_nodes_say_reaches_the_supervisor() -> None:
+    spec, _ = toy()
+    supervisor = Supervisor(queued(JOB, BlobId("5" * 64), spec, A, "a", 0.0), spec, dict(NAMES), 0.0)
+    supervisor.planned(plan_of(spec, [A, B]), 0.0)
+    starts.tell(supervisor, A, wire.Waiting(JOB, 1, "other-1", 2), 0.1)
+    for node in (A, B):
+        starts.tell(supervisor, node, wire.Granted(JOB, 1), 0.2)
+    assert supervisor.record.state == "preparing"
+    starts.tell(supervisor, A, wire.Preparing(JOB, 1, 1, 2), 0.3)
+    starts.tell(supervisor, A, wire.Prepared(JOB, 1, 9), 0.4)
+    assert supervisor.record.state == "preparing"
+    starts.tell(supervisor, B, wire.JobFailed(JOB, 1, "no memory"), 0.5)
+    assert (supervisor.record.state, supervisor.record.reason) == ("failed", "node b: no memory")
