@@ -29,7 +29,10 @@ class Limits:
     """For a Close to reach the peer; then the socket is reset."""
 
     cancel_grace_s: float = 2.0
-    """How long a cancelled send may still finish a body that has begun, before the links to that peer are given up."""
+    """How long a cancelled send whose body has begun may move no byte, before the links to that peer are given up."""
+
+    cancel_max_s: float = 30.0
+    """How long such a send may take to finish in all: a daemon that stops waits for it. At 1 MB/s it is a body of 30 MB."""
 
     handshakes_max: int = 64
     """Incoming links that have not said Hello yet: strangers, at 72 KiB each."""
@@ -51,7 +54,8 @@ class Limits:
             "0 < redial_first_s <= redial_max_s": 0 < self.redial_first_s <= self.redial_max_s,
             "0 < connect_deadline_s": self.connect_deadline_s > 0,
             "0 < data_deadline_s": self.data_deadline_s > 0,
-            "0 < goodbye_s and 0 < cancel_grace_s": self.goodbye_s > 0 and self.cancel_grace_s > 0,
+            "0 < goodbye_s": self.goodbye_s > 0,
+            "0 < cancel_grace_s <= cancel_max_s": 0 < self.cancel_grace_s <= self.cancel_max_s,
             "0 < handshakes_max <= links_max": 0 < self.handshakes_max <= self.links_max,
             "0 < bodies_max < wire.queue_messages_max": 0 < self.bodies_max < self.wire.queue_messages_max,
             "0 < high_water_bytes < turn_bytes": 0 < self.high_water_bytes < self.turn_bytes,

@@ -109,6 +109,11 @@ class Link(asyncio.BufferedProtocol):
     def is_open(self) -> bool:
         return self.connection.is_open
 
+    @property
+    def left_bytes(self) -> int:
+        """How many bytes the system has taken from this link: it grows while anything moves."""
+        return self.sent_bytes - self._waiting_bytes()
+
     def send(self, message: Message) -> None:
         """Queue a message without a body. Raises LocalProtocolError, QueueFullError among them."""
         self.connection.send(message)

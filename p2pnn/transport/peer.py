@@ -119,7 +119,8 @@ class Peer:
         """The caller was cancelled, and its memory must be free when this returns.
 
         A body of which nothing left is withdrawn. One that has begun cannot be cut short without breaking the stream, so it
-        may go on for cancel_grace_s; after that, or when cancelled again, the link is reset.
+        may go on while its bytes leave; after cancel_grace_s in which none left, after cancel_max_s in all, or when cancelled
+        again, the link is reset: other jobs may be using it.
         """
         if sending in self._waiting:
             self._waiting.remove(sending)
@@ -129,7 +130,13 @@ class Peer:
             _forget_outcome(sending.done)
             return
         try:
-            await asyncio.wait([sending.done], timeout=self._limits.cancel_grace_s)
+            async with asyncio.timeout(self._limits.cancel_max_s):
+                before = -1
+                while not sending.done.done() and link.left_bytes > before:
+                    before = link.left_bytes
+                    await asyncio.wait([sending.done], timeout=self._limits.cancel_grace_s)
+        except TimeoutError:
+            pass
         finally:
             if not sending.done.done():
                 link.abort("a body was given up in the middle")

@@ -109,7 +109,7 @@ class Transport:
         """Send a message with its body (contiguous memory) on the data link; smaller priorities first.
 
         Returns when the operating system holds the last byte: `body` may then be overwritten, before not. When cancelled,
-        a body that has begun may still be finished for cancel_grace_s before CancelledError is raised; if it cannot, both
+        a body that has begun may still be finished, while its bytes move, before CancelledError is raised; if it cannot, both
         links to the peer are given up. Raises PeerGone when they break before; LocalProtocolError over a limit.
         """
         await self._peer(node).send_body(message, body, priority)

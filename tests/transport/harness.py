@@ -188,14 +188,14 @@ def data_link(node: Node, peer: Node) -> Link:
     return link
 
 
-def read_slowly(node: Node, peer: Node) -> None:
-    """From the first body on, `node` reads its data link in bursts of a few milliseconds with rests between."""
+def read_slowly(node: Node, peer: Node, rest_s: float = 0.003) -> None:
+    """From the first body on, `node` reads its data link in bursts of a few milliseconds with rests of `rest_s` between."""
     loop = asyncio.get_running_loop()
 
     def rest(link: Link) -> None:
         if link._transport is not None and not link._transport.is_closing():
             link._transport.pause_reading()
-            loop.call_later(0.003, wake, link)
+            loop.call_later(rest_s, wake, link)
 
     def wake(link: Link) -> None:
         if link._transport is not None and not link._transport.is_closing():

@@ -62,6 +62,34 @@ async def test_a_cancelled_send_that_has_begun_is_finished_if_it_can_be() -> Non
 
 
 @on_both_loops
+async def test_a_cancelled_send_on_a_slow_link_is_given_time_while_its_bytes_move() -> None:
+    async with pair(Limits(cancel_grace_s=0.05)) as (a, b):
+        read_slowly(b, a, rest_s=0.02)
+        sending = asyncio.ensure_future(a.transport.send_body(b.id, LinkProbe(1), memoryview(bytes(64 * MIB))))
+        await b.events.until(lambda: b.events.asked)
+        began = asyncio.get_running_loop().time()
+        sending.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await sending
+        assert asyncio.get_running_loop().time() - began > 0.06, "this was no slow link"
+        await b.events.until(lambda: b.events.bodies)
+        assert a.events.lost == []
+
+
+@on_both_loops
+async def test_a_cancelled_send_that_takes_too_long_gives_up_the_links() -> None:
+    async with pair(Limits(goodbye_s=0.2, cancel_grace_s=0.1, cancel_max_s=0.1)) as (a, b):
+        read_slowly(b, a, rest_s=0.05)
+        sending = asyncio.ensure_future(a.transport.send_body(b.id, LinkProbe(1), memoryview(bytes(128 * MIB))))
+        await b.events.until(lambda: b.events.asked)
+        sending.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await sending
+        await a.events.until(lambda: a.events.lost)
+        assert "given up in the middle" in a.events.lost[0][1]
+
+
+@on_both_loops
 async def test_a_cancelled_send_that_is_stuck_gives_up_the_links() -> None:
     async with pair(Limits(redial_first_s=0.01, redial_max_s=0.05, goodbye_s=0.2, cancel_grace_s=0.05)) as (a, b):
         b.events.on_body_for = lambda: data_link(b, a)._transport.pause_reading()
