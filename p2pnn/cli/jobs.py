@@ -114,8 +114,11 @@ def fetch(
     json: JsonFlag = False,
     out: Annotated[str | None, typer.Option("--out", metavar="DIR", help="Where they go.")] = None,
 ) -> None:
-    """Gather a job's results into a folder here, from whichever peers have them."""
-    from p2pnn.cli import results, session, terminal
+    """Gather a job's results into a folder here, from whichever peers have them.
+
+    Of a job that is not done these are its last complete checkpoint.
+    """
+    from p2pnn.cli import render, results, session, terminal
 
     daemon = connect(socket)
     name = _full(daemon, job)
@@ -124,8 +127,11 @@ def fetch(
     gathered = results.gather(daemon, name)
     folder = results.write(gathered, folder, chosen=out is not None, last=session.closing(summary))
     if json:
-        terminal.print_json({"job": name, "folder": str(folder), "bits": gathered.bits})
+        at = {"state": summary["state"], "step": gathered.manifest.step}
+        terminal.print_json({"job": name, "folder": str(folder), "bits": gathered.bits} | at)
         return
+    if summary["state"] != "done":
+        terminal.say(render.label("from", render.checkpoint_of(summary, gathered.manifest.step)))
     for line in session.result_lines(folder, gathered.bits):
         terminal.say(line)
 

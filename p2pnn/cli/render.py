@@ -197,6 +197,13 @@ def event(found: Mapping[str, Any]) -> str:
             return ""
 
 
+def checkpoint_of(job: Mapping[str, Any], step: int) -> str:
+    """`the checkpoint of step 653 of 1,404: the job failed`: what the parameters of a job that is not done are."""
+    of = f" of {count(job['steps'])}" if job.get("steps") else ""
+    became = {"failed": "failed", "cancelled": "was cancelled", "running": "runs"}
+    return f"the checkpoint of step {count(step)}{of}: the job {became.get(job['state'], 'is ' + job['state'])}"
+
+
 def jobs_table(jobs: Sequence[Mapping[str, Any]]) -> list[str]:
     rows = [("job", "kind", "state", "epoch", "loss", "nodes", "coordinator")]
     for job in jobs:

@@ -8,7 +8,7 @@ name and renamed when it is whole, so that a reader sees all of it or nothing, a
     graph.msgpack       the network, with scaling and class names; eval, predict and export read it
     job.toml            repeats the run
     plan.json           what ran where
-    metrics.jsonl       one record per epoch, and a last one with the evaluation and the bits
+    metrics.jsonl       one record per epoch, and a last one with the evaluation, the job, its step and the bits
     load_torch.py       the network as a torch module
     predict.py          the network with numpy alone
 """
@@ -168,7 +168,8 @@ def _write_files(results: Results, graph: Graph, folder: Path, last: Mapping[str
     from p2pnn.cli import takeaway
 
     history = [to_json(counted(record), 0) for record in results.history]
-    history.append(to_json({**last, "step": results.manifest.step, "bits": results.bits}, 0))
+    manifest = results.manifest
+    history.append(to_json({**last, "job": manifest.job, "step": manifest.step, "bits": results.bits}, 0))
     # One entry, because safetensors writes several in an order of chance, and equal runs shall give equal files.
     model = to_safetensors(results.tensors, {"format": "pt"})
     contents = {

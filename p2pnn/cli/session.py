@@ -251,5 +251,7 @@ def result_lines(folder: Path, bits: str, *, local: bool = False, demonstration:
 
 
 def closing(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """The last record of metrics.jsonl from a job's summary: its evaluations."""
-    return {"evaluation": render.evaluations(summary.get("result") or {})}
+    """The last record of metrics.jsonl from a job's summary: its evaluations, and its state where it is not done."""
+    state = summary.get("state", "done")
+    unfinished = {} if state == "done" else {"state": state}
+    return {"evaluation": render.evaluations(summary.get("result") or {})} | unfinished

@@ -151,11 +151,24 @@ def test_fetch(tmp_path: Path, daemon: FakeDaemon, capsys: Capture) -> None:
     for number in (1, 2):
         assert main(["jobs", "fetch", "flow", "--json"]) == 0
         found = json.loads(capsys.readouterr().out)
-        assert found == {"job": JOB, "folder": str(Places.of().runs / f"flowers-{number}"), "bits": made.bits}
+        folder = Places.of().runs / f"flowers-{number}"
+        assert found == {"job": JOB, "folder": str(folder), "bits": made.bits, "state": "done", "step": 8}
     assert main(["jobs", "fetch", JOB, "--out", str(tmp_path / "r")]) == 0
     assert f"bits         {made.bits}\n" in capsys.readouterr().out
     last = json.loads((tmp_path / "r" / "metrics.jsonl").read_text().splitlines()[-1])
-    assert last == {"evaluation": [EVALUATION], "step": 8, "bits": made.bits}
+    assert last == {"evaluation": [EVALUATION], "job": JOB, "step": 8, "bits": made.bits}
+
+
+def test_fetch_of_a_job_that_failed_says_what_it_is(tmp_path: Path, daemon: FakeDaemon, capsys: Capture) -> None:
+    MadeJob(daemon, step=4, epoch=1, finished=False)
+    daemon[f"GET jobs/{JOB}"] = SUMMARY | {"state": "failed", "reason": "node b is gone"}
+    assert main(["jobs", "fetch", JOB, "--out", str(tmp_path / "r")]) == 0
+    assert "from         the checkpoint of step 4 of 8: the job failed\n" in capsys.readouterr().out
+    last = json.loads((tmp_path / "r" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert (last["job"], last["state"], last["step"]) == (JOB, "failed", 4)
+    assert main(["jobs", "fetch", JOB, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["state"], found["step"]) == ("failed", 4)
 
 
 def test_a_job_that_trained_nothing_cannot_be_fetched(daemon: FakeDaemon, capsys: Capture) -> None:

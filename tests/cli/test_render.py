@@ -113,6 +113,13 @@ def test_events() -> None:
     assert render.event({"kind": "from a later version"}) == ""
 
 
+def test_what_the_parameters_of_a_job_that_is_not_done_are() -> None:
+    job = {"state": "failed", "steps": 1404}
+    assert render.checkpoint_of(job, 653) == "the checkpoint of step 653 of 1,404: the job failed"
+    assert render.checkpoint_of(job | {"state": "paused"}, 1000).endswith("step 1,000 of 1,404: the job is paused")
+    assert render.checkpoint_of({"state": "cancelled"}, 1) == "the checkpoint of step 1: the job was cancelled"
+
+
 def test_sizes_counts_and_clocks() -> None:
     assert [render.size(n) for n in (0, 1023, 1024, 262144, 3250586, 5 << 40)] == [
         "0 B",

@@ -100,7 +100,7 @@ def test_the_folder(tmp_path: Path, daemon: FakeDaemon) -> None:
     assert run.graph == made.graph
     np.testing.assert_array_equal(run.tensors()["head/weight"], made.tensors["head/weight"])
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert lines == [*EPOCHS, {"evaluation": [], "step": 8, "bits": made.bits}]
+    assert lines == [*EPOCHS, {"evaluation": [], "job": JOB, "step": 8, "bits": made.bits}]
     assert '"epoch": 1,' in (folder / "metrics.jsonl").read_text()
     assert json.loads((folder / "plan.json").read_text()) == PLAN
     assert 'name = "flowers"' in (folder / "job.toml").read_text()
