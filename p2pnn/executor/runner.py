@@ -79,9 +79,9 @@ class Runner:
     def check_memory(self) -> None:
         """Raise PlanError, with both figures, where this part takes more than the plan or the job allows."""
         share = self._plan.nodes[self._routes.node_index]
-        for limit, whose in (
+        for limit, whose in (  # the plan's figure is the job's own limit where that is lower
+            (self._spec.memory_bytes_max, "the job's limit (--memory) is"),
             (share.memory_bytes_max, "this node has"),
-            (self._spec.memory_bytes_max, "the job allows"),
         ):
             if 0 < limit < self.memory_bytes:
                 raise PlanError(

@@ -7,8 +7,8 @@ work once per input that gets a gradient (weights are one). How often other kind
 Memory is an upper bound that is known before anything starts, because nothing is allocated while a job runs:
 
     parameters · (1 + optimizer slots) + one gradient accumulator per op that reads a parameter + state
-    + frames · (values that are made or arrive here, stashes, gradients that cross the border)
-    + the largest scratch that an op works in, with the few gradients that are alive beside it
+    + frames · (values that arrive here, leave or are needed again, stashes, gradients that cross the border)
+    + per segment and mode: the largest scratch that an op works in, and what its ops make for each other (see `buffers`)
 """
 
 from __future__ import annotations
@@ -21,28 +21,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from p2pnn.errors import PlanError
-from p2pnn.job.segment import Flow
+from p2pnn.job.segment import Flow, segments
 from p2pnn.job.spec import JobSpec
 from p2pnn.model import ops as table
-from p2pnn.model.graph import BATCH, Op, Shape
+from p2pnn.model.cost import Cost
+from p2pnn.model.graph import BATCH, Shape, elements
+from p2pnn.plan import scratch
+from p2pnn.plan.buffers import VIEWS, Lifetimes, wants
 from p2pnn.plan.profile import UNMEASURED, Link, Profile
 from p2pnn.train.frames import ALIGNMENT_BYTES
+from p2pnn.train.optimizers import BLOCK, SLOTS
 from p2pnn.types import NodeId
 
 Floats = NDArray[np.float64]
 Links = Mapping[tuple[NodeId, NodeId], Link]
-
-SLOTS: Final = {"sgd": 0, "momentum": 1, "nesterov": 1, "adam": 2, "adamw": 2}
-"""Tensors that each optimizer keeps per parameter."""
-
-STASHING: Final = frozenset({"Dropout", "SoftmaxCrossEntropyLoss", "Softmax"})
-"""Kinds that keep a tensor of their output's size for the backward pass, beside their inputs and outputs."""
-
-BLOCKED: Final = frozenset({"MaxPool", "AveragePool", "BatchNormalization"})
-"""Kinds that work through their input in a few blocks at once."""
-
-BLOCK_BYTES: Final = 1 << 18
-"""The size of a block that stays in a second-level cache, as the numpy engine takes it."""
 
 EFFORTS: Final = {
     "Gemm": (1.5, 4, 1, 1),
@@ -51,12 +43,12 @@ EFFORTS: Final = {
     "BatchNormalization": (17, 19, 3.4, 4),
     "MaxPool": (9, 30, 4, 12),
     "AveragePool": (9, 20, 4, 8),
-    "Dropout": (11, 2.5, 12, 1.4),
+    "Dropout": (16, 2.5, 16, 1.4),
     "Softmax": (3, 2.5, 6, 3),
     "Sigmoid": (2, 2, 2.2, 1.2),
     "Tanh": (1, 2, 1.4, 1.2),
-    "SoftmaxCrossEntropyLoss": (6, 6, 8, 2),
-    "Accuracy": (6, 0, 4, 0),
+    "SoftmaxCrossEntropyLoss": (14, 6, 8, 2),
+    "Accuracy": (7, 0, 4, 0),
 }
 EFFORT: Final = (1.0, 2.0, 1.0, 1.25)
 """Forward and backward: how often an op pays the overhead, and how often its forward bytes move; EFFORT for other kinds.
@@ -65,11 +57,21 @@ Measured on the numpy engine with tensors of 16 bytes and of 64 to 512 KiB (Drop
 its window), relative to a tiny Gemm and to a copy.
 """
 
-LIVE_GRADIENTS: Final = 4
-"""Gradients inside a segment that exist at one time, each of the largest value's size: an op's own, its inputs', a branch's."""
+PACKING: Final = 2.7
+"""A dense layer of few rows also arranges its weight for the GEMM: so many times the weight's bytes in a forward pass."""
 
-DISPATCH_OPS: Final = 5
-"""Starting one pass of a segment costs as much as the overhead of so many ops: commands, context, arena views."""
+COPYING: Final = 7
+"""A Flatten or Reshape of a value of rank 4 copies it out of channels-last order: its bytes so many times as slowly."""
+
+UPDATE_CALLS: Final = {"sgd": 6, "momentum": 9, "nesterov": 11, "adam": 16, "adamw": 17}
+"""Overheads of an optimizer per parameter, and per further block of it."""
+
+FEED_CALLS, FEED_PASSES = 20, 16
+"""Per micro-batch and graph input: overheads of choosing rows, and passes over them (a gather, scaling, a new layout)."""
+
+DISPATCH_OPS: Final = 60
+"""Starting one pass of a segment costs as much as the overhead of so many ops: commands, context, arena views, news from
+the daemon."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +107,8 @@ class Workload:
         if not self.training and spec.test is not None:
             self.micro_batches = max(1, -(-spec.test.rows // self.rows))
         self.clips = self.training and spec.optimizer.clip_norm > 0
-        self.slots = SLOTS.get(spec.optimizer.kind, 2) if self.training else 0
+        self.slots = len(SLOTS[spec.optimizer.kind]) if self.training else 0
+        self.calls_per_block = UPDATE_CALLS.get(spec.optimizer.kind, 16)
         evaluates = self.training and (spec.validation is not None or spec.test is not None)
         self.flow = flow = Flow(graph)
         self.active = flow.inference if spec.kind == "predict" else flow.training
@@ -114,11 +117,16 @@ class Workload:
         self.borders, self.places = self._borders(), self._places()
         self.parameter_ops = self._parameter_ops()
         self._count_work()
-        self._count_memory(evaluates)
+        self._count_kept()
+        self._count_frames(evaluates, predicts=spec.kind == "predict")
 
     @property
     def count(self) -> int:
         return len(self.graph.ops)
+
+    def leaving(self, border: Border) -> float:
+        """Bytes per frame that a value made by an op takes more because somebody outside its segment reads it."""
+        return border.bytes if self.sent_bytes[border.producer] else 0.0
 
     def _bytes(self, dtype: str, shape: Shape) -> int:
         return int(np.dtype(dtype).itemsize * np.prod([self.rows if n == BATCH else n for n in shape], dtype=np.int64))
@@ -149,78 +157,110 @@ class Workload:
     def _count_work(self) -> None:
         """forward_/backward_: floating-point operations (flops), bytes moved, and calls that each cost the overhead."""
         graph, flow = self.graph, self.flow
-        shapes: dict[str, Shape] = {v.name: v.shape for v in (*graph.inputs, *graph.values)}
-        shapes = {name: tuple(self.rows if n == BATCH else n for n in shape) for name, shape in shapes.items()}
-        weights = {p.name: p.shape for p in (*graph.parameters, *graph.state)}
+        values = {v.name: v.shape for v in (*graph.inputs, *graph.values)}
+        shapes: dict[str, Shape] = {p.name: p.shape for p in (*graph.parameters, *graph.state)}
+        shapes |= {name: tuple(self.rows if n == BATCH else n for n in shape) for name, shape in values.items()}
+        self.shapes = shapes
         trained = {p.name for p in graph.parameters}
         self.forward_flops, self.forward_bytes = np.zeros(self.count), np.zeros(self.count)
         self.backward_flops, self.backward_bytes = np.zeros(self.count), np.zeros(self.count)
         self.forward_calls, self.backward_calls = np.zeros(self.count), np.zeros(self.count)
-        self.conv = np.array([op.kind in ("Conv", "ConvTranspose") for op in graph.ops], dtype=bool)
+        self.packed_bytes = np.zeros(self.count)
+        self.conv = np.array([op.kind == "Conv" for op in graph.ops], dtype=bool)
         self.dense = self.conv | np.array([op.kind in ("Gemm", "MatMul") for op in graph.ops], dtype=bool)
         for index in sorted(self.active):
             op = graph.ops[index]
-            inputs = [shapes[v] if v in shapes else weights.get(v, ()) for v in op.inputs]
+            inputs = [shapes[v] for v in op.inputs]
             cost = table.TABLE[op.kind].cost(op, inputs, [shapes[v] for v in op.outputs])
             effort = EFFORTS.get(op.kind, EFFORT)
             self.forward_flops[index], self.forward_bytes[index] = cost.flops, cost.bytes * effort[2]
             self.forward_calls[index] = effort[0]
+            if op.kind == "Gemm":
+                self.packed_bytes[index] = PACKING * 4 * elements(inputs[1])
+            elif op.kind in VIEWS and any(len(shape) == 4 for shape in (inputs[0], shapes[op.outputs[0]])):
+                cost = Cost(0.0, 8.0 * elements(inputs[0]))
+                effort = (1, 2, COPYING, COPYING)
+                self.forward_bytes[index] = cost.bytes * COPYING
+            elif op.kind == "Conv":
+                self._bands(index, scratch.Window.of(op, inputs, shapes[op.outputs[0]]))
             if index not in self.with_gradient:
                 continue
             again = sum(v in trained or flow.producer.get(v, -1) in self.with_gradient for v in op.inputs[:2])
-            self.backward_flops[index] = cost.flops * again
+            self.backward_flops[index] = self.forward_flops[index] * again
             self.backward_bytes[index] = cost.bytes * (again if self.dense[index] else effort[3])
             self.backward_calls[index] = effort[1]
 
-    def _count_memory(self, evaluates: bool) -> None:
-        """kept_bytes: parameters, gradients, slots, state, at the first op that reads each (accumulators at every reader).
-        frame_bytes: outputs and stashes per frame. scratch_bytes: of one op while it runs."""
-        self.kept_bytes, self.frame_bytes = np.zeros(self.count), np.zeros(self.count)
-        self.scratch_bytes = np.zeros(self.count)
+    def _bands(self, index: int, window: scratch.Window) -> None:
+        """A banded convolution is a wide GEMM, of which only kernel / width is useful."""
+        wants_input = self.training and wants(self.graph, self.flow, index)[0]
+        if scratch.bands(window, wants_input):
+            self.conv[index] = False
+            self.forward_flops[index] *= window.width / window.kernel[1]
+
+    def _count_kept(self) -> None:
+        """kept_bytes: parameters, gradients, slots, state, at the first op that reads each (accumulators at every reader)."""
+        self.kept_bytes = np.zeros(self.count)
         self.parameters, self.updated_bytes = np.zeros(self.count), np.zeros(self.count)
+        self.update_calls = np.zeros(self.count)
         for p in self.graph.parameters:
             readers = self.flow.consumers.get(p.name, [])
             if readers:
                 self.parameters[readers[0]] += p.size
                 self.kept_bytes[readers[0]] += 4 * p.size * (1 + self.slots)
                 self.updated_bytes[readers[0]] += 4 * p.size * (4 + 2 * self.slots) if self.training else 0
+                self.update_calls[readers[0]] += self.calls_per_block * -(-p.size // BLOCK) if self.training else 0
             for reader in readers:
                 self.kept_bytes[reader] += 4 * p.size if self.training else 0
         for p in self.graph.state:
             for reader in self.flow.consumers.get(p.name, [])[:1]:
                 self.kept_bytes[reader] += 4 * p.size
-        for index, op in enumerate(self.graph.ops):
-            made = sum(self.value_bytes[v] for v in op.outputs)
-            stash = made if self.training and index in self.active and op.kind in STASHING else 0
-            self.frame_bytes[index] = made * (2 if evaluates else 1) + stash
-            loose = LIVE_GRADIENTS * made if index in self.with_gradient else 0
-            self.scratch_bytes[index] = loose + self._scratch(op, made)
 
-    def _scratch(self, op: Op, made: int) -> int:
-        """What a kernel works in while it runs: blocks of rows in cache, at least one image's, forward and backward."""
-        read = self.value_bytes.get(op.inputs[0], 0)
-        if op.kind in BLOCKED:
-            return 5 * min(BLOCK_BYTES, max(read, made)) + 5 * max(read, made) // self.rows
-        weights = {p.name: p.shape for p in self.graph.parameters}.get(op.inputs[1], ()) if len(op.inputs) > 1 else ()
-        if op.kind != "Conv" or len(weights) != 4:  # a dense layer's gradient is made beside its accumulator
-            return 4 * int(np.prod(weights, dtype=np.int64)) if weights else 0
-        taps = int(np.prod(weights[1:], dtype=np.int64))
-        patches = made // weights[0] * taps  # of the whole micro-batch
-        return (
-            2 * min(patches, BLOCK_BYTES + patches // self.rows)
-            + 2 * (read + made) // self.rows
-            + 12 * taps * weights[0]
-        )
+    def _count_frames(self, evaluates: bool, predicts: bool) -> None:
+        """frame_bytes: per frame, what an op makes that is kept, and its stash. scratch_bytes: per segment, the most of any of
+        its ops in each row: [scratch, live values] of each mode. sent_bytes: an output's bytes where it is not in
+        frame_bytes, which leaving the segment adds."""
+        graph, flow = self.graph, self.flow
+        self.frame_bytes, self.sent_bytes = np.zeros(self.count), np.zeros(self.count)
+        modes = [self.training, False] if self.training and evaluates else [self.training]
+        self.scratch_bytes = np.zeros((2 * len(modes), self.count))
+        results = set(graph.outputs.values()) if predicts else {*graph.losses, *(m.value for m in graph.metrics)}
+        for mode, training in enumerate(modes):
+            lifetimes = Lifetimes(graph, flow, self.active, self.value_bytes, training=training)
+            self.scratch_bytes[2 * mode + 1] = lifetimes.live
+            for index in sorted(self.active):
+                op = graph.ops[index]
+                inputs = [self.shapes[v] for v in op.inputs]
+                wanted = wants(graph, flow, index) if training else (False,) * len(inputs)
+                room = scratch.room(op, inputs, self.shapes[op.outputs[0]], wanted, training=training)
+                self.scratch_bytes[2 * mode, index] = room.scratch
+                self.kept_bytes[index] += room.own
+                self.frame_bytes[index] += room.stash
+            if mode == 0:
+                self.frame_bytes += lifetimes.kept
+                kept = lifetimes.kept > 0
+        for index, op in enumerate(graph.ops):
+            made = sum(self.value_bytes[v] for v in op.outputs)
+            if not kept[index] and any(v in results for v in op.outputs):
+                self.frame_bytes[index] += made
+            elif not kept[index]:
+                self.sent_bytes[index] = made
 
 
 @dataclass(frozen=True, slots=True)
 class Seconds:
-    """Per op, of one micro-batch: forward and backward; and the update, once per step. dispatch: per segment and pass."""
+    """Per op, of one micro-batch: forward and backward; and the update, once per step. dispatch: per segment and pass.
+    feed: per micro-batch, on a node with ops that read the graph input, by name."""
 
     forward: Floats
     backward: Floats
     update: Floats
     dispatch: float
+    feed: Mapping[str, float]
+
+    def feeding(self, work: Workload, ops: Sequence[int]) -> float:
+        """What these ops, all that a node has, take for their graph inputs per micro-batch."""
+        read = {v for i in ops if i in work.active for v in work.graph.ops[i].inputs}
+        return sum(cost for name, cost in self.feed.items() if name in read)
 
 
 def seconds(work: Workload, profile: Profile) -> Seconds:
@@ -232,10 +272,15 @@ def seconds(work: Workload, profile: Profile) -> Seconds:
         spent = np.maximum(computing, moved / profile.bytes_per_s) + profile.overhead_s * calls
         return np.asarray(spent, dtype=np.float64)
 
-    update = work.updated_bytes / profile.bytes_per_s + 4 * profile.overhead_s * (work.updated_bytes > 0)
+    update = work.updated_bytes / profile.bytes_per_s + profile.overhead_s * work.update_calls
     forward = roofline(work.forward_flops, work.forward_bytes, work.forward_calls)
+    forward += work.packed_bytes / profile.bytes_per_s
     backward = roofline(work.backward_flops, work.backward_bytes, work.backward_calls)
-    return Seconds(forward, backward, update, DISPATCH_OPS * profile.overhead_s)
+    feed = {
+        v.name: FEED_CALLS * profile.overhead_s + FEED_PASSES * work.value_bytes[v.name] / profile.bytes_per_s
+        for v in work.graph.inputs
+    }
+    return Seconds(forward, backward, update, DISPATCH_OPS * profile.overhead_s, feed)
 
 
 def link(links: Links, source: NodeId, target: NodeId) -> Link:
@@ -245,16 +290,24 @@ def link(links: Links, source: NodeId, target: NodeId) -> Link:
 
 def memory_bytes(work: Workload, assignment: Sequence[int], node: int, frames: int) -> int:
     """Upper bound of what a job holds on node number `node` of this assignment, in bytes."""
-    here = np.asarray(assignment) == node
-    kept = work.kept_bytes[here].sum() + work.scratch_bytes[here].max(initial=0)
-    frame = work.frame_bytes[here].sum()
+    home = np.full(work.count, -1)
+    total = frame = 0.0
+    for segment in segments(work.graph, assignment):
+        if segment.node == node:
+            ops = list(segment.ops)
+            home[ops] = segment.index
+            total += work.kept_bytes[ops].sum() + work.scratch_bytes[:, ops].max(axis=1).sum()
+            frame += work.frame_bytes[ops].sum()
     for border in work.places:
-        made_here = border.producer >= 0 and here[border.producer]
-        if made_here:
-            frame += border.bytes * sum(not here[c] for c in border.gradients)
-        elif any(here[c] for c in border.readers):
-            frame += border.bytes * (1 + sum(bool(here[c]) for c in border.gradients))
-    return int(kept + frames * frame)
+        made = home[border.producer] if border.producer >= 0 else -1
+        arrives = any(home[c] >= 0 for c in border.readers)
+        if made >= 0:
+            leaves = any(home[c] != made for c in border.readers)
+            frame += work.leaving(border) * leaves
+            frame += border.bytes * sum(home[c] != made for c in border.gradients)
+        elif arrives:
+            frame += border.bytes * (1 + sum(home[c] >= 0 for c in border.gradients))
+    return int(total + frames * frame)
 
 
 def limits(profiles: Sequence[Profile], cap: int = 0) -> list[int]:

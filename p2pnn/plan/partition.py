@@ -31,7 +31,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from p2pnn.plan.cost import Floats, Links, Workload, limits, link, seconds
+from p2pnn.plan.cost import Floats, Links, Workload, limits, link, memory_bytes, seconds
 from p2pnn.plan.pins import groups
 from p2pnn.plan.profile import Profile
 
@@ -100,7 +100,7 @@ def best_cuts(
         for order in permutations(chosen):
             bound = found[keep - 1].objective if len(found) >= keep else inf
             cut = problem.solve(order, bound)
-            if cut is not None:
+            if cut is not None and problem.fits(cut):
                 found = sorted([*found, cut], key=lambda c: (c.objective, c.nodes))[:keep]
     return found
 
@@ -125,7 +125,9 @@ def _by_swaps(
     order += [n for n in ranked if n not in order]
 
     def solve(nodes: list[int], bound: float) -> Cut | None:
-        return Problem(work, profiles, sorted(nodes), links, frames, pinned, cap).solve(tuple(nodes), bound)
+        problem = Problem(work, profiles, sorted(nodes), links, frames, pinned, cap)
+        cut = problem.solve(tuple(nodes), bound)
+        return cut if cut is not None and problem.fits(cut) else None
 
     best = solve(order[:count], inf)
     for _ in range(SWAP_ROUNDS):
@@ -162,7 +164,8 @@ class Problem:
         self.pace = float(work.micro_batches - 1)
         free = np.array([i not in pinned for i in range(work.count)])
         memory = range_memory(work, self.edges, frames, pinned)
-        room = dict(zip(chosen, limits([profiles[n] for n in chosen], cap), strict=True))
+        self.frames = frames
+        self.room = room = dict(zip(chosen, limits([profiles[n] for n in chosen], cap), strict=True))
         holders = self._between(work.parameter_ops * free) > 0
         upper = np.triu(np.ones((len(self.edges), len(self.edges)), dtype=bool), 1)
         self.cost: dict[int, Floats] = {}
@@ -183,6 +186,11 @@ class Problem:
             self.peak[n] = np.where(legal, self.pace * self.cost[n] + update * slow, inf)
             self.cost[n] = np.where(legal, self.cost[n], inf)
         self.forward_bytes, self.backward_bytes = crossing(work, self.edges)
+
+    def fits(self, cut: Cut) -> bool:
+        """Whether every node has room for its part: pins can part a node's ops in ways that a range does not show."""
+        needs = [memory_bytes(self.work, cut.assignment, n, self.frames) for n in range(len(cut.nodes))]
+        return all(need <= self.room[n] for need, n in zip(needs, cut.nodes, strict=True))
 
     def _between(self, per_op: Floats) -> Floats:
         """sums[a, b] over the ops between edges a and b."""
@@ -285,6 +293,8 @@ def range_memory(work: Workload, edges: Sequence[int], frames: int, pinned: Mapp
         for reader in border.readers:  # the first reader at or after a decides where the value enters
             moved[start : reader + 1, reader + 1 :] += nbytes
             start = reader + 1
+        if p >= 0:  # or leaves
+            moved[: p + 1, p + 1 : max(border.readers) + 1] += work.leaving(border)
         for consumer in border.gradients:
             moved[p + 1 : consumer + 1, consumer + 1 :] += nbytes  # its gradient leaves
             if p >= 0:
@@ -292,27 +302,62 @@ def range_memory(work: Workload, edges: Sequence[int], frames: int, pinned: Mapp
     with_pinned = np.zeros(work.count)
     for index in range(work.count if pinned else 0):
         with_pinned[index] = _exchanged(work, index)
-    scratch = np.zeros((size, size))
-    for a in range(work.count):
-        scratch[a, a + 1 :] = np.maximum.accumulate(work.scratch_bytes[a:] * free[a:])
+    scratch = _range_scratch(work, free, whole=not pinned)
     total = sums(work.kept_bytes) + scratch
     total += frames * (sums(work.frame_bytes) + (sums(with_pinned) if pinned else moved))
     return total[np.ix_(list(edges), list(edges))]
 
 
+def _range_scratch(work: Workload, free: Floats, *, whole: bool) -> Floats:
+    """The largest scratch of the ops between a and b, [ops + 1, ops + 1]; summed over parts that no value connects, each a
+    segment of its own, where the range is `whole`. (What pins part is seen when the whole assignment is judged.)"""
+    size = work.count + 1
+    found = np.zeros((size, size))
+    if not whole:
+        for row in work.scratch_bytes * free:
+            for a in range(work.count):
+                found[a, a + 1 :] += np.maximum.accumulate(row[a:])
+        return found
+    producers = [sorted({work.flow.producer[v] for v in op.inputs if v in work.flow.producer}) for op in work.graph.ops]
+    columns = [tuple(float(x) for x in column) for column in work.scratch_bytes.T]
+    for a in range(work.count):
+        part: dict[int, int] = {}  # op → its part's first op
+        most: dict[int, tuple[float, ...]] = {}
+        total = 0.0
+        for b in range(a, work.count):
+            joined = {_root(part, p) for p in producers[b] if p >= a}
+            first = min(joined, default=b)
+            part[b] = first
+            peak = columns[b]
+            for other in joined:
+                part[other] = first
+                total -= sum(most[other])
+                peak = tuple(map(max, peak, most.pop(other)))
+            most[first] = peak
+            total += sum(peak)
+            found[a, b + 1] = total
+    return found
+
+
+def _root(part: dict[int, int], op: int) -> int:
+    while part[op] != op:
+        op = part[op]
+    return op
+
+
 def pinned_memory(work: Workload, node: int, frames: int, pinned: Mapping[int, int]) -> float:
     """Upper bound of what the ops that are pinned to a node take there."""
     mine = [i for i, n in pinned.items() if n == node]
-    fixed = float(work.kept_bytes[mine].sum() + work.scratch_bytes[mine].max(initial=0))
+    fixed = float(work.kept_bytes[mine].sum() + work.scratch_bytes[:, mine].max(axis=1, initial=0).sum())
     return fixed + frames * (float(work.frame_bytes[mine].sum()) + sum(_exchanged(work, i) for i in mine))
 
 
 def _exchanged(work: Workload, op: int) -> float:
     """Bytes per frame that one op exchanges when all its neighbours are elsewhere."""
-    total = 0
+    total = 0.0
     for border in work.places:
         if border.producer == op:
-            total += border.bytes * len(border.gradients)
+            total += work.leaving(border) + border.bytes * len(border.gradients)
         elif op in border.readers:
             total += border.bytes * (1 + (op in border.gradients))
-    return float(total)
+    return total

@@ -164,10 +164,10 @@ def _no_room(
             break
     else:
         rows = [f"the pins leave no way to use {asked} nodes"]
-    return (
-        f"the model does not fit the nodes: on one node it needs {describe.size(alone)}; cut over {len(rows)}, "
-        f"{', '.join(rows)}; use smaller micro-batches (--micro-batches) or add nodes"
-    )
+    parts = "; ".join([f"on one node it needs {describe.size(alone)}", f"cut over {len(rows)}, {', '.join(rows)}"])
+    if len(candidates) == 1 and cuts:
+        parts = rows[0]
+    return f"the model does not fit the nodes: {parts}; use smaller micro-batches (--micro-batches) or add nodes"
 
 
 def _idle(work: Workload, asked: int, used: int) -> str:

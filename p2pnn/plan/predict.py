@@ -1,7 +1,8 @@
 """A discrete-event model of a plan: what the mesh runtime will do, played on the nodes' profiles without computing anything.
 
-Modelled as the runtime works: one task at a time per node, backward before forward and older micro-batches first; nodes
-that share a machine share its cores; each directed link sends one tensor at a time, and what may go overtakes what may not;
+Modelled as the runtime works: one task at a time per node, backward before forward and older micro-batches first; one
+tensor at a time in each node's daemon; nodes that share a machine share its cores; each directed link sends one tensor at
+a time, and what may go overtakes what may not;
 frames and credits (micro-batch m enters a node only if m < retired + frames, and senders learn `retired` one latency
 late); each node's update after its last backward pass, and its next step only after that. Several steps are
 played, because a node starts the next step while others still finish; the first one only warms up.
@@ -12,6 +13,7 @@ Pure and deterministic: ties fall by (kind, micro-batch, segment), so the same a
 from __future__ import annotations
 
 import heapq
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +25,9 @@ from p2pnn.plan.profile import Profile
 
 HOP_S: Final = 1.5e-4
 """Executor to daemon and daemon to executor: two socket pairs at 0.07 ms each."""
+
+DAEMON_S: Final = 2e-4
+"""What a daemon computes for one tensor that it sends or receives, with the messages about it. It needs a core, too."""
 
 STEPS: Final = 3
 STREAM_MAX: Final = 24
@@ -79,6 +84,10 @@ class _Stages:
             for (n, ops), t in zip(cut, trained, strict=True)
         ]
         owned = [[i for i in range(work.count) if assignment[i] == n] for n in range(len(profiles))]
+        for n in range(len(profiles)):  # a frame's inputs are filled by the first segment that runs on it
+            first = next((s for s, node in enumerate(self.node) if node == n), -1)
+            if first >= 0:
+                self.forward_s[first] += costs[n].feeding(work, [i for m, ops in cut if m == n for i in ops])
         self.update_s = [float(costs[n].update[ops].sum()) for n, ops in enumerate(owned)]
         # Tasks are (segment, backward); a task waits for `needs` others and, when done, frees local ones and sends.
         self.needs = [[0] * len(cut), [1] * len(cut)]
@@ -134,7 +143,9 @@ class _Play:
         self.training = any(s >= 0 for s in stages.backward_s)
         self.passes = [s >= 0 for s in stages.backward_s]
         self.machine = [p.machine or f"node {n}" for n, p in enumerate(profiles)]
-        self.cores = {m: profiles[n].cores if profiles[n].machine else 1 for n, m in enumerate(self.machine)}
+        self.cores = {m: profiles[n].cores if profiles[n].machine else 2 for n, m in enumerate(self.machine)}
+        self.carrying = [False] * nodes
+        self.errands: list[deque[Callable[[], None]]] = [deque() for _ in range(nodes)]
         self.own = [[s for s in range(count) if stages.node[s] == n] for n in range(nodes)]
         self.missing: dict[tuple[int, int, int], int] = {}
         self.next = [[0] * count, [0] * count]
@@ -177,12 +188,15 @@ class _Play:
         heapq.heappush(self.events, (self.now + delay, self.made, event))
 
     def _dispatch(self) -> None:
-        for node in range(len(self.own)):
-            if not self.working[node] and self.cores[self.machine[node]] > 0:
-                self._start(node)
         for pair in self.links:
             if not self.sending[pair]:
                 self._send(pair)
+        for node, errands in enumerate(self.errands):
+            if errands and not self.carrying[node] and self.cores[self.machine[node]] > 0:
+                self._carry(node, errands.popleft())
+        for node in range(len(self.own)):
+            if not self.working[node] and self.cores[self.machine[node]] > 0:
+                self._start(node)
 
     def _start(self, node: int) -> None:
         """Begin what comes first: an update that is due, a backward pass, a forward pass."""
@@ -219,6 +233,18 @@ class _Play:
             done()
 
         self._at(length, end)
+
+    def _carry(self, node: int, done: Callable[[], None]) -> None:
+        """The node's daemon works on one tensor."""
+        self.carrying[node] = True
+        self.cores[self.machine[node]] -= 1
+
+        def end() -> None:
+            self.carrying[node] = False
+            self.cores[self.machine[node]] += 1
+            done()
+
+        self._at(DAEMON_S, end)
 
     def _free(self, tasks: Sequence[tuple[int, int]], m: int) -> None:
         for s, backward in tasks:
@@ -286,6 +312,8 @@ class _Play:
         def left() -> None:
             self.sending[pair] = False
             self._retire(pair[0], m)
-            self._at(self.links[pair].latency_s + HOP_S, lambda: self._free(tasks, m))
+            arrived = partial(self.errands[pair[1]].append, partial(self._free, tasks, m))
+            self._at(self.links[pair].latency_s + HOP_S, arrived)
 
-        self._at(nbytes / self.links[pair].bytes_per_s, left)
+        travel = partial(self._at, nbytes / self.links[pair].bytes_per_s, left)
+        self.errands[pair[0]].append(travel)

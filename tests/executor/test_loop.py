@@ -112,7 +112,7 @@ def test_what_does_not_fit_is_refused_with_both_figures(blobs: BlobStore, capfd:
     with Mesh(spec, [0] * len(graph.ops), blobs) as mesh:
         sentence = failure(mesh)
     assert "takes " in sentence
-    assert "the job allows 10,000" in sentence
+    assert "the job's limit (--memory) is 10,000" in sentence
 
 
 def test_a_checkpoint_that_lacks_a_tensor_is_named(blobs: BlobStore, capfd: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from p2pnn.plan.cost import Workload, seconds
 from p2pnn.plan.pins import groups
-from p2pnn.plan.predict import predict
+from p2pnn.plan.predict import DAEMON_S, predict
 
 from .builder import branched, job, mesh, mlp, node, split
 
@@ -20,7 +20,11 @@ from .builder import branched, job, mesh, mlp, node, split
 def test_one_node_takes_the_sum_of_its_work() -> None:
     work = Workload(job(mlp(50, 50)))
     spent = seconds(work, node("a"))
-    expected = 4 * float((spent.forward + spent.backward).sum() + 2 * spent.dispatch) + float(spent.update.sum())
+    feed = sum(spent.feed.values())
+    assert feed > 0
+    expected = 4 * (float((spent.forward + spent.backward).sum()) + 2 * spent.dispatch + feed) + float(
+        spent.update.sum()
+    )
     played = predict(work, [0] * work.count, [node("a")], {}, 2)
     assert played.step_s == pytest.approx(expected)
     assert played.samples_per_s == pytest.approx(64 / expected)
@@ -33,7 +37,7 @@ def test_an_evaluation_is_forward_only() -> None:
     assert not spent.backward.any()
     played = predict(work, [0] * work.count, [node("a")], {}, 1)
     assert work.micro_batches == 63  # 1000 rows in 16s
-    assert played.step_s == pytest.approx(63 * float(spent.forward.sum() + spent.dispatch))
+    assert played.step_s == pytest.approx(63 * (float(spent.forward.sum()) + spent.dispatch + sum(spent.feed.values())))
 
 
 def test_two_equal_stages_with_free_links_share_the_work() -> None:
@@ -57,12 +61,12 @@ def test_two_nodes_on_one_core_are_no_faster_than_one() -> None:
 
 @pytest.mark.parametrize("stages", [2, 3, 4])
 def test_more_frames_are_never_slower_on_a_chain(stages: int) -> None:
-    """Within a hundredth: with more tasks to choose from, greedy list scheduling can lose a little (Graham 1969)."""
+    """Within a twentieth: with more tasks to choose from, greedy list scheduling can lose a little (Graham 1969)."""
     work = Workload(job(mlp(*[200] * 7, features=200), micro_batches=8))
     nodes = [node(n, s) for n, s in zip("abcd", (1.0, 0.5, 2.0, 1.0), strict=True)][:stages]
     chain = [min(stages - 1, i * stages // (work.count - 3)) for i in range(work.count)]
     times = [predict(work, chain, nodes, mesh(*nodes), frames).step_s for frames in range(1, 9)]
-    assert all(b <= a * 1.01 for a, b in pairwise(times))
+    assert all(b <= a * 1.05 for a, b in pairwise(times))
     assert times[-1] < times[0]
 
 
@@ -86,6 +90,18 @@ def test_clipping_makes_all_nodes_wait_for_all() -> None:
 
     nodes = [node("a"), node("b")]
     assert step_s(1.0) > step_s(0.0) + 0.005
+
+
+def test_a_daemon_needs_a_core_for_every_tensor() -> None:
+    work = Workload(job(mlp(50, 50, 50), micro_batches=8))
+    chain = [0 if i < 4 else 1 for i in range(work.count)]
+    times = []
+    for cores in (1, 4):
+        nodes = [node(n, machine="pc", cores=cores) for n in "ab"]
+        times.append(predict(work, chain, nodes, mesh(*nodes), 3).step_s)
+    transfers = 2 * 8  # there and back; one core works on each at both ends
+    assert times[0] > times[1]
+    assert times[0] > transfers * 2 * DAEMON_S
 
 
 @settings(max_examples=60, deadline=None)

@@ -1,0 +1,210 @@
+"""What a kernel works in: scratch while it runs, arrays of its own for as long as the job runs, and stashes per frame.
+
+The rules follow the numpy engine's kernels, rounded up where an exact figure would need their code: work goes in blocks of
+images of at most BLOCK_BYTES, or of one row where a row is larger. A convolution of few channels runs as a product with a
+banded matrix (`bands`); the matrix stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import gcd
+from typing import Final
+
+from p2pnn.model.graph import Op, Shape, elements
+
+BLOCK_BYTES: Final = 1 << 19
+"""The size of a block that stays in a second-level cache, as the numpy engine takes it."""
+
+WIDE: Final = 1024
+"""Columns of a wide row, in which sums over rows are made."""
+
+BANDED_ELEMENTS_MAX: Final = 1 << 18
+RUN_NS, ELEMENT_NS, COLUMNS_FLOPS_PER_NS, BANDED_FLOPS_PER_NS = 4.0, 0.12, 90.0, 150.0
+"""The rates by which the numpy engine chooses a convolution's method."""
+
+SLOTS_BYTES: Final = 16 * 64
+"""What aligning a kernel's arrays to cache lines can add."""
+
+
+@dataclass(slots=True)
+class Room:
+    """Bytes: scratch, shared by the ops of a segment; own, per op and mode; stash, per op and frame."""
+
+    scratch: float = 0.0
+    own: float = 0.0
+    stash: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A convolution or pool of `images` images: input height, width, channels; output rows, columns, channels."""
+
+    images: int
+    height: int
+    width: int
+    channels: int
+    out_rows: int
+    out_columns: int
+    outputs: int
+    kernel: tuple[int, ...]
+    strides: tuple[int, ...]
+    pads: tuple[int, ...]
+    dilations: tuple[int, ...]
+    group: int
+
+    @classmethod
+    def of(cls, op: Op, inputs: Sequence[Shape], output: Shape) -> Window:
+        """That of a Conv or a pool, from concrete shapes in ONNX's order."""
+        (images, channels, height, width), (_, outputs, rows, columns) = inputs[0], output
+        convolves = op.kind == "Conv"
+        kernel = inputs[1][2:] if convolves else op.integers("kernel_shape")
+        dilations = tuple(op.integers("dilations")) if convolves else (1, 1)
+        group = op.integer("group") if convolves else 1
+        sides = (tuple(kernel), tuple(op.integers("strides")), tuple(op.integers("pads")), dilations)
+        return cls(images, height, width, channels, rows, columns, outputs, *sides, group)
+
+
+def bands(w: Window, wants_input: bool) -> bool:
+    """Whether the engine convolves with a banded matrix. It decides by shapes alone."""
+    matrix = band_elements(w)
+    if w.group != 1 or matrix > BANDED_ELEMENTS_MAX:
+        return False
+    window, positions = elements(w.kernel), w.out_rows * w.out_columns
+
+    def columns_ns(places: int, inner: int, outer: int) -> float:
+        copy = places * w.kernel[0] * RUN_NS + places * window * inner * ELEMENT_NS
+        return copy + 2 * places * window * inner * outer / COLUMNS_FLOPS_PER_NS
+
+    columns = 2 * columns_ns(positions, w.channels, w.outputs)
+    banded = 2 * 2 * w.out_rows * matrix / BANDED_FLOPS_PER_NS
+    if wants_input:
+        columns += columns_ns(w.height * w.width, w.outputs, w.channels) / elements(w.strides)
+        banded *= 1.5
+    return banded < columns
+
+
+def band_elements(w: Window) -> int:
+    """kernel rows · width · channels × output columns · output channels."""
+    return w.kernel[0] * w.width * w.channels * w.out_columns * w.outputs
+
+
+def room(op: Op, inputs: Sequence[Shape], output: Shape, wanted: Sequence[bool], *, training: bool) -> Room:
+    """What the op's kernel takes in one mode. wanted: per input, whether a gradient is computed for it (else all False)."""
+    made, read = 4 * elements(output), 4 * elements(inputs[0])
+    found = Room(scratch=SLOTS_BYTES)
+    kind, back = op.kind, any(wanted)
+    if kind == "Conv":
+        _conv(found, Window.of(op, inputs, output), wanted, bias=len(inputs) > 2)
+    elif kind in ("MaxPool", "AveragePool"):
+        _pool(found, Window.of(op, inputs, output), kind, back)
+    elif kind == "BatchNormalization":
+        channels = inputs[0][1]
+        _columns(found, elements(inputs[0]) // channels, channels)
+        found.scratch += 3 * 4 * max(WIDE, channels) + min(read, max(BLOCK_BYTES, 4 * channels)) + 12 * channels
+        found.scratch += 3 * read if len(inputs[0]) not in (2, 4) else 0
+        found.stash = 8 * channels if training else 0
+    elif kind == "Gemm" and len(inputs) > 2:
+        _columns(found, *output)
+    elif kind in ("MatMul", "Reshape", "Flatten", "Mul", "Add", "Sub", "GlobalAveragePool"):
+        _moves(found, op, inputs, output, back)
+    elif kind == "Relu":
+        found.scratch += made // 4 if back else 0
+    elif kind == "Dropout" and training:
+        found.scratch, found.stash = found.scratch + made, made // 4
+    elif kind == "Softmax":
+        found.scratch += made
+    elif kind in ("SoftmaxCrossEntropyLoss", "MeanSquaredError"):
+        found.scratch, found.stash = found.scratch + 2 * read + 4 * inputs[0][0], read if back else 0
+        found.own = 8 * inputs[0][0]
+    elif elements(output) <= 2:  # a metric
+        found.scratch += read + 4 * inputs[0][0]
+        found.own = 8 * inputs[0][0]
+    return found
+
+
+def _columns(found: Room, rows: int, columns: int) -> None:
+    """A vector of ones as long as there are wide rows, and two sums."""
+    most = min(rows, max(1, WIDE // max(columns, 1)))
+    fold = next((k for k in range(most, 1, -1) if rows % k == 0), 1)
+    found.own += 4 * (rows // fold)
+    found.scratch += 3 * 4 * fold * columns
+
+
+def _moves(found: Room, op: Op, inputs: Sequence[Shape], output: Shape, back: bool) -> None:
+    """Ops that copy between layouts, or sum what was repeated."""
+    made, read = 4 * elements(output), 4 * elements(inputs[0])
+    if op.kind == "GlobalAveragePool":
+        found.own = 4 * elements(inputs[0][2:])
+    elif op.kind in ("Reshape", "Flatten"):
+        found.scratch += read if len(inputs[0]) == len(output) == 4 else 0
+    elif op.kind == "MatMul":
+        copied = any(len(shape) == 4 for shape in (*inputs, output))
+        found.scratch += made + 4 * sum(elements(shape) for shape in inputs) if copied else 0
+        for own in inputs if back else ():
+            found.scratch += 4 * elements((*output[:-2], *own[-2:])) if copied or own[:-2] != output[:-2] else 0
+    else:
+        found.scratch += made if op.kind == "Mul" and back else 0
+        if back and any(elements(shape) < elements(output) for shape in inputs):
+            found.own, found.scratch = made // max(1, output[-1]), found.scratch + 12 * max(WIDE, output[-1])
+
+
+def _pool(found: Room, w: Window, kind: str, back: bool) -> None:
+    height, width = w.height + w.pads[0] + w.pads[2], w.width + w.pads[1] + w.pads[3]
+    padded = height * width * w.channels * 4
+    count = max(1, min(w.images, BLOCK_BYTES // max(1, padded)))
+    rows, made = count * w.out_rows * width * w.channels * 4, count * w.out_rows * w.out_columns * w.channels * 4
+    sources = count * padded if any(w.pads) else 0
+    found.scratch += rows + sources * (1 + back)
+    if kind == "MaxPool":
+        found.scratch += 13 * rows // 4 if back else 0
+    else:
+        found.scratch += made if back else 0
+        found.own = w.out_rows * w.out_columns * w.channels * 4
+
+
+def _conv(found: Room, w: Window, wanted: Sequence[bool], bias: bool) -> None:
+    if bias:
+        _columns(found, w.images * w.out_rows * w.out_columns, w.outputs)
+    if bands(w, wanted[0]):
+        matrix, row = 4 * band_elements(w), w.kernel[0] * w.width * w.channels * 4
+        found.own += matrix
+        found.scratch += _block(w.images, w.out_rows, row) + (2 * matrix if wanted[1] else 0)
+        return
+    inner, outer, window = w.channels // w.group, w.outputs // w.group, elements(w.kernel)
+    row = w.out_columns * window * inner * 4
+    columns = _block(w.images, w.out_rows, row)
+    if any(w.pads):
+        padded = (w.height + w.pads[0] + w.pads[2]) * (w.width + w.pads[1] + w.pads[3]) * w.channels * 4
+        found.scratch += padded * max(1, min(w.images, BLOCK_BYTES // max(1, w.out_rows * row)))
+    if wanted[1]:
+        found.scratch += 4 * window * inner * outer
+    if wanted[0]:
+        columns = max(columns, _phases(found, w, inner, outer))
+    found.scratch += columns
+
+
+def _phases(found: Room, w: Window, inner: int, outer: int) -> float:
+    """An input gradient: columns of dy for the places of each phase, which this returns, and what else it takes."""
+    steps = [s // gcd(s, d) for s, d in zip(w.strides, w.dilations, strict=True)]
+    most = [-(-k // s) for k, s in zip(w.kernel, steps, strict=True)]
+    least = [max(1, k // s) for k, s in zip(w.kernel, steps, strict=True)]
+    rows, columns = -(-w.height // w.strides[0]), -(-w.width // w.strides[1])
+    smallest = (w.height // w.strides[0]) * (w.width // w.strides[1]) * elements(tuple(least)) * outer * 4
+    images = max(1, min(w.images, BLOCK_BYTES // max(1, smallest)))
+    extents = [
+        max(out, -(-(size + pad) // s)) + 2 * (k - 1) * d
+        for out, size, pad, s, k, d in zip(
+            (w.out_rows, w.out_columns), (w.height, w.width), w.pads[:2], w.strides, w.kernel, w.dilations, strict=True
+        )
+    ]
+    found.scratch += 4 * elements(w.kernel) * inner * w.outputs + 4 * images * elements(tuple(extents)) * w.outputs
+    if set(w.strides) != {1}:
+        found.scratch += 4 * images * rows * columns * w.channels
+    return _block(w.images, rows, columns * elements(tuple(most)) * outer * 4)
+
+
+def _block(images: int, rows: int, row_bytes: int) -> float:
+    """At most a block, or one row, or everything."""
+    return min(images * rows * row_bytes, max(BLOCK_BYTES, row_bytes))
