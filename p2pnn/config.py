@@ -23,7 +23,7 @@ from p2pnn.errors import NotAllowedError, UsageError
 from p2pnn.types import Address
 
 BAD_CONFIGURATION: Final = 78
-"""Exit status of `node start` for a bad configuration (sysexits' EX_CONFIG); the service is not restarted on it."""
+"""Exit status of `node start` for a bad node.toml or environment (sysexits' EX_CONFIG); a bad flag is a usage error."""
 
 SYSTEM_CONFIG: Final = Path("/etc/p2pnn/node.toml")
 SYSTEM_SOCKET: Final = Path("/run/p2pnn/p2pnn.sock")
@@ -143,6 +143,15 @@ def node_config(
         profile_cache=_path(settings, "profile_cache"),
         log_level=level,
     )
+
+
+def can_configure(config: str | None = None, environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether file and environment are sound by themselves, so that what is wrong must be a flag."""
+    try:
+        node_config({}, config=config, environ=environ)
+    except (UsageError, NotAllowedError):
+        return False
+    return True
 
 
 def client_socket(flag: str | None = None, environ: Mapping[str, str] = os.environ) -> SocketChoice:

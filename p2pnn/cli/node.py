@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -57,7 +57,7 @@ def start(
 ) -> None:
     """Run the daemon in the foreground, until it is stopped."""
     from p2pnn.cli.terminal import remark
-    from p2pnn.config import BAD_CONFIGURATION, node_config
+    from p2pnn.config import BAD_CONFIGURATION, can_configure, node_config
     from p2pnn.errors import NotAllowedError, UsageError
 
     flags = {
@@ -75,7 +75,8 @@ def start(
         resolved = node_config(flags, config=config, lifeline_fd=lifeline, ready_fd=ready_fd)
     except (UsageError, NotAllowedError) as error:
         remark(f"p2pnn: {error}")
-        raise typer.Exit(BAD_CONFIGURATION) from error
+        by_flag = can_configure(config)
+        raise typer.Exit(error.exit_status if by_flag else BAD_CONFIGURATION) from error
     from p2pnn.api.serve import run_daemon
 
     raise typer.Exit(run_daemon(resolved))
@@ -97,7 +98,8 @@ def status(socket: SocketFlag = None, json: JsonFlag = False) -> None:
     """What the daemon is, where it listens, and what it does."""
     from p2pnn.cli import render, terminal
 
-    node = connect(socket).get("node")
+    daemon = connect(socket)
+    node = daemon.get("node")
     if json:
         terminal.print_json(node)
         return
@@ -118,11 +120,23 @@ def status(socket: SocketFlag = None, json: JsonFlag = False) -> None:
         ("data", f"{render.size(node['blobs_bytes'])}{quota}"),
         ("machine", machine),
         ("job", f"{node.get('job') or 'none'}{waiting}"),
+        ("peers", _peers(daemon.get("peers")["peers"])),
     ]
     for left, right in rows:
         terminal.say(render.label(left, right))
     if node.get("notice"):
         terminal.remark(node["notice"])
+
+
+def _peers(found: list[dict[str, Any]]) -> str:
+    """`2 alive; 127.0.0.1:7701 unreachable: nobody listens there`."""
+    alive = sum(peer["state"] == "alive" for peer in found)
+    away = [
+        f"{peer.get('name') or peer['address']} {peer['state']}" + (f": {peer['reason']}" if peer.get("reason") else "")
+        for peer in found
+        if peer["state"] not in ("self", "alive", "left")
+    ]
+    return "; ".join([f"{alive} alive", *away])
 
 
 def peers(socket: SocketFlag = None, json: JsonFlag = False) -> None:

@@ -44,6 +44,7 @@ class Members:
         self._core = Membership(post.node, post.name, joins, self._loop.time(), random.Random())
         self._timer: asyncio.TimerHandle | None = None
         self._names: dict[NodeId, str] = {}
+        self._untold = dict.fromkeys(joins, "")
 
     def start(self) -> None:
         self._settle()
@@ -68,6 +69,14 @@ class Members:
         self._settle()
 
     def dial_failed(self, address: Address, reason: str) -> None:
+        if self._untold.get(address, reason) != reason:  # whoever configured this peer should know, once
+            self._untold[address] = reason
+            log.warning(
+                "cannot join address=%s reason=%s; it is tried again: see that a node listens there (its --listen)"
+                " and belongs to the same --cluster",
+                address,
+                reason,
+            )
         self._core.dial_failed(address, reason, self._loop.time())
         self._settle()
 

@@ -13,6 +13,7 @@ newer format, or a damaged one, is named in the log and left untouched.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import logging
@@ -38,15 +39,17 @@ _JOB: Final = re.compile(r"[a-z0-9][a-z0-9_.-]{0,79}")
 
 
 class Storage:
-    """Opens the folder and locks it. Raises UsageError where another daemon holds it, StorageError where it cannot be used.
+    """Opens the folder and locks it; a folder that it makes is for its owner alone, because training data lie in it.
 
-    quota_bytes: of the blobs; 0 for no quota.
+    quota_bytes: of the blobs; 0 for no quota. Raises UsageError where another daemon holds it or it cannot be made,
+    StorageError where it cannot be used.
     """
 
     def __init__(self, root: Path, quota_bytes: int = 0) -> None:
         self.root = root
+        _make(root)
         try:
-            (root / "jobs").mkdir(parents=True, exist_ok=True)
+            (root / "jobs").mkdir(exist_ok=True)
             self._lock = os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise storage_error(error, root) from error
@@ -131,6 +134,18 @@ class Storage:
             raise StorageError(
                 f"{path} is damaged ({error}); restore it, or move it away to become a new node"
             ) from error
+
+
+def _make(root: Path) -> None:
+    try:
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise storage_error(error, root) from error
+        why = os.strerror(errno.EACCES) if error.errno == errno.ENOENT else error.strerror  # what /proc says of itself
+        raise UsageError(
+            f"the state folder {root} cannot be made: {why}; name another with --state-dir or P2PNN_STATE_DIR"
+        ) from error
 
 
 def valid_job_id(job: str) -> bool:

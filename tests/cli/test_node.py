@@ -35,7 +35,7 @@ PEERS = {
 
 
 def test_status(daemon: FakeDaemon, capsys: pytest.CaptureFixture[str]) -> None:
-    daemon["GET node"] = NODE
+    daemon["GET node"], daemon["GET peers"] = NODE, PEERS
     assert main(["node", "status"]) == 0
     out, err = capsys.readouterr()
     said = dict(line.split(maxsplit=1) for line in out.splitlines())
@@ -44,6 +44,7 @@ def test_status(daemon: FakeDaemon, capsys: pytest.CaptureFixture[str]) -> None:
     assert said["data"] == "3.0 MiB"
     assert said["machine"] == "not measured yet"
     assert said["job"] == "none"
+    assert said["peers"] == "1 alive; 127.0.0.1:7702 unreachable: refused"
     assert "up 1:30" in said["version"]
     assert err == "binds loopback only\n"
     daemon["GET node"] = NODE | {
@@ -94,14 +95,10 @@ def test_without_a_daemon(capsys: pytest.CaptureFixture[str], words: list[str]) 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--listen", "nowhere:http"], "nowhere:http"),
-        (["--listen", "127.0.0.1:99999"], "99999"),
-        (["--join", "desk:"], "desk:"),
-        (["--name", "a b"], "'a b' cannot be a node's name"),
-        (["--quota", "much"], "much"),
-        (["--log-level", "loud"], "'loud' is not one of"),
         (["--config", "gone.toml"], "gone.toml"),
         (["--config", "bad.toml"], "lisen"),
+        (["P2PNN_QUOTA=much"], "much"),
+        (["P2PNN_CONFIG=bad.toml"], "lisen"),
     ],
 )
 def test_bad_configuration_has_a_status_of_its_own(
@@ -114,7 +111,29 @@ def test_bad_configuration_has_a_status_of_its_own(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("p2pnn.api.serve.run_daemon", lambda config: 0)
     (tmp_path / "bad.toml").write_text("lisen = '127.0.0.1:7700'\n")
+    if "=" in words[0]:
+        monkeypatch.setenv(*words.pop().split("="))
     assert main(["node", "start", *words]) == BAD_CONFIGURATION == 78
+    err = capsys.readouterr().err
+    assert err.startswith("p2pnn: ")
+    assert said in err
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--listen", "nowhere:http"], "nowhere:http"),
+        (["--listen", "127.0.0.1:99999"], "99999"),
+        (["--join", "desk:"], "desk:"),
+        (["--name", "a b"], "'a b' cannot be a node's name"),
+        (["--quota", "much"], "much"),
+        (["--log-level", "loud"], "'loud' is not one of"),
+        (["--state-dir", "/proc/none", "--listen", "127.0.0.1:0"], "the state folder /proc/none cannot be made: "),
+    ],
+)
+def test_a_bad_flag_is_a_usage_error(capsys: pytest.CaptureFixture[str], words: list[str], said: str) -> None:
+    assert main(["node", "start", *words]) == 2
     err = capsys.readouterr().err
     assert err.startswith("p2pnn: ")
     assert said in err

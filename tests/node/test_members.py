@@ -99,3 +99,15 @@ async def test_an_address_that_cannot_be_reached_shows_why(caplog: pytest.LogCap
     bench.members.link_up(B, peer(B, "here", 7002))
     assert "name taken twice" in caplog.text
     bench.members.close()
+
+
+async def test_a_join_that_fails_is_told_once_for_each_reason(caplog: pytest.LogCaptureFixture) -> None:
+    bench = Bench()
+    for reason in ("refused", "refused", "another cluster"):
+        bench.members.dial_failed(JOIN, reason)
+    bench.members.dial_failed(Address("127.0.0.1", 1), "refused")  # not configured: heard of from others
+    told = [record for record in caplog.records if "cannot join" in record.message]
+    assert [record.levelname for record in told] == ["WARNING", "WARNING"]
+    assert "--listen" in told[0].message
+    assert "another cluster" in told[1].message
+    bench.members.close()

@@ -91,3 +91,16 @@ def test_the_event_file_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert (tmp_path / "jobs/toy-1.events").stat().st_size <= 100
     assert storage.load_events(JobId("toy-1"))[0] == {"number": 0}
     storage.close()
+
+
+def test_the_folder_is_for_its_owner_alone(tmp_path: Path) -> None:
+    Storage(tmp_path / "deep" / "state").close()
+    assert (tmp_path / "deep" / "state").stat().st_mode & 0o777 == 0o700
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(
+        UsageError, match=r"the state folder .*/file/state cannot be made: Not a directory; name another"
+    ):
+        Storage(tmp_path / "file" / "state")
