@@ -68,7 +68,7 @@ class Transport:
             raise bind_error(listen, error) from None
         self._listen_port = int(self._server.sockets[0].getsockname()[1])
         bound = Address(listen.host, self._listen_port)
-        log.info("listening address=%s; without credentials on this machine only", bound)
+        log.debug("listening address=%s; without credentials on this machine only", bound)
         return bound
 
     def dial(self, address: Address) -> None:
@@ -383,7 +383,7 @@ def _log_closed(link: Link, event: Closed) -> None:
         level = logging.DEBUG  # a dial that failed; told once by whoever dialled
     else:
         erred = event.reason >= CloseReason.MALFORMED and event.reason != CloseReason.SELF
-        level = logging.WARNING if erred else logging.INFO
+        level = logging.WARNING if erred else logging.DEBUG
     kind = link.kind.name.lower() if link.kind is not None else "unknown"
     by = "peer" if event.by_peer else "us"
     log.log(
