@@ -47,14 +47,19 @@ class PlaceQueue:
         self.waiting: list[Ticket] = []
 
     def reserve(self, ticket: Ticket) -> list[Grant | Wait]:
-        """Ask for the place. A newer start of the same job replaces an older one that still waits."""
+        """Ask for the place. A newer start of the same job replaces an older one that still waits. One of the same generation
+        by another coordinator does not: which of them goes on is theirs to find out."""
         if ticket == self.holder:
             return [Grant(ticket)]
-        self.waiting = [t for t in self.waiting if t.job != ticket.job or t.generation > ticket.generation]
+        self.waiting = [t for t in self.waiting if not self._replaced(t, ticket)]
         if len(self.waiting) >= self.LENGTH_MAX:
             return []
         self.waiting.append(ticket)
         return self._advance()
+
+    @staticmethod
+    def _replaced(old: Ticket, new: Ticket) -> bool:
+        return old.job == new.job and (old.generation < new.generation or old == new)
 
     def release(self, ticket: Ticket) -> list[Grant | Wait]:
         """Give the place back, or stop waiting for it: this start of the job and earlier ones, of this coordinator."""

@@ -1,6 +1,6 @@
 """What the mesh remembers of a job, so that it can be shown and resumed from any peer.
 
-The coordinator writes the record; every member keeps the one with the highest (generation, revision). `generation` counts
+The coordinator writes the record; every member keeps the one that counts most, see `JobRecord.replaces`. `generation` counts
 the starts of a job, `revision` the changes of its record within one start.
 """
 
@@ -11,6 +11,7 @@ from typing import Any, Final
 import msgspec
 
 from p2pnn.errors import CheckpointError
+from p2pnn.job import life
 from p2pnn.job.checkpoint import Manifest
 from p2pnn.job.plan import Plan
 from p2pnn.job.script import Predictions
@@ -78,6 +79,15 @@ class JobRecord(msgspec.Struct, frozen=True):
     def version(self) -> tuple[int, int]:
         return (self.generation, self.revision)
 
+    def replaces(self, other: JobRecord) -> bool:
+        """Whether this one counts more: the higher generation, of two starts of one generation (somebody has resumed the job
+        at two peers at once) that of the smaller coordinator id, of one start the higher revision."""
+        if self.generation != other.generation:
+            return self.generation > other.generation
+        if self.coordinator != other.coordinator:
+            return self.coordinator < other.coordinator
+        return self.revision > other.revision
+
     def part_blobs(self) -> set[BlobId]:
         """The checkpoint parts that this record needs; predictions too."""
         manifests = [*self.checkpoints, *([self.best] if self.best else [])]
@@ -106,6 +116,40 @@ def queued(
         steps=spec.steps if trains else 0,
         epochs=spec.epochs if trains else 0,
         takes_best=spec.patience > 0,
+    )
+
+
+def resumed(record: JobRecord, coordinator: NodeId, coordinator_name: str) -> JobRecord:
+    """The record of the next start of a job, from its newest checkpoint. Raises UsageError for a state that cannot resume."""
+    newest = record.newest
+    return msgspec.structs.replace(
+        record,
+        state=life.after(record.state, "resume"),
+        reason="",
+        coordinator=coordinator,
+        coordinator_name=coordinator_name,
+        generation=record.generation + 1,
+        revision=0,
+        results=(),
+        stopped_early=False,
+        step=newest.step if newest else 0,
+        epoch=newest.epoch if newest else 0,
+        history=record.history[: newest.epoch] if newest else (),
+    )
+
+
+def cancelled(record: JobRecord, coordinator: NodeId, coordinator_name: str) -> JobRecord:
+    """The record of a job that is cancelled while nobody leads it, by its coordinator or, when that is gone, by another node,
+    whose word counts from now on. Raises UsageError for a state that cannot be cancelled."""
+    mine = record.coordinator == coordinator
+    return msgspec.structs.replace(
+        record,
+        state=life.after(record.state, "cancel"),
+        reason="cancelled",
+        coordinator=coordinator,
+        coordinator_name=coordinator_name,
+        generation=record.generation if mine else record.generation + 1,
+        revision=record.revision + 1 if mine else 0,
     )
 
 

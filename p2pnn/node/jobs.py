@@ -120,20 +120,7 @@ class Jobs:
             log.warning("job=%s resumed without a checkpoint: it begins again", job)
         plan = await self._planning.plan(spec)
         absent = await asyncio.to_thread(self._absent, spec)
-        record = msgspec.structs.replace(
-            self.get(job),
-            state=life.after(self.get(job).state, "resume"),
-            reason="",
-            coordinator=self._post.node,
-            coordinator_name=self._post.name,
-            generation=self.get(job).generation + 1,
-            revision=0,
-            results=(),
-            stopped_early=False,
-            step=record.newest.step if record.newest else 0,
-            epoch=record.newest.epoch if record.newest else 0,
-            history=record.history[: record.newest.epoch] if record.newest else (),
-        )
+        record = records.resumed(self.get(job), self._post.node, self._post.name)
         self._begin(record, spec, plan, absent)
 
     async def ask(self, job: str, verb: str) -> str:
@@ -148,20 +135,8 @@ class Jobs:
         record = self.get(job)
         supervisor = self._supervisors.get(record.job)
         if supervisor is None:
-            life.after(record.state, "cancel")
             self._refuse_foreign(record)
-            mine = record.coordinator == self._post.node
-            self._records.remember(
-                msgspec.structs.replace(
-                    record,
-                    state="cancelled",
-                    reason="cancelled",
-                    coordinator=self._post.node,
-                    coordinator_name=self._post.name,
-                    generation=record.generation if mine else record.generation + 1,
-                    revision=record.revision + 1 if mine else 0,
-                )
-            )
+            self._records.remember(records.cancelled(record, self._post.node, self._post.name))
             self.journal(record.job).add("state", {"state": "cancelled", "reason": "cancelled"})
         else:
             supervisor.cancel("cancelled", self._now())
@@ -225,7 +200,7 @@ class Jobs:
     def member_joined(self, node: NodeId, name: str) -> None:
         for supervisor in self._supervisors.values():
             supervisor.member_joined(node, name)
-        self._post.send(node, wire.RecordRequest(0))
+        self._post.send(node, wire.RecordRequest())
 
     def member_failed(self, node: NodeId, reason: str) -> None:
         """Jobs with a part on the lost node fail; jobs that it coordinated are marked so that anybody can resume them."""
@@ -332,7 +307,7 @@ class Jobs:
         self._carry_out(JobId(message.job))
 
     async def _fetch_report(self, node: NodeId, message: wire.Report, supervisor: Supervisor) -> None:
-        """A report that was too large for a message: that of a checkpoint of many tensors."""
+        """A report that was too large for a message, such as the predictions of many rows."""
         try:
             data = await parcels.unpack(message.report, self._blobs, [node])
             self._take_report(node, data, supervisor)
@@ -372,9 +347,10 @@ class Jobs:
         return {blob for blob in read_by_job(spec) if not self._storage.blobs.has(blob)}
 
     def _runs_here(self, record: JobRecord) -> bool:
-        """Whether a start of the job is led here. A higher generation ends it: somebody has resumed the job elsewhere."""
+        """Whether a start of the job is led here. One that counts more ends it: somebody has resumed the job elsewhere."""
         supervisor = self._supervisors.get(record.job)
-        if supervisor is not None and record.generation > supervisor.record.generation:
+        ours = record.coordinator == self._post.node  # an echo of ours, from before this daemon's start
+        if supervisor is not None and not ours and record.replaces(supervisor.record):
             supervisor.fail(f"it was resumed on node {record.coordinator_name}", self._now())
             self._carry_out(record.job)
         return record.job in self._supervisors

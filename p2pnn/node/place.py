@@ -110,7 +110,12 @@ class Place:
     # --- how
 
     def _reserve(self, ticket: Ticket) -> None:
+        before = self._queue.waiting
         changes = self._queue.reserve(ticket)
+        for old in before:
+            if old not in self._queue.waiting and old != self._queue.holder and old.coordinator != ticket.coordinator:
+                text = "the job was started again by another node"
+                self._post.send(old.coordinator, wire.JobFailed(old.job, old.generation, text))
         if ticket != self._queue.holder and ticket not in self._queue.waiting:
             text = f"{self._queue.LENGTH_MAX} jobs wait for its place already; start the job again later"
             self._post.send(ticket.coordinator, wire.JobFailed(ticket.job, ticket.generation, text))
@@ -239,7 +244,7 @@ class Part:
     async def _fetch(self, spec: JobSpec, plan: Plan, manifest: Manifest | None, sources: list[NodeId]) -> None:
         needed = {b: HEADER_BYTES + n for b, n in blobs_read_by(spec, plan, self._message.index).items()}
         parts = {part.blob: part.size for part in manifest.parts} if manifest else {}
-        unknown = dict.fromkeys([*spec.initial, *map(BlobId, self._message.keep)])
+        unknown = dict.fromkeys(spec.initial)
         total, fetched, told = sum(needed.values()) + sum(parts.values()), 0, 0.0
         loop = asyncio.get_running_loop()
 

@@ -110,12 +110,12 @@ class Records:
         match message:
             case wire.Record() if not parcels.is_name(message.record):
                 self._decode(node, message, message.record)
-            case wire.Record() if self._learning < LEARNING_MAX:
+            case wire.Record() if self._learning < LEARNING_MAX and not self._is_old(node, message):
                 self._learning += 1
                 self._tasks.spawn(self._fetch(node, message))
             case wire.RecordRequest() if node not in self._telling:
                 self._telling.add(node)
-                self._tasks.spawn(self._tell(node, message))
+                self._tasks.spawn(self._tell(node))
 
     def sweep(self) -> None:
         """Remove what checkpoints and parcels have left in the store, as soon as no job is at work."""
@@ -190,6 +190,17 @@ class Records:
         finally:
             self._learning -= 1
 
+    def _is_old(self, node: NodeId, message: wire.Record) -> bool:
+        """Whether a parcel need not be fetched: what it holds is known here, or would not count."""
+        known = self.all.get(JobId(message.job))
+        if known is None:
+            return False
+        mine = known.coordinator == node
+        stale = (
+            (message.generation, message.revision) < known.version if mine else message.generation < known.generation
+        )
+        return stale or msgspec.msgpack.decode(message.record) == blob_id(records.encode(known))
+
     def _decode(self, node: NodeId, message: wire.Record, data: bytes) -> None:
         try:
             record = records.decode(data, f"the record of job {message.job} from node {node[:8]}")
@@ -199,6 +210,9 @@ class Records:
         if record.job != message.job or not valid_job_id(record.job):
             log.warning("record refused node=%s reason=it names another job than its message", node[:8])
             return
+        if record.version != (message.generation, message.revision):
+            log.warning("record refused node=%s reason=it names another version than its message", node[:8])
+            return
         self._learn(node, record)
 
     def _learn(self, node: NodeId, record: JobRecord) -> None:
@@ -206,8 +220,8 @@ class Records:
         if known is None:
             news = len(self.all) < JOBS_MAX
         else:
-            told_by_its_coordinator = node == record.coordinator and record.state != known.state
-            news = record.version > known.version or (record.version == known.version and told_by_its_coordinator)
+            told_by_its_coordinator = node == record.coordinator == known.coordinator and record.state != known.state
+            news = record.replaces(known) or (record.version == known.version and told_by_its_coordinator)
         if not news or self._runs_here(record):
             return
         if record.state not in life.ENDED and record.coordinator == self._post.node:
@@ -219,19 +233,18 @@ class Records:
             record = msgspec.structs.replace(record, state="failed", reason=text)
         self.commit(record)
 
-    async def _tell(self, node: NodeId, message: wire.RecordRequest) -> None:
-        """Send what was asked for, no faster than the link takes it."""
+    async def _tell(self, node: NodeId) -> None:
+        """Send all records, no faster than the link takes it."""
         try:
             for job in list(self.all):
                 record = self.all.get(job)
-                if record is None or message.job not in ("", job):
+                if record is None:
                     continue
                 while self._post.queued(node) >= QUEUED_MAX:  # noqa: ASYNC110 - a link tells no event of its queue
                     await asyncio.sleep(QUEUE_PAUSE_S)
                 packed = await self._pack(record)
                 if packed is not None:
                     self._post.send(node, packed)
-            self._post.send(node, wire.RecordsEnd(message.request))
         except P2pnnError as error:
             log.warning("records not sent node=%s reason=%s", node[:8], error)
         finally:

@@ -34,6 +34,17 @@ def test_asking_again_is_harmless_and_a_new_start_replaces_the_old_one() -> None
     assert queue.holder == ticket("a")
 
 
+def test_starts_of_one_generation_by_two_coordinators_do_not_replace_each_other() -> None:
+    queue = PlaceQueue()
+    queue.reserve(ticket("a"))
+    queue.reserve(ticket("b", 2, node="x"))
+    queue.reserve(ticket("b", 2, node="y"))
+    queue.reserve(ticket("b", 1, node="z"))
+    assert [t.coordinator for t in queue.waiting] == ["x", "y", "z"]
+    queue.reserve(ticket("b", 3, node="y"))
+    assert queue.waiting == [ticket("b", 3, node="y")]
+
+
 def test_a_lost_coordinator_is_forgotten() -> None:
     queue = PlaceQueue()
     queue.reserve(ticket("a", node="x"))

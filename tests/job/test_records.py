@@ -25,6 +25,15 @@ def test_a_record_survives_the_journey() -> None:
     assert record().part_blobs() == {"p"}
 
 
+def test_of_two_starts_of_one_generation_that_of_the_smaller_coordinator_counts() -> None:
+    of_a, of_b = record(), msgspec.structs.replace(record(), coordinator=NodeId("b"), revision=9)
+    assert of_a.replaces(of_b)
+    assert not of_b.replaces(of_a)
+    assert not of_a.replaces(of_a)
+    assert msgspec.structs.replace(of_a, revision=1).replaces(of_a)
+    assert msgspec.structs.replace(of_b, generation=3, revision=0).replaces(of_a)
+
+
 def test_a_newer_record_is_refused_by_name() -> None:
     newer = msgspec.msgpack.encode(msgspec.to_builtins(record()) | {"format": 9})
     with pytest.raises(CheckpointError, match=r"the file x has format 9.*reads up to 1"):

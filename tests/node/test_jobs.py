@@ -209,6 +209,25 @@ async def test_jobs_of_a_lost_coordinator_can_be_resumed_here_with_all_that_it_t
     await bench.close()
 
 
+async def test_a_job_resumed_at_two_peers_at_once_goes_on_at_one(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    job = await bench.running()
+    ours = bench.jobs.get(job)
+    larger = msgspec.structs.replace(ours, coordinator=B, coordinator_name="b", revision=99)
+    bench.hear(B, wire.Record(job, 1, 99, codec.encode(larger)))
+    assert bench.jobs.get(job) == ours
+    zero = NodeId("0" * 32)
+    bench.members[zero] = "z"
+    smaller = msgspec.structs.replace(ours, coordinator=zero, coordinator_name="z", revision=0)
+    bench.hear(zero, wire.Record(job, 1, 0, codec.encode(smaller)))
+    assert bench.jobs.get(job) == smaller
+    await asyncio.sleep(0)
+    assert {n for n, m in bench.outside.sent if isinstance(m, wire.Release)} == {A, B}
+    bench.hear(B, wire.Record(job, 1, 99, codec.encode(larger)))
+    assert bench.jobs.get(job) == smaller
+    await bench.close()
+
+
 async def test_cancel_and_pause_are_asked_of_the_node_that_coordinates(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
     record = codec.JobRecord("toy-9", "toy", "train", bench.spec_blob, "running", C, "c", 3)  # type: ignore[arg-type]

@@ -128,6 +128,16 @@ async def test_one_job_has_the_place_and_others_learn_behind_whom_they_wait(tmp_
 
 
 @pytest.mark.asyncio
+async def test_a_coordinator_whose_start_is_replaced_is_told(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    bench.reserve("other-1", node=C)
+    bench.reserve(generation=1, node=C)
+    bench.reserve(generation=2, node=A)
+    assert bench.place.waiting == (JOB,)
+    assert bench.outside.of(wire.JobFailed, C) == [wire.JobFailed(JOB, 1, "the job was started again by another node")]
+
+
+@pytest.mark.asyncio
 async def test_a_full_queue_refuses_with_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(PlaceQueue, "LENGTH_MAX", 1)
     bench = Bench(tmp_path)
@@ -309,7 +319,6 @@ async def test_an_executor_that_cannot_start_fails_the_job_and_leaves_the_place_
         ({"nodes": (B, A)}, "does not fit the job's model and nodes"),
         ({"spec": "0" * 64}, "on no node that can be reached"),
         ({"checkpoint": msgspec.msgpack.encode("0" * 64)}, "on no node that can be reached"),
-        ({"keep": ("1" * 64,)}, "on no node that can be reached"),
     ],
 )
 async def test_a_prepare_that_makes_no_sense_is_one_sentence(
