@@ -22,6 +22,10 @@ from p2pnn.cli.http import Daemon, segment
 from p2pnn.errors import JobFailedError, NoDaemonError, P2pnnError
 
 TERMINAL_STATES: Final = ("done", "failed", "cancelled", "paused")
+PASSING: Final = ("progress", "preparing")
+"""Kinds of events that only say how far it is."""
+
+EPOCH_STAYS_S: Final = 10.0
 REDIAL_DEADLINE_S: Final = 5.0
 """How long a daemon that broke off may take to answer again; a restarted one is ready in 1 s."""
 
@@ -69,7 +73,8 @@ def follow(
             for event in events(daemon, job, number, fallen):
                 number = event["number"]
                 _note(outcome, event)
-                show(event)
+                if not (outcome.interrupted and event["kind"] in PASSING):
+                    show(event)
             return outcome
         except KeyboardInterrupt:
             if outcome.interrupted:
@@ -78,6 +83,8 @@ def follow(
                 outcome.state = "detached"
                 return outcome
             outcome.interrupted = True
+            if sys.stderr.isatty():
+                sys.stderr.write(os.linesep)  # the terminal has written ^C behind whatever stood there
             terminal.remark(f"cancelling {job} …")
             daemon.post(f"jobs/{segment(job)}/cancel")
 
@@ -119,53 +126,76 @@ def events(
 
 
 class Lines:
-    """Shows events on standard error: one line redrawn in a terminal, one line per epoch elsewhere."""
+    """Shows events on standard error: one line redrawn in a terminal, one line per epoch elsewhere.
+
+    The redrawn line never stays behind: what stays are epochs' own figures, of the last one at the end, and on the way of
+    each that comes EPOCH_STAYS_S after the one before, so that quick ones do not fill the screen.
+    """
 
     def __init__(self, *, demonstration: bool = False, redraw: bool | None = None) -> None:
         self._demonstration = demonstration
         self._redraw = terminal.can_redraw() if redraw is None else redraw
         self._drawn = False
+        self._epoch = ""
+        self._stayed_at: float | None = None
+        self._preparing: dict[str, tuple[int, int]] = {}
 
     def show(self, event: dict[str, Any]) -> None:
+        if self._stayed_at is None:
+            self._stayed_at = event.get("time")
         match event["kind"]:
             case "progress":
-                if self._redraw:
-                    self._draw(render.progress(event, shutil.get_terminal_size().columns))
+                self._draw(render.progress(event, _columns()))
             case "preparing":
-                if self._redraw:
-                    self._draw(render.event(event))
+                self._preparing[event["node"]] = event.get("fetched_bytes") or 0, event.get("total_bytes") or 0
+                self._draw(render.preparing(self._preparing, _columns()))
+            case "epoch" if self._redraw:
+                self._epoch = render.epoch(event)
+                if event.get("time", 0.0) - (self._stayed_at or 0.0) >= EPOCH_STAYS_S:
+                    self._stayed_at = event["time"]
+                    self.clear()
             case "epoch":
-                if not self._redraw:
-                    terminal.remark(render.epoch(event))
+                terminal.remark(render.epoch(event))
             case "plan":
-                self.clear()
                 headline = render.plan_headline(event["plan"], self._demonstration)
-                terminal.remark(render.label("Plan", headline))
-                for line in render.plan_table(event["plan"]):
-                    terminal.remark(line)
+                for line in [render.label("Plan", headline), *render.plan_table(event["plan"])]:
+                    self._line(line)
             case "queued" | "warning":
                 self._line(render.event(event))
             case "checkpoint":
                 if event.get("error"):
                     self._line(render.event(event))
             case "state":
-                self.clear()
+                self._preparing.clear()
+                if event["state"] in TERMINAL_STATES:
+                    self.clear()
 
     def clear(self) -> None:
-        """Leave the redrawn line behind, finished."""
-        if self._drawn:
-            sys.stderr.write("\n")
-            sys.stderr.flush()
-            self._drawn = False
+        """End the redrawn line: wipe it, and leave the last epoch's figures in its place."""
+        self._wipe()
+        if self._epoch:
+            terminal.remark(self._epoch)
+            self._epoch = ""
 
     def _line(self, text: str) -> None:
-        self.clear()
+        self._wipe()
         terminal.remark(text)
 
     def _draw(self, text: str) -> None:
-        sys.stderr.write(f"\r\x1b[2K{text}")
-        sys.stderr.flush()
-        self._drawn = True
+        if self._redraw:
+            sys.stderr.write(f"\r\x1b[2K{text}")
+            sys.stderr.flush()
+            self._drawn = True
+
+    def _wipe(self) -> None:
+        if self._drawn:
+            sys.stderr.write("\r\x1b[2K")
+            sys.stderr.flush()
+            self._drawn = False
+
+
+def _columns() -> int:
+    return shutil.get_terminal_size().columns
 
 
 def _note(outcome: Outcome, event: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import Any, Final
 
 BAR_CELLS: Final = 30
+BAR_CELLS_MIN: Final = 6
 LABEL_CELLS: Final = 13
 _NOT_METRICS: Final = ("number", "time", "kind", "epoch", "epochs", "step", "steps", "samples_per_s", "rate")
 
@@ -105,23 +106,42 @@ def bar(fraction: float, cells: int = BAR_CELLS) -> str:
 
 
 def progress(event: Mapping[str, Any], width: int | None = None) -> str:
-    """One line of a `progress` event; with a width the bar shrinks, then goes, then the line is cut."""
-    head, tail = f"epoch {event['epoch']}/{event['epochs']}", "  ".join(_measured(event))
-    cells = BAR_CELLS if width is None else min(BAR_CELLS, width - len(head) - len(tail) - 5)
-    done = event["step"] / event["steps"] if event.get("steps") else 0.0
-    line = f"{head}  {bar(done, cells)}  {tail}" if cells >= 5 else f"{head}  {tail}"
-    return line if width is None else line[: width - 1]
+    """One line of a `progress` event. Where it is wider than width, the busy shares go first, then the rate, then the
+    metrics: loss, bar and time left stay as long as they can.
+    """
+    head, done = f"epoch {event['epoch']}/{event['epochs']}", 0.0
+    if event.get("steps"):
+        done = event["step"] / event["steps"]
+    line = ""
+    for without in ((), ("busy",), ("busy", "rate"), ("busy", "rate", "metrics"), ("busy", "rate", "metrics", "loss")):
+        tail = "  ".join(text for key, text in _measured(event) if key not in without)
+        cells = BAR_CELLS if width is None else min(BAR_CELLS, width - len(head) - len(tail) - 5)
+        line = f"{head}  {bar(done, cells)}  {tail}" if cells >= BAR_CELLS_MIN else f"{head}  {tail}"
+        if cells >= BAR_CELLS_MIN:
+            break
+    return cut(line, width)
 
 
-def _measured(event: Mapping[str, Any]) -> list[str]:
-    """What a `progress` event measured, as far as it did."""
-    parts = [] if event.get("loss") is None else [f"loss {event['loss']:.3f}"]
-    parts += metrics(event.get("metrics"))
+def preparing(nodes: Mapping[str, tuple[int, int]], width: int | None = None) -> str:
+    """One line for all nodes that fetch their data: fetched and total bytes by name."""
+    parts = (f"{name} {size(fetched)} of {size(total)}" for name, (fetched, total) in nodes.items())
+    return cut(f"preparing the data on {', '.join(parts)}", width)
+
+
+def cut(line: str, width: int | None) -> str:
+    """The line without what does not fit; its last cell stays free, for in it a terminal begins the next line."""
+    return line if width is None or len(line) < width else f"{line[: max(0, width - 2)]}…"[: max(0, width - 1)]
+
+
+def _measured(event: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What a `progress` event measured, as far as it did, each with what it is."""
+    parts = [] if event.get("loss") is None else [("loss", f"loss {event['loss']:.3f}")]
+    parts += [("metrics", text) for text in metrics(event.get("metrics"))]
     if event.get("samples_per_s"):
-        parts.append(f"{count(round(event['samples_per_s']))} samples/s")
+        parts.append(("rate", f"{count(round(event['samples_per_s']))} samples/s"))
     busy = " ".join(f"{name} {percent(share, 0)}" for name, share in (event.get("busy") or {}).items())
-    parts += [f"{busy} busy"] if busy else []
-    return parts + ([] if event.get("left_s") is None else [f"{clock(event['left_s'])} left"])
+    parts += [("busy", f"{busy} busy")] if busy else []
+    return parts + ([] if event.get("left_s") is None else [("left", f"{clock(event['left_s'])} left")])
 
 
 def epoch(event: Mapping[str, Any]) -> str:
@@ -176,7 +196,7 @@ def event(found: Mapping[str, Any]) -> str:
             total = found.get("total_bytes") or 0
             return f"preparing on {found['node']}: {size(found.get('fetched_bytes', 0))} of {size(total)} of the data"
         case "progress":
-            return "  ".join([f"step {found['step']:,}/{found['steps']:,}", *_measured(found)])
+            return "  ".join([f"step {found['step']:,}/{found['steps']:,}", *(text for _, text in _measured(found))])
         case "epoch":
             return epoch(found)
         case "checkpoint":

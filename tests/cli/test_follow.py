@@ -214,10 +214,74 @@ def test_without_a_terminal_there_is_one_line_per_epoch(capsys: pytest.CaptureFi
     assert captured.out == ""
 
 
-def test_in_a_terminal_one_line_is_drawn_again(capsys: pytest.CaptureFixture[str]) -> None:
+WIPE = "\r\x1b[2K"
+
+
+def screen(error: str) -> list[str]:
+    """What a terminal shows in the end."""
+    return [line.rpartition(WIPE)[2] for line in error.split("\n")]
+
+
+def test_in_a_terminal_one_line_is_drawn_again_and_the_epoch_stays(capsys: pytest.CaptureFixture[str]) -> None:
     lines = following.Lines(redraw=True)
-    for event in (PROGRESS, PROGRESS, EVENTS[1], {"kind": "warning", "text": "slow disk"}):
+    for event in (PROGRESS, EVENTS[0], EVENTS[1], {"kind": "warning", "text": "slow disk"}, PROGRESS, EVENTS[-1]):
         lines.show(event)
+    lines.clear()
     error = capsys.readouterr().err
-    assert error.count("\r\x1b[2Kepoch 1/2") == 2
-    assert error.endswith("\nwarning: slow disk\n")
+    assert error.count(f"{WIPE}epoch 1/2") == 2
+    assert screen(error) == ["warning: slow disk", "epoch 1/1  loss 0.5000  accuracy 75.0 %", ""]
+
+
+def test_epochs_that_take_their_time_stay(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = following.Lines(redraw=True)
+    for epoch, time in enumerate((3.0, 6.0, 11.0, 20.0, 33.0), 1):
+        lines.show(PROGRESS | {"epoch": epoch, "time": 0.0})
+        lines.show({"kind": "epoch", "epoch": epoch, "epochs": 5, "loss": 0.5, "time": time})
+    lines.show(EVENTS[-1])
+    lines.clear()
+    shown = screen(capsys.readouterr().err)
+    assert shown == ["epoch 3/5  loss 0.5000", "epoch 5/5  loss 0.5000", ""]
+
+
+def test_nodes_that_prepare_share_a_line_that_goes(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    lines = following.Lines(redraw=True)
+    for node in "bc":
+        lines.show({"kind": "preparing", "node": node, "fetched_bytes": 1024, "total_bytes": 2048})
+    lines.show(EVENTS[0])
+    lines.show({"kind": "preparing", "node": "d", "fetched_bytes": 0, "total_bytes": 9})
+    lines.clear()
+    drawn = capsys.readouterr().err.split(WIPE)
+    assert drawn[1:] == [
+        "preparing the data on b 1.0 KiB of 2.0 KiB",
+        "preparing the data on b 1.0 KiB of 2.0 KiB, c 1.0 KiB of 2.0 KiB",
+        "preparing the data on d 0 B of 9 B",
+        "",
+    ]
+
+
+def test_after_a_cancel_no_progress_is_drawn(
+    daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The words begin on a line of their own: the terminal has written ^C behind the drawn one."""
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    show = interrupt_once(daemon)
+
+    def cancel(body: bytes) -> Any:
+        rest = [PROGRESS | {"number": 2}, {"number": 3, "kind": "state", "state": "cancelled", "reason": ""}]
+        daemon["GET jobs/j/events?after=1"] = lambda body: iter(rest)
+        daemon["GET jobs/j"] = {"state": "cancelled"}
+        return {"state": "cancelled"}
+
+    daemon["POST jobs/j/cancel"] = cancel
+    seen: list[str] = []
+
+    def record(event: dict[str, Any]) -> None:
+        seen.append(event["kind"])
+        show(event)
+
+    following.follow(Daemon(daemon.path), "j", record, may_detach=False)
+    assert seen == ["state", "state"]
+    assert capsys.readouterr().err == "\ncancelling j …\n"

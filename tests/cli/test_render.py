@@ -63,11 +63,25 @@ def test_progress() -> None:
     )
 
 
-def test_progress_never_fills_the_last_cell_of_a_line() -> None:
-    for width in (10, 40, 79, 95, 100, 200):
+def test_progress_in_a_narrow_terminal_keeps_bar_and_time_left() -> None:
+    for width in range(1, 200):
         assert len(render.progress(PROGRESS, width)) < width
-    assert "━" in render.progress(PROGRESS, 100)
-    assert "━" not in render.progress(PROGRESS, 60)
+    assert "busy" in render.progress(PROGRESS, 120)
+    assert render.progress(PROGRESS, 80) == (
+        "epoch 7/20  ━━━──────  loss 0.141  accuracy 95.9 %  38,912 samples/s  0:04 left"
+    )
+    for width in range(40, 200):
+        line = render.progress(PROGRESS, width)
+        assert "━" in line
+        assert line.endswith("  0:04 left")
+    assert render.progress(PROGRESS, 60).count("accuracy") == 1
+    assert "loss 0.141" in render.progress(PROGRESS, 45)
+
+
+def test_preparing() -> None:
+    nodes = {"b": (60_416, 69_632), "c": (0, 2_048)}
+    assert render.preparing(nodes) == "preparing the data on b 59 KiB of 68 KiB, c 0 B of 2.0 KiB"
+    assert render.preparing(nodes, 30) == "preparing the data on b 59 K…"
 
 
 def test_progress_before_anything_was_measured() -> None:
