@@ -149,7 +149,6 @@ class Daemon:
                 wire.Answered,
             ),
             self._receive_blob: (wire.BlobRequest, wire.BlobMissing, wire.Keep),
-            _ignore: (wire.RecordsEnd,),
         }
         return {kind: receive for receive, kinds in groups.items() for kind in kinds}
 
@@ -168,10 +167,6 @@ class Daemon:
     def _member_failed(self, node: NodeId, reason: str) -> None:
         self.jobs.member_failed(node, reason)
         self.place.member_failed(node, reason)
-
-
-def _ignore(node: NodeId, message: wire.Message) -> None:
-    """RecordsEnd: records count as they come."""
 
 
 def _log_failure(task: asyncio.Task[object]) -> None:

@@ -46,10 +46,6 @@ class Gate:
         self._taken.add((transfer, micro_batch))
         return self._layout.place(transfer, micro_batch)
 
-    def give_up(self, transfer: int, micro_batch: int) -> None:
-        """A tensor that was let in did not come whole (its link broke): it may come again."""
-        self._taken.discard((transfer, micro_batch))
-
     def retired(self, count: int) -> None:
         """The executor is done with all micro-batches below `count`."""
         self._retired = count

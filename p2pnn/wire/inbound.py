@@ -115,11 +115,6 @@ class Inbound:
             if self._body is None:
                 return None
 
-    def drop(self) -> None:
-        """Let go of all memory of bodies."""
-        self._bodies.clear()
-        self._body = None
-
     # --- frames
 
     def _read_prefix(self) -> Prefix | None:

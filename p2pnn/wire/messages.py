@@ -47,7 +47,6 @@ Host = Annotated[str, Meta(max_length=HOST_CHARS_MAX, pattern=r"\A[^\x00-\x20\x7
 NodeText = Annotated[str, Meta(pattern=r"\A[0-9a-f]{32}\Z")]
 BlobText = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]  # it becomes a file's name
 JobText = Annotated[str, Meta(max_length=JOB_CHARS_MAX, pattern=r"\A[A-Za-z0-9][A-Za-z0-9._-]*\Z")]  # a folder's name
-AnyJob = Annotated[str, Meta(max_length=JOB_CHARS_MAX, pattern=r"\A([A-Za-z0-9][A-Za-z0-9._-]*)?\Z")]
 Sentence = Annotated[str, Meta(max_length=SENTENCE_CHARS_MAX)]
 Packed = Annotated[bytes, Meta(max_length=RECORD_BYTES_MAX)]
 Nodes = Annotated[tuple[NodeText, ...], Meta(max_length=NODES_MAX)]
@@ -243,7 +242,7 @@ class Prepare(Message, tag=34):
     """Fetch what is needed (spec, checkpoint parts, data chunks; from any of `sources`), start an executor, answer Prepared.
 
     plan, checkpoint: the record, or MessagePack of the name of a blob that holds it.
-    nodes: the plan's nodes, in its order. keep: blobs to fetch and keep although this node does not read them.
+    nodes: the plan's nodes, in its order.
     """
 
     job: JobText
@@ -254,7 +253,6 @@ class Prepare(Message, tag=34):
     nodes: Nodes
     index: Count
     sources: Nodes
-    keep: Blobs = ()
 
 
 class Preparing(Message, tag=35):
@@ -346,14 +344,7 @@ class Record(Message, tag=44):
 
 
 class RecordRequest(Message, tag=45):
-    """Ask a peer for the job records it has (all when job is empty); it answers with Record messages, then RecordsEnd."""
-
-    request: Count
-    job: AnyJob = ""
-
-
-class RecordsEnd(Message, tag=46):
-    request: Count
+    """Ask a peer for all job records it has; it answers with Record messages."""
 
 
 class Ask(Message, tag=47):
@@ -389,5 +380,5 @@ AnyMessage = (
     Hello | Welcome | Close | Ping | Pong | Roster | BlobRequest | BlobPiece | BlobMissing
     | ProfileRequest | ProfileReply | LinkProbe | LinkProbed
     | Reserve | Waiting | Granted | Release | Prepare | Preparing | Prepared | Command | Report | JobFailed
-    | Retired | Squares | Keep | Kept | Record | RecordRequest | RecordsEnd | Ask | Answered | Tensor
+    | Retired | Squares | Keep | Kept | Record | RecordRequest | Ask | Answered | Tensor
 )  # fmt: skip

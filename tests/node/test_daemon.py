@@ -51,7 +51,6 @@ async def test_messages_for_nobody_are_dropped_and_nothing_is_routed_after_the_e
         for body in (wire.Tensor("toy-1", 1, 0, 0), wire.BlobPiece(1, "0" * 64, 0, 1), wire.Ping(1)):
             assert a.body_for(B, body, 100) is None
             a.body(B, body) if not isinstance(body, wire.Ping) else None
-        a.message(B, wire.RecordsEnd(1))
         await a.close("over")
         a.message(B, wire.Reserve("toy-1", 1))
         assert a.place.job is None

@@ -8,7 +8,7 @@ import pytest
 
 from p2pnn.node.links import Post
 from p2pnn.types import NodeId
-from p2pnn.wire.messages import Message, RecordsEnd
+from p2pnn.wire.messages import Message, Ping
 from tests.node.nodes import A, B, Recorder
 
 
@@ -17,12 +17,12 @@ async def test_a_message_to_this_node_comes_by_the_loop_like_one_of_a_peer() -> 
     outside = Recorder()
     got: list[tuple[NodeId, Message]] = []
     post = Post(A, "a", outside, lambda node, message: got.append((node, message)))
-    post.send(A, RecordsEnd(1))
-    post.send(B, RecordsEnd(2))
+    post.send(A, Ping(1))
+    post.send(B, Ping(2))
     assert got == []
     await asyncio.sleep(0)
-    assert got == [(A, RecordsEnd(1))]
-    assert outside.sent == [(B, RecordsEnd(2))]
+    assert got == [(A, Ping(1))]
+    assert outside.sent == [(B, Ping(2))]
 
 
 @pytest.mark.asyncio
@@ -30,7 +30,7 @@ async def test_what_goes_to_a_lost_peer_is_dropped() -> None:
     outside = Recorder()
     outside.peers.clear()
     post = Post(A, "a", outside, lambda node, message: None)
-    post.send(B, RecordsEnd(1))
+    post.send(B, Ping(1))
     assert outside.sent == []
     assert post.reachable(A)
     assert not post.reachable(B)

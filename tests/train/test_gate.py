@@ -61,9 +61,3 @@ def test_the_window_moves_with_what_is_retired(gate: Gate) -> None:
     gate.retired(1)
     assert gate.refusal(FORWARD, 2, 0, BYTES) == ""
     assert "outside the window 1 … 2" in gate.refusal(FORWARD, 0, 0, BYTES)
-
-
-def test_a_tensor_cut_off_may_come_again(gate: Gate) -> None:
-    gate.take(FORWARD, 0)
-    gate.give_up(FORWARD, 0)
-    assert gate.refusal(FORWARD, 0, 0, BYTES) == ""

@@ -29,7 +29,7 @@ EXAMPLES: dict[str, Any] = {
     "link": LinkKind.DATA, "node": NODES[0], "source": NODES[1], "name": "büro-1", "cluster": "home", "port": 7700,
     "boot": "b7f3", "session": "s-91", "software": "p2pnn 0.1.0", "version": 1, "version_min": 1, "version_max": 3,
     "reason": 12, "text": "Sätze dürfen alles enthalten.", "error": "disk full", "job": "digits-3f2a",
-    "behind": "mnist-1.b_2", "blob": BLOBS[0], "spec": BLOBS[1], "blobs": BLOBS, "keep": (BLOBS[1],), "nodes": NODES,
+    "behind": "mnist-1.b_2", "blob": BLOBS[0], "spec": BLOBS[1], "blobs": BLOBS, "nodes": NODES,
     "sources": (NODES[1],), "squares": (0.0, 1.5, 3.0e300), "profile": b"\x00\xff", "plan": bytes(range(20)),
     "checkpoint": b"", "command": b"c", "report": b"\x80", "record": b"r" * 300, "size": 2**63 - 1, "offset": 2**32,
     "verb": "cancel", "state": "cancelled",

@@ -162,11 +162,3 @@ def test_bytes_are_not_received_over_frames_that_wait() -> None:
     inbound.buffer_updated(len(view))
     with pytest.raises(LocalProtocolError, match="take all events"):
         inbound.get_buffer()
-
-
-def test_drop_lets_go_of_bodies() -> None:
-    inbound = Inbound(DEFAULTS, Places())
-    feed(inbound, encode_frame(HEADER, FLAG_MORE, 1, 7, 2) + b"a")
-    assert inbound.in_body
-    inbound.drop()
-    assert not inbound.in_body

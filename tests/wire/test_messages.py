@@ -16,7 +16,7 @@ from .document import PAGE, sections, table
 TYPES = {
     "Version": "version", "LinkKind": "link kind", "Port": "port", "Count": "count", "Length": "length", "Name": "name",
     "Software": "software", "Host": "host", "NodeText": "node", "BlobText": "blob", "JobText": "job",
-    "AnyJob": "job or empty", "Sentence": "sentence", "Packed": "record", "Nodes": "list of node",
+    "Sentence": "sentence", "Packed": "record", "Nodes": "list of node",
     "Blobs": "list of blob", "SquareSums": "list of float64",
     "Annotated[tuple[Member, ...], Meta(max_length=ROSTER_MEMBERS_MAX)]": "list of Member",
 }  # fmt: skip
