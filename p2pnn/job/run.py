@@ -25,6 +25,7 @@ from p2pnn.job.records import KEPT_CHECKPOINTS, SplitResult
 from p2pnn.job.saving import Complete, DataAlone, Saver
 from p2pnn.job.script import Checkpoint, Command, Done, Evaluate, Finish, Predict, Progress, Report, Restore, Train
 from p2pnn.job.spec import JobSpec
+from p2pnn.job.watch import Watch
 from p2pnn.types import BlobId, NodeId
 
 PIECE_S: Final = 0.5
@@ -43,17 +44,20 @@ class _Outstanding:
 class Run:
     """Pure. end(event, reason) is called when the run is over: the owner changes the state and gives the nodes back."""
 
-    def __init__(self, ledger: Ledger, spec: JobSpec, end: Callable[[str, str], None], now: float) -> None:
+    def __init__(
+        self, ledger: Ledger, spec: JobSpec, end: Callable[[str, str], None], watch: Watch, now: float
+    ) -> None:
         record = ledger.record
         resumed = record.newest
         self._ledger = ledger
         self._spec = spec
         self._end = end
-        self._now = now
+        self._watch = watch
         self._nodes: list[NodeId] = []
         self._outstanding: dict[int, _Outstanding] = {}
         self._sequence = 0
         self._saver = Saver(ledger.members, record.spec, record.generation)
+        self._at(now)
         self._checkpointing: dict[int, tuple[Manifest, bool]] = {}
         self._step_granted = self._step_done = resumed.step if resumed else 0
         self._epoch = resumed.epoch if resumed else 0
@@ -76,7 +80,7 @@ class Run:
 
     def start(self, now: float) -> None:
         """All nodes are prepared."""
-        self._now = now
+        self._at(now)
         self._meter.start(now, map(self._ledger.name, self._nodes))
         self._ledger.move("prepared", "", self._step_done)
         if self._spec.kind == "train" and self._over():  # resumed from the last checkpoint of all
@@ -86,7 +90,8 @@ class Run:
 
     def report(self, node: NodeId, report: Report, now: float) -> None:
         """A node's Progress or Done. Raises msgspec.MsgspecError for a result that cannot be read."""
-        self._now = now
+        self._at(now)
+        self._watch.heard(node, now, report.sequence if isinstance(report, Done) else None)
         if isinstance(report, Progress):
             event = self._meter.add(self._ledger.name(node), report, now)
             if event is not None:
@@ -104,20 +109,20 @@ class Run:
 
     def pause(self, now: float) -> None:
         """Stop where the granted steps end, with a checkpoint there."""
-        self._now = now
+        self._at(now)
         self._ledger.move("pause", "pausing at the end of the granted steps", self._step_done)
         self._advance()
 
     def kept(self, node: NodeId, request: int, error: str, now: float) -> None:
         """`node` keeps the blobs of a KeepBlobs, or could not."""
-        self._now = now
+        self._at(now)
         self._saver.kept(node, request, error)
         self._settle()
         self._advance()
 
     def member_failed(self, node: NodeId, now: float) -> None:
         """A member that is no node of the plan is gone: what it was to keep is asked of another."""
-        self._now = now
+        self._at(now)
         self._saver.member_failed(node)
         self._settle()
         self._advance()
@@ -126,6 +131,16 @@ class Run:
         """Have data that only `source` holds copied to another node; no checkpoint is complete before that is done."""
         self._saver.keep_data(source, blobs)
         self._settle()
+
+    def get_timer(self) -> float | None:
+        """When handle_timer is to be called, for copies that nobody answers for."""
+        return self._saver.get_timer()
+
+    def handle_timer(self, now: float) -> None:
+        self._at(now)
+        self._saver.handle_timer()
+        self._settle()
+        self._advance()
 
     # --- the script
 
@@ -313,7 +328,12 @@ class Run:
     def _order(self, command: Command) -> None:
         if not isinstance(command, Finish):
             self._outstanding[command.sequence] = _Outstanding(command, self._now)
+            for node in self._nodes:
+                self._watch.expect(node, command.sequence, self._now, training=isinstance(command, Train))
         self._ledger.do(Order(command))
+
+    def _at(self, now: float) -> None:
+        self._now = self._saver.now = now
 
     def _next(self) -> int:
         self._sequence += 1

@@ -18,6 +18,13 @@ from p2pnn.types import BlobId, NodeId
 
 COPY_ATTEMPTS: Final = 3
 
+KEEP_S: Final = 600.0
+KEEP_BYTES_PER_S: Final = 1e6
+"""A buddy has so long for a copy, and longer for a large one; then another is asked."""
+
+CHUNK_BYTES: Final = 8 << 20
+"""What a data blob is taken for, whose size is not known here."""
+
 REQUESTS_PER_START: Final = 1 << 32
 """Numbers of requests, so that a late answer to an earlier start of the job is none to this one."""
 
@@ -53,14 +60,17 @@ class _Copy:
     node: NodeId
     saving: _Saving | None
     tried: frozenset[NodeId]
+    size: int
+    due: float
 
 
 class Saver:
     """Pure. nodes: the plan's, in its order, set when the plan is known. members: name by id of the living, kept up to date
-    by the owner. Take `requests` and `next_outcome` after each call."""
+    by the owner. now: the time, kept by the owner. Take `requests` and `next_outcome` after each call."""
 
     def __init__(self, members: dict[NodeId, str], spec: BlobId, generation: int) -> None:
         self.nodes: list[NodeId] = []
+        self.now = 0.0
         self.requests: deque[KeepBlobs] = deque()
         self._members = members
         self._spec = spec
@@ -79,12 +89,12 @@ class Saver:
         saving = _Saving(manifest, best)
         self._savings.append(saving)
         for part, source in zip(manifest.parts, self.nodes, strict=True):
-            self._copy((part.blob, self._spec), source, saving, frozenset())
+            self._copy((part.blob, self._spec), source, saving, frozenset(), part.size)
         self._settle()
 
     def keep_data(self, source: NodeId, blobs: tuple[BlobId, ...]) -> None:
         """Have data that only `source` is known to hold copied to another node."""
-        self._copy(blobs, source, None, frozenset())
+        self._copy(blobs, source, None, frozenset(), len(blobs) * CHUNK_BYTES)
 
     def kept(self, node: NodeId, request: int, error: str) -> None:
         """A buddy has verified its copy, or could not; what was not asked of `node` is ignored."""
@@ -103,17 +113,28 @@ class Saver:
         for request in [r for r, copy in self._copies.items() if copy.node == node]:
             self.kept(node, request, "it is gone")
 
+    def get_timer(self) -> float | None:
+        """When handle_timer is to be called."""
+        return min((copy.due for copy in self._copies.values()), default=None)
+
+    def handle_timer(self) -> None:
+        """What a buddy has not answered in time is asked of another."""
+        for request, copy in list(self._copies.items()):
+            if copy.due <= self.now:
+                self.kept(copy.node, request, "it did not answer in time")
+
     def next_outcome(self) -> Complete | DataAlone | None:
         return self._outcomes.popleft() if self._outcomes else None
 
     def _copy(
-        self, blobs: tuple[BlobId, ...], source: NodeId, saving: _Saving | None, tried: frozenset[NodeId]
+        self, blobs: tuple[BlobId, ...], source: NodeId, saving: _Saving | None, tried: frozenset[NodeId], size: int
     ) -> bool:
         buddy = self._buddy(source, tried)
         if buddy is None:
             return False
         self._number += 1
-        self._copies[self._number] = _Copy(blobs, source, buddy, saving, tried)
+        due = self.now + KEEP_S + size / KEEP_BYTES_PER_S
+        self._copies[self._number] = _Copy(blobs, source, buddy, saving, tried, size, due)
         if saving:
             saving.pending.add(self._number)
         self.requests.append(KeepBlobs(buddy, self._number, blobs, source))
@@ -121,7 +142,7 @@ class Saver:
 
     def _try_another(self, copy: _Copy, error: str) -> None:
         tried = copy.tried | {copy.node}
-        if len(tried) < COPY_ATTEMPTS and self._copy(copy.blobs, copy.source, copy.saving, tried):
+        if len(tried) < COPY_ATTEMPTS and self._copy(copy.blobs, copy.source, copy.saving, tried, copy.size):
             return
         text = f"only one copy, on node {self._name(copy.source)}, and none on node {self._name(copy.node)}: {error}"
         if copy.saving is None:

@@ -7,6 +7,8 @@ must be done. The life of a job is the table in `job.life`; here is what happens
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
 
 from p2pnn.job import life
@@ -18,7 +20,11 @@ from p2pnn.job.reservation import Reservation
 from p2pnn.job.run import Run
 from p2pnn.job.script import Report
 from p2pnn.job.spec import JobSpec
+from p2pnn.job.watch import Watch
 from p2pnn.types import BlobId, NodeId
+
+_PREPARE: Final = 0
+"""Numbers what a node owes after PrepareNode; commands count from 1."""
 
 
 class Supervisor:
@@ -34,7 +40,8 @@ class Supervisor:
         self._nodes: list[NodeId] = []
         self._reservation = Reservation()
         self._prepared: set[NodeId] = set()
-        self._run = Run(self._ledger, spec, self._end, now)
+        self._watch = Watch()
+        self._run = Run(self._ledger, spec, self._end, self._watch, now)
         self._ledger.tell_state("waiting for its nodes")
 
     @property
@@ -64,7 +71,7 @@ class Supervisor:
         self._nodes = [share.node for share in plan.nodes]
         self._run.assign(self._nodes)
         self._ledger.do(*self._reservation.want(self._nodes))
-        self._prepare_all()
+        self._prepare_all(now)
 
     def waiting(self, node: NodeId, behind: str, position: int, now: float) -> None:
         if self.record.state == "queued" and node in self._nodes:
@@ -73,16 +80,18 @@ class Supervisor:
     def granted(self, node: NodeId, now: float) -> None:
         if self.record.state == "queued":
             self._ledger.do(*self._reservation.granted(node))
-            self._prepare_all()
+            self._prepare_all(now)
 
     def preparing(self, node: NodeId, fetched_bytes: int, total_bytes: int, now: float) -> None:
         if self.record.state == "preparing" and node in self._nodes:
+            self._watch.heard(node, now)
             about = {"node": self._ledger.name(node), "fetched_bytes": fetched_bytes, "total_bytes": total_bytes}
             self._ledger.publish("preparing", **about)
 
     def prepared(self, node: NodeId, memory_bytes: int, now: float) -> None:
         if self.record.state == "preparing":
             self._prepared.add(node)
+            self._watch.heard(node, now, _PREPARE)
             if self._prepared.issuperset(self._nodes):
                 self._run.start(now)
 
@@ -141,12 +150,35 @@ class Supervisor:
         """Have data that only `source` holds copied to another node; no checkpoint is complete before that is done."""
         self._run.keep_data(source, blobs)
 
+    # --- time
+
+    def get_timer(self) -> float | None:
+        """When handle_timer is to be called, if nothing happens before; it may move with every fact."""
+        times = [] if self.ended else [t for t in (self._watch.due, self._run.get_timer()) if t is not None]
+        return min(times, default=None)
+
+    def handle_timer(self, now: float) -> None:
+        """Fails the job where a node does not move any more. Harmless when nothing is due."""
+        if self.ended:
+            return
+        silent = self._watch.silent(now)
+        if silent is None:
+            self._run.handle_timer(now)
+            return
+        node, seconds = silent
+        what = (
+            "its compute process has not moved" if self.record.state != "preparing" else "its preparing has not moved"
+        )
+        self.node_failed(node, f"{what} for {seconds:.0f} s", now)
+
     # --- how
 
-    def _prepare_all(self) -> None:
+    def _prepare_all(self, now: float) -> None:
         if self._reservation.complete:
             self._ledger.move("granted", "fetching model and data", self._run.step)
-            self._ledger.do(*(PrepareNode(node, index) for index, node in enumerate(self._nodes)))
+            for index, node in enumerate(self._nodes):
+                self._watch.expect(node, _PREPARE, now, training=False)
+                self._ledger.do(PrepareNode(node, index))
 
     def _replan(self, text: str) -> None:
         """Begin anew under a higher generation: a place granted under this one must not be taken for one of the next plan."""

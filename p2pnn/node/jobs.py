@@ -69,6 +69,7 @@ class Jobs:
         self._members = members
         self._records = Records(post, storage, blobs, members, self._runs_here)
         self._supervisors: dict[JobId, Supervisor] = {}
+        self._timers: dict[JobId, asyncio.TimerHandle] = {}
         self._journals = Journals(storage, self._supervisors)
         self._asking = Asking(post, lambda job, verb: self.cancel(job) if verb == "cancel" else self.pause(job))
         self._tasks = Tasks()
@@ -247,8 +248,23 @@ class Jobs:
         supervisor = self._supervisors[job]
         while (action := supervisor.next_action()) is not None:
             self._do(job, supervisor, action)
+        self._arm(job, supervisor)
         if supervisor.ended:
             self._supervisors.pop(job, None)
+
+    def _arm(self, job: JobId, supervisor: Supervisor) -> None:
+        """Deadlines mostly move on with what happens, so a timer that would come too early is left, and looks again."""
+        due, armed = supervisor.get_timer(), self._timers.get(job)
+        if armed is not None and (due is None or due < armed.when()):
+            self._timers.pop(job).cancel()
+            armed = None
+        if armed is None and due is not None:
+            self._timers[job] = asyncio.get_running_loop().call_at(due, self._handle_timer, job)
+
+    def _handle_timer(self, job: JobId) -> None:
+        del self._timers[job]
+        self._supervisors[job].handle_timer(self._now())
+        self._carry_out(job)
 
     def _do(self, job: JobId, supervisor: Supervisor, action: Action) -> None:
         record = supervisor.record

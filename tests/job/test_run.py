@@ -13,6 +13,7 @@ from p2pnn.job.ledger import Ledger
 from p2pnn.job.run import FIRST_PIECE_STEPS, Run
 from p2pnn.job.script import Checkpoint, Done, Evaluate, Progress, Train
 from p2pnn.job.spec import JobSpec
+from p2pnn.job.watch import Watch
 from tests.job.test_supervisor import NAMES, NODES, make_plan, make_record, make_spec
 
 
@@ -20,7 +21,7 @@ class Bench:
     def __init__(self, spec: JobSpec) -> None:
         self.ends: list[tuple[str, str]] = []
         self.ledger = Ledger(make_record(spec, state="preparing", plan=make_plan(NODES[:2])), dict(NAMES))
-        self.run = Run(self.ledger, spec, lambda event, reason: self.ends.append((event, reason)), 0.0)
+        self.run = Run(self.ledger, spec, lambda event, reason: self.ends.append((event, reason)), Watch(), 0.0)
         self.run.assign(NODES[:2])
         self.events: list[Publish] = []
         self.run.start(0.0)

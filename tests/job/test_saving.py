@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from p2pnn.job.checkpoint import Manifest, Part
-from p2pnn.job.saving import Complete, DataAlone, Saver
+from p2pnn.job.saving import CHUNK_BYTES, KEEP_BYTES_PER_S, KEEP_S, Complete, DataAlone, Saver
 from p2pnn.types import BlobId, JobId, NodeId
 
 A, B, C = (NodeId(c) for c in "abc")
@@ -77,6 +77,24 @@ def test_no_checkpoint_counts_before_the_data_has_its_second_copy() -> None:
     assert s.next_outcome() is None
     s.kept(B, 1, "")
     assert s.next_outcome() == Complete(manifest(1, 1), False)
+
+
+def test_a_silent_buddy_is_replaced_and_has_longer_for_a_large_copy() -> None:
+    s = saver([A], [A, B, C])
+    assert s.get_timer() is None
+    s.now = 5.0
+    s.keep_data(A, (BlobId("rows"),))
+    s.save(manifest(1, 1), best=False)
+    due = s.get_timer()
+    assert due is not None
+    assert 5.0 + KEEP_S < due < 5.0 + KEEP_S + 1.0  # of the small part
+    s.now = due - 0.1
+    s.handle_timer()
+    assert [r.node for r in s.requests] == [B, B]
+    s.now = due
+    s.handle_timer()
+    assert [(r.node, r.blobs[0]) for r in s.requests][2:] == [(C, "part-1-0")]
+    assert s.get_timer() == 5.0 + KEEP_S + CHUNK_BYTES / KEEP_BYTES_PER_S
 
 
 def test_a_lost_buddy_is_replaced() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections import defaultdict, deque
 from typing import Any
 
@@ -337,6 +338,36 @@ def test_a_new_plan_is_a_new_generation_and_takes_its_places_anew() -> None:
     assert world.record.generation == 2
     assert set(world.released) >= {NODES[0]}
     assert world.records[-1].version > (1, world.record.revision)
+
+
+def test_a_node_that_does_not_move_any_more_fails_the_job() -> None:
+    world = World(make_spec(epochs=20))
+    world.run(lambda: world.record.state == "running" and world.step > 20)
+    due = world.supervisor.get_timer()
+    assert due is not None
+    world.supervisor.handle_timer(due - 1.0)
+    assert world.record.state == "running"
+    while world.record.state == "running":
+        due = world.supervisor.get_timer()
+        assert due is not None
+        world.supervisor.handle_timer(due)
+    assert re.fullmatch(r"node [abc]: its compute process has not moved for \d+ s", world.record.reason)
+    assert world.supervisor.get_timer() is None
+
+
+def test_a_node_that_is_never_prepared_fails_the_job_unless_it_tells_of_its_fetching() -> None:
+    world = World(make_spec())
+    for node in NODES:
+        world.supervisor.granted(node, 1.0)
+    for node in NODES[:2]:
+        world.supervisor.prepared(node, 1, 2.0)
+    world.supervisor.preparing(NODES[2], 1, 2, 500.0)
+    world.supervisor.handle_timer(1000.0)
+    assert world.record.state == "preparing"
+    due = world.supervisor.get_timer()
+    assert due is not None
+    world.supervisor.handle_timer(20_000.0)
+    assert world.record.reason == "node c: its preparing has not moved for 19500 s"
 
 
 def test_a_failing_buddy_is_replaced_and_with_nobody_left_one_copy_has_to_do() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from p2pnn.errors import CheckpointError, NotFoundError, UsageError
 from p2pnn.job import records as codec
-from p2pnn.job import script
+from p2pnn.job import script, watch
 from p2pnn.job.checkpoint import Manifest, Part
 from p2pnn.job.plan import Plan
 from p2pnn.job.spec import JobSpec
@@ -225,6 +225,19 @@ async def test_a_job_resumed_at_two_peers_at_once_goes_on_at_one(tmp_path: Path)
     assert {n for n, m in bench.outside.sent if isinstance(m, wire.Release)} == {A, B}
     bench.hear(B, wire.Record(job, 1, 99, codec.encode(larger)))
     assert bench.jobs.get(job) == smaller
+    await bench.close()
+
+
+async def test_a_node_that_hangs_fails_the_job_by_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(tmp_path)
+    job = await bench.running()
+    hanging = await bench.submitted()
+    monkeypatch.setattr(watch, "LIMIT_S", 0.02)
+    for node in (A, B):
+        bench.hear(node, wire.Granted(hanging, 1))
+    await until(lambda: bench.state(hanging) == "failed")
+    assert "its preparing has not moved for 0 s" in bench.jobs.get(hanging).reason
+    assert bench.state(job) == "running"
     await bench.close()
 
 
