@@ -29,6 +29,9 @@ HOP_S: Final = 1.5e-4
 DAEMON_S: Final = 2e-4
 """What a daemon computes for one tensor that it sends or receives, with the messages about it. It needs a core, too."""
 
+CROWDING: Final = 1.2
+"""How much longer a pass takes beside another one on the same machine: they share caches, memory and the clock's budget."""
+
 STEPS: Final = 3
 STREAM_MAX: Final = 24
 """Micro-batches played of an evaluation or prediction; the rest follows at their pace."""
@@ -223,6 +226,8 @@ class _Play:
         return self.missing.get((s, backward, m), self.stages.needs[backward][s]) == 0
 
     def _work(self, node: int, length: float, done: Callable[[], None]) -> None:
+        if any(w and self.machine[n] == self.machine[node] for n, w in enumerate(self.working)):
+            length *= CROWDING
         self.working[node] = True
         self.cores[self.machine[node]] -= 1
         self.busy_s[node] += length

@@ -8,16 +8,13 @@ import pytest
 from msgspec.structs import replace
 
 from p2pnn import nn, zoo
-from p2pnn.engine.numpy import convolution, kernel
-from p2pnn.engine.numpy.convolution import prefers_bands
 from p2pnn.engine.numpy.engine import NumpyEngine
-from p2pnn.engine.numpy.geometry import Geometry
 from p2pnn.errors import PlanError
 from p2pnn.job.plan import NodeShare, Plan
 from p2pnn.job.segment import segments
 from p2pnn.job.spec import Optimizer
 from p2pnn.model.graph import Graph
-from p2pnn.plan import cost, scratch
+from p2pnn.plan import cost
 from p2pnn.plan.cost import Workload, limits, link, memory_bytes, seconds
 from p2pnn.plan.profile import UNMEASURED, Link
 from p2pnn.train.frames import layout
@@ -113,32 +110,6 @@ def test_memory_is_never_less_than_the_arena(graph: Graph, kind: str) -> None:
         plan = Plan(shares, assignment, 2, 0.0, 0.0)
         for n in range(3):
             assert memory_bytes(work, assignment, n, 2) >= layout(graph, plan, n, work.rows).arena_bytes
-
-
-@pytest.mark.parametrize(
-    ("training", "shape", "size", "strides", "pads", "outputs"),
-    [
-        (True, (1, 28, 28), 5, 1, 0, 6),
-        (True, (3, 14, 14), 3, 1, 1, 8),
-        (True, (16, 16, 16), 3, 2, 1, 32),
-        (False, (6, 12, 12), 5, 1, 2, 16),
-        (True, (64, 8, 8), 3, 1, 1, 64),
-    ],
-)
-def test_convolutions_run_by_the_method_that_the_engine_chooses(
-    training: bool, shape: tuple[int, int, int], size: int, strides: int, pads: int, outputs: int
-) -> None:
-    extent = (shape[1] + 2 * pads - size) // strides + 1
-    numbers = (4, shape[1], shape[2], shape[0], extent, extent, outputs)
-    sides = ((size, size), (strides, strides), (pads,) * 4, (1, 1), 1)
-    assert scratch.bands(scratch.Window(*numbers, *sides), training) == prefers_bands(
-        Geometry(*numbers, *sides), training
-    )
-
-
-def test_blocks_are_as_large_as_the_engine_makes_them() -> None:
-    assert scratch.BLOCK_BYTES == kernel.BLOCK_BYTES
-    assert scratch.BANDED_ELEMENTS_MAX == convolution.BANDED_ELEMENTS_MAX
 
 
 def few_channels(extent: int, size: int, channels: int) -> Graph:

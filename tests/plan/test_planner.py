@@ -112,6 +112,13 @@ def test_what_does_not_fit_is_refused_with_the_figures() -> None:
     assert "and has 98 KiB" in text
 
 
+def test_a_refusal_by_the_only_node_names_its_figures_once() -> None:
+    text = refusal(mlp(300, 300), [node("a")], memory_bytes_max=100_000)
+    assert text.startswith("the model does not fit the nodes: a would need ")
+    assert text.count("KiB") + text.count("MiB") == 2
+    assert "cut over" not in text
+
+
 def test_too_many_nodes_and_unknown_nodes_are_refused() -> None:
     assert refusal(mlp(20), node_count=5) == "5 nodes are asked for, but there are 3: a, b, c"
     assert (

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from p2pnn.plan.cost import Workload, seconds
 from p2pnn.plan.pins import groups
-from p2pnn.plan.predict import DAEMON_S, predict
+from p2pnn.plan.predict import CROWDING, DAEMON_S, predict
 
 from .builder import branched, job, mesh, mlp, node, split
 
@@ -102,6 +102,17 @@ def test_a_daemon_needs_a_core_for_every_tensor() -> None:
     transfers = 2 * 8  # there and back; one core works on each at both ends
     assert times[0] > times[1]
     assert times[0] > transfers * 2 * DAEMON_S
+
+
+def test_nodes_on_one_machine_slow_each_other_down() -> None:
+    work = Workload(job(mlp(*[512] * 7, features=512), micro_batches=8))
+    half = [0 if i < 8 else 1 for i in range(work.count)]
+
+    def step_s(*machines: str) -> float:
+        nodes = [node(n, machine=m, cores=8) for n, m in zip("ab", machines, strict=True)]
+        return predict(work, half, nodes, mesh(*nodes), 3).step_s
+
+    assert step_s("pc", "laptop") * 1.02 < step_s("pc", "pc") < step_s("pc", "laptop") * CROWDING
 
 
 @settings(max_examples=60, deadline=None)
