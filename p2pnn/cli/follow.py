@@ -195,7 +195,8 @@ class Lines:
 
 
 def _columns() -> int:
-    return shutil.get_terminal_size().columns
+    """Cells for the redrawn line, such that the ^C of a Ctrl-C has its place behind it."""
+    return shutil.get_terminal_size().columns - len("^C")
 
 
 def _note(outcome: Outcome, event: dict[str, Any]) -> None:

@@ -220,7 +220,8 @@ def complete(run: Run, *, json: bool = False, demonstration: bool = False, began
     assert run.outcome is not None
     if run.outcome.state == "detached":
         terminal.remark(
-            f"{run.job} runs on; see it with `p2pnn jobs logs --follow {run.job}`, get it with `p2pnn jobs fetch`"
+            f"{run.job} runs on; see it with `p2pnn jobs logs --follow {run.job}`,"
+            f" get it with `p2pnn jobs fetch {run.job}`"
         )
         return
     if run.outcome.state == "paused":
