@@ -304,6 +304,9 @@ def _remarks(spec: JobSpec) -> list[str]:
         lines.append(
             f"each epoch leaves out {dropped:,} of {spec.train.rows:,} rows that do not fill a batch of {spec.batch_size}"
         )
+    steps, warmup = spec.steps_per_epoch * spec.epochs, spec.optimizer.warmup_steps
+    if warmup and warmup >= steps:
+        lines.append(f"the rate rises for {warmup:,} steps, but there are {steps:,}: it never gets to its full value")
     unused = _unused(spec.graph)
     if unused:
         lines.append(f"no loss depends on {', '.join(p.name for p in unused[:3])}: it will not be trained")

@@ -103,10 +103,6 @@ class SplitReader:
             here = np.flatnonzero(where == number)
             out[here] = self._open(int(number))[indices[here] - self._starts[number]]
 
-    def close(self) -> None:
-        """Unmap everything; the reader may be used again."""
-        self._maps.clear()
-
     def _open(self, number: int) -> NDArray[Any]:
         if number in self._maps:
             self._maps.move_to_end(number)

@@ -73,10 +73,12 @@ class CsvTable(Table):
             done += len(block)
             read: dict[str, NDArray[Any]] = {}
             if "x" in names:
-                read["x"] = np.array([self._numbers(line, cells) for line, cells in block], np.float32)
+                with np.errstate(over="ignore"):  # becomes infinite, and is refused with its line
+                    read["x"] = np.array([self._numbers(line, cells) for line, cells in block], np.float32)
             if "y" in names:
                 numbers = [self._labels.number(line, cells[self._label]) for line, cells in block]
-                read["y"] = np.array(numbers, self.columns["y"].dtype)
+                with np.errstate(over="ignore"):
+                    read["y"] = np.array(numbers, self.columns["y"].dtype)
             yield read
         if done != self.rows:
             raise DataError(f"{self._path} was changed while it was read: it had {self.rows} rows, now {done}")
@@ -102,21 +104,20 @@ class CsvTable(Table):
             numbers = [float(cells[index]) for index in self._features]
         except ValueError:
             numbers = [math.nan]
-        if all(map(math.isfinite, numbers)):
+        if all(map(math.isfinite, numbers)) and not any("_" in cell for cell in cells):
             return numbers
         for index in self._features:
             _number(self._path, line, self._header[index], cells[index])
-        raise AssertionError("one of the cells is refused")
+        return numbers  # the `_` was in a label
 
     def _lines(self) -> Iterator[tuple[int, list[str]]]:
         """(line number from 1, cells) of every row; empty lines are passed over."""
         try:
             with _open(self._path) as file:
                 reader = csv.reader(file, delimiter=self._delimiter, strict=True)
-                next(reader)
-                for cells in reader:
-                    if not cells:
-                        continue
+                rows = (cells for cells in reader if any(map(str.strip, cells)) or len(cells) > 1)
+                next(rows)
+                for cells in rows:
                     if len(cells) != len(self._header):
                         raise DataError(
                             f"{self._path}, line {reader.line_num}: {len(cells)} cells, "
@@ -190,14 +191,14 @@ def _number(path: Path, line: int, column: str, cell: str) -> float:
 
 def _is_number(text: str) -> bool:
     try:
-        return math.isfinite(float(text))
+        return "_" not in text and math.isfinite(float(text))  # Python's own 1_000 is nobody's data
     except ValueError:
         return False
 
 
 def _is_whole(text: str) -> bool:
     try:
-        return int(text) in _INT64
+        return "_" not in text and int(text) in _INT64
     except ValueError:
         return False
 
@@ -205,10 +206,12 @@ def _is_whole(text: str) -> bool:
 def _read_header(path: Path) -> tuple[list[str], str]:
     try:
         with _open(path) as file:
-            line = file.readline()
+            line = next((line for line in file if line.strip()), "")
             delimiter = max(DELIMITERS, key=line.count)
             file.seek(0)
-            header = [name.strip() for name in next(csv.reader(file, delimiter=delimiter, strict=True), [])]
+            reader = csv.reader(file, delimiter=delimiter, strict=True)
+            names = next((cells for cells in reader if any(map(str.strip, cells)) or len(cells) > 1), [])
+            header = [name.strip() for name in names]
     except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} cannot be read as CSV: {error}") from error
     if not header:

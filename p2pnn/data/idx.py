@@ -126,13 +126,22 @@ def _read_header(path: Path) -> _Header:
         raise DataError(f"{path} cannot be read: {error}") from error
     if not 1 <= rank <= RANK_MAX or head[:2] != b"\0\0" or head[2] not in TYPES or len(extents) != 4 * rank:
         raise DataError(f"{path} is not an IDX file")
-    return _Header(path, np.dtype(TYPES[head[2]]), struct.unpack(f">{rank}I", extents))
+    header = _Header(path, np.dtype(TYPES[head[2]]), struct.unpack(f">{rank}I", extents))
+    announced = math.prod(header.shape) * header.dtype.itemsize
+    if not _is_packed(path) and (there := path.stat().st_size - 4 - 4 * rank) < announced:
+        raise DataError(
+            f"{path} is cut short: it announces {header.shape[0]} rows, which take {announced} bytes, and {there} follow"
+        )
+    return header
 
 
 def _open(path: Path) -> IO[bytes]:
+    return cast(IO[bytes], gzip.open(path, "rb")) if _is_packed(path) else path.open("rb")
+
+
+def _is_packed(path: Path) -> bool:
     with path.open("rb") as file:
-        packed = file.read(2) == GZIP_MAGIC
-    return cast(IO[bytes], gzip.open(path, "rb")) if packed else path.open("rb")
+        return file.read(2) == GZIP_MAGIC
 
 
 def _find(folder: Path, part: str, what: str) -> Path | None:

@@ -222,7 +222,7 @@ def _check_same(columns: Mapping[str, ColumnType], apart: Table, features: Seque
 
 def _is_scaled(feature: Feature, columns: Mapping[str, ColumnType], normalize: float | str) -> bool:
     column = columns[feature.column]
-    if feature.target or feature.whole or normalize == "none" or not column.shape:
+    if feature.target or feature.whole or normalize == "none":
         return False
     return normalize != "auto" or column.is_integer or column.features
 

@@ -26,12 +26,13 @@ class Moments:
         self._largest: NDArray[np.float64] = np.zeros(1)
 
     def add(self, rows: NDArray[Any]) -> None:
-        """rows: [n, k, …]; the statistics are per k, over everything else."""
+        """rows: [n, k, …]; the statistics are per k, over everything else. Of rows [n] there is one k."""
         if not len(rows):
             return
         if rows.dtype.kind in "iu":  # only their magnitude is asked for
             self.magnitude = max(self.magnitude, float(rows.max()), -float(rows.min()))
             return
+        rows = rows[:, None] if rows.ndim == 1 else rows
         values = np.moveaxis(rows.astype(np.float64), 1, 0).reshape(rows.shape[1], -1)
         count = values.shape[1]
         mean = values.mean(axis=1)

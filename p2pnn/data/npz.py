@@ -40,6 +40,12 @@ def open_npz(path: Path) -> Source:
             keys = [name.removesuffix(".npy") for name in file.namelist() if name.endswith(".npy")]
     except READ_ERRORS as error:
         raise DataError(f"{path} is not a readable npz file: {error}") from error
+    for key in keys:
+        if key.removesuffix("_train") in keys and key.endswith("_train"):
+            plain = key.removesuffix("_train")
+            raise DataError(
+                f"{path} holds both {plain} and {key}, which are the same column; remove or rename one of them"
+            )
     train = {key.removesuffix("_train"): key for key in keys if not key.endswith("_test")}
     test = {key.removesuffix("_test"): key for key in keys if key.endswith("_test")}
     if not train:

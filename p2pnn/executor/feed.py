@@ -31,7 +31,7 @@ class Feed:
         self._blobs = blobs
         self._values = {value.name: value for value in spec.graph.inputs if value.name in names}
         self._columns: dict[tuple[str, str], _Column] = {}
-        self._order: tuple[tuple[str, int], NDArray[np.int64]] = (("", 0), np.empty(0, np.int64))
+        self._orders: dict[str, tuple[int, NDArray[np.int64]]] = {}  # one per split: epochs and validations alternate
 
     def batches(self, split: str) -> int:
         """Micro-batches of one evaluation of a split."""
@@ -62,16 +62,21 @@ class Feed:
         if stage.mode == "train":
             epoch, batch = divmod(stage.step, self._spec.steps_per_epoch)
             start += batch * self._spec.batch_size
-            key = ("train", epoch)
+            found = self._order("train", epoch)[start : start + self._rows]
         else:
-            key = (stage.split, -1)
-        if self._order[0] != key:
-            split = self._split(key[0])
-            self._order = (key, epoch_order(split, self._spec.seed, key[1]) if key[1] >= 0 else split_order(split))
-        found = self._order[1][start : start + self._rows]
+            found = self._order(stage.split, -1)[start : start + self._rows]
         if len(found) < self._rows:
             found = np.concatenate((found, np.repeat(found[-1:], self._rows - len(found))))
         return found
+
+    def _order(self, name: str, epoch: int) -> NDArray[np.int64]:
+        """The rows of a split in the order of an epoch, or with -1 in its own."""
+        kept = self._orders.get(name)
+        if kept is None or kept[0] != epoch:
+            split = self._split(name)
+            kept = epoch, epoch_order(split, self._spec.seed, epoch) if epoch >= 0 else split_order(split)
+            self._orders[name] = kept
+        return kept[1]
 
     def _open(self, split: str, name: str) -> _Column:
         value = self._values[name]

@@ -19,7 +19,6 @@ from p2pnn.wire.messages import SENTENCE_CHARS_MAX, AnyMessage, CloseReason, Mes
 MESSAGES: Final[tuple[type[Message], ...]] = get_args(AnyMessage)
 """Every message class, in the order of their tags."""
 
-BODILESS: Final = frozenset(message for message in MESSAGES if not message.BODY)
 
 _ENCODER: Final = msgspec.msgpack.Encoder()
 _DECODER: Final[msgspec.msgpack.Decoder[Any]] = msgspec.msgpack.Decoder(AnyMessage)

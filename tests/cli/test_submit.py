@@ -250,3 +250,9 @@ def test_the_missing_label_of_a_csv_is_asked_for_with_the_files_own_columns(tmp_
     (tmp_path / "two.csv").write_text("width,height,kind\n1,2,rose\n")
     with pytest.raises(DataError, match=r"two has the columns width, height, kind, but mlp also needs .* --label"):
         submit.prepare(resolve({"model": "mlp", "data": str(tmp_path / "two.csv")}))
+
+
+def test_a_rate_that_never_rises_to_its_value_is_told(tmp_path: Path) -> None:
+    assert prepared(tmp_path, epochs=2, warmup_steps=3).remarks == []
+    (line,) = prepared(tmp_path, epochs=2, warmup_steps=4).remarks
+    assert line == "the rate rises for 4 steps, but there are 4: it never gets to its full value"

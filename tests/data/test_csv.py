@@ -4,7 +4,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from p2pnn.data.blobs import BlobStore
 from p2pnn.data.csv import open_csv
+from p2pnn.data.fit import Feature
+from p2pnn.data.ingest import ingest
 from p2pnn.data.table import Source
 from p2pnn.errors import DataError
 
@@ -75,6 +78,7 @@ def test_without_a_label(tmp_path: Path) -> None:
         ("a,b,y\n1,2,p\n1,2a,q\n", "line 3, column b: '2a' is not a number"),
         ("a,b,y\n1,red,p\n", "line 2, column b: 'red' is not a number; if it is what to learn, name it with --label"),
         ("a,b,y\n1,nan,p\n", "line 2, column b: 'nan' is not a number"),
+        ("a,b,y\n1,1_000,p\n", "line 2, column b: '1_000' is not a number"),
         ("a,b,y\n1,inf,p\n", "line 2, column b: 'inf' is not a number"),
         ("a,b,y\n1,2,\n", "line 2, column y: the label is missing"),
         ("a,b,y\n1,2\n", "line 2: 2 cells, but the header names 3 columns"),
@@ -107,3 +111,20 @@ def test_a_file_that_grows_meanwhile(tmp_path: Path) -> None:
         file.write("3,4\n")
     with pytest.raises(DataError, match="was changed while it was read"):
         read(source, "x")
+
+
+def test_empty_lines_before_the_header_are_passed_over(tmp_path: Path) -> None:
+    source = open_csv(written(tmp_path, "\n  \na;y\n1;2\n\n"), "y")
+    assert (read(source, "x"), read(source, "y")) == ([[1]], [2])
+
+
+def test_what_float32_cannot_hold_is_refused_without_a_warning(tmp_path: Path) -> None:
+    source = open_csv(written(tmp_path, "a,y\n1e39,1\n"), "y")
+    features = (Feature("f", "x", (1,)),)
+    with pytest.raises(DataError, match="line 2, column a: the value is infinite, or too large for float32"):
+        ingest(source, features, BlobStore(tmp_path).put, test_fraction=0.0)
+
+
+def test_a_label_may_hold_what_a_number_may_not(tmp_path: Path) -> None:
+    assert open_csv(written(tmp_path, "a,y\n1,1_000\n2,7\n"), "y").classes == ("1_000", "7")
+    assert read(open_csv(written(tmp_path, "a,y\n1,1_000\n2,7\n"), "y"), "x") == [[1], [2]]

@@ -170,3 +170,20 @@ def test_memory_is_bounded_by_a_chunk(tmp_path: Path) -> None:
         tracemalloc.stop()
     assert path.stat().st_size > 6 * chunks.CHUNK_BYTES
     assert peak < 5 * chunks.CHUNK_BYTES
+
+
+@pytest.mark.parametrize(
+    ("dtype", "normalize", "wanted"),
+    [
+        ("float32", 0.5, Scaling((0.0,), (0.5,))),
+        ("int32", 0.5, Scaling((0.0,), (0.5,))),
+        ("int32", "auto", Scaling((0.0,), (1 / 49,))),
+        ("float32", "auto", None),
+    ],
+)
+def test_single_numbers_are_scaled_like_rows(
+    tmp_path: Path, dtype: str, normalize: float | str, wanted: Scaling | None
+) -> None:
+    data = from_arrays({"x": np.arange(50).astype(dtype)})
+    found = ingest(data, (Feature("x", "x", ()),), BlobStore(tmp_path).put, test_fraction=0.0, normalize=normalize)
+    assert found.scaling.get("x") == wanted

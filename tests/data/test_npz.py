@@ -140,3 +140,9 @@ def test_members_are_streamed(tmp_path: Path) -> None:
     table = npz.NpyTable("memory", {"x": lambda: Counting(buffer.getvalue())})
     assert len(next(table.blocks(100, ["x"]))["x"]) == 100
     assert read_bytes < 2000
+
+
+def test_a_column_under_two_names_is_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "d.npz", x=np.zeros((3, 2)), x_train=np.ones((3, 2)))
+    with pytest.raises(DataError, match="holds both x and x_train"):
+        npz.open_npz(tmp_path / "d.npz")

@@ -7,13 +7,14 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from p2pnn.data.batches import epoch_order, split_order
 from p2pnn.data.blobs import BlobStore
 from p2pnn.engine.numpy.engine import NumpyEngine
 from p2pnn.errors import DataError
 from p2pnn.executor.feed import Feed
-from p2pnn.job.spec import JobSpec
+from p2pnn.job.spec import JobSpec, Split
 from p2pnn.model.graph import Value
 from p2pnn.train.machine import Stage
 from tests.executor import models
@@ -90,3 +91,21 @@ def test_a_split_that_is_not_there_is_refused(blobs: BlobStore) -> None:
     spec = spec_for(models.dense(), blobs, test=None)
     with pytest.raises(DataError, match="no data for its split 'test'"):
         feed_for(spec, blobs).batches("test")
+
+
+def test_an_order_is_made_once_although_validation_comes_between(
+    blobs: BlobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+
+    def counted(split: Split) -> NDArray[np.int64]:
+        made.append(split.start)
+        return split_order(split)
+
+    monkeypatch.setattr("p2pnn.executor.feed.split_order", counted)
+    feed = feed_for(spec_for(models.dense(), blobs), blobs)
+    for number in range(3):
+        feed.indices(Stage("train", 0, number), 0)
+        feed.indices(Stage("evaluate", 0, 3, split="validation"), 0)
+        feed.indices(Stage("evaluate", 0, 3, split="test"), 0)
+    assert len(made) == 2

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from p2pnn.errors import LocalProtocolError, RemoteProtocolError
 from p2pnn.wire import messages
-from p2pnn.wire.codec import BODILESS, MESSAGES, decode, encode
+from p2pnn.wire.codec import MESSAGES, decode, encode
 from p2pnn.wire.limits import HEADER_BYTES_MAX
 from p2pnn.wire.messages import SENTENCE_CHARS_MAX, BlobRequest, CloseReason, JobFailed, Message, Ping, Prepare, Record
 
@@ -156,7 +156,7 @@ def test_a_long_sentence_is_cut_and_sent() -> None:
 
 
 def test_bodies_are_told_by_the_class() -> None:
-    assert {kind.__name__ for kind in MESSAGES if kind not in BODILESS} == {"BlobPiece", "LinkProbe", "Tensor"}
+    assert {kind.__name__ for kind in MESSAGES if kind.BODY} == {"BlobPiece", "LinkProbe", "Tensor"}
 
 
 def test_text_that_is_not_utf_8_is_named_in_words() -> None:
