@@ -34,6 +34,9 @@ TABLE: Final[dict[str, dict[str, str]]] = {
     "done": {},
 }
 
+VERBS: Final = ("cancel", "pause", "resume")
+"""The events that a person asks for; the others happen."""
+
 ENDED: Final = frozenset({"done", "failed", "cancelled", "paused"})
 """States in which a job holds no node."""
 
@@ -43,5 +46,5 @@ def after(state: str, event: str) -> str:
     try:
         return TABLE[state][event]
     except KeyError:
-        legal = ", ".join(sorted(TABLE[state])) or "nothing more"
+        legal = ", ".join(verb for verb in VERBS if verb in TABLE[state]) or "nothing more"
         raise UsageError(f"a job that is {state} cannot {event}; possible is: {legal}") from None

@@ -122,7 +122,7 @@ class Supervisor:
         if node not in self._nodes:
             self._run.member_failed(node, now)
         elif self.record.state != "queued":
-            self._end("fail", f"node {name} is gone: {reason}")
+            self._end("fail", f"node {name} is gone: {reason}; go on with `p2pnn jobs resume {self.record.job}`")
         else:
             self._reservation.lost(node)
             self._run.member_failed(node, now)

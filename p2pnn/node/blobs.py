@@ -181,7 +181,7 @@ class BlobExchange:
                 await self._fetch_from(blob, node, size_max)
                 return
             except StorageError as error:
-                reasons.append(f"{node[:8]}: {error}")
+                reasons.append(f"node {self._post.name_of(node)}: {error}")
         detail = "; ".join(reasons) or "no peer is connected"
         raise StorageError(f"blob {blob[:12]}… is on no node that can be reached ({detail})")
 

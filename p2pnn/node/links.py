@@ -57,5 +57,9 @@ class Post:
         """Messages that wait on the control link to `node`: who has many to send looks here, because that queue is bounded."""
         return sum(s.queued for s in self._outside.snapshot() if s.node == node and s.kind is LinkKind.CONTROL)
 
+    def name_of(self, node: NodeId) -> str:
+        """What a connected node is called; the beginning of its id where it is not connected."""
+        return next((s.name for s in self._outside.snapshot() if s.node == node), node[:8])
+
     def reachable(self, node: NodeId) -> bool:
         return node == self.node or self._outside.connected(node)

@@ -88,18 +88,21 @@ class Planning:
         members = self._members()
         answers = await asyncio.gather(*(self._ask(node) for node in members), return_exceptions=True)
         reports: list[Report] = []
+        left_out: list[str] = []
         for node, answer in zip(members, answers, strict=True):
             if isinstance(answer, Report):
                 reports.append(answer)
             elif isinstance(answer, P2pnnError | TimeoutError):
                 reason = str(answer) or f"no answer within {ANSWER_TIMEOUT_S:.0f} s"
                 log.warning("no profile node=%s reason=%s", members[node], reason)
+                left_out.append(f"node {members[node]} is left out: {reason}")
             else:
                 raise answer
         if not reports:
             raise PlanError("no node has answered with its profile within 10 s; see the daemons' logs")
         links = {(r.profile.node, NodeId(to)): link for r in reports for to, link in r.links.items()}
-        return await asyncio.to_thread(planner.plan, spec, [r.profile for r in reports], links)
+        found = await asyncio.to_thread(planner.plan, spec, [r.profile for r in reports], links)
+        return msgspec.structs.replace(found, reasons=(*found.reasons, *left_out))
 
     # --- messages
 

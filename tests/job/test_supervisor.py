@@ -233,7 +233,7 @@ def test_a_lost_node_fails_the_job_with_its_name_and_a_resume_goes_on_from_the_n
     world.supervisor.member_failed(NODES[1], "connection reset", world.now)
     world.take()
     assert world.record.state == "failed"
-    assert world.record.reason == "node b is gone: connection reset"
+    assert world.record.reason == "node b is gone: connection reset; go on with `p2pnn jobs resume toy-1`"
     assert set(world.released) == set(NODES)
     failed = world.record
     assert failed.newest is not None
@@ -274,7 +274,7 @@ def test_a_pause_stops_all_nodes_at_one_step_with_a_checkpoint_there(seed: int, 
     assert world.record.state == "paused"
     assert world.record.newest is not None
     assert world.record.newest.step == [c.until_step for c in world.orders if isinstance(c, Train)][-1]
-    with pytest.raises(UsageError, match="paused"):
+    with pytest.raises(UsageError, match=r"a job that is paused cannot pause; possible is: cancel, resume$"):
         world.supervisor.pause(world.now)
 
 
@@ -299,7 +299,7 @@ def test_cancel_ends_at_once_and_ignores_late_answers() -> None:
     orders = len(world.orders)
     world.run()
     assert len(world.orders) == orders
-    with pytest.raises(UsageError, match="cancelled cannot cancel"):
+    with pytest.raises(UsageError, match=r"cancelled cannot cancel; possible is: resume$"):
         world.supervisor.cancel("cancelled", world.now)
 
 

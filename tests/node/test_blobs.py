@@ -13,6 +13,7 @@ from p2pnn.errors import StorageError
 from p2pnn.node import blobs as module
 from p2pnn.node.blobs import BlobExchange
 from p2pnn.node.links import Post
+from p2pnn.transport import LinkSnapshot
 from p2pnn.types import BlobId, NodeId
 from p2pnn.wire.messages import BlobMissing, BlobPiece, BlobRequest, Keep, Kept, Message
 
@@ -30,6 +31,9 @@ class Wire:
 
     def connected(self, node: NodeId) -> bool:
         return node in self.nodes
+
+    def snapshot(self) -> tuple[LinkSnapshot, ...]:
+        return ()
 
     def send(self, node: NodeId, message: Message) -> None:
         asyncio.get_running_loop().call_soon(self._deliver, node, message)

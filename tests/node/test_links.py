@@ -41,3 +41,12 @@ async def test_queued_counts_the_control_link_only() -> None:
     outside = Recorder()
     outside.waiting = 7
     assert Post(A, "a", outside, lambda node, message: None).queued(B) == 7
+
+
+@pytest.mark.asyncio
+async def test_nodes_are_called_by_their_names_while_they_are_connected() -> None:
+    outside = Recorder()
+    post = Post(A, "a", outside, lambda node, message: None)
+    assert post.name_of(B) == "b"
+    outside.peers.clear()
+    assert post.name_of(B) == "bbbbbbbb"

@@ -97,6 +97,7 @@ async def test_a_peer_whose_profile_is_nonsense_is_planned_without(
     bench.answer = lambda request: answer
     plan = await bench.planning.plan(toy()[0])
     assert [share.node for share in plan.nodes] == [A]
+    assert plan.reasons[-1].startswith("node b is left out: its profile")
     assert "no profile node=b reason=its profile" in caplog.text
     await bench.planning.close()
 
