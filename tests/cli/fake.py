@@ -3,6 +3,7 @@
 import http.server
 import json
 import socketserver
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,6 +26,11 @@ class FakeDaemon(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
     def __setitem__(self, key: str, answer: Answer) -> None:
         method, _, path = key.partition(" ")
         self.answers[method, f"/api/v1/{path}"] = answer
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Print nothing where the other side hung up: an interrupted reader does."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
 
     def bodies(self, key: str) -> list[bytes]:
         method, _, path = key.partition(" ")
