@@ -121,6 +121,17 @@ def test_pause_resume_and_cancel(three: Mesh, unbroken_bits: str) -> None:
     wait_until(lambda: not _runs(pid), "its executor is gone", 5)
 
 
+def test_a_job_is_followed_and_cancelled_at_a_peer_that_does_not_coordinate_it(three: Mesh) -> None:
+    m = three
+    job = m.submit("a", *long_job(nodes=("a", "b"), seed=11))
+    m.await_state("c", job, "running")
+    assert m["c"].post(f"jobs/{job}/cancel")["state"] == "cancelled"
+    assert m.job("a", job)["state"] == "cancelled"
+    states = [e["state"] for e in m["c"].stream(f"jobs/{job}/events?after=0") if e["kind"] == "state"]
+    assert states[-1] == "cancelled"
+    wait_until(lambda: m["b"].get("node")["executor_pid"] is None, "node b is free")
+
+
 def test_jobs_queue_visibly(three: Mesh) -> None:
     m = three
     first = m.submit("a", *long_job(nodes=("a", "b")))
