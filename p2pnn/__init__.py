@@ -21,6 +21,7 @@ from types import ModuleType
 from typing import Any
 
 __version__ = "0.1.0"
+__all__ = ["__version__", "nn", "train", "zoo"]
 
 
 class _CallableModule(ModuleType):
@@ -38,6 +39,10 @@ class _Package(ModuleType):
         if name == "train" and isinstance(value, ModuleType):
             value.__class__ = _CallableModule
         super().__setattr__(name, value)
+
+
+def __dir__() -> list[str]:
+    return list(__all__)
 
 
 def __getattr__(name: str) -> Any:

@@ -30,6 +30,9 @@ SYSTEM_SOCKET: Final = Path("/run/p2pnn/p2pnn.sock")
 SOCKET_PATH_BYTES_MAX: Final = 107
 """A unix socket's path lies in a field of 108 bytes with a zero at its end (unix(7))."""
 
+NAMES_SHOWN: Final = 8
+"""Of names that exist, in the sentence that refuses another."""
+
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 KEYS: Final = ("name", "state_dir", "listen", "join", "socket", "cluster", "quota", "profile_cache", "log_level")
 _UNITS: Final = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12} | {
@@ -200,8 +203,15 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     """One sentence that refuses a name and gives the nearest known one: `unknown key 'epoch' in …; did you mean epochs?`"""
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}" if names else "there is none"
+    hint = f"did you mean {near[0]}?" if near else _there(names)
     return f"{kind} {name!r}; {hint}"
+
+
+def _there(names: list[str]) -> str:
+    if len(names) < 2:
+        return f"there is only {names[0]}" if names else "there is none"
+    shown = ", ".join(names[:NAMES_SHOWN])
+    return f"there are {shown}" + (f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else "")
 
 
 def _settings(flags: Mapping[str, Any], config: str | None, environ: Mapping[str, str]) -> dict[str, Any]:

@@ -113,3 +113,11 @@ def test_no_sizes(text: object) -> None:
 def test_unknown_without_a_near_name_lists_all() -> None:
     assert unknown("no fruit", "zzz", ["fig", "pear"]) == "no fruit 'zzz'; there are fig, pear"
     assert unknown("no fruit", "zzz", []) == "no fruit 'zzz'; there is none"
+
+
+def test_an_unknown_name_gets_the_near_one_or_a_few() -> None:
+    assert unknown("no job", "x", ["safetensors"]) == "no job 'x'; there is only safetensors"
+    assert unknown("no job", "x", []) == "no job 'x'; there is none"
+    assert unknown("no job", "x", [f"j{n}" for n in range(10)]).endswith(
+        "there are j0, j1, j2, j3, j4, j5, j6, j7 and 2 more"
+    )

@@ -22,6 +22,7 @@ from p2pnn.cli.flags import Verb
 from p2pnn.errors import P2pnnError
 
 INTERRUPTED: Final = 130
+_KINDS: Final = {"valid integer": "a whole number", "valid number": "a number"}
 
 
 class _Verbs(TyperGroup):
@@ -30,6 +31,10 @@ class _Verbs(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
+        except typer.BadParameter as error:
+            if plain := _in_own_words(error):
+                error.message = plain
+            raise
         except P2pnnError as error:
             print(f"p2pnn: {error}", file=sys.stderr)
             raise typer.Exit(error.exit_status) from error
@@ -39,6 +44,15 @@ class _Verbs(TyperGroup):
         except BrokenPipeError as error:  # `p2pnn jobs ls | head`: whoever reads has read enough
             sys.stdout = None
             raise typer.Exit(0) from error
+
+
+def _in_own_words(error: typer.BadParameter) -> str:
+    """A value of the wrong kind, in words of ours: numbers are all that is parsed. Empty for any other error."""
+    kind = next((words for kind, words in _KINDS.items() if kind in error.message), "")
+    if not kind:
+        return ""
+    found: list[dict[str, Any]] = getattr(error.__cause__, "errors", list)()
+    return f"{kind} is wanted here, not {found[0]['input']!r}" if found else f"{kind} is wanted here"
 
 
 def _show_version(asked: bool) -> None:

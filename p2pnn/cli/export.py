@@ -53,13 +53,14 @@ def paths(socket: SocketFlag = None, json: JsonFlag = False) -> None:
     file = config_file(None)
     rows = {
         "socket": str(client_socket(socket).path),
-        "config": str(file) if file else f"none ({places.config / 'node.toml'})",
+        "config": str(file or places.config / "node.toml"),
         "state": str(places.state),
         "runs": str(places.runs),
         "profile": str(places.profile_cache),
     }
     if json:
-        terminal.print_json(rows)
+        terminal.print_json({**rows, "config_exists": file is not None})
         return
     for name, path in rows.items():
-        terminal.say(render.label(name, path))
+        missing = "   (not there)" if name == "config" and file is None else ""
+        terminal.say(render.label(name, path + missing))

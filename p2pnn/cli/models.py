@@ -75,7 +75,10 @@ def graph_of(model: Any, what: str) -> Graph:
     """The graph of an nn.Model (or a graph itself). Raises ModelError for anything else."""
     found = getattr(model, "graph", model)
     if not isinstance(found, Graph):
-        raise ModelError(f"{what} gave a {type(model).__name__}; it must return nn.Model(outputs=…, loss=…)")
+        kind = type(model).__name__
+        raise ModelError(
+            f"{what} gave {'an' if kind[0] in 'aeiouAEIOU' else 'a'} {kind}; it must return nn.Model(outputs=…, loss=…)"
+        )
     return found
 
 
@@ -104,7 +107,7 @@ def _called(path: Path, name: str, arguments: Mapping[str, Any]) -> Any:
         return function(**arguments)
     except P2pnnError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # sys.exit() in a model must not end this process without a word
         raise ModelError(f"{path.name}:{name} raised {_told(error, path)}") from error
 
 
@@ -124,7 +127,9 @@ def _imported(path: Path) -> ModuleType:
         spec.loader.exec_module(module)
     except P2pnnError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
+        if isinstance(error, OSError) and error.filename == str(path):
+            raise ModelError(f"{path} cannot be read: {error.strerror}") from error
         raise ModelError(f"{path} raised {_told(error, path)}") from error
     finally:
         sys.path.remove(folder)
@@ -149,7 +154,10 @@ def _told(error: BaseException, path: Path) -> str:
         if trace.tb_frame.f_code.co_filename == str(path):
             line = trace.tb_lineno
         trace = trace.tb_next
+    said = str(error)
     if isinstance(error, SyntaxError):
-        line = error.lineno
+        line, said = error.lineno, error.msg
+    elif isinstance(error, SystemExit):
+        said = f"it ended itself with {error.code!r}; a model's file must not"
     at = f" on line {line}" if line else ""
-    return f"{type(error).__name__}{at}: {error}"
+    return f"{type(error).__name__}{at}: {said}"

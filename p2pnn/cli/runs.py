@@ -51,6 +51,10 @@ def opened_run(named: str) -> SavedRun:
     if not path.is_dir():
         path = runs / named
     if not path.is_dir():
+        if "/" in named or named.startswith((".", "~")):
+            raise UsageError(
+                f"there is no folder {Path(named).expanduser()}; name a run's folder, or a run, such as digits-1"
+            )
         known = [p.name for p in runs.iterdir() if (p / "graph.msgpack").exists()] if runs.is_dir() else []
         raise UsageError(unknown("there is no run", named, known))
     for needed in ("graph.msgpack", "model.safetensors"):

@@ -92,8 +92,10 @@ def prepare(
         )
     elif test_arrays is not None:
         asked = msgspec.structs.replace(asked, data=msgspec.structs.replace(asked.data, test_fraction=0.0))
-    source, apart = _sources(asked, arrays, test_arrays)
-    graph = models.graph_of(model, "the model") if model is not None else _graph(asked, source)
+    given = models.graph_of(model, "the model") if model is not None else None
+    own_name = asked.name or (given.name if given else Path(asked.model.source.rpartition("/")[2]).stem)
+    source, apart = _sources(asked, arrays, test_arrays, own_name)
+    graph = given or _graph(asked, source, "--label" if arrays is None else 'label="…"')
     if not graph.losses:
         raise ModelError(f"the model {graph.name} has no loss, so it cannot be trained; give nn.Model a loss")
     features = fit(
@@ -192,20 +194,23 @@ def send(daemon: Daemon, prepared: Prepared, remark: Callable[[str], None] = lam
 
 
 def _sources(
-    asked: request.Request, arrays: Mapping[str, Any] | None, test_arrays: Mapping[str, Any] | None
+    asked: request.Request, arrays: Mapping[str, Any] | None, test_arrays: Mapping[str, Any] | None, name: str
 ) -> tuple[Source, Source | None]:
     """What to train on, and what to test on where that was named apart."""
     label = asked.data.label
     if arrays is not None:
-        source = from_arrays(arrays, test_arrays)
+        source = from_arrays(arrays, test_arrays, name or "data")
     else:
         source = open_source(asked.data.train, label)
     place = asked.data.test
     return source, open_source(place, label, source.classes) if place else None
 
 
-def _graph(asked: request.Request, source: Source) -> Graph:
-    """The graph of the request's MODEL; a network of the zoo is made to the data's shape and classes."""
+def _graph(asked: request.Request, source: Source, hint: str) -> Graph:
+    """The graph of the request's MODEL; a network of the zoo is made to the data's shape and classes.
+
+    hint: how whoever asked says which column is to be learnt.
+    """
     shape: tuple[int, ...] = ()
     classes = 0
     if models.is_zoo_name(asked.model.source):
@@ -215,7 +220,7 @@ def _graph(asked: request.Request, source: Source) -> Graph:
         if image is None or label is None:
             found = f"{source.name} has the column{'s' if len(source.train.named) > 1 else ''} {_listed(source.train.named)}"
             raise DataError(
-                f"{found}, but {asked.model.source} also needs labels to learn: name the column that holds them with --label"
+                f"{found}, but {asked.model.source} also needs labels to learn: name the column that holds them with {hint}"
             )
         shape, classes = columns[image].shape, source.class_count(label)
     return models.load(asked.model.source, asked.model.arguments, shape, classes)
@@ -272,7 +277,11 @@ def _initial(named: str, graph: Graph, keeper: _Keeper) -> tuple[BlobId, ...]:
     if not named:
         return ()
     path = Path(named)
-    if not path.exists():  # the name of a run, as eval takes it
+    if not path.exists():  # the name of a run, as eval takes it; it was made a path of the working folder
+        if path.parent != Path.cwd() or path.suffix:
+            raise UsageError(
+                f"there is no file {path} to start from; name a model.safetensors, or a run, such as digits-1"
+            )
         path = runs.opened_run(path.name).folder
     return _parts(runs.read_tensors(path / "model.safetensors" if path.is_dir() else path, graph), keeper)
 

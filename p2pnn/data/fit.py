@@ -114,10 +114,10 @@ def _pair(
     if len(rest) == 1 and len(free) == 1:
         pairs[rest[0]] = free[0]
     elif rest:
-        hint = "; name the column to learn with --label" if rest[0] in learnt else ""
+        hint = "; name the column to learn with --label (in Python label=)" if rest[0] in learnt else ""
         raise DataError(
             f"no column of {source} is left for the model's input {rest[0]!r}: it has {there}{hint}, "
-            f"or say which with inputs = {{ {rest[0]} = COLUMN }} in a job file"
+            f"or say which with inputs = {{ {rest[0]} = COLUMN }} in a job file (in Python inputs=)"
         )
     return pairs
 

@@ -53,6 +53,11 @@ def test_help_imports_nothing_slow(arguments: list[str]) -> None:
     assert len(ran.stdout.splitlines()) > 1
 
 
+def test_the_package_shows_what_is_for_use() -> None:
+    assert dir(p2pnn) == ["__version__", "nn", "train", "zoo"]
+    assert all(hasattr(p2pnn, name) for name in dir(p2pnn))
+
+
 def test_every_verb_is_described(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     assert "..." not in capsys.readouterr().out.partition("Commands:")[2]  # every sentence is whole

@@ -59,6 +59,9 @@ def test_paths(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["state"] == str(Places.of().state)
     assert main(["paths"]) == 0
     lines = capsys.readouterr().out.splitlines()
+    assert found.pop("config_exists") is False
+    assert found["config"] == str(Places.of().config / "node.toml")
+    found["config"] += "   (not there)"
     assert [line.split(maxsplit=1) for line in lines] == [list(row) for row in found.items()]
     assert main(["paths", "--json", "--socket", "/run/other.sock"]) == 0
     assert json.loads(capsys.readouterr().out)["socket"] == "/run/other.sock"

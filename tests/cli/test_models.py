@@ -57,7 +57,7 @@ def test_a_saved_graph(file: Path, tmp_path: Path) -> None:
     ("source", "sentence"),
     [
         ("{file}:nett", r"own\.py has no function 'nett'; did you mean net\?"),
-        ("{file}:number", r"number gave a int; it must return nn\.Model"),
+        ("{file}:number", r"number gave an int; it must return nn\.Model"),
         ("{file}:faulty", r"own\.py:faulty raised KeyError on line 14: 'no'"),
         ("{file}", r"name the function in it that builds the model"),
         ("{folder}/none.py:net", r"no model file .*none\.py"),
@@ -95,3 +95,17 @@ def test_what_is_missing_is_known_before_the_data_is_read(tmp_path: Path) -> Non
     with pytest.raises(UsageError, match="no model file"):
         models.check_exists(f"{tmp_path}/none.py:net")
     models.check_exists("mlp")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("import sys\nsys.exit(3)", "raised SystemExit on line 2: it ended itself with 3"),
+        ("def net(:", "raised SyntaxError on line 1: invalid syntax$"),
+        ("def net():\n    raise SystemExit('no')", "raised SystemExit on line 2: it ended itself with 'no'"),
+    ],
+)
+def test_files_that_end_or_cannot_be_parsed(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "odd.py").write_text(text)
+    with pytest.raises(ModelError, match=said):
+        load(f"{tmp_path}/odd.py:net")

@@ -74,3 +74,8 @@ def test_a_tensor_that_is_missing_is_named_with_the_nearest(tmp_path: Path) -> N
     path.write_bytes(to_safetensors(tensors, {}))
     with pytest.raises(CheckpointError, match=r"holds no tensor .*head/bias.*heads/bias"):
         read_tensors(path, flowers())
+
+
+def test_a_path_is_not_taken_for_a_name() -> None:
+    with pytest.raises(UsageError, match="there is no folder /nope; name a run's folder"):
+        opened_run("/nope")

@@ -256,3 +256,13 @@ def test_a_rate_that_never_rises_to_its_value_is_told(tmp_path: Path) -> None:
     assert prepared(tmp_path, epochs=2, warmup_steps=3).remarks == []
     (line,) = prepared(tmp_path, epochs=2, warmup_steps=4).remarks
     assert line == "the rate rises for 4 steps, but there are 4: it never gets to its full value"
+
+
+def test_arrays_are_called_after_their_model(tmp_path: Path) -> None:
+    arrays = {"image": np.ones((40, 3), np.float32), "label": np.zeros(40, np.int64)}
+    named = resolve({"batch_size": 8})
+    assert submit.prepare(named, model=flowers(), arrays=arrays).name == "flowers"
+    assert submit.prepare(resolve({"batch_size": 8, "name": "mine"}), model=flowers(), arrays=arrays).name == "mine"
+    bare: dict[str, Any] = {"image": arrays["image"]}
+    with pytest.raises(DataError, match=r'mlp has the column image, but mlp also needs .* with label="…"$'):
+        submit.prepare(resolve({"model": "mlp"}), arrays=bare)

@@ -58,7 +58,7 @@ OWN = ["train", "flowers.py:net", "--data", "flowers.npz"]
         (["train", "flowers.py:nett", "--data", "flowers.npz"], ["flowers.py has no function", "nett", "net"]),
         (["train", "flowers.py", "--data", "flowers.npz"], ["flowers.py:net"]),
         (["train", "flowers.py:broken", "--data", "flowers.npz"], ["ValueError on line 13", "no such petal"]),
-        (["train", "flowers.py:nothing", "--data", "flowers.npz"], ["gave a int", "nn.Model"]),
+        (["train", "flowers.py:nothing", "--data", "flowers.npz"], ["gave an int", "nn.Model"]),
         (["train", "mlp", "--data", "gone.csv"], ["no file", "gone.csv"]),
         (["train", "mlp"], ["mlp", "without --data"]),
         (["train", "--data", "digits"], ["--data digits without a MODEL"]),
@@ -150,7 +150,7 @@ def test_unknown_options_and_words_for_numbers(here: Path, capsys: pytest.Captur
     assert main([*OWN, "--epochs", "three"]) == 2
     err = capsys.readouterr().err
     assert "--epochs" in err
-    assert "integer" in err
+    assert "a whole number is wanted here, not 'three'" in err
 
 
 def test_defaults() -> None:
