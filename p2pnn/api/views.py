@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 import os
 from typing import Any
 
 import msgspec
+import numpy as np
 
+from p2pnn.data.chunks import DTYPES, HEADER_BYTES
 from p2pnn.errors import NotFoundError, StorageError, UsageError
 from p2pnn.job import life
 from p2pnn.job.records import JobRecord
@@ -150,28 +153,34 @@ def results(record: JobRecord) -> dict[str, Any]:
 
 
 def datasets(daemon: Daemon) -> list[dict[str, Any]]:
-    """The data sets of all jobs whose specification is here, with what of them lies in this node's store."""
-    rows: dict[str, dict[str, Any]] = {}
-    for job, found in _datasets_of_jobs(daemon):
-        ident = dataset_id(found)
-        row = rows.setdefault(
-            ident,
-            {
-                "id": ident,
-                "name": found.name,
-                "rows": found.rows,
-                "columns": [column.name for column in found.columns],
+    """The data sets of all jobs whose specification is here, with what of them lies in this node's store.
+
+    A data set that is a part of another, as the columns that `predict` reads of those of a training, is shown with it.
+    bytes: of the blobs that are here, of total_bytes. active: of the jobs, those that have not ended.
+    """
+    store = daemon.storage.blobs
+    found = [(job, dataset, _chunks(dataset)) for job, dataset in _datasets_of_jobs(daemon)]
+    rows: list[tuple[set[BlobId], dict[str, Any]]] = []
+    for job, dataset, chunks in sorted(found, key=lambda entry: -len(entry[2])):
+        row = next((row for whole, row in rows if chunks <= whole), None)
+        if row is None:
+            here = [blob for blob in chunks if store.has(blob)]
+            row = {
+                "id": dataset_id(dataset),
+                "name": dataset.name,
+                "rows": dataset.rows,
+                "columns": [column.name for column in dataset.columns],
                 "jobs": [],
-                "blobs": 0,
-                "bytes": 0,
-            },
-        )
-        if not row["jobs"]:
-            here = [b for b in _chunks(found) if daemon.storage.blobs.has(b)]
-            row["blobs"], row["bytes"] = len(here), sum(daemon.storage.blobs.size(b) for b in here)
+                "active": 0,
+                "blobs": len(here),
+                "bytes": sum(store.size(blob) for blob in here),
+                "total_bytes": _bytes(dataset),
+            }
+            rows.append((chunks, row))
         if job not in row["jobs"]:
             row["jobs"].append(job)
-    return [row for row in rows.values() if row["blobs"]]
+            row["active"] += daemon.jobs.get(job).state not in life.ENDED
+    return [row for _, row in rows if row["blobs"]]
 
 
 def remove_dataset(daemon: Daemon, ident: str) -> int:
@@ -216,3 +225,14 @@ def _datasets_of_jobs(daemon: Daemon) -> list[tuple[JobId, Dataset]]:
 
 def _chunks(dataset: Dataset) -> set[BlobId]:
     return {chunk.blob for column in dataset.columns for chunk in column.chunks}
+
+
+def _bytes(dataset: Dataset) -> int:
+    """Of all its chunks, with their headers; a chunk that stands twice is one blob."""
+    sizes = {
+        chunk.blob: HEADER_BYTES + chunk.rows * math.prod(column.shape) * np.dtype(column.dtype).itemsize
+        for column in dataset.columns
+        if column.dtype in DTYPES  # a record may come from a peer, and name anything
+        for chunk in column.chunks
+    }
+    return sum(sizes.values())

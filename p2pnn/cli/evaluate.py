@@ -15,6 +15,7 @@ from p2pnn.cli.mesh import JsonFlag, SocketFlag
 if TYPE_CHECKING:
     from p2pnn.cli.http import Daemon
     from p2pnn.cli.submit import Prepared
+    from p2pnn.model.graph import Graph
 
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, or its name, such as digits-1.")]
 Data = Annotated[
@@ -63,7 +64,7 @@ def evaluate(
     else:
         terminal.say(render.evaluation({**found, "split": prepared.name}))
         if found.get("loss") is not None:
-            terminal.say(f"loss {found['loss']:.4f}")
+            terminal.say(f"loss {render.loss(found['loss'])}")
 
 
 def predict(
@@ -91,12 +92,19 @@ def predict(
         _save(target, outputs)
         terminal.say(f"{target}: " + ", ".join(f"{name} {list(a.shape)}" for name, a in outputs.items()))
         return
-    classes = prepared.spec.graph.classes
+    classes = class_names(prepared.spec.graph)
     if json:
         terminal.print_json({name: array.tolist() for name, array in outputs.items()} | {"classes": list(classes)})
         return
     for line in prediction_lines(outputs, classes):
         terminal.say(line)
+
+
+def class_names(graph: Graph) -> tuple[str, ...]:
+    """What the classes are called; by their numbers where the labels were numbers, () where there are none."""
+    from p2pnn.data.fit import class_counts
+
+    return graph.classes or tuple(str(number) for number in range(max(class_counts(graph).values(), default=0)))
 
 
 def fetch_predictions(daemon: Daemon, job: str) -> dict[str, Any]:

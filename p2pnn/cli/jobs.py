@@ -13,12 +13,21 @@ app = typer.Typer(help="The mesh's jobs.", no_args_is_help=True)
 IDLE_S: Final = 0.3
 """`jobs logs` of a running job ends when no event has come for so long; what has happened so far comes at once."""
 
+UNDER_WAY: Final = ("queued", "preparing", "running")
+"""States in which a job of eval or predict is worth a line without being asked for."""
+
 Job = Annotated[str, typer.Argument(metavar="JOB", help="A job's name, such as digits-3f2a; its beginning is enough.")]
 
 
 @app.command("ls")
-def list_(socket: SocketFlag = None, json: JsonFlag = False) -> None:
-    """All jobs that the mesh remembers."""
+def list_(
+    every: Annotated[bool, typer.Option("--all", help="Show jobs of eval and predict too.")] = False,
+    socket: SocketFlag = None,
+    json: JsonFlag = False,
+) -> None:
+    """The trainings that the mesh remembers, newest last."""
+    import time
+
     from p2pnn.cli import render, terminal
 
     found = connect(socket).get("jobs")
@@ -27,8 +36,11 @@ def list_(socket: SocketFlag = None, json: JsonFlag = False) -> None:
     elif not found["jobs"]:
         terminal.remark("there are no jobs yet; p2pnn train starts one")
     else:
-        for line in render.jobs_table(found["jobs"]):
+        shown = [job for job in found["jobs"] if every or job["kind"] == "train" or job["state"] in UNDER_WAY]
+        for line in render.jobs_table(shown, time.time()):
             terminal.say(line)
+        if hidden := len(found["jobs"]) - len(shown):
+            terminal.remark(f"{hidden:,} more of eval and predict; see them with --all")
 
 
 @app.command()
@@ -90,7 +102,7 @@ def resume(
     detach: Annotated[bool, typer.Option("--detach", help="Do not follow it.")] = False,
     out: Annotated[str | None, typer.Option("--out", metavar="DIR", help="Where the results go.")] = None,
 ) -> None:
-    """Go on with a paused or failed job from its last complete checkpoint, on the nodes that are there."""
+    """Go on with a paused, failed or cancelled job. It starts at its last complete checkpoint, on the nodes that are there."""
     from p2pnn.cli import session, terminal
     from p2pnn.cli.mesh import Mesh
     from p2pnn.cli.results import run_folder

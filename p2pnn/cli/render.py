@@ -150,7 +150,7 @@ def epoch(event: Mapping[str, Any]) -> str:
     parts = []
     for name, value in event.items():
         if name in ("loss", "validation_loss"):
-            parts.append(f"{name.replace('_', ' ')} {value:.4f}")
+            parts.append(f"{name.replace('_', ' ')} {loss(value)}")
         elif name not in _NOT_METRICS and isinstance(value, int | float):
             parts.append(metric(name, value).replace("validation_", "validation "))
     if event.get("samples_per_s"):
@@ -167,7 +167,7 @@ def evaluation(found: Mapping[str, Any], seconds: float | None = None) -> str:
         if name == "accuracy" and rows:
             parts.append(f"({round(value * rows):,} of {rows:,})")
     if not parts and found.get("loss") is not None:
-        parts = [f"loss {found['loss']:.4f}", f"({rows:,} rows)"]
+        parts = [f"loss {loss(found['loss'])}", f"({rows:,} rows)"]
     if seconds is not None:
         parts.append(f"{seconds:.1f} s")
     return f"{split} " + "   ".join(parts)
@@ -224,14 +224,29 @@ def checkpoint_of(job: Mapping[str, Any], step: int) -> str:
     return f"the checkpoint of step {count(step)}{of}: the job {became.get(job['state'], 'is ' + job['state'])}"
 
 
-def jobs_table(jobs: Sequence[Mapping[str, Any]]) -> list[str]:
-    rows = [("job", "kind", "state", "epoch", "loss", "nodes", "coordinator")]
+def age(seconds: float) -> str:
+    """How long ago, in the unit that says it: `40 s`, `12 min`, `3 h`, `5 d`."""
+    for unit, length in (("d", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{int(seconds // length)} {unit}"
+    return f"{max(0, int(seconds))} s"
+
+
+def loss(value: float) -> str:
+    """Four decimals, and of what has run away its magnitude alone."""
+    return f"{value:.4f}" if abs(value) < 1e6 else f"{value:.4g}"
+
+
+def jobs_table(jobs: Sequence[Mapping[str, Any]], now_s: float) -> list[str]:
+    """now_s: unix time, for the ages of the jobs."""
+    rows = [("job", "kind", "state", "age", "epoch", "loss", "nodes", "coordinator")]
     for job in jobs:
         at = f"{job['epoch']}/{job['epochs']}" if job.get("epochs") else ""
-        loss = "" if job.get("loss") is None else f"{job['loss']:.4f}"
+        shown = "" if job.get("loss") is None else loss(job["loss"])
         names = " ".join(job.get("nodes") or ())
-        rows.append((job["job"], job["kind"], job["state"], at, loss, names, job.get("coordinator_name") or ""))
-    return table(rows, right=(3, 4))
+        old = age(now_s - job["created_s"]) if job.get("created_s") else ""
+        rows.append((job["job"], job["kind"], job["state"], old, at, shown, names, job.get("coordinator_name") or ""))
+    return table(rows, right=(3, 4, 5))
 
 
 def peers_table(peers: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -244,8 +259,10 @@ def peers_table(peers: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def datasets_table(datasets: Sequence[Mapping[str, Any]]) -> list[str]:
-    rows = [("name", "rows", "bytes", "columns", "jobs", "id")]
+    rows = [("name", "id", "rows", "here", "columns", "jobs")]
     for found in datasets:
-        columns, jobs = " ".join(found["columns"]), " ".join(found["jobs"])
-        rows.append((found["name"], count(found["rows"]), size(found["bytes"]), columns, jobs, found["id"][:12]))
-    return table(rows, right=(1, 2))
+        total, jobs = found.get("total_bytes", found["bytes"]), f"{len(found['jobs']):,}"
+        here = size(found["bytes"]) + (f" of {size(total)}" if total > found["bytes"] else "")
+        jobs += f" ({found['active']:,} not ended)" if found.get("active") else ""
+        rows.append((found["name"], found["id"][:12], count(found["rows"]), here, " ".join(found["columns"]), jobs))
+    return table(rows, right=(2, 3))

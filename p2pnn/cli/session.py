@@ -51,6 +51,10 @@ class Run:
         self._results: results.Results | None = None
         self._written: Path | None = None
 
+    def __repr__(self) -> str:
+        state = f", {self.outcome.state}" if self.outcome else ""
+        return f"<Run {self.job}{state}>"
+
     def __enter__(self) -> Run:
         return self
 

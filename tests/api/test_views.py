@@ -12,7 +12,7 @@ from p2pnn.api import views
 from p2pnn.errors import NotFoundError
 from p2pnn.job.checkpoint import Manifest, Part
 from p2pnn.job.records import JobRecord, SplitResult
-from p2pnn.types import BlobId
+from p2pnn.types import BlobId, JobId
 from tests.node.nodes import JOB, A, daemons, plan_of, stored, toy
 
 
@@ -72,7 +72,16 @@ async def test_data_sets_of_records_that_name_anything(tmp_path: Path, monkeypat
             a.jobs.records[JOB + str(number)] = record(job=JOB + str(number), spec=blob, state="done")  # type: ignore[index]
         (row,) = views.datasets(a)
         assert (row["name"], row["jobs"], row["blobs"]) == ("made", [JOB + "0"], len(blobs))
-        assert row["bytes"] == sum(map(len, blobs.values()))
+        assert row["bytes"] == row["total_bytes"] == sum(map(len, blobs.values()))
+        assert spec.train is not None
+        columns = spec.train.dataset.columns[:1]
+        part = msgspec.structs.replace(spec.train, dataset=msgspec.structs.replace(spec.train.dataset, columns=columns))
+        narrow = stored(
+            msgspec.structs.replace(spec, kind="predict", train=None, validation=None, test=part), {}, a.storage.blobs
+        )
+        a.jobs.records[JobId("p-1")] = record(job="p-1", spec=narrow, state="running")
+        (row,) = views.datasets(a)
+        assert (row["jobs"], row["active"], row["blobs"]) == ([JOB + "0", "p-1"], 1, len(blobs))
         monkeypatch.setattr(views, "SPEC_BYTES_MAX", 10)
         assert views.datasets(a) == []
 

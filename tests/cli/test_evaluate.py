@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -12,7 +13,7 @@ from p2pnn.cli.http import Daemon
 from p2pnn.data import chunks
 from p2pnn.errors import CheckpointError
 from tests.cli.fake import FakeDaemon
-from tests.cli.made import EVALUATION, JOB, blob_name, flower_data, saved_run, state, submitted, take
+from tests.cli.made import EVALUATION, JOB, blob_name, flower_data, flowers, saved_run, state, submitted, take
 
 Capture = pytest.CaptureFixture[str]
 SCORES = np.array([[0.25, 0.75], [0.5, 0.5], [1.0, 0.0]], np.float32)
@@ -130,3 +131,9 @@ def test_bad_words_start_nothing(
     assert said in err
     assert len(err.splitlines()) == 1
     assert [call for call in daemon.calls if call[0] != "GET"] == []
+
+
+def test_classes_without_names_are_called_by_their_numbers() -> None:
+    graph = flowers()
+    assert evaluate.class_names(graph) == ("rose", "tulip")
+    assert evaluate.class_names(msgspec.structs.replace(graph, classes=())) == ("0", "1")

@@ -26,6 +26,15 @@ def test_ls(daemon: FakeDaemon, capsys: Capture) -> None:
     head, row = capsys.readouterr().out.splitlines()
     assert head.split()[:3] == ["job", "kind", "state"]
     assert row.split() == [JOB, "train", "done", "2/2", "0.5000", "a", "b", "a"]
+    measured = SUMMARY | {"job": "e-1", "kind": "evaluate"}
+    daemon["GET jobs"] = {"jobs": [SUMMARY, measured, measured | {"job": "e-2", "state": "running"}]}
+    assert main(["jobs", "ls"]) == 0
+    out, err = capsys.readouterr()
+    assert [line.split()[0] for line in out.splitlines()] == ["job", JOB, "e-2"]
+    assert err == "1 more of eval and predict; see them with --all\n"
+    assert main(["jobs", "ls", "--all"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 4
+    daemon["GET jobs"] = {"jobs": [SUMMARY]}
     assert main(["jobs", "ls", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"jobs": [SUMMARY]}
     assert made.bits

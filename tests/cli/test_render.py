@@ -165,3 +165,21 @@ def test_tables_are_as_wide_as_their_widest() -> None:
         "b     127.0.0.1:40001  unreachable: refused     0.23 ms  d",
     ]
     assert render.table([]) == []
+
+
+def test_ages_and_losses_that_ran_away() -> None:
+    assert [render.age(s) for s in (-3, 59.9, 60, 7300, 200_000)] == ["0 s", "59 s", "1 min", "2 h", "2 d"]
+    assert [render.loss(v) for v in (0.5, 1.6e30)] == ["0.5000", "1.6e+30"]
+    job = {"job": "d-1", "kind": "train", "state": "done", "created_s": 100.0}
+    assert render.jobs_table([job], 400.0)[1].split() == ["d-1", "train", "done", "5", "min"]
+
+
+def test_data_that_lie_here_in_part() -> None:
+    row = {"name": "d", "id": "ab12", "rows": 5, "bytes": 1024, "total_bytes": 4096, "columns": ["x", "y"]}
+    _, part, whole = render.datasets_table(
+        [row | {"jobs": ["a", "b", "c"], "active": 1}, row | {"bytes": 4096, "jobs": ["a"], "active": 0}]
+    )
+    assert part.split()[:2] == ["d", "ab12"]
+    assert "1.0 KiB of 4.0 KiB" in part
+    assert part.endswith("x y      3 (1 not ended)")
+    assert " of " not in whole
