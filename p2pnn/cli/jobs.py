@@ -126,7 +126,7 @@ def fetch(
     json: JsonFlag = False,
     out: Annotated[str | None, typer.Option("--out", metavar="DIR", help="Where they go.")] = None,
 ) -> None:
-    """Gather a job's results into a folder here, from whichever peers have them.
+    """Gather a job's results into a folder here. They come from whichever peers have them.
 
     Of a job that is not done these are its last complete checkpoint.
     """
