@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import itertools
 import logging
 import math
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Final
 
@@ -43,6 +44,7 @@ REPLIES_MAX: Final = 8
 """Requests for this node's profile that are answered at once; more are dropped, and time out where they came from."""
 
 MEASURE_TIMEOUT_S: Final = 30.0
+LOCK_PAUSE_S: Final = 0.05
 
 
 class Report(msgspec.Struct, frozen=True):
@@ -211,19 +213,19 @@ class Planning:
         self._post.send(node, wire.ProfileReply(request, msgspec.msgpack.encode(report)))
 
     async def _load_or_measure(self) -> Profile:
-        with contextlib.suppress(OSError, msgspec.MsgspecError):
-            data = await asyncio.to_thread(self._cache.read_bytes)
-            cached = msgspec.msgpack.decode(data, type=Profile)
-            age = time.time() - (await asyncio.to_thread(self._cache.stat)).st_mtime
-            if cached.format == FORMAT and cached.cores == os.cpu_count() and 0 <= age < PROFILE_AGE_S:
-                return cached
-        profile = await self._measure()
-        try:
-            await asyncio.to_thread(self._cache.parent.mkdir, parents=True, exist_ok=True)
-            await asyncio.to_thread(replace_file, self._cache, msgspec.msgpack.encode(profile))
-        except (OSError, StorageError) as error:
-            log.warning("profile not stored reason=%s", error)
-        return profile
+        async with _alone(self._cache):
+            with contextlib.suppress(OSError, msgspec.MsgspecError):
+                data = await asyncio.to_thread(self._cache.read_bytes)
+                cached = msgspec.msgpack.decode(data, type=Profile)
+                age = time.time() - (await asyncio.to_thread(self._cache.stat)).st_mtime
+                if cached.format == FORMAT and cached.cores == os.cpu_count() and 0 <= age < PROFILE_AGE_S:
+                    return cached
+            profile = await self._measure()
+            try:
+                await asyncio.to_thread(replace_file, self._cache, msgspec.msgpack.encode(profile))
+            except (OSError, StorageError) as error:
+                log.warning("profile not stored reason=%s", error)
+            return profile
 
     async def _measure(self) -> Profile:
         process = await asyncio.create_subprocess_exec(
@@ -242,3 +244,27 @@ class Planning:
             return msgspec.msgpack.decode(output, type=Profile)
         except msgspec.MsgspecError as error:
             raise StorageError(f"measuring this node failed with exit status {process.returncode}: {error}") from error
+
+
+@contextlib.asynccontextmanager
+async def _alone(cache: Path) -> AsyncIterator[None]:
+    """Daemons that share a cache measure one after the other: at once they would measure each other, and one is enough.
+
+    Whoever waits for longer than a measurement may take, or cannot lock, goes on alone.
+    """
+    lock = -1
+    try:
+        with contextlib.suppress(OSError):
+            cache.parent.mkdir(parents=True, exist_ok=True)
+            lock = os.open(cache.with_name(f"{cache.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            deadline = time.monotonic() + MEASURE_TIMEOUT_S
+            while time.monotonic() < deadline:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    await asyncio.sleep(LOCK_PAUSE_S)
+        yield
+    finally:
+        if lock >= 0:
+            os.close(lock)

@@ -211,3 +211,18 @@ async def test_a_measurement_that_fails_is_one_sentence_and_tried_again(
         await bench.planning.profile()
     bench.cache.write_bytes(cached)
     assert (await bench.planning.profile()).node == A
+
+
+async def test_daemons_that_share_a_cache_measure_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    benches = [Bench(tmp_path / str(number)) for number in range(3)]
+    measured, counts = tmp_path / "measured", tmp_path / "counts"
+    measured.write_bytes(msgspec.msgpack.encode(profile(gemm_gflops=77.0, cores=os.cpu_count() or 1)))
+    program = tmp_path / "python"
+    program.write_text(f"#!/bin/sh\necho once >> {counts}\ncat {measured}\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    for bench in benches:
+        bench.planning._cache = tmp_path / "shared" / "profile"
+    found = await asyncio.gather(*(bench.planning.profile() for bench in benches))
+    assert [one.gemm_gflops for one in found] == [77.0] * 3
+    assert counts.read_text() == "once\n"
