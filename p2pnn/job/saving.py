@@ -94,7 +94,7 @@ class Saver:
 
     def keep_data(self, source: NodeId, blobs: tuple[BlobId, ...]) -> None:
         """Have data that only `source` is known to hold copied to another node."""
-        self._copy(blobs, source, None, frozenset(), len(blobs) * CHUNK_BYTES)
+        self._copy((*blobs, self._spec), source, None, frozenset(), len(blobs) * CHUNK_BYTES)
 
     def kept(self, node: NodeId, request: int, error: str) -> None:
         """A buddy has verified its copy, or could not; what was not asked of `node` is ignored."""

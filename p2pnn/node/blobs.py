@@ -60,6 +60,7 @@ class BlobExchange:
         self._post = post
         self._members = members
         self._numbers = itertools.count(1)
+        self.pieces_received = 0
         self._asked: dict[int, _Asked] = {}
         self._served: dict[NodeId, int] = {}
         self._keeping: dict[NodeId, int] = {}
@@ -126,6 +127,17 @@ class BlobExchange:
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None
 
+    async def is_anywhere(self, blob: BlobId) -> bool:
+        """Whether this node or a member that can be reached has the blob; asks for one byte of it."""
+        if await asyncio.to_thread(self.blobs.has, blob):
+            return True
+        for node in list(self._members()):
+            if node != self._post.node and self._post.reachable(node):
+                with contextlib.suppress(StorageError):
+                    await self._ask(node, blob, 0, 1)
+                    return True
+        return False
+
     # --- messages
 
     def requested(self, node: NodeId, message: BlobRequest) -> None:
@@ -145,6 +157,7 @@ class BlobExchange:
         return memoryview(asked.buffer)
 
     def received(self, node: NodeId, message: BlobPiece) -> None:
+        self.pieces_received += 1
         asked = self._asked.get(message.request)
         if asked is not None and asked.node == node and asked.buffer is not None and not asked.answer.done():
             asked.answer.set_result((message.size, asked.buffer))
@@ -213,12 +226,12 @@ class BlobExchange:
         stack.push_async_callback(_cancelled, task)
         return offset, task
 
-    async def _ask(self, node: NodeId, blob: BlobId, offset: int) -> tuple[int, bytearray]:
+    async def _ask(self, node: NodeId, blob: BlobId, offset: int, length: int = PIECE_BYTES) -> tuple[int, bytearray]:
         number = next(self._numbers)
         asked = _Asked(node, blob, offset, asyncio.get_running_loop().create_future())
         self._asked[number] = asked
         try:
-            self._post.send(node, BlobRequest(number, blob, offset, PIECE_BYTES))
+            self._post.send(node, BlobRequest(number, blob, offset, length))
             async with asyncio.timeout(PIECE_TIMEOUT_S):
                 return await asked.answer
         except TimeoutError:

@@ -12,7 +12,7 @@ import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -47,6 +47,8 @@ from p2pnn.types import BlobId, JobId, NodeId
 from p2pnn.wire import messages as wire
 
 log = logging.getLogger("p2pnn.jobs")
+
+LATE_S: Final = 1.0  # a timer that fires later than this says that the process stood still
 
 _reports = msgspec.msgpack.Decoder(script.Report)
 
@@ -119,10 +121,10 @@ class Jobs:
         spec = await self._load_spec(record.spec)
         if spec.kind == "train" and record.newest is None:
             log.warning("job=%s resumed without a checkpoint: it begins again", job)
-        plan = await self._planning.plan(spec)
-        absent = await asyncio.to_thread(self._absent, spec)
-        record = records.resumed(self.get(job), self._post.node, self._post.name)
-        self._begin(record, spec, plan, absent)
+        whole = await starts.whole_checkpoints(record, self._blobs)
+        plan, absent = await self._planning.plan(spec), await asyncio.to_thread(self._absent, spec)
+        left = msgspec.structs.replace(self.get(job), checkpoints=whole)
+        self._begin(records.resumed(left, self._post.node, self._post.name), spec, plan, absent)
 
     async def ask(self, job: str, verb: str) -> str:
         """Cancel or pause a job, whoever coordinates it; returns its state. Raises UsageError where it cannot be."""
@@ -261,9 +263,15 @@ class Jobs:
         if armed is None and due is not None:
             self._timers[job] = asyncio.get_running_loop().call_at(due, self._handle_timer, job)
 
-    def _handle_timer(self, job: JobId) -> None:
+    def _handle_timer(self, job: JobId, again: bool = False) -> None:
+        """Judge who is silent; but a timer that comes late means that this process stood still, and others may have spoken."""
         del self._timers[job]
-        self._supervisors[job].handle_timer(self._now())
+        supervisor = self._supervisors[job]
+        due = supervisor.get_timer()
+        if not again and due is not None and self._now() - due > LATE_S:
+            self._timers[job] = asyncio.get_running_loop().call_later(LATE_S, self._handle_timer, job, True)
+            return
+        supervisor.handle_timer(self._now())
         self._carry_out(job)
 
     def _do(self, job: JobId, supervisor: Supervisor, action: Action) -> None:

@@ -2,7 +2,8 @@
 
 A checkpoint of which one node failed to write its part leaves the parts of the others behind, most of all on a full disk; so does
 one under way when its job ends. No message tells who has what, so each node looks for itself, when a job has ended and when
-it starts, and only while no job that it knows is at work: then nothing is on its way to be named.
+it starts, and only while no job that it knows is at work. Even then a record may be on its way that names what lies here (a
+coordinator that was killed comes back with a newer checkpoint than its peers know), so what is younger than a day stays.
 
 Only what this program writes for its own use counts as a leftover, told by its first bytes. Data and specifications go by
 `p2pnn data rm`, or stay: a person gave them.
@@ -33,6 +34,9 @@ _REPORT: Final = b"\x94\x19"
 
 _HEAD_BYTES: Final = 40
 
+YOUNG_S: Final = 86_400.0
+"""Younger blobs are spared: a node that was away so long is rare, and a day's leftovers fit on a disk."""
+
 
 class _Initial(msgspec.Struct):
     """What matters here of a job's specification."""
@@ -40,8 +44,11 @@ class _Initial(msgspec.Struct):
     initial: tuple[BlobId, ...] = ()
 
 
-def leftovers(blobs: BlobStore, known: Iterable[JobRecord]) -> Iterator[BlobId]:
-    """The blobs that are leftovers while these records are all there are. Raises StorageError where the disk fails."""
+def leftovers(blobs: BlobStore, known: Iterable[JobRecord], now_s: float) -> Iterator[BlobId]:
+    """The blobs that are leftovers while these records are all there are. now_s: seconds since 1970.
+
+    Raises StorageError where the disk fails.
+    """
     named: set[str] = set()
     for record in known:
         named |= {record.spec, *record.part_blobs(), *_initial(blobs, record.spec)}
@@ -49,7 +56,9 @@ def leftovers(blobs: BlobStore, known: Iterable[JobRecord]) -> Iterator[BlobId]:
         if len(data) > INLINE_BYTES_MAX:
             named.add(blob_id(data))
     for blob, size in list(blobs.list()):
-        if blob not in named and _is_ours(blobs.read(blob, 0, min(size, _HEAD_BYTES))):
+        if blob in named or now_s - blobs.path(blob).stat().st_mtime < YOUNG_S:
+            continue
+        if _is_ours(blobs.read(blob, 0, min(size, _HEAD_BYTES))):
             yield blob
 
 

@@ -28,7 +28,7 @@ from p2pnn.node.blobs import BlobExchange
 from p2pnn.node.executor import Executor
 from p2pnn.node.links import Post
 from p2pnn.node.specs import SPEC_BYTES_MAX, blobs_read_by, decode_spec
-from p2pnn.node.tasks import Tasks, in_thread
+from p2pnn.node.tasks import Tasks, in_thread, saying_so
 from p2pnn.train.frames import layout
 from p2pnn.train.gate import Gate
 from p2pnn.types import BlobId, JobId, NodeId
@@ -256,7 +256,12 @@ class Part:
                 about = (self._message.job, self._message.generation)
                 self._post.send(self._coordinator, wire.Preparing(*about, fetched, max(total, fetched)))
 
-        await self._blobs.fetch_all({**unknown, **needed, **parts}, sources, progress)
+        def alive() -> None:
+            about = (self._message.job, self._message.generation)
+            self._post.send(self._coordinator, wire.Preparing(*about, fetched, max(total, fetched)))
+
+        fetching = self._blobs.fetch_all({**unknown, **needed, **parts}, sources, progress)
+        await saying_so(fetching, lambda: self._blobs.pieces_received, alive)
 
     async def _unpack(self, data: bytes) -> bytes:
         found = await parcels.unpack(data, self._blobs, [self._coordinator])

@@ -165,7 +165,7 @@ class Records:
             while self._sweep_again and not self._at_work():
                 self._sweep_again = False
                 known, given = list(self.all.values()), self._exchange.given
-                for blob in await in_thread(lambda: list(leftovers(self._storage.blobs, known))):  # noqa: B023
+                for blob in await in_thread(lambda: list(leftovers(self._storage.blobs, known, time.time()))):  # noqa: B023
                     if self._at_work():
                         break
                     if blob not in given:

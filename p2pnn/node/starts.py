@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import logging
+
 import msgspec
 
 from p2pnn.data.blobs import BlobStore
+from p2pnn.errors import CheckpointError
+from p2pnn.job.checkpoint import Manifest
 from p2pnn.job.records import JobRecord
 from p2pnn.job.supervisor import Supervisor
 from p2pnn.node import parcels
+from p2pnn.node.blobs import BlobExchange
 from p2pnn.types import NodeId
 from p2pnn.wire import messages as wire
+
+log = logging.getLogger("p2pnn.jobs")
 
 OfPart = wire.Waiting | wire.Granted | wire.Preparing | wire.Prepared | wire.JobFailed
 
@@ -44,3 +51,21 @@ def tell(supervisor: Supervisor, node: NodeId, message: OfPart, now: float) -> N
             supervisor.prepared(node, message.memory_bytes, now)
         case wire.JobFailed():
             supervisor.node_failed(node, message.text, now)
+
+
+async def whole_checkpoints(record: JobRecord, blobs: BlobExchange) -> tuple[Manifest, ...]:
+    """The record's checkpoints up to the newest of which every part can be reached: what a resume may start from.
+
+    Raises CheckpointError where there are some, and none is whole.
+    """
+    for count in range(len(record.checkpoints), 0, -1):
+        manifest = record.checkpoints[count - 1]
+        if all([await blobs.is_anywhere(part.blob) for part in manifest.parts]):
+            return record.checkpoints[:count]
+        log.warning("job=%s checkpoint of step %d has parts that no node has", record.job, manifest.step)
+    if record.checkpoints:
+        raise CheckpointError(
+            f"job {record.job} cannot be resumed: of none of its {len(record.checkpoints)} checkpoints can all parts be "
+            "reached; start the nodes that held them, then resume again"
+        )
+    return ()

@@ -6,9 +6,11 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Coroutine
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Final, ParamSpec, TypeVar
 
 log = logging.getLogger("p2pnn.node")
+
+ALIVE_INTERVAL_S: Final = 5.0
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -63,3 +65,17 @@ class Tasks:
         log.error("a fault in this program", exc_info=error)
         if self._on_fault is not None:
             self._on_fault(error)
+
+
+async def saying_so(work: Coroutine[Any, Any, None], moved: Callable[[], int], alive: Callable[[], None]) -> None:
+    """Do the work, and call `alive` every few seconds in which `moved` grew: one large blob may take long on a slow link."""
+    task = asyncio.ensure_future(work)
+    try:
+        while not task.done():
+            before = moved()
+            await asyncio.wait([task], timeout=ALIVE_INTERVAL_S)
+            if not task.done() and moved() > before:
+                alive()
+        await task
+    finally:
+        task.cancel()

@@ -219,3 +219,15 @@ async def test_a_peer_that_is_lost_and_comes_back_is_counted_right(tmp_path: Pat
     assert nodes[A]._served == {B: 2}
     await nodes[A]._tasks.drain()
     assert nodes[A]._served == {}
+
+
+@pytest.mark.asyncio
+async def test_whether_a_blob_is_anywhere_is_asked_without_fetching_it(tmp_path: Path) -> None:
+    nodes, _ = make_nodes(tmp_path, [A, B, C])
+    blob = nodes[A].blobs.put(b"x" * 3_000_000)
+    async with asyncio.timeout(5):
+        assert await nodes[A].is_anywhere(blob)
+        assert await nodes[C].is_anywhere(blob)
+        assert not await nodes[C].is_anywhere(blob_id(b"nowhere"))
+    assert not nodes[C].blobs.has(blob)
+    assert not nodes[B].blobs.has(blob)

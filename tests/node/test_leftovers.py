@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import msgspec
@@ -13,7 +14,7 @@ from p2pnn.executor import parts
 from p2pnn.job import records, script
 from p2pnn.job.checkpoint import Manifest, Part
 from p2pnn.job.records import JobRecord
-from p2pnn.node.leftovers import leftovers
+from p2pnn.node.leftovers import YOUNG_S, leftovers
 from p2pnn.types import BlobId
 from tests.node.nodes import JOB, A, B, plan_of, stored, toy
 
@@ -42,8 +43,10 @@ def test_parts_and_parcels_that_no_record_names_are_leftovers_and_nothing_else(t
         blobs.put(msgspec.msgpack.encode(plan_of(spec, [A, B]))),
         blobs.put(msgspec.msgpack.encode(script.Done(1, bytes(30_000)))),
     }
-    found = set(leftovers(blobs, [record]))
+    later = time.time() + YOUNG_S + 60
+    assert not set(leftovers(blobs, [record], time.time())), "a record that names them may be on its way"
+    found = set(leftovers(blobs, [record], later))
     assert found == {lost.blob, *parcels}
     assert not found & before
     gone = msgspec.structs.replace(record, spec=BlobId("0" * 64), checkpoints=(), best=None, history=())
-    assert {kept.blob, best.blob, initial.blob} <= set(leftovers(blobs, [gone]))
+    assert {kept.blob, best.blob, initial.blob} <= set(leftovers(blobs, [gone], later))

@@ -15,6 +15,7 @@ from p2pnn.executor import parts
 from p2pnn.job import records as codec
 from p2pnn.job.checkpoint import Manifest, Part
 from p2pnn.job.records import JobRecord
+from p2pnn.node import leftovers as leftovers_module
 from p2pnn.node import parcels
 from p2pnn.node import records as module
 from p2pnn.node.records import Records
@@ -226,7 +227,10 @@ async def test_a_disk_that_fails_loses_no_record_in_memory(
     await bench.close()
 
 
-async def test_what_a_checkpoint_left_is_removed_once_no_job_is_at_work(tmp_path: Path) -> None:
+async def test_what_a_checkpoint_left_is_removed_once_no_job_is_at_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leftovers_module, "YOUNG_S", -1.0)
     bench = Bench(tmp_path)
     store = bench.exchange.blobs
     arrays = [np.full((), value, np.float32) for value in range(3)]
