@@ -129,6 +129,7 @@ class Mesh:
         self.failed: dict[int, str] = {}
         self.sends = 0
         self.sequence = 0
+        self.finishing = False
         spec_path = blobs.path(blobs.put(msgspec.msgpack.encode(spec)))
         manifest = msgspec.msgpack.encode(checkpoint) if checkpoint else b""
         for node, spawned in enumerate(self.spawned):
@@ -174,6 +175,7 @@ class Mesh:
 
     def finish(self) -> list[int]:
         """End the script; the exit statuses."""
+        self.finishing = True
         for spawned in self.spawned:
             spawned.socket.sendall(channel.encode(script.Finish()))
         self.route(lambda: all(spawned.process.poll() is not None for spawned in self.spawned))
@@ -238,7 +240,12 @@ class Mesh:
         return self.transfers[transfer].backward
 
     def tell(self, node: int, message: Any) -> None:
-        self.spawned[node].socket.sendall(channel.encode(message))
+        """Send to an executor; one that has finished its script may be gone while others still speak."""
+        try:
+            self.spawned[node].socket.sendall(channel.encode(message))
+        except OSError:
+            if not self.finishing:
+                raise
 
 
 def digests(parts: Sequence[Part], blobs: BlobStore) -> dict[str, str]:

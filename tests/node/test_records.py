@@ -174,6 +174,7 @@ async def test_a_parcel_is_fetched_and_learnt(tmp_path: Path) -> None:
     stale = parcels.pack(codec.encode(msgspec.structs.replace(large, revision=1)), bench.exchange.blobs)
     bench.records.receive(C, wire.Record(JOB, 1, 1, stale))  # C may mean another start of this generation
     await until(lambda: not bench.exchange.blobs.has(BlobId(msgspec.msgpack.decode(stale))))
+    await until(lambda: bench.records._learning == 0)
     assert bench.known == large
     bench.records.receive(C, wire.Record(JOB, 1, 3, name))  # the very record that is known
     bench.records.receive(C, wire.Record(JOB, 0, 9, stale))
