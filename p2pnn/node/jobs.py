@@ -255,13 +255,13 @@ class Jobs:
             self._supervisors.pop(job, None)
 
     def _arm(self, job: JobId, supervisor: Supervisor) -> None:
-        """Deadlines mostly move on with what happens, so a timer that would come too early is left, and looks again."""
-        due, armed = supervisor.get_timer(), self._timers.get(job)
-        if armed is not None and (due is None or due < armed.when()):
+        """Deadlines mostly move on: a timer that comes too early is left, and looks again; so is a second look (below)."""
+        now, due, armed = self._now(), supervisor.get_timer(), self._timers.get(job)
+        if armed is not None and (due is None or now - LATE_S <= due < armed.when() - 0.01):
             self._timers.pop(job).cancel()
             armed = None
         if armed is None and due is not None:
-            self._timers[job] = asyncio.get_running_loop().call_at(due, self._handle_timer, job)
+            self._timers[job] = asyncio.get_running_loop().call_later(max(0.001, due - now), self._handle_timer, job)
 
     def _handle_timer(self, job: JobId, again: bool = False) -> None:
         """Judge who is silent; but a timer that comes late means that this process stood still, and others may have spoken."""

@@ -15,6 +15,7 @@ from p2pnn.job import script, watch
 from p2pnn.job.checkpoint import Manifest, Part
 from p2pnn.job.plan import Plan
 from p2pnn.job.spec import JobSpec
+from p2pnn.node import jobs as jobs_module
 from p2pnn.node import parcels
 from p2pnn.node.jobs import Jobs
 from p2pnn.node.storage import Storage
@@ -238,6 +239,28 @@ async def test_a_node_that_hangs_fails_the_job_by_the_clock(tmp_path: Path, monk
     await until(lambda: bench.state(hanging) == "failed")
     assert "its preparing has not moved for 0 s" in bench.jobs.get(hanging).reason
     assert bench.state(job) == "running"
+    await bench.close()
+
+
+async def test_who_is_overdue_when_this_process_stood_still_may_still_speak(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(tmp_path)
+    await bench.running()
+    monkeypatch.setattr(jobs_module, "LATE_S", 0.05)
+    monkeypatch.setattr(watch, "FACTOR", 0.0)  # else A's long silence would earn B a longer one
+    job = await bench.submitted()
+    for node in (A, B):
+        bench.hear(node, wire.Granted(job, 1))
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(bench.jobs, "_now", lambda: loop.time() + 1000)  # as if it had stood still so long
+    bench.jobs._timers[job].cancel()
+    bench.jobs._handle_timer(job)
+    assert bench.state(job) == "preparing"
+    second = bench.jobs._timers[job]
+    bench.hear(A, wire.Preparing(job, 1, 1, 2))
+    assert bench.jobs._timers[job] is second, "what others say must not put the second look off"
+    await until(lambda: bench.state(job) == "failed")
     await bench.close()
 
 

@@ -7,7 +7,8 @@ import threading
 
 import pytest
 
-from p2pnn.node.tasks import Tasks, in_thread
+from p2pnn.node import tasks as module
+from p2pnn.node.tasks import Tasks, in_thread, saying_so
 
 
 @pytest.mark.asyncio
@@ -76,3 +77,30 @@ async def test_what_a_thread_works_on_is_left_to_it_until_it_is_done() -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert done == ["it"]
+
+
+@pytest.mark.asyncio
+async def test_work_that_moves_says_so_and_work_that_stands_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "ALIVE_INTERVAL_S", 0.01)
+    said = asyncio.Event()
+    moved = 0
+
+    def count() -> int:
+        nonlocal moved
+        moved += 1
+        return moved
+
+    async def until_said() -> None:
+        await said.wait()
+
+    async with asyncio.timeout(5):
+        await saying_so(until_said(), count, said.set)
+    silent: list[str] = []
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.1):
+            await saying_so(_forever(), lambda: 7, lambda: silent.append("alive"))
+    assert silent == []
+
+
+async def _forever() -> None:
+    await asyncio.Event().wait()
