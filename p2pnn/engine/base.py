@@ -11,7 +11,7 @@ parameter's gradient is accumulated apart per op, over micro-batches in order, a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -33,6 +33,7 @@ class Context:
 
     rows: valid rows; fewer than the program's row count only outside training, where the rest is padding that losses,
     metrics and means over the batch leave out. loss_scale: the gradient that every loss starts with (1 / micro-batches).
+    slot: which of `Tensors.versions` the pass reads. rate: the step's learning rate, for what the program has fused.
     """
 
     seed: int
@@ -40,21 +41,30 @@ class Context:
     micro_batch: int
     rows: int
     loss_scale: float = 1.0
+    slot: int = 0
+    rate: float = 0.0
 
 
 @dataclass(slots=True)
 class Tensors:
     """What one node holds of a model between steps; arrays are in the engine's layout, float32 unless said.
 
+    versions: parameters by name, one set per version that is kept (one, unless mini-batches of several steps are in
+    flight). A set's arrays stay the same objects as long as a program lives; several sets may share an array.
     gradients: one accumulator per (parameter, op that reads it): a shared parameter has several.
     statistics: batch normalization's [mean, variance] of each micro-batch of this step, per op (float32[2, C]);
     `Engine.end_step` folds them into `state` in (micro-batch, op) order.
     """
 
-    parameters: dict[str, Array] = field(default_factory=dict)
+    versions: list[dict[str, Array]] = field(default_factory=lambda: [{}])
     state: dict[str, Array] = field(default_factory=dict)
     gradients: dict[tuple[str, int], Array] = field(default_factory=dict)
     statistics: dict[int, list[Array]] = field(default_factory=dict)
+
+    @property
+    def parameters(self) -> dict[str, Array]:
+        """The first set of parameters."""
+        return self.versions[0]
 
 
 class Program(Protocol):
@@ -68,6 +78,8 @@ class Program(Protocol):
     """Gradients of `values_out` that come from consumers outside this segment; empty unless mode is train."""
     gradients_out: tuple[Edge, ...]
     """Gradients of `values_in` that this segment's ops send to the producers."""
+    fused: frozenset[str]
+    """Parameters that `backward` updates in place, w ← w − rate · gradient, instead of accumulating a gradient."""
     memory_bytes: int
     """What the program allocated: inner values, stashes and scratch, over all frames."""
 
@@ -111,16 +123,34 @@ class Engine(Protocol):
     def export_parameter(self, graph: Graph, name: str, array: Array) -> Array:
         """The inverse of import_parameter."""
 
-    def allocate(self, graph: Graph, ops: Sequence[int], *, training: bool) -> Tensors:
-        """Zeroed tensors for everything that these ops own; gradients only if training."""
+    def fusable(self, graph: Graph) -> frozenset[str]:
+        """Parameters whose plain SGD update may be fused into their one op's backward pass: by op and shape alone."""
+
+    def allocate(
+        self, graph: Graph, ops: Sequence[int], *, training: bool, versions: int = 1, fuse: Set[str] = frozenset()
+    ) -> Tensors:
+        """Zeroed tensors for everything that these ops own; gradients only if training, and none for `fuse`."""
 
     def compile(
-        self, graph: Graph, ops: Sequence[int], tensors: Tensors, *, rows: int, frames: int, mode: Mode
+        self,
+        graph: Graph,
+        ops: Sequence[int],
+        tensors: Tensors,
+        *,
+        rows: int,
+        frames: int,
+        mode: Mode,
+        fuse: Set[str] = frozenset(),
     ) -> Program:
-        """Compile the ops of one segment that are active in `mode` (see `job.segment.Flow`)."""
+        """Compile the ops of one segment that are active in `mode` (see `job.segment.Flow`).
 
-    def end_step(self, graph: Graph, tensors: Tensors) -> dict[str, Array]:
+        fuse: some of `fusable`, for jobs of plain SGD (no clipping, no decay) with one micro-batch per step.
+        """
+
+    def end_step(self, graph: Graph, tensors: Tensors, *, micro_batches: int = 1) -> dict[str, Array]:
         """Sum each parameter's gradients over its ops in graph order and fold statistics into state.
+
+        micro_batches: how many of the oldest statistics of each op belong to this step.
 
         Returns parameter name → total gradient (the first op's accumulator, changed in place), in graph order.
         """

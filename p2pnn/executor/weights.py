@@ -78,7 +78,7 @@ class Weights:
 
     def squares(self) -> list[float]:
         """Sum the step's gradients, and Σ g² of each parameter that this node owns, in graph order (0 without gradient)."""
-        self._totals = self._engine.end_step(self._spec.graph, self.tensors)
+        self._totals = self._end_step()
         owned = self._routes.owned[self._routes.node_index]
         return [clipping.squares(self._totals[name]) if name in self._totals else 0.0 for name in owned]
 
@@ -89,7 +89,7 @@ class Weights:
         """
         totals, self._totals = self._totals, None
         if totals is None:
-            totals = self._engine.end_step(self._spec.graph, self.tensors)
+            totals = self._end_step()
         scale = 1.0
         if squares is not None:
             norm = clipping.norm(self._spec.graph, self._routes.owned, squares)
@@ -110,6 +110,9 @@ class Weights:
                 scale=scale,
                 decay=parameter.decay,
             )
+
+    def _end_step(self) -> dict[str, Array]:
+        return self._engine.end_step(self._spec.graph, self.tensors, micro_batches=self._spec.micro_batches)
 
     def _read(self, read: Callable[[str, tuple[int, ...]], NDArray[np.float32]]) -> None:
         for parameter in (*self._parameters, *self._state):

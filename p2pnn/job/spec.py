@@ -98,6 +98,7 @@ class JobSpec(msgspec.Struct, frozen=True):
     `test`). node_count: 0 for every node that has room. patience: epochs without a better monitored value before the
     run stops; 0 never stops early. monitor: a metric's name or `loss`, on the validation split. checkpoint_steps: 0 for
     once per epoch. initial: safetensors blobs to start from, by parts; () to draw from the seed.
+    schedule: `sync`, or `async:K` with K mini-batches in flight (then micro_batches is 1).
     threads: BLAS threads per executor; part of the numeric fingerprint.
     request: the job file that led here, as text, so that whoever fetches the results gets it with them.
     """
@@ -127,6 +128,11 @@ class JobSpec(msgspec.Struct, frozen=True):
     memory_bytes_max: int = 0
     format: int = FORMAT
     request: str = ""
+
+    @property
+    def in_flight(self) -> int:
+        """Mini-batches in flight: K of `async:K`, 0 for `sync`."""
+        return int(self.schedule.removeprefix("async:")) if self.schedule.startswith("async:") else 0
 
     @property
     def rows_per_micro_batch(self) -> int:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Any
 
 import numpy as np
 import threadpoolctl
 
 from p2pnn.engine.base import Mode, Tensors
+from p2pnn.engine.numpy import blas
 from p2pnn.engine.numpy.edges import accumulators
 from p2pnn.engine.numpy.layout import (
     Array,
@@ -44,7 +45,7 @@ class NumpyEngine:
         )
         kernels = np.lib.introspect.opt_func_info(func_name="^(add|exp|tanh|maximum)$", signature=self._dtype.name)
         vectors = sorted({str(kind["current"]) for signatures in kernels.values() for kind in signatures.values()})
-        return " | ".join([f"numpy {np.__version__} {' '.join(vectors)}", *libraries, self._dtype.name])
+        return " | ".join([f"numpy {np.__version__} {' '.join(vectors)}", *libraries, blas.name, self._dtype.name])
 
     def shape(self, value: Value, rows: int) -> tuple[int, ...]:
         """A value's shape in this engine: [rows, H, W, C] where the graph says (batch, C, H, W)."""
@@ -73,29 +74,45 @@ class NumpyEngine:
         """The inverse of import_parameter."""
         return np.array(onnx_view(array, parameter_order(graph, name)), order="C")
 
-    def allocate(self, graph: Graph, ops: Sequence[int], *, training: bool) -> Tensors:
-        """Zeroed tensors for everything that these ops own; gradients only if training."""
+    def fusable(self, graph: Graph) -> frozenset[str]:
+        """Parameters whose plain SGD update may be fused into their op's backward pass."""
+        return frozenset()
+
+    def allocate(
+        self, graph: Graph, ops: Sequence[int], *, training: bool, versions: int = 1, fuse: Set[str] = frozenset()
+    ) -> Tensors:
+        """Zeroed tensors for everything that these ops own; gradients only if training, and none for `fuse`."""
         operands = Operands(graph, 1, self._dtype)
         read = {name for index in ops for name in graph.ops[index].inputs}
-        tensors = Tensors()
-        for held, into in ((graph.parameters, tensors.parameters), (graph.state, tensors.state)):
+        tensors = Tensors(versions=[{} for _ in range(versions)])
+        for held, into in (*((graph.parameters, v) for v in tensors.versions), (graph.state, tensors.state)):
             for p in held:
                 if p.name in read:
                     into[p.name] = np.zeros(operands.named(p.name).shape, self._dtype)
         if training:
             for name, index in accumulators(graph, ops):
+                if name in fuse:
+                    continue
                 tensors.gradients[name, index] = np.zeros_like(tensors.parameters[name])
         return tensors
 
     def compile(
-        self, graph: Graph, ops: Sequence[int], tensors: Tensors, *, rows: int, frames: int, mode: Mode
+        self,
+        graph: Graph,
+        ops: Sequence[int],
+        tensors: Tensors,
+        *,
+        rows: int,
+        frames: int,
+        mode: Mode,
+        fuse: Set[str] = frozenset(),
     ) -> NumpyProgram:
         """Compile those of the ops that are active in `mode`. Raises ModelError for an op without a kernel."""
         return NumpyProgram(graph, ops, tensors, rows=rows, frames=frames, mode=mode, dtype=self._dtype)
 
-    def end_step(self, graph: Graph, tensors: Tensors) -> dict[str, Array]:
+    def end_step(self, graph: Graph, tensors: Tensors, *, micro_batches: int = 1) -> dict[str, Array]:
         """Sum gradients over ops and fold batch normalization's statistics: running = m · running + (1 − m) · batch."""
-        self._fold_statistics(graph, tensors)
+        self._fold_statistics(graph, tensors, micro_batches)
         by_parameter: dict[str, list[int]] = {}
         for name, index in sorted(tensors.gradients, key=lambda key: key[1]):
             by_parameter.setdefault(name, []).append(index)
@@ -109,9 +126,8 @@ class NumpyEngine:
                     np.add(totals[p.name], gradient, out=totals[p.name])
         return totals
 
-    def _fold_statistics(self, graph: Graph, tensors: Tensors) -> None:
-        count = max((len(batches) for batches in tensors.statistics.values()), default=0)
-        for micro_batch in range(count):
+    def _fold_statistics(self, graph: Graph, tensors: Tensors, micro_batches: int) -> None:
+        for micro_batch in range(micro_batches):
             for index in sorted(tensors.statistics):
                 op, batches = graph.ops[index], tensors.statistics[index]
                 if micro_batch >= len(batches):
@@ -121,4 +137,7 @@ class NumpyEngine:
                     running = tensors.state[name]
                     np.multiply(running, momentum, out=running)
                     np.add(running, batch * self._dtype.type(1 - momentum), out=running)
-        tensors.statistics.clear()
+        for index, batches in list(tensors.statistics.items()):
+            del batches[:micro_batches]
+            if not batches:
+                del tensors.statistics[index]

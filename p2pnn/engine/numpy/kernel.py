@@ -100,12 +100,17 @@ class Site:
     index: int
     op: Op
     inputs: tuple[Operand, ...]
-    output: Operand
+    outputs: tuple[Operand, ...]
     wants: tuple[bool, ...]
     training: bool
     dtype: np.dtype[Any]
     workspace: Workspace
     tensors: Tensors
+
+    @property
+    def output(self) -> Operand:
+        """The first output: nearly all kinds have only one."""
+        return self.outputs[0]
 
     def scratch(self, shape: Shape, dtype: np.dtype[Any] | None = None) -> Slot:
         """Scratch of the engine's floating dtype unless said."""
@@ -114,14 +119,27 @@ class Site:
 
 @dataclass(slots=True)
 class Call:
-    """The arrays of one pass of one op. dy and dx are empty in forward; dx[i] is NOTHING where no gradient is wanted."""
+    """The arrays of one pass of one op. dys and dx are empty in forward; dx[i] is NOTHING where no gradient is wanted.
+
+    ys, dys: one per output (zeros where nothing that a loss sees depends on it); y and dy are the first of them.
+    """
 
     context: Context
     inputs: Sequence[Array]
-    y: Array
+    ys: Sequence[Array]
     stash: Sequence[Array]
-    dy: Array
+    dys: Sequence[Array]
     dx: Sequence[Array]
+
+    @property
+    def y(self) -> Array:
+        """The first output."""
+        return self.ys[0]
+
+    @property
+    def dy(self) -> Array:
+        """The first output's gradient."""
+        return self.dys[0]
 
 
 NOTHING: Array = np.empty(0)

@@ -34,6 +34,7 @@ class NumpyProgram:
         self.values_in, self.values_out = edges.values_in, edges.values_out
         self.gradients_in, self.gradients_out = edges.gradients_in, edges.gradients_out
         self._tensors, self._rows, self._mode = tensors, rows, mode
+        self.fused: frozenset[str] = frozenset()
         operands = {index: Operands(graph, rows, dtype).of(graph.ops[index]) for index in edges.ops}
         workspace = Workspace()
         kernels: dict[int, Kernel] = {}
@@ -44,8 +45,9 @@ class NumpyProgram:
                     f"{op.name}: the numpy engine has no operator {op.kind!r}; known are {', '.join(KERNELS)}"
                 )
             workspace.next_kernel()
+            inputs, output = operands[index]
             kernels[index] = KERNELS[op.kind](
-                Site(index, op, *operands[index], edges.wants(index), mode == "train", dtype, workspace, tensors)
+                Site(index, op, inputs, (output,), edges.wants(index), mode == "train", dtype, workspace, tensors)
             )
         self._plan = Planner(edges, operands, kernels).plan()
         shared = arena(self._plan.shared_bytes)
@@ -63,11 +65,11 @@ class NumpyProgram:
         for place in plan.places:
             if place.border >= 0:
                 at[place.register] = at[place.border].reshape(place.spec.shape)
-        self._bind(at)
+        self._bind(at, context.slot)
         with np.errstate(all="ignore"):  # a run that diverges shows in its loss, not in warnings
             for op in plan.forward:
                 op.kernel.forward(
-                    Call(context, [at[r] for r in op.inputs], at[op.y], [at[r] for r in op.stash], NOTHING, ())
+                    Call(context, [at[r] for r in op.inputs], (at[op.y],), [at[r] for r in op.stash], (), ())
                 )
 
     def backward(self, frame: int, context: Context, gradients: Mapping[Edge, Array], *, first: bool) -> None:
@@ -79,15 +81,15 @@ class NumpyProgram:
             at[register] = self._tensors.gradients[edge]
         for register in plan.seeds:
             at[register][...] = context.loss_scale
-        self._bind(at)
+        self._bind(at, context.slot)
         with np.errstate(all="ignore"):
             for op in plan.backward:
                 _backward(op, at, context, first)
 
-    def _bind(self, at: list[Array]) -> None:
-        tensors = self._tensors
+    def _bind(self, at: list[Array], slot: int) -> None:
+        parameters, state = self._tensors.versions[slot], self._tensors.state
         for name, register in self._plan.held.items():
-            at[register] = tensors.parameters[name] if name in tensors.parameters else tensors.state[name]
+            at[register] = parameters[name] if name in parameters else state[name]
 
 
 def _backward(op: Backward, at: list[Array], context: Context, first: bool) -> None:
@@ -103,7 +105,7 @@ def _backward(op: Backward, at: list[Array], context: Context, first: bool) -> N
         for part in op.parts[2:]:
             np.add(dy, at[part], out=dy)
     inputs, stash = [at[r] for r in forward.inputs], [at[r] for r in forward.stash]
-    forward.kernel.backward(Call(context, inputs, at[forward.y], stash, dy, dx))
+    forward.kernel.backward(Call(context, inputs, (at[forward.y],), stash, (dy,), dx))
     for position, extra in op.repeated:
         np.add(dx[position], at[extra], out=dx[position])
     if not first:

@@ -204,11 +204,11 @@ class Run:
         makers = [s for s, p in enumerate(self.programs) if needs & set(getattr(p, out))]
         return all(done[direction, s] > m for s in makers)
 
-    def end_step(self) -> dict[str, Array]:
-        """Total gradients of all nodes, after folding statistics into state."""
+    def end_step(self, micro_batches: int = 1) -> dict[str, Array]:
+        """Total gradients of all nodes, after folding this many micro-batches' statistics into state."""
         totals: dict[str, Array] = {}
         for tensors in self.tensors.values():
-            found = self.engine.end_step(self.graph, tensors)
+            found = self.engine.end_step(self.graph, tensors, micro_batches=micro_batches)
             assert not set(found) & set(totals), "a parameter lies on one node"
             totals.update(found)
         return totals

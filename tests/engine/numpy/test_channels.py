@@ -13,7 +13,9 @@ from p2pnn.model.graph import Op
 def bound(rows: int, columns: int) -> Columns:
     workspace, dtype = Workspace(), np.dtype(np.float64)
     operand = Operand("x", (rows, columns), dtype, "plain", "value")
-    site = Site(0, Op("Relu", "x", ("x",), ("y",)), (operand,), operand, (False,), False, dtype, workspace, Tensors())
+    site = Site(
+        0, Op("Relu", "x", ("x",), ("y",)), (operand,), (operand,), (False,), False, dtype, workspace, Tensors()
+    )
     made = Columns(site, rows, columns)
     workspace.allocate()
     return made

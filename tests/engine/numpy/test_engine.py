@@ -74,7 +74,7 @@ def test_end_step_folds_statistics_by_micro_batch_then_op() -> None:
     tensors = ENGINE.allocate(graph, range(2), training=False)
     batches = [np.full((2, 1), n, np.float32) for n in (8, 16, 32, 64)]
     tensors.statistics = {1: [batches[1], batches[3]], 0: [batches[0], batches[2]]}
-    ENGINE.end_step(graph, tensors)
+    ENGINE.end_step(graph, tensors, micro_batches=2)
     expected = 0.0
     for n in (8, 16, 32, 64):
         expected = 0.5 * expected + 0.5 * n

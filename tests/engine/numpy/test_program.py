@@ -26,7 +26,7 @@ def train(run: Run, schedule: random.Random | None = None) -> list[Any]:
     for step in range(STEPS):
         data = [batch(run.graph, ROWS, 10 * step + m) for m in range(MICRO_BATCHES)]
         seen = run.step(step, data, schedule)
-        totals = run.end_step()
+        totals = run.end_step(MICRO_BATCHES)
         for tensors in run.tensors.values():
             for name, parameter in tensors.parameters.items():
                 parameter -= np.float32(0.1) * totals[name]
@@ -174,7 +174,7 @@ def test_steps_allocate_nothing_that_stays_and_little_that_passes(make: Any) -> 
         for m in range(2):
             run.programs[0].forward(0, Context(1, 0, m, 1024, 0.5), run.values[0])
             run.programs[0].backward(0, Context(1, 0, m, 1024, 0.5), {}, first=m == 0)
-        run.end_step()
+        run.end_step(2)
 
     step()
     tracemalloc.start()

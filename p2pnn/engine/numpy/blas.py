@@ -1,0 +1,114 @@
+"""The one BLAS call that numpy does not offer: C ← α·A·B + β·C, accumulating into C.
+
+numpy's wheels carry OpenBLAS; its `cblas_sgemm` is called where it can be found, through ctypes, on the very arrays that
+numpy holds (a call costs 2 µs). Elsewhere the product goes to scratch and is added. The two differ in the last bits, so
+which one is used is part of the numeric fingerprint (`name`).
+
+Operands are matrices whose rows, or whose columns (a transposed view), are contiguous; C's rows are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+from collections.abc import Callable
+from typing import Any, Final
+
+import numpy as np
+import threadpoolctl
+
+from p2pnn.engine.numpy.layout import Array
+
+_ROW_MAJOR, _PLAIN, _TRANSPOSED = 101, 111, 112
+
+_SYMBOLS: Final = (  # with 64-bit integers and numpy's prefix first: what the wheels carry
+    ("scipy_cblas_{}gemm64_", ctypes.c_int64),
+    ("cblas_{}gemm64_", ctypes.c_int64),
+    ("scipy_cblas_{}gemm", ctypes.c_int),
+    ("cblas_{}gemm", ctypes.c_int),
+)
+
+
+def _find() -> tuple[str, dict[str, Callable[..., None]]]:
+    """The BLAS that numpy has loaded: (the symbol's pattern, entry point by dtype); ("numpy", {}) where there is none."""
+    np.matmul(np.ones((2, 2), np.float32), np.ones((2, 2), np.float32))
+    for library in threadpoolctl.threadpool_info():
+        if library["user_api"] != "blas":
+            continue
+        with contextlib.suppress(OSError):
+            handle = ctypes.CDLL(library["filepath"])
+            for pattern, integer in _SYMBOLS:
+                if hasattr(handle, pattern.format("s")) and hasattr(handle, pattern.format("d")):
+                    return pattern, {
+                        "float32": _declare(getattr(handle, pattern.format("s")), integer, ctypes.c_float),
+                        "float64": _declare(getattr(handle, pattern.format("d")), integer, ctypes.c_double),
+                    }
+    return "numpy", {}
+
+
+def _declare(function: Any, integer: Any, number: Any) -> Callable[..., None]:
+    choice, address = ctypes.c_int, ctypes.c_void_p
+    function.argtypes = [
+        *(choice, choice, choice, integer, integer, integer),
+        *(number, address, integer, address, integer, number, address, integer),
+    ]
+    function.restype = None
+    return function  # type: ignore[no-any-return]
+
+
+name, _entries = _find()
+"""What accumulates: the BLAS symbol's pattern, or `numpy`."""
+
+
+class Product:
+    """C ← α·A·B + β·C for arrays that stay in place: everything but α and β is worked out once.
+
+    a [m, k], b [k, n], c [m, n] of one floating dtype; scratch: [m, n], used only where no BLAS is found.
+    """
+
+    __slots__ = ("_a", "_arguments", "_b", "_c", "_entry", "_scratch", "_tail")
+
+    def __init__(self, a: Array, b: Array, c: Array, scratch: Array | None = None) -> None:
+        self._a, self._b, self._c = a, b, c  # keeps the memory alive that the addresses name
+        self._scratch = scratch
+        self._entry = _entries.get(a.dtype.name)
+        if self._entry is None:
+            return
+        (ta, lda), (tb, ldb) = _leading(a), _leading(b)
+        tc, ldc = _leading(c)
+        assert tc == _PLAIN, "C's rows must be contiguous"
+        (m, k), n = a.shape, b.shape[1]
+        self._arguments = (_ROW_MAJOR, ta, tb, m, n, k)
+        self._tail = (a.ctypes.data, lda, b.ctypes.data, ldb), (c.ctypes.data, ldc)
+
+    def __call__(self, alpha: float = 1.0, beta: float = 1.0) -> None:
+        """Do it. beta 0 overwrites C, whatever it held."""
+        if self._entry is not None:
+            operands, target = self._tail
+            self._entry(*self._arguments, alpha, *operands, beta, *target)
+            return
+        self._without(alpha, beta)
+
+    def _without(self, alpha: float, beta: float) -> None:
+        c = self._c
+        if beta == 0.0:
+            np.matmul(self._a, self._b, out=c)
+            if alpha != 1.0:
+                np.multiply(c, c.dtype.type(alpha), out=c)
+            return
+        part = np.matmul(self._a, self._b, out=self._scratch)
+        if alpha != 1.0:
+            np.multiply(part, c.dtype.type(alpha), out=part)
+        if beta != 1.0:
+            np.multiply(c, c.dtype.type(beta), out=c)
+        np.add(c, part, out=c)
+
+
+def _leading(matrix: Array) -> tuple[int, int]:
+    """Whether the matrix is a transposed one, and its leading dimension in elements."""
+    rows, columns = matrix.shape
+    down, along = (stride // matrix.itemsize for stride in matrix.strides)
+    if along == 1 or columns == 1:
+        return _PLAIN, max(down, columns, 1) if rows > 1 else max(columns, 1)
+    assert down == 1 or rows == 1, "neither rows nor columns are contiguous"
+    return _TRANSPOSED, max(along, rows, 1)
