@@ -8,6 +8,9 @@ different nodes.
 A *transfer* is a value that crosses between nodes: forward once to each consuming node, and backward once per consuming
 op, because sums of three or more gradients depend on their order and are made by the producer, in graph order. Transfers
 are numbered alike on every node; the wire carries only that number.
+
+With several mini-batches in flight (`async:K`) each node has a fixed *delay*: mini-batch t is computed with the parameters
+after max(0, t − delay) updates. Delays, too, follow from graph and assignment alone.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from dataclasses import dataclass
 from p2pnn.model.flow import Flow, passes
 from p2pnn.model.graph import Graph
 
-__all__ = ["Flow", "Segment", "Transfer", "passes", "segments", "transfers"]
+__all__ = ["Flow", "Segment", "Transfer", "delays", "passes", "segments", "transfers"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,3 +89,21 @@ def transfers(graph: Graph, assignment: Sequence[int]) -> list[Transfer]:
                 if consumer in backwards:
                     found.append(Transfer(len(found), value, consumer, assignment[consumer], source))
     return found
+
+
+def delays(graph: Graph, assignment: Sequence[int], in_flight: int, node_count: int) -> tuple[int, ...]:
+    """Per node, how many updates behind its mini-batches run when `in_flight` of them are in flight.
+
+    ⌈(in_flight − 1) · L(n) / L⌉, where L(n) is how many depths lie between node n's first segment that trains and the last
+    one of all, and L the greatest of them: in_flight − 1 where mini-batches enter, 0 where they turn around. () for
+    in_flight = 0, where every step ends before the next begins. (PipeDream, Narayanan et al. 2019, §3.3, has the same
+    for stages in a row; here branches may go several ways.)
+    """
+    if in_flight < 1:
+        return ()
+    training = Flow(graph).training
+    parts = [part for part in segments(graph, assignment) if not training.isdisjoint(part.ops)]
+    last = max((part.depth for part in parts), default=0)
+    first = [min((part.depth for part in parts if part.node == node), default=last) for node in range(node_count)]
+    longest = max((last - depth for depth in first), default=0)
+    return tuple(-(-(in_flight - 1) * (last - depth) // longest) if longest else 0 for depth in first)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2pnn import nn, zoo
-from p2pnn.job.segment import Segment, segments, transfers
+from p2pnn.job.segment import Flow, Segment, delays, segments, transfers
 from p2pnn.model.graph import Graph, encode
 from p2pnn.model.verify import decode
 
@@ -174,3 +174,49 @@ def test_the_branches_of_a_block_on_two_nodes() -> None:
     assert owner[index["block1/conv2"]] == owner[index["block0/relu2"]] == 0
     assert parts[owner[index["block1/skip"]]].depth == 1
     assert parts[owner[index["block1/add_1"]]].depth == 2
+
+
+def chain(layers: int) -> Graph:
+    x, target = nn.Input("x", (4,)), nn.Input("target", (4,))
+    h = x
+    for _ in range(layers):
+        h = nn.Linear(4)(h)
+    return nn.Model({"h": h}, nn.mean_squared_error(h, target)).graph
+
+
+def test_delays_fall_from_the_first_node_to_the_last() -> None:
+    graph = chain(3)
+    assert len(graph.ops) == 4
+    assert delays(graph, (0, 1, 2, 2), 0, 3) == ()
+    assert delays(graph, (0, 1, 2, 2), 1, 3) == (0, 0, 0)
+    assert delays(graph, (0, 1, 2, 2), 2, 3) == (1, 1, 0)
+    assert delays(graph, (0, 1, 2, 2), 3, 3) == (2, 1, 0)
+    assert delays(graph, (0, 1, 2, 2), 6, 3) == (5, 3, 0)
+    assert delays(graph, (1, 1, 0, 0), 4, 2) == (0, 3)
+    assert delays(graph, (0, 0, 0, 0), 4, 1) == (0,)
+
+
+def test_a_node_that_returns_later_in_the_chain_is_as_late_as_its_first_segment() -> None:
+    assert delays(chain(3), (0, 1, 0, 0), 3, 2) == (2, 1)
+
+
+def test_a_node_that_trains_nothing_has_no_delay() -> None:
+    x, target = nn.Input("x", (4,)), nn.Input("target", (4,))
+    h = nn.Linear(4)(x)
+    graph = nn.Model({"sign": nn.argmax(h), "h": h}, nn.mean_squared_error(nn.Linear(4)(h), target)).graph
+    place = tuple(2 if op.kind == "ArgMax" else int(n > 0) for n, op in enumerate(graph.ops))
+    assert sorted(set(place)) == [0, 1, 2]
+    assert delays(graph, place, 3, 3) == (2, 0, 0)
+
+
+@quick
+@given(case=cases, in_flight=st.integers(1, 5))
+def test_a_mini_batch_is_never_older_downstream(case: Case, in_flight: int) -> None:
+    nodes = max(case.assignment) + 1
+    found = delays(case.graph, case.assignment, in_flight, nodes)
+    training = Flow(case.graph).training
+    parts = [p for p in segments(case.graph, case.assignment) if training & set(p.ops)]
+    first = {n: min((p.depth for p in parts if p.node == n), default=None) for n in range(nodes)}
+    assert all(0 <= delay < in_flight for delay in found)
+    trained = [n for n in range(nodes) if found[n]]
+    assert all(found[a] >= found[b] for a in trained for b in trained if first[a] < first[b])  # type: ignore[operator]
