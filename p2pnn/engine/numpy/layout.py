@@ -106,9 +106,9 @@ class Operands:
             name, engine_shape(value.shape, self._rows, order), numpy_dtype(value.dtype, self._dtype), order, "value"
         )
 
-    def of(self, op: Op) -> tuple[tuple[Operand, ...], Operand]:
-        """An op's inputs and its one output."""
-        return tuple(self.named(name) for name in op.inputs), self.named(op.outputs[0])
+    def of(self, op: Op) -> tuple[tuple[Operand, ...], tuple[Operand, ...]]:
+        """An op's inputs and its outputs."""
+        return tuple(self.named(name) for name in op.inputs), tuple(self.named(name) for name in op.outputs)
 
 
 def numpy_dtype(name: str, floating: np.dtype[Any]) -> np.dtype[Any]:

@@ -48,22 +48,31 @@ class Forward:
 
     kernel: Kernel
     inputs: tuple[int, ...]
-    y: int
+    ys: tuple[int, ...]
     stash: tuple[int, ...]
+
+
+@dataclass(slots=True)
+class Total:
+    """One output's gradient: `parts`, in graph order, are summed into `dy` where there are several.
+
+    Without parts nothing that a loss sees depends on the output, and `dy` (−1 where no kernel reads it) is zeros.
+    """
+
+    parts: tuple[int, ...]
+    dy: int
 
 
 @dataclass(slots=True)
 class Backward:
     """One op's backward pass.
 
-    parts: the gradients that make up dy, in graph order; summed into `dy` where there are several. first, later: where
-    dx goes in a step's first micro-batch and in later ones (−1: nowhere). repeated: (into, from) where the op reads
-    one tensor twice. accumulate: (accumulator, fresh) for later micro-batches.
+    totals: one per output. first, later: where dx goes in a step's first micro-batch and in later ones (−1: nowhere).
+    repeated: (into, from) where the op reads one tensor twice. accumulate: (accumulator, fresh) for later micro-batches.
     """
 
     forward: Forward
-    parts: tuple[int, ...]
-    dy: int
+    totals: tuple[Total, ...]
     first: tuple[int, ...]
     later: tuple[int, ...]
     repeated: tuple[tuple[int, int], ...]
@@ -91,7 +100,10 @@ class Planner:
     """Builds one plan: values first, then gradients, then memory."""
 
     def __init__(
-        self, edges: Edges, operands: dict[int, tuple[tuple[Operand, ...], Operand]], kernels: dict[int, Kernel]
+        self,
+        edges: Edges,
+        operands: dict[int, tuple[tuple[Operand, ...], tuple[Operand, ...]]],
+        kernels: dict[int, Kernel],
     ) -> None:
         self._edges, self._operands, self._kernels = edges, operands, kernels
         self._position = {index: n for n, index in enumerate(edges.ops)}
@@ -118,11 +130,11 @@ class Planner:
     # Forward
 
     def _forward(self, index: int) -> None:
-        kernel, (inputs, output) = self._kernels[index], self._operands[index]
+        kernel, (inputs, outputs) = self._kernels[index], self._operands[index]
         registers = tuple(self._input(operand) for operand in inputs)
-        y = self._output(index, inputs, output)
+        ys = tuple(self._output(index, inputs, output) for output in outputs)
         stash = tuple(self._new(spec, Buffer(spec.nbytes, 0, 0, kept=True)) for spec in kernel.stash)
-        self._plan.forward.append(Forward(kernel, registers, y, stash))
+        self._plan.forward.append(Forward(kernel, registers, ys, stash))
 
     def _input(self, operand: Operand) -> int:
         if operand.kind != "value":
@@ -136,7 +148,7 @@ class Planner:
         position, readers = self._position[index], self._edges.readers(name)
         end = max([position, *(self._position[reader] for reader in readers)])
         kept = self._kept(index, name, readers)
-        over = self._overwritten(index, inputs, spec)
+        over = self._overwritten(index, inputs, spec) if name == self._operands[index][1][0].name else None
         if name in self._plan.values:
             register = self._plan.values[name]
             if over is not None:
@@ -181,12 +193,10 @@ class Planner:
     # Backward
 
     def _backward(self, index: int) -> None:
-        kernel, (inputs, output) = self._kernels[index], self._operands[index]
+        kernel, (inputs, outputs) = self._kernels[index], self._operands[index]
         position = 2 * len(self._edges.ops) - 1 - self._position[index]
-        parts = self._parts(output.name)
-        dy = parts[0] if len(parts) == 1 else -1
-        if len(parts) > 1:
-            dy = self._new(Spec(output.shape, output.dtype), Buffer(output.nbytes, position, position))
+        totals = self._totals(outputs, position)
+        dy = totals[0].dy
         first: list[int] = []
         later: list[int] = []
         repeated: list[tuple[int, int]] = []
@@ -218,7 +228,21 @@ class Planner:
                 later.append(register)
         forward = self._plan.forward[self._position[index]]
         self._plan.backward.append(
-            Backward(forward, parts, dy, tuple(first), tuple(later), tuple(repeated), tuple(accumulate))
+            Backward(forward, totals, tuple(first), tuple(later), tuple(repeated), tuple(accumulate))
+        )
+
+    def _totals(self, outputs: tuple[Operand, ...], position: int) -> tuple[Total, ...]:
+        parts = [self._parts(output.name) for output in outputs]
+        if not any(parts):
+            return tuple(Total((), -1) for _ in outputs)
+        return tuple(
+            Total(
+                found,
+                found[0]
+                if len(found) == 1
+                else self._new(Spec(output.shape, output.dtype), Buffer(output.nbytes, position, position)),
+            )
+            for found, output in zip(parts, outputs, strict=True)
         )
 
     def _parts(self, value: str) -> tuple[int, ...]:

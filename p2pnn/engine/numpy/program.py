@@ -10,7 +10,7 @@ from p2pnn.engine.base import Context, Edge, Mode, Tensors
 from p2pnn.engine.numpy.edges import Edges
 from p2pnn.engine.numpy.kernel import NOTHING, Call, Kernel, Site, Workspace, arena, carve
 from p2pnn.engine.numpy.layout import Array, Operands
-from p2pnn.engine.numpy.planning import Backward, Plan, Planner
+from p2pnn.engine.numpy.planning import Backward, Plan, Planner, Total
 from p2pnn.engine.numpy.table import KERNELS
 from p2pnn.errors import ModelError
 from p2pnn.model.graph import Graph
@@ -45,9 +45,9 @@ class NumpyProgram:
                     f"{op.name}: the numpy engine has no operator {op.kind!r}; known are {', '.join(KERNELS)}"
                 )
             workspace.next_kernel()
-            inputs, output = operands[index]
+            inputs, outputs = operands[index]
             kernels[index] = KERNELS[op.kind](
-                Site(index, op, inputs, (output,), edges.wants(index), mode == "train", dtype, workspace, tensors)
+                Site(index, op, inputs, outputs, edges.wants(index), mode == "train", dtype, workspace, tensors)
             )
         self._plan = Planner(edges, operands, kernels).plan()
         shared = arena(self._plan.shared_bytes)
@@ -68,9 +68,8 @@ class NumpyProgram:
         self._bind(at, context.slot)
         with np.errstate(all="ignore"):  # a run that diverges shows in its loss, not in warnings
             for op in plan.forward:
-                op.kernel.forward(
-                    Call(context, [at[r] for r in op.inputs], (at[op.y],), [at[r] for r in op.stash], (), ())
-                )
+                inputs, ys, stash = ([at[r] for r in registers] for registers in (op.inputs, op.ys, op.stash))
+                op.kernel.forward(Call(context, inputs, ys, stash, (), ()))
 
     def backward(self, frame: int, context: Context, gradients: Mapping[Edge, Array], *, first: bool) -> None:
         """Run the ops' gradients in reverse order, over what `forward` left in the frame."""
@@ -95,22 +94,29 @@ class NumpyProgram:
 def _backward(op: Backward, at: list[Array], context: Context, first: bool) -> None:
     forward, into = op.forward, op.first if first else op.later
     dx = [at[r] if r >= 0 else NOTHING for r in into]
-    if not op.parts:  # nothing that a loss sees depends on this output
+    if op.totals[0].dy < 0:  # nothing that a loss sees depends on this op
         for gradient in dx:
             gradient.fill(0)
         return
-    dy = at[op.dy]
-    if len(op.parts) > 1:
-        np.add(at[op.parts[0]], at[op.parts[1]], out=dy)
-        for part in op.parts[2:]:
-            np.add(dy, at[part], out=dy)
-    inputs, stash = [at[r] for r in forward.inputs], [at[r] for r in forward.stash]
-    forward.kernel.backward(Call(context, inputs, (at[forward.y],), stash, (dy,), dx))
+    dys = [_total(total, at) for total in op.totals]
+    inputs, ys, stash = ([at[r] for r in registers] for registers in (forward.inputs, forward.ys, forward.stash))
+    forward.kernel.backward(Call(context, inputs, ys, stash, dys, dx))
     for position, extra in op.repeated:
         np.add(dx[position], at[extra], out=dx[position])
     if not first:
         for total, fresh in op.accumulate:
             np.add(at[total], at[fresh], out=at[total])
+
+
+def _total(total: Total, at: list[Array]) -> Array:
+    dy, parts = at[total.dy], [at[r] for r in total.parts]
+    if not parts:
+        dy.fill(0)
+    elif len(parts) > 1:
+        np.add(parts[0], parts[1], out=dy)
+        for part in parts[2:]:
+            np.add(dy, part, out=dy)
+    return dy
 
 
 def _registers(plan: Plan, shared: Array, own: Array, dtype: np.dtype[np.floating]) -> list[Array]:

@@ -26,7 +26,7 @@ def test_only_images_and_convolution_weights_are_laid_out_anew() -> None:
 
 def test_operands_know_both_orders() -> None:
     graph = lenet()
-    (x, w, b), y = Operands(graph, 7, np.dtype(np.float64)).of(graph.ops[0])
+    (x, w, b), (y,) = Operands(graph, 7, np.dtype(np.float64)).of(graph.ops[0])
     assert (x.shape, x.onnx_shape, x.kind) == ((7, 12, 12, 1), (7, 1, 12, 12), "value")
     assert (w.shape, w.onnx_shape, w.kind) == ((5, 5, 1, 4), (4, 1, 5, 5), "parameter")
     assert (b.shape, y.shape, y.nbytes) == ((4,), (7, 12, 12, 4), 7 * 12 * 12 * 4 * 8)

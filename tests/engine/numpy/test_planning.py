@@ -47,6 +47,6 @@ def test_work_in_place_shares_a_buffer() -> None:
     plan = Run(graph, [0] * len(graph.ops), rows=16).programs[0]._plan
     place = {p.register: p.buffer for p in plan.places}
     convolution, relu = plan.forward[:2]
-    assert place[convolution.y] is place[relu.y]
+    assert place[convolution.ys[0]] is place[relu.ys[0]]
     flatten = next(f for f in plan.forward if f.kernel.site.op.kind == "Flatten")
-    assert place[flatten.inputs[0]] is not place[flatten.y]
+    assert place[flatten.inputs[0]] is not place[flatten.ys[0]]
