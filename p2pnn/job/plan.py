@@ -38,7 +38,7 @@ class Plan(msgspec.Struct, frozen=True):
 
     samples_per_s is predicted for this plan, best_single_samples_per_s for the fastest single node on which the job
     fits (0.0 where it fits on none). `reasons` are sentences: why cut here, what a warning means.
-    delays: per node, how many updates behind its mini-batches run (`async:K`, see `train.schedule`); () for `sync`.
+    delays: per node, how many updates behind its mini-batches run (`async:K`, see `job.segment.delays`); () for `sync`.
     bitwise is False when the nodes' numeric fingerprints differ.
     """
 

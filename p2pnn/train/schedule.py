@@ -135,27 +135,6 @@ class Routes:
         return 1 << (len(self.transfers) + 2 * position)
 
 
-def delays(graph: Graph, assignment: Sequence[int], in_flight: int, node_count: int) -> tuple[int, ...]:
-    """How many updates behind each node's passes run under `async:K`, in_flight = K; () for 0, which is `sync`.
-
-    delay(n) = ⌈(K − 1) · L(n) / max L⌉, L(n) being how many borders between nodes lie between the first of n's training
-    segments and the deepest of all: a node starts so many mini-batches before the first gradient is back. The last node's
-    delay is 0, as is everyone's where nothing crosses. As PipeDream's (Harlap et al. 2018), but fixed in advance.
-    """
-    if not in_flight:
-        return ()
-    active = Flow(graph).training
-    first: dict[int, int] = {}
-    deepest = 0
-    for segment in segments(graph, assignment):  # in order of their depth
-        if active.intersection(segment.ops):
-            first.setdefault(segment.node, segment.depth)
-            deepest = max(deepest, segment.depth)
-    ahead = [deepest - first.get(node, deepest) for node in range(node_count)]
-    longest = max(ahead, default=0)
-    return tuple(-(-(in_flight - 1) * n // longest) if longest else 0 for n in ahead)
-
-
 def owned_parameters(graph: Graph, assignment: Sequence[int], node_count: int) -> tuple[tuple[str, ...], ...]:
     """Per node, the parameters that its ops read, in graph order. Ops that share a parameter lie on one node."""
     owner: dict[str, int] = {}

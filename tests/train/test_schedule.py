@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from p2pnn.model.graph import BATCH, Graph, Initializer, Metric, Op, Parameter, Value
-from p2pnn.train.schedule import Routes, delays, owned_parameters
+from p2pnn.train.schedule import Routes, owned_parameters
 
 
 def value(name: str) -> Value:
@@ -71,22 +71,3 @@ def test_metrics_alone_have_no_backward_pass() -> None:
 
 def test_parameters_belong_to_the_node_that_reads_them() -> None:
     assert owned_parameters(GRAPH, ASSIGNMENT, 2) == (("wa",), ("wb", "wc"))
-
-
-def test_delays_grow_with_the_way_to_the_loss() -> None:
-    chain = (0, 1, 1, 2, 2)
-    assert delays(GRAPH, chain, 0, 3) == ()
-    assert delays(GRAPH, chain, 1, 3) == (0, 0, 0)
-    assert delays(GRAPH, chain, 2, 3) == (1, 1, 0)
-    assert delays(GRAPH, chain, 3, 3) == (2, 1, 0)
-    assert delays(GRAPH, chain, 4, 3) == (3, 2, 0)
-    assert delays(GRAPH, chain, 5, 3) == (4, 2, 0)
-
-
-def test_a_node_with_the_first_and_the_last_ops_has_the_longest_delay() -> None:
-    assert delays(GRAPH, ASSIGNMENT, 4, 2) == (3, 2)
-
-
-def test_no_delay_where_nothing_crosses_in_training() -> None:
-    assert delays(GRAPH, (0, 0, 0, 0, 0), 4, 1) == (0,)
-    assert delays(GRAPH, (0, 0, 1, 0, 0), 4, 2) == (0, 0)  # only what predicts lies elsewhere
