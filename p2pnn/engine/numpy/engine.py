@@ -108,7 +108,7 @@ class NumpyEngine:
         fuse: Set[str] = frozenset(),
     ) -> NumpyProgram:
         """Compile those of the ops that are active in `mode`. Raises ModelError for an op without a kernel."""
-        return NumpyProgram(graph, ops, tensors, rows=rows, frames=frames, mode=mode, dtype=self._dtype)
+        return NumpyProgram(graph, ops, tensors, rows=rows, frames=frames, mode=mode, dtype=self._dtype, fuse=fuse)
 
     def end_step(self, graph: Graph, tensors: Tensors, *, micro_batches: int = 1) -> dict[str, Array]:
         """Sum gradients over ops and fold batch normalization's statistics: running = m · running + (1 − m) · batch."""

@@ -7,7 +7,17 @@ needs it declares, so that the program keeps only that per micro-batch in flight
 * `keeps`, `keeps_output`: which inputs, and whether y, still hold their values in backward (the others may not);
 * `stash`: arrays of its own that forward fills and backward reads, one set per frame;
 * scratch from the workspace: lasts for one call and is shared by all kernels of a program, since they run one by one;
-* `in_place`: y may lie over inputs[0]; `in_place_backward`: dx[0] may lie over dy.
+* `in_place`: y may lie over inputs[0]; `in_place_backward`: dx[0] may lie over dy;
+* `adds`: inputs whose gradient the kernel can add to what dx[i] holds, as a GEMM that accumulates does. In a step's later
+  micro-batches `call.adds` names those that it must; all others are overwritten.
+
+A program makes each `Call` once, per op, frame and direction, when it first sees the frame's arrays, and from then on runs
+the same Call in every step: its arrays stay, only `context` changes. So what a rule would work out anew each time from the
+arrays alone (views, the addresses of a `blas.Product`) may be made once, by `bind_forward` and `bind_backward`; the rule
+finds what they returned in `call.bound`. Scratch has its arrays by then. Most kernels bind nothing.
+
+Where `site.fused` names an input, backward updates that parameter in place, w ← w − context.rate · gradient, after every use
+of w, and dx[i] is NOTHING.
 
 What a kernel computes depends on op, shapes and data alone: never on the segment, the frame or the time.
 """
@@ -95,7 +105,11 @@ class Workspace:
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """Where a kernel is bound. wants[i]: whether a gradient for inputs[i] is to be computed (all False outside training)."""
+    """Where a kernel is bound.
+
+    wants[i]: whether a gradient for inputs[i] is to be computed (all False outside training). fused: positions of
+    parameters that backward updates in place instead of handing out their gradient.
+    """
 
     index: int
     op: Op
@@ -106,6 +120,7 @@ class Site:
     dtype: np.dtype[Any]
     workspace: Workspace
     tensors: Tensors
+    fused: frozenset[int] = frozenset()
 
     @property
     def output(self) -> Operand:
@@ -119,9 +134,10 @@ class Site:
 
 @dataclass(slots=True)
 class Call:
-    """The arrays of one pass of one op. dys and dx are empty in forward; dx[i] is NOTHING where no gradient is wanted.
+    """The arrays of one op's passes in one direction; dys and dx are empty in forward.
 
-    ys, dys: one per output (zeros where nothing that a loss sees depends on it); y and dy are the first of them.
+    ys, dys: one per output (dy is zeros where nothing that a loss sees depends on it); y and dy are the first of them.
+    dx[i] is NOTHING where no gradient is wanted. adds: see `Kernel.adds`. bound: what `Kernel.bind_…` made.
     """
 
     context: Context
@@ -130,6 +146,8 @@ class Call:
     stash: Sequence[Array]
     dys: Sequence[Array]
     dx: Sequence[Array]
+    adds: tuple[int, ...] = ()
+    bound: Any = None
 
     @property
     def y(self) -> Array:
@@ -152,10 +170,19 @@ class Kernel:
     keeps_output = False
     in_place = False
     in_place_backward = False
+    adds: tuple[int, ...] = ()
     stash: tuple[Spec, ...] = ()
 
     def __init__(self, site: Site) -> None:
         self.site = site
+
+    def bind_forward(self, call: Call) -> Any:
+        """What `forward` wants to find in `call.bound`: made once, over arrays that stay where they are."""
+        return None
+
+    def bind_backward(self, call: Call) -> Any:
+        """The same for `backward`."""
+        return None
 
     def forward(self, call: Call) -> None:
         """Write y."""

@@ -68,7 +68,8 @@ class Backward:
     """One op's backward pass.
 
     totals: one per output. first, later: where dx goes in a step's first micro-batch and in later ones (−1: nowhere).
-    repeated: (into, from) where the op reads one tensor twice. accumulate: (accumulator, fresh) for later micro-batches.
+    repeated: (into, from) where the op reads one tensor twice. accumulate: (accumulator, fresh) for later micro-batches;
+    adds: the positions in `later` where the kernel itself adds to the accumulator.
     """
 
     forward: Forward
@@ -77,6 +78,7 @@ class Backward:
     later: tuple[int, ...]
     repeated: tuple[tuple[int, int], ...]
     accumulate: tuple[tuple[int, int], ...]
+    adds: tuple[int, ...]
 
 
 @dataclass(slots=True)
@@ -201,10 +203,12 @@ class Planner:
         later: list[int] = []
         repeated: list[tuple[int, int]] = []
         accumulate: list[tuple[int, int]] = []
+        adds: list[int] = []
+        names = [operand.name for operand in inputs]
         seen: dict[str, int] = {}
         for n, (operand, wanted) in enumerate(zip(inputs, self._edges.wants(index), strict=True)):
             spec = Spec(operand.shape, operand.dtype)
-            if not wanted:
+            if not wanted or n in kernel.site.fused:
                 first.append(-1)
                 later.append(-1)
             elif operand.name in seen:
@@ -213,6 +217,11 @@ class Planner:
                 repeated.append((earlier, extra))
                 first.append(extra)
                 later.append(extra)
+            elif operand.kind == "parameter" and n in kernel.adds and names.count(operand.name) == 1:
+                total = self._plan.accumulators[operand.name, index] = self._register()
+                adds.append(n)
+                first.append(total)
+                later.append(total)
             elif operand.kind == "parameter":
                 total, fresh = self._register(), self._new(spec, Buffer(spec.nbytes, position, position))
                 self._plan.accumulators[operand.name, index] = total
@@ -228,7 +237,7 @@ class Planner:
                 later.append(register)
         forward = self._plan.forward[self._position[index]]
         self._plan.backward.append(
-            Backward(forward, totals, tuple(first), tuple(later), tuple(repeated), tuple(accumulate))
+            Backward(forward, totals, tuple(first), tuple(later), tuple(repeated), tuple(accumulate), tuple(adds))
         )
 
     def _totals(self, outputs: tuple[Operand, ...], position: int) -> tuple[Total, ...]:

@@ -1,0 +1,101 @@
+"""What is bound once must still follow its caller: other border arrays, other versions, first and later micro-batches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from p2pnn.engine.base import Context
+from p2pnn.engine.numpy import dense, table
+from p2pnn.engine.numpy.kernel import Call
+from tests.engine.numpy.build import Array, Build, Run, batch
+
+ROWS = 4
+
+
+def made() -> Run:
+    """Two dense layers in one program."""
+    b = Build()
+    graph = b.classify(b.linear(b.op("Relu", b.linear(b.input(6), 5)), 10))
+    return Run(graph, [0] * len(graph.ops), rows=ROWS)
+
+
+class Watched(dense.Gemm):
+    """Counts what a frame binds and runs."""
+
+    seen: list[str]
+
+    def bind_forward(self, call: Call) -> Any:
+        self.seen.append("bind forward")
+        return super().bind_forward(call)
+
+    def bind_backward(self, call: Call) -> Any:
+        self.seen.append("bind backward")
+        return super().bind_backward(call)
+
+    def forward(self, call: Call) -> None:
+        self.seen.append("forward")
+        super().forward(call)
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    Watched.seen = []
+    monkeypatch.setitem(table.KERNELS, "Gemm", Watched)
+    return Watched.seen
+
+
+def step(run: Run, context: Context, first: bool = True) -> dict[str, bytes]:
+    run.programs[0].forward(0, context, run.values[0])
+    run.programs[0].backward(0, context, run.gradients[0], first=first)
+    return {name: array.tobytes() for (name, _), array in run.tensors[0].gradients.items()}
+
+
+def test_calls_are_bound_once_and_run_often(seen: list[str]) -> None:
+    run = made()
+    run.load(0, batch(run.graph, ROWS))
+    found = [step(run, Context(1, n, 0, ROWS)) for n in range(3)]
+    assert found[0] == found[1] == found[2]
+    assert [seen.count(what) for what in ("bind forward", "bind backward", "forward")] == [2, 2, 6]
+    step(run, Context(1, 3, 1, ROWS), first=False)
+    assert [seen.count(what) for what in ("bind forward", "bind backward", "forward")] == [2, 4, 8]
+
+
+def test_other_border_arrays_are_bound_anew(seen: list[str]) -> None:
+    run = made()
+    run.load(0, batch(run.graph, ROWS))
+    context = Context(1, 0, 0, ROWS)
+    once = step(run, context)
+    old = run.values[0]
+    run.values[0] = {name: array.copy() for name, array in old.items()}
+    for array in old.values():
+        array.fill(1)
+    assert step(run, context) == once
+    assert seen.count("bind forward") == seen.count("bind backward") == 4
+    run.load(0, batch(run.graph, ROWS, seed=1))
+    assert step(run, context) != once
+
+
+def test_each_version_of_the_parameters_is_read_by_its_slot() -> None:
+    run = made()
+    run.load(0, batch(run.graph, ROWS))
+    tensors = run.tensors[0]
+    tensors.versions.append({name: np.negative(array) for name, array in tensors.parameters.items()})
+    found = [step(run, Context(1, 0, 0, ROWS, slot=slot)) for slot in (0, 1, 0, 1)]
+    assert found[0] == found[2] != found[1] == found[3]
+    for name, array in tensors.versions[1].items():
+        tensors.parameters[name][...] = array
+    assert step(run, Context(1, 0, 0, ROWS, slot=0)) == found[1]
+
+
+def test_the_loss_scale_follows_the_context() -> None:
+    run = made()
+    run.load(0, batch(run.graph, ROWS))
+    totals: list[dict[tuple[str, int], Array]] = []
+    for scale in (1.0, 0.5):
+        step(run, Context(1, 0, 0, ROWS, scale))
+        totals.append({key: array.copy() for key, array in run.tensors[0].gradients.items()})
+    for key, array in totals[0].items():
+        np.testing.assert_allclose(totals[1][key], array / 2, rtol=1e-6)
