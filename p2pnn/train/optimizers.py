@@ -1,4 +1,4 @@
-"""Optimizers: update a parameter in place from its gradient, block by block.
+"""Optimizers: update a parameter from its gradient, in place or into a second buffer, block by block.
 
 With g the gradient (scaled by clipping, plus weight_decay · w for all but AdamW), α the rate and t = step + 1:
 
@@ -67,32 +67,44 @@ class Updater:
         step: int,
         scale: float = 1.0,
         decay: bool = True,
+        out: Flat | None = None,
     ) -> None:
-        """One step, in place on `parameter` and `slots`; the gradient is only read.
+        """One step, in place on `slots` and, without `out`, on `parameter`; the gradient is only read.
 
         All arrays are C-contiguous float32 of one shape. step: the job's, from 0. scale: by clipping. decay: whether
-        weight decay applies to this parameter.
+        weight decay applies to this parameter. out: where the new parameter goes if the old one is to stay as it is; the
+        bits are the same.
         """
         w, g = parameter.reshape(-1), gradient.reshape(-1)
+        new = w if out is None else out.reshape(-1)
         state = [slots[name].reshape(-1) for name in self.slots]
         weight_decay = self._optimizer.weight_decay if decay else 0.0
         for start in range(0, w.size, BLOCK):
             block = slice(start, min(start + BLOCK, w.size))
-            self._block(w[block], g[block], [s[block] for s in state], rate, step, scale, weight_decay)
+            self._block(w[block], g[block], [s[block] for s in state], new[block], rate, step, scale, weight_decay)
 
     def _block(
-        self, w: Flat, source: Flat, state: list[Flat], rate: float, step: int, scale: float, weight_decay: float
+        self,
+        w: Flat,
+        source: Flat,
+        state: list[Flat],
+        new: Flat,
+        rate: float,
+        step: int,
+        scale: float,
+        weight_decay: float,
     ) -> None:
         kind = self._optimizer.kind
         g, other = self._gradient[: w.size], self._other[: w.size]
         np.multiply(source, scale, out=g)
         if weight_decay and kind == "adamw":
-            np.multiply(w, 1.0 - rate * weight_decay, out=w)
+            np.multiply(w, 1.0 - rate * weight_decay, out=new)
+            w = new
         elif weight_decay:
             np.multiply(w, weight_decay, out=other)
             np.add(g, other, out=g)
         if kind in ("adam", "adamw"):
-            self._adam(w, g, other, state[0], state[1], rate, step)
+            self._adam(w, g, other, state[0], state[1], new, rate, step)
             return
         if kind != "sgd":
             v = state[0]
@@ -104,9 +116,9 @@ class Updater:
             else:
                 g = v
         np.multiply(g, rate, out=other)
-        np.subtract(w, other, out=w)
+        np.subtract(w, other, out=new)
 
-    def _adam(self, w: Flat, g: Flat, other: Flat, m: Flat, s: Flat, rate: float, step: int) -> None:
+    def _adam(self, w: Flat, g: Flat, other: Flat, m: Flat, s: Flat, new: Flat, rate: float, step: int) -> None:
         """One block of Adam; `g` is overwritten."""
         spec = self._optimizer
         np.multiply(m, spec.beta1, out=m)
@@ -123,4 +135,4 @@ class Updater:
         np.add(other, spec.epsilon, out=other)
         np.divide(m, other, out=other)
         np.multiply(other, rate / correction1, out=other)
-        np.subtract(w, other, out=w)
+        np.subtract(w, other, out=new)

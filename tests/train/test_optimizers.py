@@ -94,6 +94,22 @@ def test_bits_do_not_depend_on_where_blocks_begin(kind: str) -> None:
     assert whole.tobytes() == first.tobytes() + rest.tobytes()
 
 
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_a_second_buffer_gets_the_bits_that_an_update_in_place_gives(kind: str, weight_decay: float) -> None:
+    spec = Optimizer(kind, rate=0.01, weight_decay=weight_decay)
+    w, gradients = problem((BLOCK + 3,), steps=5)
+    updater = Updater(spec)
+    slots = {name: np.zeros_like(w) for name in updater.slots}
+    versions = [w.copy(), np.full_like(w, np.nan)]
+    for step, gradient in enumerate(gradients):
+        old, new = versions[step % 2], versions[(step + 1) % 2]
+        kept = old.copy()
+        updater.update(old, gradient, slots, rate=rate(spec, step, 5), step=step, scale=0.5, out=new)
+        np.testing.assert_array_equal(old, kept)
+    np.testing.assert_array_equal(versions[1], train(spec, w, gradients, scale=0.5))
+
+
 def test_every_kind_names_its_slots() -> None:
     assert set(SLOTS) == set(OPTIMIZERS)
     assert slot_name("momentum", "conv1/weight") == "optimizer/momentum/conv1/weight"
