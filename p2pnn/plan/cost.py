@@ -9,6 +9,10 @@ Memory is an upper bound that is known before anything starts, because nothing i
     parameters · (1 + optimizer slots) + one gradient accumulator per op that reads a parameter + state
     + frames · (values that arrive here, leave or are needed again, stashes, gradients that cross the border)
     + per segment and mode: the largest scratch that an op works in, and what its ops make for each other (see `buffers`)
+
+With mini-batches in flight (`async:K`) a node that runs d updates behind also keeps d older versions of each parameter that an
+input gradient needs, and one of the others. Where plain SGD's update is part of the weight's own product (one micro-batch
+per step, no clipping, no decay, d = 0), there is neither an accumulator nor a pass for it.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from p2pnn.errors import PlanError
-from p2pnn.job.segment import Flow, segments
+from p2pnn.job.segment import Flow, delays, segments
 from p2pnn.job.spec import JobSpec
 from p2pnn.model import ops as table
 from p2pnn.model.cost import Cost
@@ -106,6 +110,7 @@ class Workload:
         self.micro_batches = spec.micro_batches
         if not self.training and spec.test is not None:
             self.micro_batches = max(1, -(-spec.test.rows // self.rows))
+        self.in_flight = spec.in_flight if self.training else 0
         self.clips = self.training and spec.optimizer.clip_norm > 0
         self.slots = len(SLOTS[spec.optimizer.kind]) if self.training else 0
         self.calls_per_block = UPDATE_CALLS.get(spec.optimizer.kind, 16)
@@ -118,11 +123,23 @@ class Workload:
         self.parameter_ops = self._parameter_ops()
         self._count_work()
         self._count_kept()
+        self._count_versions(spec)
         self._count_frames(evaluates, predicts=spec.kind == "predict")
 
     @property
     def count(self) -> int:
         return len(self.graph.ops)
+
+    def delays(self, assignment: Sequence[int]) -> tuple[int, ...]:
+        """Per node number, how many updates behind it runs; all 0 for `sync`."""
+        count = max(assignment, default=0) + 1
+        return delays(self.graph, assignment, self.in_flight, count) or (0,) * count
+
+    def versions_bytes(self, delay: int) -> Floats:
+        """Per op, what its parameters take more, or less, on a node that runs `delay` updates behind."""
+        if not delay:
+            return -self.fused_bytes
+        return delay * self.read_back_bytes + self.rewritten_bytes
 
     def leaving(self, border: Border) -> float:
         """Bytes per frame that a value made by an op takes more because somebody outside its segment reads it."""
@@ -215,6 +232,25 @@ class Workload:
             for reader in self.flow.consumers.get(p.name, [])[:1]:
                 self.kept_bytes[reader] += 4 * p.size
 
+    def _count_versions(self, spec: JobSpec) -> None:
+        """At the first op that reads a parameter. read_back_bytes: those that an input gradient needs, each kept version of
+        them; rewritten_bytes: the others. fused_bytes: gradients that plain SGD can do without."""
+        self.read_back_bytes, self.rewritten_bytes = np.zeros(self.count), np.zeros(self.count)
+        self.fused_bytes = np.zeros(self.count)
+        optimizer = spec.optimizer
+        plain = self.training and optimizer.kind == "sgd" and not optimizer.clip_norm and spec.micro_batches == 1
+        made = self.flow.producer.keys()
+        for p in self.graph.parameters:
+            readers = self.flow.consumers.get(p.name, [])
+            if not readers:
+                continue
+            ops = [(self.graph.ops[r], wants(self.graph, self.flow, r)) for r in readers if self.training]
+            back = any(wanted and v in made for op, row in ops for v, wanted in zip(op.inputs, row, strict=True))
+            (self.read_back_bytes if back else self.rewritten_bytes)[readers[0]] += 4 * p.size
+            factor = len(ops) == 1 and ops[0][0].kind in ("Gemm", "MatMul") and p.name in ops[0][0].inputs[:2]
+            if plain and factor and not (optimizer.weight_decay and p.decay):
+                self.fused_bytes[readers[0]] += 4 * p.size
+
     def _count_frames(self, evaluates: bool, predicts: bool) -> None:
         """frame_bytes: per frame, what an op makes that is kept, and its stash. scratch_bytes: per segment, the most of any of
         its ops in each row: [scratch, live values] of each mode. sent_bytes: an output's bytes where it is not in
@@ -248,11 +284,13 @@ class Workload:
 
 @dataclass(frozen=True, slots=True)
 class Seconds:
-    """Per op, of one micro-batch: forward and backward; and the update, once per step. dispatch: per segment and pass.
-    feed: per micro-batch, on a node with ops that read the graph input, by name."""
+    """Per op, of one micro-batch: forward and backward; and, once per step, the update on a node that runs behind (late), and
+    on one that does not. dispatch: per segment and pass. feed: per micro-batch, on a node with ops that read the graph input,
+    by name."""
 
     forward: Floats
     backward: Floats
+    late_update: Floats
     update: Floats
     dispatch: float
     feed: Mapping[str, float]
@@ -261,6 +299,10 @@ class Seconds:
         """What these ops, all that a node has, take for their graph inputs per micro-batch."""
         read = {v for i in ops if i in work.active for v in work.graph.ops[i].inputs}
         return sum(cost for name, cost in self.feed.items() if name in read)
+
+    def updating(self, delay: int) -> Floats:
+        """The update on a node that runs `delay` updates behind."""
+        return self.late_update if delay else self.update
 
 
 def seconds(work: Workload, profile: Profile) -> Seconds:
@@ -272,7 +314,8 @@ def seconds(work: Workload, profile: Profile) -> Seconds:
         spent = np.maximum(computing, moved / profile.bytes_per_s) + profile.overhead_s * calls
         return np.asarray(spent, dtype=np.float64)
 
-    update = work.updated_bytes / profile.bytes_per_s + profile.overhead_s * work.update_calls
+    late_update = work.updated_bytes / profile.bytes_per_s + profile.overhead_s * work.update_calls
+    update = late_update * np.where(work.fused_bytes > 0, 0.0, 1.0)
     forward = roofline(work.forward_flops, work.forward_bytes, work.forward_calls)
     forward += work.packed_bytes / profile.bytes_per_s
     backward = roofline(work.backward_flops, work.backward_bytes, work.backward_calls)
@@ -280,7 +323,7 @@ def seconds(work: Workload, profile: Profile) -> Seconds:
         v.name: FEED_CALLS * profile.overhead_s + FEED_PASSES * work.value_bytes[v.name] / profile.bytes_per_s
         for v in work.graph.inputs
     }
-    return Seconds(forward, backward, update, DISPATCH_OPS * profile.overhead_s, feed)
+    return Seconds(forward, backward, late_update, update, DISPATCH_OPS * profile.overhead_s, feed)
 
 
 def link(links: Links, source: NodeId, target: NodeId) -> Link:
@@ -292,11 +335,13 @@ def memory_bytes(work: Workload, assignment: Sequence[int], node: int, frames: i
     """Upper bound of what a job holds on node number `node` of this assignment, in bytes."""
     home = np.full(work.count, -1)
     total = frame = 0.0
+    delay = dict(enumerate(work.delays(assignment))).get(node, 0)
+    kept = work.kept_bytes + work.versions_bytes(delay)
     for segment in segments(work.graph, assignment):
         if segment.node == node:
             ops = list(segment.ops)
             home[ops] = segment.index
-            total += work.kept_bytes[ops].sum() + work.scratch_bytes[:, ops].max(axis=1).sum()
+            total += kept[ops].sum() + work.scratch_bytes[:, ops].max(axis=1).sum()
             frame += work.frame_bytes[ops].sum()
     for border in work.places:
         made = home[border.producer] if border.producer >= 0 else -1

@@ -37,12 +37,13 @@ def shares(
 ) -> list[NodeShare]:
     """One row per node, in plan order."""
     room = limits(profiles, cap)
-    sends = _sends(work, assignment)
+    sends, late = _sends(work, assignment), work.delays(assignment)
     found = []
     for n, profile in enumerate(profiles):
         mine = [i for i in range(work.count) if assignment[i] == n]
         spent = seconds(work, profile)
-        compute = float((spent.forward + spent.backward)[mine].sum() * work.micro_batches + spent.update[mine].sum())
+        once = float(spent.updating(late[n])[mine].sum())
+        compute = float((spent.forward + spent.backward)[mine].sum()) * work.micro_batches + once
         found.append(
             NodeShare(
                 node=profile.node,
@@ -131,6 +132,28 @@ def _why_here(work: Workload, here: int, edges: Sequence[int], crossed: Sequence
     instead = size(crossed[least] * work.micro_batches)
     where = layer(work.graph, least)
     return f"a cut before {where} would send only {instead} there and back, but leave the nodes less in balance"
+
+
+def in_flight(schedule: str, count: int, names: Sequence[str], late: Sequence[int]) -> str:
+    """What `async:K` means for these nodes: who works with parameters of how many updates ago."""
+    if not any(late):
+        return f"{schedule}: no node runs behind, so the result is, bit for bit, that of sync with one micro-batch"
+    rows = [
+        f"node {name} runs {number(delay)} update{'s' * (delay > 1)} behind"
+        for name, delay in zip(names, late, strict=True)
+        if delay
+    ]
+    listed = ", ".join(rows)
+    return (
+        f"{schedule}: {number(count)} mini-batches in flight; {listed}. The result repeats bit for bit, but differs from that of "
+        "sync, and with another cut"
+    )
+
+
+def number(count: int) -> str:
+    """A small number as a word."""
+    words = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+    return words[count] if count < len(words) else str(count)
 
 
 def headline(

@@ -15,6 +15,14 @@ the result is the exact minimum for an order of nodes, found on a part of the Pa
 choices of k nodes are tried while there are at most ORDERS_MAX; beyond that, a greedy order is improved by swaps.
 (PipeDream, Narayanan et al. 2019, §3.1, minimizes the maximum alone, for equal workers.)
 
+With K mini-batches in flight (`async:K`) the pipeline never drains. A step takes as long as its slowest stage or boundary,
+unless K mini-batches are too few to keep all of them busy:
+
+    step = max( (Σ c(s) + Σ t(b)) / K, c(s) + u(s) over stages, r(b) over boundaries )
+
+and the same search finds the minimum, as this, too, only grows with the sum and with the maximum. Stage s of k runs
+⌈(K − 1)(k − 1 − s)/(k − 1)⌉ updates behind, which decides what it keeps and what its update takes.
+
 Legal boundaries part no group (see `pins.groups`), leave an op with parameters on both sides, and every stage holds one, so
 that losses, metrics and softmax stay with the last stage. Pinned ops lie where they are pinned, as a constant on their node's
 c, u and memory, and only free ops are cut; then a stage may be empty where its node has pinned ops.
@@ -161,31 +169,49 @@ class Problem:
     ) -> None:
         self.work, self.profiles, self.links, self.pinned = work, profiles, links, pinned
         self.edges = [0, *boundaries(work, pinned), work.count]
-        self.pace = float(work.micro_batches - 1)
+        self.pace = 1.0 if work.in_flight else float(work.micro_batches - 1)
+        self.fills = max(1, work.in_flight)
         free = np.array([i not in pinned for i in range(work.count)])
         memory = range_memory(work, self.edges, frames, pinned)
         self.frames = frames
         self.room = room = dict(zip(chosen, limits([profiles[n] for n in chosen], cap), strict=True))
         holders = self._between(work.parameter_ops * free) > 0
         upper = np.triu(np.ones((len(self.edges), len(self.edges)), dtype=bool), 1)
-        self.cost: dict[int, Floats] = {}
-        self.peak: dict[int, Floats] = {}
+        self.cost: dict[
+            tuple[int, int], Floats
+        ] = {}  # (node, delay) → seconds per range of ops, inf where it cannot be
+        self.peak: dict[tuple[int, int], Floats] = {}
         for n in chosen:
             mine = np.array([pinned.get(i) == n for i in range(work.count)])
             slow = self._sharing(chosen, n)
             spent = seconds(work, profiles[n])
             per_op = (spent.forward + spent.backward) * slow
-            fixed = float(per_op[mine].sum()) + 2 * spent.dispatch * slow
-            self.cost[n] = self._between(per_op * free) + fixed
-            update = self._between(spent.update * free) + float(spent.update[mine].sum())
-            legal = (memory + pinned_memory(work, n, frames, pinned) <= room[n]) & upper
-            if bool((work.parameter_ops[mine] > 0).any()):
-                legal |= np.eye(len(self.edges), dtype=bool) & (pinned_memory(work, n, frames, pinned) <= room[n])
-            elif len(chosen) > 1:
-                legal &= holders
-            self.peak[n] = np.where(legal, self.pace * self.cost[n] + update * slow, inf)
-            self.cost[n] = np.where(legal, self.cost[n], inf)
+            cost = self._between(per_op * free) + float(per_op[mine].sum()) + 2 * spent.dispatch * slow
+            for delay in {self._delay(stage, len(chosen)) for stage in range(len(chosen))}:
+                kept, updating = work.versions_bytes(delay), spent.updating(delay)
+                update = self._between(updating * free) + float(updating[mine].sum())
+                taken = pinned_memory(work, n, frames, pinned) + float(kept[mine].sum())
+                legal = (memory + self._between(kept * free) + taken <= room[n]) & upper
+                if bool((work.parameter_ops[mine] > 0).any()):
+                    legal |= np.eye(len(self.edges), dtype=bool) & (taken <= room[n])
+                elif len(chosen) > 1:
+                    legal &= holders
+                self.peak[n, delay] = np.where(legal, self.pace * cost + update * slow, inf)
+                self.cost[n, delay] = np.where(legal, cost, inf)
         self.forward_bytes, self.backward_bytes = crossing(work, self.edges)
+
+    def _delay(self, stage: int, stages: int) -> int:
+        """How many updates behind a stage runs, see the module's docstring; 0 for `sync`."""
+        behind = (self.fills - 1) * (stages - 1 - stage)
+        return -(-behind // (stages - 1)) if stages > 1 else 0
+
+    def _stages(self, order: Sequence[int]) -> list[tuple[int, int]]:
+        """(node, delay) per stage."""
+        return [(n, self._delay(stage, len(order))) for stage, n in enumerate(order)]
+
+    def _step(self, total: float, peak: float) -> float:
+        """The objective."""
+        return max(total / self.fills, peak) if self.work.in_flight else total + peak
 
     def fits(self, cut: Cut) -> bool:
         """Whether every node has room for its part: pins can part a node's ops in ways that a range does not show."""
@@ -214,35 +240,36 @@ class Problem:
     def solve(self, order: tuple[int, ...], bound: float = inf) -> Cut | None:
         """The best cut over the nodes in this order with an objective below `bound`; None where there is none."""
         borders = [self._border(a, b) for a, b in pairwise(order)]
-        floor = self._least_peak(order, borders)
+        stages = self._stages(order)
+        floor = self._least_peak(stages, borders)
         best: Cut | None = None
         threshold = inf
         while True:
-            found = self._least_sum(order, borders, threshold)
-            if found is None or found[0] + floor >= bound:
+            found = self._least_sum(stages, borders, threshold)
+            if found is None or self._step(found[0], floor) >= bound:
                 return best
             total, places = found
-            peak = self._peak(order, borders, places)
-            if total + peak < bound:
-                bound = total + peak
+            peak = self._peak(stages, borders, places)
+            if self._step(total, peak) < bound:
+                bound = self._step(total, peak)
                 best = Cut(order, self._assignment(order, places), bound)
-            threshold = min(peak, bound - total)
+            threshold = min(peak, bound if self.work.in_flight else bound - total)
 
-    def _least_peak(self, order: tuple[int, ...], borders: Sequence[tuple[Floats, Floats]]) -> float:
-        reach = self.peak[order[0]][0]
-        for (_, rate), n in zip(borders, order[1:], strict=True):
-            reach = np.maximum(np.maximum(reach, rate)[:, None], self.peak[n]).min(axis=0)
+    def _least_peak(self, stages: Sequence[tuple[int, int]], borders: Sequence[tuple[Floats, Floats]]) -> float:
+        reach = self.peak[stages[0]][0]
+        for (_, rate), stage in zip(borders, stages[1:], strict=True):
+            reach = np.maximum(np.maximum(reach, rate)[:, None], self.peak[stage]).min(axis=0)
         return float(reach[-1])
 
     def _least_sum(
-        self, order: tuple[int, ...], borders: Sequence[tuple[Floats, Floats]], threshold: float
+        self, stages: Sequence[tuple[int, int]], borders: Sequence[tuple[Floats, Floats]], threshold: float
     ) -> tuple[float, list[int]] | None:
         """Least Σc + Σt with every maximum's term strictly below the threshold; and where the stages end."""
-        reach: Floats = np.where(self.peak[order[0]][0] < threshold, self.cost[order[0]][0], inf)
+        reach: Floats = np.where(self.peak[stages[0]][0] < threshold, self.cost[stages[0]][0], inf)
         steps: list[NDArray[np.intp]] = []
-        for (time, rate), n in zip(borders, order[1:], strict=True):
+        for (time, rate), stage in zip(borders, stages[1:], strict=True):
             start = np.where(rate < threshold, reach + time, inf)
-            table = start[:, None] + np.where(self.peak[n] < threshold, self.cost[n], inf)
+            table = start[:, None] + np.where(self.peak[stage] < threshold, self.cost[stage], inf)
             steps.append(table.argmin(axis=0))
             reach = table.min(axis=0)
         if not np.isfinite(reach[-1]):
@@ -252,10 +279,12 @@ class Problem:
             places.append(int(step[places[-1]]))
         return float(reach[-1]), places[::-1]
 
-    def _peak(self, order: tuple[int, ...], borders: Sequence[tuple[Floats, Floats]], places: Sequence[int]) -> float:
+    def _peak(
+        self, stages: Sequence[tuple[int, int]], borders: Sequence[tuple[Floats, Floats]], places: Sequence[int]
+    ) -> float:
         starts = [0, *places[:-1]]
-        stages = [float(self.peak[n][a, b]) for n, a, b in zip(order, starts, places, strict=True)]
-        return max(stages + [float(rate[p]) for (_, rate), p in zip(borders, places, strict=False)])
+        peaks = [float(self.peak[stage][a, b]) for stage, a, b in zip(stages, starts, places, strict=True)]
+        return max(peaks + [float(rate[p]) for (_, rate), p in zip(borders, places, strict=False)])
 
     def _assignment(self, order: tuple[int, ...], places: Sequence[int]) -> tuple[int, ...]:
         found = np.zeros(self.work.count, dtype=np.int64)

@@ -96,9 +96,10 @@ def _best_single(
     work: Workload, candidates: Sequence[Profile], links: Links, cap: int
 ) -> tuple[Prediction | None, str]:
     whole = [0] * work.count
-    needed = memory_bytes(work, whole, 0, 1)
+    frames = max(1, work.in_flight)
+    needed = memory_bytes(work, whole, 0, frames)
     fitting = [p for p in candidates if needed <= limits([p], cap)[0]]
-    played = [(predict(work, whole, [p], links, 1), p.name) for p in fitting]
+    played = [(predict(work, whole, [p], links, frames), p.name) for p in fitting]
     return min(played, key=lambda row: (row[0].step_s, row[1]), default=(None, ""))
 
 
@@ -124,7 +125,7 @@ def _choose(
     cap = spec.memory_bytes_max
     found: list[Choice] = []
     for count in _counts(work, candidates, pinned, asked):
-        for frames in range(min(work.micro_batches, count + 1) if count > 1 else 1, 0, -1):
+        for frames in _frames(work, count):
             cuts = best_cuts(work, candidates, links, count, frames, pinned, cap, PLAYED)
             if cuts:
                 found.append(_deepen(work, choose(work, cuts, candidates, links, frames, pinned, cap), links, cap))
@@ -136,8 +137,18 @@ def _choose(
     return max(found, key=lambda c: (c.prediction.samples_per_s, -len(c.profiles)))
 
 
+def _frames(work: Workload, count: int) -> Sequence[int]:
+    """Numbers of frames to try, the preferred one first: one per mini-batch in flight, or as many micro-batches as keep
+    `count` nodes busy."""
+    if work.in_flight:
+        return [work.in_flight]
+    return range(min(work.micro_batches, count + 1) if count > 1 else 1, 0, -1)
+
+
 def _deepen(work: Workload, choice: Choice, links: Links, cap: int) -> Choice:
     """Pins and branches can make chains deeper than the nodes are many: more frames where the memory allows it."""
+    if work.in_flight:
+        return choice
     depth = max(s.depth for s in segments(work.graph, choice.assignment)) + 1
     room = limits(choice.profiles, cap)
     for frames in range(min(work.micro_batches, depth + 1), choice.frames, -1):
@@ -152,14 +163,16 @@ def _no_room(
 ) -> str:
     """The sentence for a job that fits nowhere, with what each node would need and has."""
     roomy = [_with_memory(p) for p in candidates]
-    alone = memory_bytes(work, [0] * work.count, 0, 1)
+    frames = max(1, work.in_flight)
+    alone = memory_bytes(work, [0] * work.count, 0, frames)
     for count in _counts(work, candidates, pinned, asked):
-        cuts = best_cuts(work, roomy, links, count, 1, pinned, 0)
+        cuts = best_cuts(work, roomy, links, count, frames, pinned, 0)
         if cuts:
             nodes = [candidates[n] for n in cuts[0].nodes]
+            needs = [describe.size(memory_bytes(work, cuts[0].assignment, n, frames)) for n in range(len(nodes))]
             rows = [
-                f"{p.name} would need {describe.size(memory_bytes(work, cuts[0].assignment, n, 1))} and has {describe.size(r)}"
-                for n, (p, r) in enumerate(zip(nodes, limits(nodes, cap), strict=True))
+                f"{p.name} would need {need} and has {describe.size(r)}"
+                for p, need, r in zip(nodes, needs, limits(nodes, cap), strict=True)
             ]
             break
     else:
@@ -197,9 +210,12 @@ def _record(
     nodes = [choice.profiles[n] for n in order]
     assignment = tuple(order.index(n) for n in choice.assignment)
     bitwise = len({p.fingerprint for p in nodes}) == 1
+    late = work.delays(assignment) if work.in_flight else ()
     rows: list[NodeShare] = describe.shares(work, assignment, nodes, choice.frames, spec.memory_bytes_max)
     reasons = [describe.headline(work, nodes, links, choice.prediction, single, best)]
     reasons += describe.cuts(work, assignment, nodes, pinned)
+    if late:
+        reasons.append(describe.in_flight(spec.schedule, work.in_flight, [p.name for p in nodes], late))
     if asked > len(nodes):
         reasons.append(_idle(work, asked, len(nodes)))
     if not bitwise:
@@ -215,4 +231,5 @@ def _record(
         best_single_node=best,
         bitwise=bitwise,
         reasons=tuple(reasons),
+        delays=late,
     )

@@ -4,8 +4,9 @@ Modelled as the runtime works: one task at a time per node, backward before forw
 tensor at a time in each node's daemon; nodes that share a machine share its cores; each directed link sends one tensor at
 a time, and what may go overtakes what may not;
 frames and credits (micro-batch m enters a node only if m < retired + frames, and senders learn `retired` one latency
-late); each node's update after its last backward pass, and its next step only after that. Several steps are
-played, because a node starts the next step while others still finish; the first one only warms up.
+late); each node's update after its last backward pass, and its next step only after that, or with K mini-batches in flight
+(`async:K`) mini-batch t after max(0, t − delay) updates. Several steps are played, because a node starts the next step while
+others still finish; the first ones only warm up, and of K in flight the last ones only drain.
 
 Pure and deterministic: ties fall by (kind, micro-batch, segment), so the same arguments give the same floats.
 """
@@ -51,14 +52,18 @@ def predict(
     work: Workload, assignment: Sequence[int], profiles: Sequence[Profile], links: Links, frames: int
 ) -> Prediction:
     """Play the plan. profiles: one per node number in `assignment`; frames ≥ 1."""
-    rounds = STEPS if work.training else 1
+    around = max(1, work.in_flight)  # so many steps warm up; in flight, as many drain
+    rounds = (STEPS + 2 * around if work.in_flight else STEPS) if work.training else 1
     size = work.micro_batches if work.training else min(work.micro_batches, STREAM_MAX)
-    play = _Play(_Stages(work, assignment, profiles), profiles, links, frames, rounds, size, work.clips)
+    clips = work.clips and not work.in_flight  # in flight, each node clips for itself
+    play = _Play(_Stages(work, assignment, profiles), profiles, links, frames, rounds, size, clips)
     play.run()
     if work.training:
-        first, last = play.ended[0], play.ended[-1]
-        step_s = (last - first) / (rounds - 1)
-        busy = [(total - warm) / (last - first) for total, warm in zip(play.busy_s, play.warm_s, strict=True)]
+        begin, end = around - 1, rounds - 1 - work.in_flight
+        first, last = play.ended[begin], play.ended[end]
+        step_s = (last - first) / (end - begin)
+        spent = zip(play.busy_then_s[end], play.busy_then_s[begin], strict=True)
+        busy = [max(0.0, total - warm) / (last - first) for total, warm in spent]
     else:
         first, last = play.ended[0], play.ended[-1]
         pace = (last - first) / (size - 1) if size > 1 else last
@@ -91,7 +96,8 @@ class _Stages:
             first = next((s for s, node in enumerate(self.node) if node == n), -1)
             if first >= 0:
                 self.forward_s[first] += costs[n].feeding(work, [i for m, ops in cut if m == n for i in ops])
-        self.update_s = [float(costs[n].update[ops].sum()) for n, ops in enumerate(owned)]
+        self.delays = (*work.delays(assignment), *[0] * len(profiles))[: len(profiles)]
+        self.update_s = [float(costs[n].updating(self.delays[n])[ops].sum()) for n, ops in enumerate(owned)]
         # Tasks are (segment, backward); a task waits for `needs` others and, when done, frees local ones and sends.
         self.needs = [[0] * len(cut), [1] * len(cut)]
         self.frees: dict[tuple[int, int], list[tuple[int, int]]] = {(s, 0): [(s, 1)] for s in range(len(cut))}
@@ -168,7 +174,7 @@ class _Play:
             p: [] for p in self.links
         }
         self.busy_s = [0.0] * nodes
-        self.warm_s = [0.0] * nodes
+        self.busy_then_s: list[list[float]] = []
         self.ended: list[float] = []
         self.left = {m: sum(1 for own in self.own if own) for m in range(rounds if self.training else self.total)}
         self.now = 0.0
@@ -221,7 +227,7 @@ class _Play:
             return False
         if not backward and (m >= self.retired[node] + self.frames):
             return False
-        if not backward and self.training and self.updates[node] < m // self.size:
+        if not backward and self.training and self.updates[node] + self.stages.delays[node] < m // self.size:
             return False
         return self.missing.get((s, backward, m), self.stages.needs[backward][s]) == 0
 
@@ -303,8 +309,7 @@ class _Play:
         self.left[key] -= 1
         if self.left[key] == 0:
             self.ended.append(self.now)
-            if len(self.ended) == 1:
-                self.warm_s = list(self.busy_s)
+            self.busy_then_s.append(list(self.busy_s))
 
     def _send(self, pair: tuple[int, int]) -> None:
         """Send the oldest tensor that its receiver has room for."""

@@ -84,7 +84,7 @@ def improve(work: Workload, choice: Choice, links: Links, fixed: frozenset[int],
 
 def _trials_max(work: Workload, nodes: int) -> int:
     passes = (
-        STEPS * min(work.micro_batches, STREAM_MAX) * nodes * 8
+        (STEPS + 2 * work.in_flight) * min(work.micro_batches, STREAM_MAX) * nodes * 8
     )  # both ways, sent and received, about two segments each
     return max(4, min(TRIALS_MAX, PASSES_MAX // passes))
 

@@ -168,3 +168,35 @@ def taken_bytes(graph: Graph, work: Workload, assignment: list[int], node: int, 
                 gradients.update((*program.gradients_in, *program.gradients_out))
     border = sum(work.value_bytes[v] for v in values) + sum(work.value_bytes[v] for v, _ in gradients)
     return taken + frames * border
+
+
+def in_flight(count: int, kind: str = "adam", **changes: float) -> Workload:
+    optimizer = Optimizer(kind, **changes)  # type: ignore[arg-type]
+    return Workload(job(mlp(32, 20), micro_batches=1, schedule=f"async:{count}", optimizer=optimizer))
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_a_node_that_runs_behind_keeps_what_it_needs_of_older_parameters(count: int) -> None:
+    """fc0 makes no input gradient, so two versions do; fc1 needs the one that its forward pass had."""
+    sync, late = in_flight(1), in_flight(count)
+    cut = [0, 0, 0, 0, *[1] * (late.count - 4)]
+    assert late.delays(cut) == (count - 1, 0)
+    more = [memory_bytes(late, cut, n, 2) - memory_bytes(sync, cut, n, 2) for n in range(2)]
+    assert more == [4 * 16 * 32 + (count - 1) * 4 * 32 * 20, 0]
+
+
+def test_plain_sgd_needs_no_gradient_where_nothing_is_behind() -> None:
+    fused, clipped, decayed = (
+        in_flight(2, "sgd"),
+        in_flight(2, "sgd", clip_norm=1.0),
+        in_flight(2, "sgd", weight_decay=0.1),
+    )
+    cut = [0, 0, 0, 0, *[1] * (fused.count - 4)]
+    assert memory_bytes(clipped, cut, 0, 2) == memory_bytes(fused, cut, 0, 2)
+    assert memory_bytes(clipped, cut, 1, 2) - memory_bytes(fused, cut, 1, 2) == 4 * 20 * 10
+    assert memory_bytes(clipped, cut, 1, 2) == memory_bytes(decayed, cut, 1, 2)
+    spent = seconds(fused, node("a"))
+    assert not spent.updating(0).any()
+    assert spent.updating(1).any()
+    assert seconds(clipped, node("a")).updating(0).any()
+    assert not Workload(job(mlp(32), optimizer=Optimizer("sgd"))).fused_bytes.any()  # four micro-batches add up

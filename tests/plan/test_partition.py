@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from p2pnn.job.spec import Optimizer
 from p2pnn.model.graph import Graph
 from p2pnn.plan import partition
 from p2pnn.plan.cost import Workload, limits, link, memory_bytes, seconds
@@ -24,20 +25,21 @@ speeds = st.sampled_from([0.2, 0.5, 1.0, 1.7, 4.0])
 def objective(work: Workload, profiles: list[Profile], links: dict, order: tuple[int, ...], ends: list[int]) -> float:
     """The formula of the module's docstring, term by term."""
     total, terms = 0.0, []
-    pace = work.micro_batches - 1
+    pace = 1 if work.in_flight else work.micro_batches - 1
     forward, backward = crossing(work, range(work.count + 1))
-    for n, (a, b) in zip(order, pairwise([0, *ends, work.count]), strict=True):
+    for stage, (n, (a, b)) in enumerate(zip(order, pairwise([0, *ends, work.count]), strict=True)):
+        late = work.in_flight > 1 and stage < len(order) - 1
         spent = seconds(work, profiles[n])
         c = float((spent.forward + spent.backward)[a:b].sum()) + 2 * spent.dispatch
         total += c
-        terms.append(pace * c + float(spent.update[a:b].sum()))
+        terms.append(pace * c + float((spent.late_update if late else spent.update)[a:b].sum()))
     for (source, target), b in zip(pairwise(order), ends, strict=True):
         there = link(links, profiles[source].node, profiles[target].node)
         back = link(links, profiles[target].node, profiles[source].node)
         total += forward[b] / there.bytes_per_s + there.latency_s * (forward[b] > 0)
         total += backward[b] / back.bytes_per_s + back.latency_s * (backward[b] > 0)
         terms.append(pace * max(forward[b] / there.bytes_per_s, backward[b] / back.bytes_per_s))
-    return total + max(terms)
+    return max(total / work.in_flight, *terms) if work.in_flight else total + max(terms)
 
 
 def brute(work: Workload, profiles: list[Profile], links: dict, count: int, frames: int) -> float:
@@ -58,8 +60,17 @@ def brute(work: Workload, profiles: list[Profile], links: dict, count: int, fram
 @given(st.data())
 def test_the_dp_finds_what_brute_force_finds(data: st.DataObject) -> None:
     widths = data.draw(st.lists(st.sampled_from([4, 40, 300, 900]), min_size=2, max_size=4))
-    graph = mlp(*widths) if data.draw(st.booleans()) else branched(blocks=1, extent=data.draw(st.sampled_from([4, 12])))
-    work = Workload(job(graph, micro_batches=data.draw(st.sampled_from([1, 2, 8]))))
+    chain = data.draw(st.booleans())
+    graph = mlp(*widths) if chain else branched(blocks=1, extent=data.draw(st.sampled_from([4, 12])))
+    settings = {"micro_batches": data.draw(st.sampled_from([1, 2, 8]))}
+    if chain and data.draw(st.booleans()):
+        kind = data.draw(st.sampled_from(["sgd", "adam"]))
+        settings = {
+            "micro_batches": 1,
+            "schedule": f"async:{data.draw(st.integers(1, 4))}",
+            "optimizer": Optimizer(kind),
+        }
+    work = Workload(job(graph, **settings))
     count = data.draw(st.integers(1, 3))
     whole = memory_bytes(work, [0] * work.count, 0, 2)
     fraction = st.sampled_from([0.3, 0.6, 0.9, 2.0])
@@ -137,3 +148,35 @@ def test_many_nodes_are_ordered_by_swaps_and_the_slow_link_is_avoided() -> None:
     cut = best_cuts(work, profiles, links, 5, 3, {})[0]
     assert 5 not in cut.nodes
     assert len(best_cuts(work, profiles, links, 6, 3, {})[0].nodes) == 6
+
+
+def test_with_mini_batches_in_flight_balance_counts_more_than_bytes() -> None:
+    """The least sum has the cut where fewest bytes cross; in flight, sending costs nothing while others compute."""
+    graph = mlp(900, 900, 900, 30, 900, features=900)
+    nodes = [node(n) for n in "ab"]
+    links = mesh(*nodes, bytes_per_s=5e8)
+
+    def stage_of(schedule: str) -> dict[str, int]:
+        work = Workload(job(graph, micro_batches=1, schedule=schedule, optimizer=Optimizer("sgd")))
+        (cut,) = best_cuts(work, nodes, links, 2, 3, {})
+        return {op.name: n for op, n in zip(graph.ops, cut.assignment, strict=True)}
+
+    assert stage_of("sync")["fc2"] == 0
+    assert stage_of("sync")["fc4"] == 1
+    assert stage_of("async:3")["fc1"] == 0
+    assert stage_of("async:3")["fc2"] == 1
+
+
+def test_what_a_late_stage_keeps_decides_whether_it_fits() -> None:
+    graph = mlp(400, 400, features=400)
+    work = Workload(job(graph, micro_batches=1, schedule="async:3", optimizer=Optimizer("sgd")))
+    assert work.delays([0, 0, *[1] * (work.count - 2)]) == (2, 0)
+    roomy = [node(n) for n in "ab"]
+    (cut,) = best_cuts(work, roomy, mesh(*roomy), 2, 3, {})
+    needs = [memory_bytes(work, cut.assignment, n, 3) for n in range(2)]
+    for n in range(2):
+        tight = [node(name, memory=need - (m == n)) for m, (name, need) in enumerate(zip("ab", needs, strict=True))]
+        found = best_cuts(work, tight, mesh(*tight), 2, 3, {})
+        assert all(other.nodes != cut.nodes or other.assignment != cut.assignment for other in found)
+    exact = [node(name, memory=need + 1) for name, need in zip("ab", needs, strict=True)]
+    assert best_cuts(work, exact, mesh(*exact), 2, 3, {}) == [cut]

@@ -208,3 +208,29 @@ def test_equal_nodes_on_one_machine_stand_in_the_order_of_their_names_whatever_t
     nodes = [node(name, machine="here") for name in "abc"]
     noisy = {pair: Link(dice.uniform(1e9, 3e9), dice.uniform(5e-5, 2e-4)) for pair in mesh(*nodes)}
     assert [share.name for share in planner.plan(job(mlp(40, 50, 60)), nodes, noisy).nodes] == ["a", "b", "c"]
+
+
+def test_mini_batches_in_flight_fix_frames_and_delays_and_are_told() -> None:
+    plan = made(mlp(40, 50, 60), micro_batches=1, schedule="async:2", node_count=2)
+    assert plan.frames == 2
+    assert plan.delays == (1, 0)
+    first = plan.nodes[0].name
+    told = (
+        f"async:2: two mini-batches in flight; node {first} runs one update behind. The result repeats bit for bit, but"
+    )
+    assert any(reason.startswith(told) for reason in plan.reasons)
+    assert made(mlp(40, 50, 60)).delays == ()
+
+
+def test_on_one_node_nothing_is_behind() -> None:
+    plan = made(mlp(40), micro_batches=1, schedule="async:3", node_count=1)
+    assert plan.delays == (0,)
+    assert any("that of sync with one micro-batch" in reason for reason in plan.reasons)
+
+
+def test_in_flight_a_job_without_room_for_its_versions_is_refused() -> None:
+    graph = mlp(400, 400, features=400)
+    room = made(graph, ABC[:2], micro_batches=1, schedule="async:4").nodes
+    tight = [node(row.name, memory=row.memory_bytes - 1) for row in room]
+    made(graph, tight, micro_batches=1, schedule="async:1")
+    assert "would need" in refusal(graph, tight, micro_batches=1, schedule="async:4", node_count=2)

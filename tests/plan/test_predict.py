@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from p2pnn.job.spec import JobSpec
 from p2pnn.plan.cost import Workload, seconds
 from p2pnn.plan.pins import groups
 from p2pnn.plan.predict import CROWDING, DAEMON_S, predict
@@ -128,3 +129,52 @@ def test_any_assignment_ends_and_repeats(seed: int, nodes: int, frames: int, tra
     assert first == predict(work, assignment, chosen, mesh(*chosen), frames)
     assert first.step_s > 0
     assert all(0.0 <= b <= 1.0 for b in first.busy)
+
+
+def halves(spec: JobSpec) -> tuple[Workload, list[int]]:
+    work = Workload(spec)
+    return work, [0 if i < 8 else 1 for i in range(work.count)]
+
+
+def test_in_flight_a_step_takes_as_long_as_its_slowest_node() -> None:
+    """With links for nothing; each step of `sync` fills and drains the pipeline instead."""
+    graph = mlp(*[512] * 7, features=512)
+    work, half = halves(job(graph, micro_batches=1, schedule="async:2"))
+    nodes = [node("a"), node("b", 0.5)]
+    links = mesh(*nodes, bytes_per_s=1e12, latency_s=0.0)
+    spent = seconds(work, nodes[1])
+    mine = [i for i in range(work.count) if half[i]]
+    slowest = float((spent.forward + spent.backward + spent.update)[mine].sum()) + 2 * spent.dispatch + spent.feed["y"]
+    played = predict(work, half, nodes, links, 2)
+    assert slowest * 0.999 < played.step_s < slowest * 1.1
+    assert played.busy[1] > 0.9
+    sync, _ = halves(job(graph, micro_batches=4))
+    assert played.step_s < predict(sync, half, nodes, links, 4).step_s
+
+
+def test_one_in_flight_is_sync_with_one_micro_batch() -> None:
+    graph, nodes = mlp(*[200] * 7, features=200), [node("a"), node("b")]
+    one, half = halves(job(graph, micro_batches=1, schedule="async:1"))
+    sync, _ = halves(job(graph, micro_batches=1))
+    assert predict(one, half, nodes, mesh(*nodes), 1).step_s == pytest.approx(
+        predict(sync, half, nodes, mesh(*nodes), 1).step_s
+    )
+
+
+def test_more_in_flight_hide_slow_links() -> None:
+    graph, nodes = mlp(*[200] * 7, features=200), [node("a"), node("b")]
+    times = []
+    for count in (1, 2, 4):
+        work, half = halves(job(graph, micro_batches=1, schedule=f"async:{count}"))
+        times.append(predict(work, half, nodes, mesh(*nodes, latency_s=0.002), count).step_s)
+    assert times[0] > times[1] * 1.5 > times[2] * 1.5
+
+
+def test_in_flight_no_node_waits_for_the_others_squares() -> None:
+    def step_s(clip: float) -> float:
+        spec = job(mlp(*[200] * 7, features=200), micro_batches=1, schedule="async:2")
+        work, half = halves(replace(spec, optimizer=replace(spec.optimizer, clip_norm=clip)))
+        return predict(work, half, nodes, mesh(*nodes, latency_s=0.01), 2).step_s
+
+    nodes = [node("a"), node("b")]
+    assert step_s(1.0) == step_s(0.0)
