@@ -4,36 +4,71 @@ from __future__ import annotations
 
 import numpy as np
 
+from p2pnn.engine.numpy import blas
 from p2pnn.engine.numpy.channels import Columns
 from p2pnn.engine.numpy.kernel import Call, Kernel, Site, Slot
 from p2pnn.engine.numpy.layout import Array, Operand, onnx_view
-from p2pnn.model.graph import Shape
+from p2pnn.model.graph import Shape, elements
 
 
-class Gemm(Kernel):
-    """y = x·wᵀ + b, for x [rows, in], w [out, in], b [out]; dx = dy·w, dw = dyᵀ·x, db = Σ rows of dy."""
+class _Weighted(Kernel):
+    """An op whose right-hand side, inputs[1], may be a weight: its gradient is one GEMM that accumulates.
 
-    def __init__(self, site: Site) -> None:
+    It overwrites the accumulator, or adds to it, or, fused, adds −rate · gradient to the weight itself: then there is no
+    gradient array, and no pass over weight and gradient. The weight's other gradient, dx, is made before it changes.
+    """
+
+    def __init__(self, site: Site, weight: bool) -> None:
         super().__init__(site)
         self.keeps = tuple(i for i in range(2) if site.wants[1 - i])
-        self._columns = Columns(site, *site.output.shape) if len(site.inputs) > 2 and site.wants[2] else None
+        self._weight = weight and site.wants[1]
+        self.adds = (1,) if self._weight else ()
+        alone = self._weight and not blas.accumulates(site.dtype)
+        self._alone = site.scratch(site.inputs[1].shape) if alone else None
+
+    def _product(self, call: Call, left: Array, right: Array) -> blas.Product:
+        """left·right, into the accumulator or the weight."""
+        target = call.inputs[1] if 1 in self.site.fused else call.dx[1]
+        return blas.Product(left, right, target, self._alone.array if self._alone is not None else None)
+
+    def _accumulate(self, product: blas.Product, call: Call) -> None:
+        if 1 in self.site.fused:
+            product(-call.context.rate, 1.0)
+        else:
+            product(1.0, 1.0 if 1 in call.adds else 0.0)
+
+
+class Gemm(_Weighted):
+    """y = x·wᵀ + b, for x [rows, in], w [out, in], b [out]; dx = dy·w, dw = dyᵀ·x, db = Σ rows of dy.
+
+    Every position of a sequence, [rows, positions, in], is a row of one GEMM.
+    """
+
+    def __init__(self, site: Site) -> None:
+        super().__init__(site, weight=True)
+        *rows, columns = site.output.shape
+        summed = len(site.inputs) > 2 and site.wants[2]
+        self._columns = Columns(site, elements(tuple(rows)), columns) if summed else None
+
+    def bind_backward(self, call: Call) -> blas.Product | None:
+        return self._product(call, _rows(call.dy).T, _rows(call.inputs[0])) if self._weight else None
 
     def forward(self, call: Call) -> None:
-        np.matmul(call.inputs[0], call.inputs[1].T, out=call.y)
+        y = _rows(call.y)
+        np.matmul(_rows(call.inputs[0]), call.inputs[1].T, out=y)
         if len(call.inputs) > 2:
-            np.add(call.y, call.inputs[2], out=call.y)
+            np.add(y, call.inputs[2], out=y)
 
     def backward(self, call: Call) -> None:
-        wants = self.site.wants
-        if wants[0]:
-            np.matmul(call.dy, call.inputs[1], out=call.dx[0])
-        if wants[1]:
-            np.matmul(call.dy.T, call.inputs[0], out=call.dx[1])
+        if self.site.wants[0]:
+            np.matmul(_rows(call.dy), call.inputs[1], out=_rows(call.dx[0]))
+        if call.bound is not None:
+            self._accumulate(call.bound, call)
         if self._columns is not None:
             self._columns.sums(call.dy, call.dx[2])
 
 
-class MatMul(Kernel):
+class MatMul(_Weighted):
     """numpy.matmul: y = a·b over the last two axes; da = dy·bᵀ, db = aᵀ·dy, summed over repeated leading axes.
 
     A right-hand matrix without leading axes (a weight) makes one GEMM over all rows. Values of rank 4 lie channels last and
@@ -41,22 +76,27 @@ class MatMul(Kernel):
     """
 
     def __init__(self, site: Site) -> None:
-        super().__init__(site)
-        self.keeps = tuple(i for i in range(2) if site.wants[1 - i])
+        self._one_gemm = len(site.inputs[1].shape) == 2 and len(site.inputs[0].shape) >= 2
+        super().__init__(site, weight=self._one_gemm and site.inputs[1].kind == "parameter")
         self._plain = [self._copy(operand) for operand in (*site.inputs, site.output)]
         self._shape = site.output.onnx_shape
-        self._one_gemm = len(site.inputs[1].shape) == 2 and len(site.inputs[0].shape) > 2
-        self._gradients = [self._gradient(i) if site.wants[i] else None for i in range(2)]
+        own = [site.wants[0], site.wants[1] and not self._weight]
+        self._gradients = [self._gradient(i) if own[i] else None for i in range(2)]
+
+    def bind_backward(self, call: Call) -> blas.Product | None:
+        if not self._weight:
+            return None
+        a, dy = self._place(call.inputs[0], 0), self._place(call.dy, 2)
+        return self._product(call, _rows(a).T, _rows(dy))
 
     def forward(self, call: Call) -> None:
         a, b = self._load(call.inputs[0], 0), self._load(call.inputs[1], 1)
-        slot = self._plain[2]
-        y = call.y if slot is None else slot.array
+        y = self._place(call.y, 2)
         if self._one_gemm:
             np.matmul(_rows(a), b, out=_rows(y))
         else:
             np.matmul(a, b, out=y)
-        if slot is not None:
+        if y is not call.y:
             np.copyto(onnx_view(call.y, self.site.output.order), y)
 
     def backward(self, call: Call) -> None:
@@ -64,7 +104,9 @@ class MatMul(Kernel):
         dy = self._load(call.dy, 2)
         if self.site.wants[0]:
             self._store(call.dx[0], 0, dy, b.swapaxes(-1, -2))
-        if self.site.wants[1]:
+        if call.bound is not None:
+            self._accumulate(call.bound, call)
+        elif self.site.wants[1]:
             if self._one_gemm:
                 a, dy = _rows(a), _rows(dy)
             self._store(call.dx[1], 1, a.swapaxes(-1, -2), dy)
@@ -84,21 +126,26 @@ class MatMul(Kernel):
             return own
         return (*self._shape[:-2], *own[-2:])
 
-    def _load(self, array: Array, index: int) -> Array:
+    def _place(self, array: Array, index: int) -> Array:
+        """Where the operand lies in ONNX's order: where it is, or in scratch."""
         slot = self._plain[index]
-        if slot is None:
-            return array
-        operand = (*self.site.inputs, self.site.output)[index]
-        np.copyto(slot.array, onnx_view(array, operand.order))
-        return slot.array
+        return array if slot is None else slot.array
+
+    def _load(self, array: Array, index: int) -> Array:
+        place = self._place(array, index)
+        if place is not array:
+            np.copyto(place, onnx_view(array, (*self.site.inputs, self.site.output)[index].order))
+        return place
 
     def _store(self, out: Array, position: int, left: Array, right: Array) -> None:
         slot = self._gradients[position]
+        product = out if slot is None else slot.array
+        if position == 0 and self._one_gemm:
+            np.matmul(_rows(left), right, out=_rows(product))
+        else:
+            np.matmul(left, right, out=product)
         if slot is None:
-            np.matmul(left, right, out=out)
             return
-        product = slot.array
-        np.matmul(left, right, out=product)
         target = onnx_view(out, self.site.inputs[position].order)
         target = target[(None,) * (product.ndim - target.ndim)]
         axes = tuple(axis for axis in range(product.ndim) if product.shape[axis] != target.shape[axis])
@@ -109,4 +156,4 @@ class MatMul(Kernel):
 
 
 def _rows(array: Array) -> Array:
-    return array.reshape(-1, array.shape[-1])
+    return array if array.ndim == 2 else array.reshape(-1, array.shape[-1])

@@ -22,6 +22,7 @@ from p2pnn.engine.numpy.layout import (
     value_order,
 )
 from p2pnn.engine.numpy.program import NumpyProgram
+from p2pnn.model.flow import Flow
 from p2pnn.model.graph import Graph, Value
 
 
@@ -75,8 +76,16 @@ class NumpyEngine:
         return np.array(onnx_view(array, parameter_order(graph, name)), order="C")
 
     def fusable(self, graph: Graph) -> frozenset[str]:
-        """Parameters whose plain SGD update may be fused into their op's backward pass."""
-        return frozenset()
+        """Weights of Gemm and MatMul that one op reads, once, and trains."""
+        flow, trained = Flow(graph), {p.name for p in graph.parameters if len(p.shape) == 2}
+        found = set()
+        for index in flow.with_gradient:
+            op = graph.ops[index]
+            if op.kind in ("Gemm", "MatMul"):
+                name = op.inputs[1]
+                if name in trained and flow.consumers[name] == [index] and op.inputs.count(name) == 1:
+                    found.add(name)
+        return frozenset(found)
 
     def allocate(
         self, graph: Graph, ops: Sequence[int], *, training: bool, versions: int = 1, fuse: Set[str] = frozenset()

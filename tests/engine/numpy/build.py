@@ -17,6 +17,9 @@ from p2pnn.model.graph import BATCH, Graph, Initializer, Metric, Op, Parameter, 
 
 Array = NDArray[Any]
 
+RATE = 0.1
+"""The learning rate of fused updates."""
+
 
 class Build:
     """Collects a graph; every method returns the name of a value."""
@@ -128,16 +131,28 @@ class Run:
         frames: int = 1,
         mode: str = "train",
         engine: NumpyEngine | None = None,
+        fuse: bool = False,
     ) -> None:
         self.graph, self.rows, self.frames = graph, rows, frames
         self.engine = engine or NumpyEngine()
         cut = segments(graph, assignment)
         owned = {n: [i for i, a in enumerate(assignment) if a == n] for n in sorted(set(assignment))}
-        self.tensors = {n: self.engine.allocate(graph, ops, training=mode == "train") for n, ops in owned.items()}
+        fused = self.engine.fusable(graph) if fuse else frozenset()
+        self.tensors = {
+            n: self.engine.allocate(graph, ops, training=mode == "train", fuse=fused) for n, ops in owned.items()
+        }
         for tensors in self.tensors.values():
             fill(self.engine, graph, tensors)
         self.programs = [
-            self.engine.compile(graph, s.ops, self.tensors[s.node], rows=rows, frames=frames, mode=mode)  # type: ignore[arg-type]
+            self.engine.compile(
+                graph,
+                s.ops,
+                self.tensors[s.node],
+                rows=rows,
+                frames=frames,
+                mode=mode,
+                fuse=fused,
+            )
             for s in cut
         ]
         described = {v.name: v for v in (*graph.inputs, *graph.values)}
@@ -174,7 +189,7 @@ class Run:
             ready = [(d, s) for (d, s), m in done.items() if m < loaded and self._ready(d, s, m, done)]
             direction, segment = schedule.choice(ready) if schedule else max(ready, key=lambda r: r[0] == "backward")
             m = done[direction, segment]
-            context = Context(5, step, m, self.rows, 1 / count)
+            context = Context(5, step, m, self.rows, 1 / count, rate=RATE)
             program, frame = self.programs[segment], m % self.frames
             if direction == "forward":
                 program.forward(frame, context, self.values[frame])
