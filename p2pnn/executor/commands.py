@@ -24,13 +24,15 @@ class _Message(msgspec.Struct, array_like=True):
 class Prepare(_Message, tag=1):
     """Load everything and answer Prepared (or Failed). `plan` is a MessagePack `job.plan.Plan`, `checkpoint` a MessagePack
     `job.checkpoint.Manifest` or empty; all blobs that either names, and the data chunks this node reads, lie in `blobs`.
-    The arena's descriptor and the socket's are given on the command line."""
+    The arena's descriptor and the socket's are given on the command line. spans: where in the arena, behind the tensors, the
+    ring of spans begins (`job.spans`); −1 for none."""
 
     spec_path: str
     plan: bytes
     node_index: int
     blobs: str
     checkpoint: bytes = b""
+    spans: int = -1
 
 
 class Arrived(_Message, tag=7):

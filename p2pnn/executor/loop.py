@@ -22,6 +22,7 @@ from p2pnn.executor import commands
 from p2pnn.executor.arena import Arena
 from p2pnn.executor.channel import Channel
 from p2pnn.executor.runner import Runner
+from p2pnn.executor.spans import Spans
 from p2pnn.executor.tally import Pace, Sums
 from p2pnn.job import script
 from p2pnn.job.checkpoint import Manifest
@@ -68,6 +69,7 @@ class Session:
         self._blobs = BlobStore(Path(prepare.blobs))
         spec, plan = read(prepare)
         manifest = msgspec.msgpack.decode(prepare.checkpoint, type=Manifest) if prepare.checkpoint else None
+        self._spans = Spans(arena.view[prepare.spans :] if prepare.spans >= 0 else None)
         self._limit = threadpoolctl.threadpool_limits(spec.threads)
         routes = Routes(spec.graph, plan.assignment, prepare.node_index, len(plan.nodes))
         self._runner = Runner(spec, plan, routes, NumpyEngine(), self._blobs, arena)
@@ -96,12 +98,15 @@ class Session:
             if isinstance(action, m.Finished):
                 return
             if action is None:
+                self._spans.waits(time.perf_counter())
                 self._wait()
                 continue
+            stage = self._machine.stage
             start = time.perf_counter()
             self._do(action)
             now = time.perf_counter()
             self._pace.compute_s += now - start
+            self._spans.did(action, stage, start, now)
             if not self._pace.due_in(now):
                 self._progress(now)
             for message in self._channel.receive(0):
@@ -119,6 +124,7 @@ class Session:
         if not messages:
             self._progress(time.perf_counter())
             messages = self._channel.receive()
+        self._spans.news(messages)
         for message in messages:
             self._take(message)
 
