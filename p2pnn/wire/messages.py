@@ -348,7 +348,10 @@ class RecordRequest(Message, tag=45):
 
 
 class Ask(Message, tag=47):
-    """Ask the coordinator of a job to `cancel` or `pause` it, as a person said here; answered by Answered."""
+    """Ask a node about a job: its coordinator to `cancel` or `pause` it, as a person said here; answered by Answered.
+
+    Any node for its `trace` of it, or only for its `clock`; answered by Traced, or Answered with an error.
+    """
 
     request: Count
     job: JobText
@@ -361,6 +364,18 @@ class Answered(Message, tag=48):
     request: Count
     state: Name
     error: Sentence = ""
+
+
+class Traced(Message, tag=49):
+    """Answer to an Ask for a trace or a clock, so only for nodes that know it.
+
+    clock_ns: the answering node's monotonic clock. part: MessagePack of job.trace.NodePart, or of the name of a blob that holds
+    it; empty for `clock`.
+    """
+
+    request: Count
+    clock_ns: Count
+    part: Packed = b""
 
 
 # --- tensors: 60–69, on data links only
@@ -380,5 +395,5 @@ AnyMessage = (
     Hello | Welcome | Close | Ping | Pong | Roster | BlobRequest | BlobPiece | BlobMissing
     | ProfileRequest | ProfileReply | LinkProbe | LinkProbed
     | Reserve | Waiting | Granted | Release | Prepare | Preparing | Prepared | Command | Report | JobFailed
-    | Retired | Squares | Keep | Kept | Record | RecordRequest | Ask | Answered | Tensor
+    | Retired | Squares | Keep | Kept | Record | RecordRequest | Ask | Answered | Traced | Tensor
 )  # fmt: skip

@@ -32,7 +32,7 @@ EXAMPLES: dict[str, Any] = {
     "behind": "mnist-1.b_2", "blob": BLOBS[0], "spec": BLOBS[1], "blobs": BLOBS, "nodes": NODES,
     "sources": (NODES[1],), "squares": (0.0, 1.5, 3.0e300), "profile": b"\x00\xff", "plan": bytes(range(20)),
     "checkpoint": b"", "command": b"c", "report": b"\x80", "record": b"r" * 300, "size": 2**63 - 1, "offset": 2**32,
-    "verb": "cancel", "state": "cancelled",
+    "verb": "cancel", "state": "cancelled", "part": b"\x83",
     "members": (messages.Member(NODES[0], "a", "127.0.0.1", 7700, "b0"), messages.Member(NODES[1], "b", "::1", 1, "")),
 }  # fmt: skip
 """A value per field name; numbers that are not here count up from 1000."""

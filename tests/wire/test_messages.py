@@ -39,7 +39,7 @@ def test_the_document_has_every_field(kind: type[msgspec.Struct]) -> None:
             str(at + is_message),
             field.name,
             TYPES[kind.__annotations__[field.name]],
-            "" if field.required else {"": '""', (): "[]"}[field.default],
+            "" if field.required else {"": '""', b"": '""', (): "[]"}[field.default],
         ]
         for at, field in enumerate(msgspec.structs.fields(kind))
     ]
