@@ -52,7 +52,7 @@ Data = Annotated[
         "--data",
         panel=JOB_PANEL,
         metavar="PATH|digits",
-        help="A file (IDX, npz, npy, CSV) or MNIST's folder; digits: the packaged ones.",
+        help="A file (IDX, npz, npy, CSV, text), a folder of images by class, or MNIST's; digits: the packaged ones.",
     ),
 ]
 Label = Annotated[
@@ -67,13 +67,37 @@ Scale = Annotated[
         help="Scaling of the inputs: by what the data holds, none, or times NUMBER.  [default: auto]",
     ),
 ]
+Context = Annotated[
+    int | None,
+    _option(
+        "--context",
+        panel=JOB_PANEL,
+        metavar="N",
+        help="Of a text: how many characters the network sees at once.  [default: what the model takes, else 128]",
+    ),
+]
+ImageSize = Annotated[
+    str | None,
+    _option(
+        "--image-size", panel=JOB_PANEL, metavar="HxW", help="Resize images to this.  [default: all have one size]"
+    ),
+]
+Argument = Annotated[
+    list[str] | None,
+    _option(
+        "--argument",
+        panel=JOB_PANEL,
+        metavar="NAME=VALUE",
+        help="An argument of the model's function, such as layers=6; may be given several times.",
+    ),
+]
 Fraction = Annotated[
     float | None,
     _option(
         "--validation-fraction",
         panel=JOB_PANEL,
         metavar="F",
-        help="Share of the training rows that is kept apart to validate on.  [default: 0; 0.1 with --patience]",
+        help="Share of the training rows that is kept apart to validate on.  [default: 0; 0.1 with --patience, and of a text]",
     ),
 ]
 Seed = Annotated[

@@ -26,7 +26,10 @@ RATES: Final = {"sgd": 0.1, "momentum": 0.01, "nesterov": 0.01, "adam": 1e-3, "a
 
 ADAMW_WEIGHT_DECAY: Final = 0.01
 VALIDATION_FRACTION: Final = 0.1
-"""Of the training rows, where a job has patience and no validation split of its own."""
+"""Of the training rows, where a job has patience and no validation split of its own; of a text, always."""
+
+TEST_FRACTION: Final = 0.2
+"""Of the rows, where the data has no part to test on; of a text nothing."""
 
 FRACTION_MAX: Final = 0.9
 
@@ -42,6 +45,8 @@ class DataPart(msgspec.Struct, frozen=True):
     """train, test: a path, or `digits`. Without test, test_fraction of the rows are kept apart for it.
 
     label: the column that is learnt. inputs: graph input → column. scale: `auto`, `none`, or a number to multiply with.
+    The fractions, where nobody gave them, are as `settled` says. context: of text, characters of a row; 0 for what the model
+    takes. image_size: images are resized to this, as `32x32`; empty leaves them.
     fingerprint: of the data that a saved run was trained on, so that eval knows them again; nothing else reads it.
     """
 
@@ -50,9 +55,11 @@ class DataPart(msgspec.Struct, frozen=True):
     label: str = ""
     inputs: dict[str, str] = {}
     scale: float | str = "auto"
-    validation_fraction: float = 0.0
-    test_fraction: float = 0.2
+    validation_fraction: float | None = None
+    test_fraction: float | None = None
     fingerprint: str = ""
+    context: int = 0
+    image_size: str = ""
 
 
 class TrainPart(msgspec.Struct, frozen=True):
@@ -95,10 +102,24 @@ class Request(msgspec.Struct, frozen=True):
         return parse_bytes(self.mesh.memory, "memory")
 
     @property
+    def image_size(self) -> tuple[int, int] | None:
+        """(height, width), or None. Raises UsageError for text that is no size."""
+        text = self.data.image_size.lower().replace("×", "x")
+        if not text:
+            return None
+        parts = [part.strip() for part in text.split("x")]
+        if len(parts) > 2 or not all(part.isdecimal() and int(part) > 0 for part in parts):
+            raise UsageError(
+                f"image size {self.data.image_size!r}: write height and width, such as 32x48, or one number for both"
+            )
+        return int(parts[0]), int(parts[-1])
+
+    @property
     def validation_fraction(self) -> float:
+        """Of rows that may be picked singly."""
         if self.train.patience and not self.data.validation_fraction:
             return VALIDATION_FRACTION
-        return self.data.validation_fraction
+        return self.data.validation_fraction or 0.0
 
 
 FLAGS: Final[dict[str, tuple[str, ...]]] = {
@@ -111,6 +132,8 @@ FLAGS: Final[dict[str, tuple[str, ...]]] = {
     "inputs": ("data", "inputs"),
     "scale": ("data", "scale"),
     "validation_fraction": ("data", "validation_fraction"),
+    "context": ("data", "context"),
+    "image_size": ("data", "image_size"),
     "epochs": ("train", "epochs"),
     "batch_size": ("train", "batch_size"),
     "micro_batches": ("train", "micro_batches"),
@@ -184,10 +207,6 @@ def check(request: Request) -> None:
             )
     if optimizer.schedule == "step" and optimizer.step_size < 1:
         raise UsageError("the learning-rate schedule step needs --step-size, the steps between two drops, such as 1000")
-    if train.monitor and not request.validation_fraction:
-        raise UsageError(
-            f"monitor {train.monitor} is looked at on validation rows, and there are none; add --validation-fraction 0.1"
-        )
     not_negative = {"patience": train.patience, "checkpoint_steps": train.checkpoint_steps, "seed": request.seed}
     not_negative |= {"warmup_steps": optimizer.warmup_steps, "step_size": optimizer.step_size}
     for name, number in {
@@ -202,13 +221,38 @@ def check(request: Request) -> None:
     for name, fraction in {"momentum": optimizer.momentum, "beta1": optimizer.beta1, "beta2": optimizer.beta2}.items():
         if not 0 <= fraction < 1:
             raise UsageError(f"{name} = {fraction}: it lies from 0 to below 1")
-    for name, fraction in {
+    for name, share in {
         "validation_fraction": request.data.validation_fraction,
         "test_fraction": request.data.test_fraction,
     }.items():
-        if not 0 <= fraction <= FRACTION_MAX:
-            raise UsageError(f"{name} = {fraction}: it lies from 0 to {FRACTION_MAX}")
+        if share is not None and not 0 <= share <= FRACTION_MAX:
+            raise UsageError(f"{name} = {share}: it lies from 0 to {FRACTION_MAX}")
     _check_mesh(request)
+
+
+def settled(request: Request, *, ordered: bool, validated: bool) -> Request:
+    """The request with both fractions given, now that the data is known.
+
+    ordered: its rows follow one another, as those of a text. validated: it has a part of its own to validate on. Raises
+    UsageError where something is to be monitored and nothing is left to monitor it on.
+    """
+    data = request.data
+    if validated:
+        validation = 0.0
+    elif ordered and data.validation_fraction is None:
+        validation = VALIDATION_FRACTION
+    else:
+        validation = request.validation_fraction
+    testing = data.test_fraction
+    if testing is None:
+        testing = 0.0 if ordered or validated else TEST_FRACTION
+    if request.train.monitor and not validation and not validated:
+        raise UsageError(
+            f"monitor {request.train.monitor} is looked at on validation rows, and there are none; "
+            f"add --validation-fraction 0.1"
+        )
+    given = msgspec.structs.replace(data, validation_fraction=validation, test_fraction=testing)
+    return msgspec.structs.replace(request, data=given)
 
 
 def to_toml(request: Request) -> str:
@@ -218,7 +262,8 @@ def to_toml(request: Request) -> str:
     lines += [f"{key} = {_toml(value)}" for key, value in tree.items() if not isinstance(value, dict)]
     for table, values in tree.items():
         if isinstance(values, dict):
-            lines += ["", f"[{table}]", *(f"{key} = {_toml(value)}" for key, value in values.items())]
+            given = (f"{key} = {_toml(value)}" for key, value in values.items() if value is not None)
+            lines += ["", f"[{table}]", *given]
     return "\n".join(lines) + "\n"
 
 
@@ -292,6 +337,11 @@ def _check_mesh(request: Request) -> None:
     if isinstance(request.data.scale, str) and request.data.scale not in ("auto", "none"):
         raise UsageError(f"scale = {request.data.scale!r}: write auto, none, or a number to multiply with")
     _ = request.memory_bytes_max
+    _ = request.image_size
+    if request.data.context < 0:
+        raise UsageError(
+            f"context = {request.data.context}: a row of text has at least 1 character, or 0 for the model's"
+        )
 
 
 def _nearest_divisors(number: int, near: int) -> str:

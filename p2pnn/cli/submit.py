@@ -20,9 +20,9 @@ from p2pnn.cli.http import Daemon
 from p2pnn.cli.results import to_safetensors
 from p2pnn.config import unknown
 from p2pnn.data.blobs import blob_id
-from p2pnn.data.fit import fit
+from p2pnn.data.fit import channels, context, fit
 from p2pnn.data.ingest import Ingested, Put, divide, fingerprint, ingest, ingest_rows
-from p2pnn.data.source import from_arrays, open_source
+from p2pnn.data.source import Wanted, from_arrays, open_source
 from p2pnn.data.table import Source
 from p2pnn.errors import DataError, ModelError, UsageError
 from p2pnn.job.spec import Dataset, JobSpec, Pin, Split
@@ -94,8 +94,11 @@ def prepare(
         asked = msgspec.structs.replace(asked, data=msgspec.structs.replace(asked.data, test_fraction=0.0))
     given = models.graph_of(model, "the model") if model is not None else None
     own_name = asked.name or (given.name if given else Path(asked.model.source.rpartition("/")[2]).stem)
-    source, apart = _sources(asked, arrays, test_arrays, own_name)
-    graph = given or _graph(asked, source, "--label" if arrays is None else 'label="…"')
+    if given is None and not models.is_zoo_name(asked.model.source):
+        given = models.load(asked.model.source, asked.model.arguments, (), 0)
+    source, apart = _sources(asked, arrays, test_arrays, own_name, given)
+    asked = request.settled(asked, ordered=source.ordered, validated=source.validation is not None)
+    graph = given or _of_the_zoo(asked, source, "--label" if arrays is None else 'label="…"')
     if not graph.losses:
         raise ModelError(f"the model {graph.name} has no loss, so it cannot be trained; give nn.Model a loss")
     features = fit(
@@ -113,8 +116,8 @@ def prepare(
             features,
             put,
             seed=asked.seed,
-            validation_fraction=asked.validation_fraction,
-            test_fraction=asked.data.test_fraction,
+            validation_fraction=asked.data.validation_fraction or 0.0,
+            test_fraction=asked.data.test_fraction or 0.0,
             test=apart,
             normalize=asked.data.scale,
         )
@@ -141,10 +144,11 @@ def prepare_run(named: str, data: str, *, label: str | None, kind: str, batch_si
     if kind == "evaluate" and not (graph.losses or graph.metrics):
         raise ModelError(f"the model {graph.name} has neither a loss nor a metric, so there is nothing to measure")
     asked, read_inputs = run.request(), _read(graph, kind)
-    source = open_source(data, label or "", graph.classes, usual_label=asked.data.label)
+    wants = _wanted(asked, graph)
+    source = open_source(data, label or "", graph.classes, usual_label=asked.data.label, wanted=wants)
     pairs = {name: c for name, c in asked.data.inputs.items() if name in read_inputs and c in source.columns}
     wanted = fit(graph, source.columns, source.name, wanted=pairs, label=label or asked.data.label, inputs=read_inputs)
-    table = source.test or source.train
+    table = source.test or source.validation or source.train
 
     def read(put: Put) -> Split:
         return ingest_rows(table, source.name, wanted, put)
@@ -153,7 +157,7 @@ def prepare_run(named: str, data: str, *, label: str | None, kind: str, batch_si
     rows = read(keeper.put)
     remarks = []
     if kind == "evaluate":
-        rows, remark = _measured(rows, asked, apart=source.test is not None)
+        rows, remark = _measured(rows, asked, apart=table is not source.train, ordered=source.ordered)
         remarks.append(remark)
     spec = JobSpec(
         name=_plain(f"{kind}-{run.name}"),
@@ -194,36 +198,41 @@ def send(daemon: Daemon, prepared: Prepared, remark: Callable[[str], None] = lam
 
 
 def _sources(
-    asked: request.Request, arrays: Mapping[str, Any] | None, test_arrays: Mapping[str, Any] | None, name: str
+    asked: request.Request,
+    arrays: Mapping[str, Any] | None,
+    test_arrays: Mapping[str, Any] | None,
+    name: str,
+    graph: Graph | None,
 ) -> tuple[Source, Source | None]:
-    """What to train on, and what to test on where that was named apart."""
-    label = asked.data.label
+    """What to train on, and what to test on where that was named apart. graph: the model, where the data does not make it."""
+    label, wants = asked.data.label, _wanted(asked, graph)
     if arrays is not None:
         source = from_arrays(arrays, test_arrays, name or "data")
     else:
-        source = open_source(asked.data.train, label)
+        source = open_source(asked.data.train, label, wanted=wants)
     place = asked.data.test
-    return source, open_source(place, label, source.classes) if place else None
+    return source, open_source(place, label, source.classes, wanted=wants) if place else None
 
 
-def _graph(asked: request.Request, source: Source, hint: str) -> Graph:
-    """The graph of the request's MODEL; a network of the zoo is made to the data's shape and classes.
+def _wanted(asked: request.Request, graph: Graph | None) -> Wanted:
+    """What rows must be to go into the model, as far as a format leaves it open."""
+    of_text, of_images = (context(graph), channels(graph)) if graph else (0, 0)
+    return Wanted(asked.data.context or of_text, asked.image_size, of_images)
 
-    hint: how whoever asked says which column is to be learnt.
-    """
-    shape: tuple[int, ...] = ()
-    classes = 0
-    if models.is_zoo_name(asked.model.source):
-        inputs, columns = asked.data.inputs, source.columns
-        image = next((n for n in (inputs.get("image"), "image", "x") if n in columns), None)
-        label = next((n for n in (inputs.get("label"), "label", asked.data.label, "y") if n in columns), None)
-        if image is None or label is None:
-            found = f"{source.name} has the column{'s' if len(source.train.named) > 1 else ''} {_listed(source.train.named)}"
-            raise DataError(
-                f"{found}, but {asked.model.source} also needs labels to learn: name the column that holds them with {hint}"
-            )
-        shape, classes = columns[image].shape, source.class_count(label)
-    return models.load(asked.model.source, asked.model.arguments, shape, classes)
+
+def _of_the_zoo(asked: request.Request, source: Source, hint: str) -> Graph:
+    """A network of the zoo, made to the data's shape and classes. hint: how one says which column is to be learnt."""
+    inputs, columns = asked.data.inputs, source.columns
+    image = next((n for n in (inputs.get("image"), "image", "x") if n in columns), None)
+    label = next((n for n in (inputs.get("label"), "label", asked.data.label, "y") if n in columns), None)
+    if image is None or label is None:
+        found = (
+            f"{source.name} has the column{'s' if len(source.train.named) > 1 else ''} {_listed(source.train.named)}"
+        )
+        raise DataError(
+            f"{found}, but {asked.model.source} also needs labels to learn: name the column that holds them with {hint}"
+        )
+    return models.load(asked.model.source, asked.model.arguments, columns[image].shape, source.class_count(label))
 
 
 def _read(graph: Graph, kind: str) -> list[str]:
@@ -328,17 +337,23 @@ def _unused(graph: Graph) -> list[Parameter]:
     return [p for p in graph.parameters if p.name not in read]
 
 
-def _measured(every: Split, asked: request.Request, apart: bool) -> tuple[Split, str]:
-    """The rows that evaluate measures, and a line that says which. apart: the data has a test part, and `every` is it."""
+def _measured(every: Split, asked: request.Request, *, apart: bool, ordered: bool) -> tuple[Split, str]:
+    """The rows that evaluate measures, and a line that says which. apart: `every` is not what is trained on.
+
+    Of a text, whose end is usually validated on, those rows count where none are left to test.
+    """
     rows = every.rows
     if apart:
         return every, f"measuring the {rows:,} test rows of {every.dataset.name}"
     if asked.data.fingerprint != fingerprint(every.dataset):
         return every, f"measuring all {rows:,} rows of {every.dataset.name}"
-    training, validating = divide(rows, asked.validation_fraction, 0.0 if asked.data.test else asked.data.test_fraction)
-    if training + validating == rows:
+    data = request.settled(asked, ordered=ordered, validated=False).data
+    testing = 0.0 if asked.data.test else data.test_fraction or 0.0
+    training, validating = divide(rows, data.validation_fraction or 0.0, testing)
+    first = training if ordered and training + validating == rows else training + validating
+    if first == rows:
         return every, f"measuring all {rows:,} rows of {every.dataset.name}, on which this run was trained"
-    kept = Split(every.dataset, training + validating, rows, asked.seed)
+    kept = Split(every.dataset, first, rows, -1 if ordered else asked.seed)
     return kept, f"measuring the {kept.rows:,} test rows of {every.dataset.name} that this run was not trained on"
 
 

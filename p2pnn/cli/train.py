@@ -12,13 +12,16 @@ import typer
 
 from p2pnn.cli.flags import (
     MESH_PANEL,
+    Argument,
     BatchSize,
     CheckpointSteps,
     ClipNorm,
+    Context,
     Data,
     Epochs,
     Fraction,
     Gamma,
+    ImageSize,
     Init,
     Label,
     Local,
@@ -64,6 +67,9 @@ def train(
     data: Data = None,
     label: Label = None,
     scale: Scale = None,
+    context: Context = None,
+    image_size: ImageSize = None,
+    argument: Argument = None,
     validation_fraction: Fraction = None,
     seed: Seed = None,
     init: Init = None,
@@ -106,6 +112,9 @@ def plan(
     data: Data = None,
     label: Label = None,
     scale: Scale = None,
+    context: Context = None,
+    image_size: ImageSize = None,
+    argument: Argument = None,
     validation_fraction: Fraction = None,
     seed: Seed = None,
     init: Init = None,
@@ -167,6 +176,8 @@ def asked_for(flags: dict[str, Any]) -> Asked:
         given["nodes"] = _nodes(given["nodes"])
     if "scale" in given:
         given["scale"] = _scale(given["scale"])
+    if flags.get("argument"):
+        given["arguments"] = dict(_argument(text) for text in flags["argument"])
     model = given.get("model")
     if model is not None and model.endswith(".toml"):
         del given["model"]
@@ -247,6 +258,22 @@ def _pin(text: str) -> tuple[str, str]:
     if not (equals and pattern.strip() and node.strip()):
         raise UsageError(f"--pin {text!r} is not PATTERN=NODE; write, for instance, --pin 'block2/*=attic-pc'")
     return pattern.strip(), node.strip()
+
+
+def _argument(text: str) -> tuple[str, Any]:
+    """`layers=6` as in `arguments = { layers = 6 }` of a job file; what is no value there is a text."""
+    import tomllib
+
+    from p2pnn.errors import UsageError
+
+    name, equals, value = text.partition("=")
+    if not (equals and name.strip().isidentifier() and value.strip()):
+        raise UsageError(f"--argument {text!r} is not NAME=VALUE; write, for instance, --argument layers=6")
+    try:
+        found = tomllib.loads(f"value = {value}")
+    except tomllib.TOMLDecodeError:
+        found = {"value": value.strip()}
+    return name.strip(), found["value"] if len(found) == 1 else value.strip()
 
 
 def _nodes(text: str) -> int | list[str]:

@@ -76,6 +76,20 @@ def targets(graph: Graph) -> set[str]:
     return {op.inputs[1] for op in graph.ops if op.kind in TARGETS and len(op.inputs) > 1} & names
 
 
+def context(graph: Graph) -> int:
+    """How many tokens a row of the graph's text input has; 0 for a graph that takes no row of whole numbers."""
+    learnt = targets(graph)
+    rows = [v.shape[1] for v in graph.inputs if v.name not in learnt and len(v.shape) == 2 and v.dtype == "int64"]
+    return rows[0] if rows else 0
+
+
+def channels(graph: Graph) -> int:
+    """Of the images that the graph takes, 1 or 3; 0 where it takes none of these."""
+    learnt = targets(graph)
+    found = [v.shape[1] for v in graph.inputs if v.name not in learnt and len(v.shape) == 4]
+    return found[0] if found and found[0] in (1, 3) else 0
+
+
 def class_counts(graph: Graph) -> dict[str, int]:
     """Input → number of classes, for inputs that are class labels."""
     shapes = {value.name: value.shape for value in (*graph.inputs, *graph.values)}

@@ -65,13 +65,16 @@ def ingest(
     """Store the data of a training job: the columns that `features` (from `fit.fit`) names.
 
     test: data to test on; without it the source's own test part; without that, test_fraction of the rows (rounded up).
-    validation_fraction: of the rows that are left. normalize: `auto` (integers become −1 … 1 by their greatest
-    magnitude, measurements get mean 0 and variance 1 each), `none`, or a number to multiply with.
+    validation_fraction: of the rows that are left, where the source has no such part of its own. Rows that are held apart
+    are picked by the seed; where rows are ordered, they are the last ones. normalize: `auto` (integers become −1 … 1 by
+    their greatest magnitude, measurements get mean 0 and variance 1 each), `none`, or a number to multiply with.
     Raises DataError for a value that cannot be used (not finite, a label out of range), with its row and column.
     """
     apart = test.test or test.train if test else source.test
     rows = source.train.rows
-    training, validating = divide(rows, validation_fraction, 0.0 if apart else test_fraction)
+    training, validating = divide(
+        rows, 0.0 if source.validation else validation_fraction, 0.0 if apart else test_fraction
+    )
     held_out = rows - training - validating
     if training < 1:
         raise DataError(
@@ -82,9 +85,11 @@ def ingest(
             f"the labels of {test.name} were numbered apart from those of {source.name}: "
             f"{', '.join(test.classes) or 'numbers'} and {', '.join(source.classes) or 'numbers'}"
         )
-    if apart:
-        _check_same(source.train.columns, apart, features)
-    order = Split(Dataset(source.name, rows, ()), 0, training, seed)
+    for other in (apart, source.validation):
+        if other:
+            _check_same(source.train.columns, other, features)
+    keyed = -1 if source.ordered else seed
+    order = Split(Dataset(source.name, rows, ()), 0, training, keyed)
     trained_on = np.zeros(rows, np.bool_)
     trained_on[batches.split_order(order)] = True
     moments = {feature.column: Moments() for feature in features if _is_scaled(feature, source.columns, normalize)}
@@ -92,13 +97,15 @@ def ingest(
     tests = None
     if apart:
         name = test.name if test else f"{source.name}-test"
-        stored = _store(apart, name, source.classes, features, put)
-        tests = Split(stored, 0, stored.rows)
+        tests = _whole(_store(apart, name, source.classes, features, put))
     elif held_out:
-        tests = Split(dataset, training + validating, rows, seed)
+        tests = Split(dataset, training + validating, rows, keyed)
+    validation = Split(dataset, training, training + validating, keyed) if validating else None
+    if source.validation:
+        validation = _whole(_store(source.validation, f"{source.name}-validation", source.classes, features, put))
     return Ingested(
-        train=Split(dataset, 0, training, seed),
-        validation=Split(dataset, training, training + validating, seed) if validating else None,
+        train=Split(dataset, 0, training, keyed),
+        validation=validation,
         test=tests,
         inputs={feature.input: feature.column for feature in features},
         scaling={
@@ -112,8 +119,7 @@ def ingest(
 
 def ingest_rows(table: Table, name: str, features: Sequence[Feature], put: Put) -> Split:
     """Store all rows of a table, in their order, to evaluate or predict. Raises DataError as `ingest` does."""
-    dataset = _store(table, name, (), features, put)
-    return Split(dataset, 0, dataset.rows)
+    return _whole(_store(table, name, (), features, put))
 
 
 def divide(rows: int, validation_fraction: float, test_fraction: float) -> tuple[int, int]:
@@ -127,6 +133,10 @@ def fingerprint(dataset: Dataset) -> str:
     """16 hex digits of a data set's content: equal for equal rows in equal order, whatever it is called."""
     columns = sorted((c.name, c.dtype, list(c.shape), [chunk.blob for chunk in c.chunks]) for c in dataset.columns)
     return hashlib.sha256(msgspec.msgpack.encode(columns)).hexdigest()[:16]
+
+
+def _whole(dataset: Dataset) -> Split:
+    return Split(dataset, 0, dataset.rows)
 
 
 def _store(

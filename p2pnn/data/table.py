@@ -98,12 +98,18 @@ class Arrays(Table):
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Data as a person names it. classes: of the labels 0, 1, … of `y`, where they are written as text."""
+    """Data as a person names it. classes: of the labels 0, 1, … of `y`, where they are written as text.
+
+    test, validation: where the data has such parts of its own. ordered: rows follow one another, as those of a text do, so
+    that a split is a stretch of them.
+    """
 
     name: str
     train: Table
     test: Table | None = None
     classes: tuple[str, ...] = ()
+    validation: Table | None = None
+    ordered: bool = False
 
     @property
     def columns(self) -> dict[str, ColumnType]:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from p2pnn.cli.request import FLAGS, Request, resolve, to_toml
+from p2pnn.cli.request import FLAGS, Request, resolve, settled, to_toml
 from p2pnn.errors import P2pnnError, UsageError
 from p2pnn.job.spec import Optimizer
 
@@ -100,6 +100,9 @@ def test_bad_job_files(tmp_path: Path, text: str, sentence: str) -> None:
         ({"parallel": "data"}, "this p2pnn has model parallelism alone"),
         ({"schedule": "async:2"}, "has the schedule sync alone"),
         ({"nodes": -1}, "a number of nodes is at least 1"),
+        ({"context": -1}, "context = -1: a row of text has at least 1 character"),
+        ({"image_size": "32xx32"}, "image size '32xx32': write height and width, such as 32x48"),
+        ({"image_size": "0"}, "image size '0'"),
         ({"scale": "minmax"}, "write auto, none, or a number"),
         ({"memory": "much"}, "memory = 'much' is not a size"),
     ],
@@ -114,3 +117,33 @@ def test_patience_brings_a_validation_split() -> None:
     assert resolve({}).validation_fraction == 0.0
     assert resolve({"patience": 3}).validation_fraction == 0.1
     assert resolve({"patience": 3, "validation_fraction": 0.2}).validation_fraction == 0.2
+
+
+def test_the_size_of_images() -> None:
+    assert resolve({}).image_size is None
+    assert resolve({"image_size": "32"}).image_size == (32, 32)
+    assert resolve({"image_size": "24 X 48"}).image_size == (24, 48)
+
+
+def test_fractions_that_nobody_gave_suit_the_data() -> None:
+    def fractions(
+        asked: Request, *, ordered: bool = False, validated: bool = False
+    ) -> tuple[float | None, float | None]:
+        data = settled(asked, ordered=ordered, validated=validated).data
+        return data.validation_fraction, data.test_fraction
+
+    assert fractions(resolve({})) == (0.0, 0.2)
+    assert fractions(resolve({"patience": 2})) == (0.1, 0.2)
+    assert fractions(resolve({}), ordered=True) == (0.1, 0.0)
+    assert fractions(resolve({"validation_fraction": 0.0}), ordered=True) == (0.0, 0.0)
+    assert fractions(resolve({"validation_fraction": 0.3}), validated=True) == (0.0, 0.0)
+    again = settled(resolve({"seed": 1}), ordered=True, validated=False)
+    assert settled(again, ordered=False, validated=False) == again
+
+
+def test_what_is_monitored_needs_rows_to_look_at() -> None:
+    asked = resolve({"monitor": "loss"})
+    with pytest.raises(UsageError, match=r"and there are none; add --validation-fraction 0\.1"):
+        settled(asked, ordered=False, validated=False)
+    assert settled(asked, ordered=True, validated=False).train.monitor == "loss"
+    assert settled(asked, ordered=False, validated=True).train.monitor == "loss"

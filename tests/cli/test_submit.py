@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from PIL import Image
 
 from p2pnn import nn
 from p2pnn.cli import submit
@@ -113,6 +114,35 @@ def test_a_network_of_the_zoo_takes_the_shape_and_classes_of_the_data(tmp_path: 
     assert {value.name: value.shape for value in spec.graph.inputs} == {"image": (-1, 2), "label": (-1,)}
     shapes = {p.name: p.shape for p in spec.graph.parameters}
     assert shapes["head/bias"] == (2,)
+
+
+def image_folder(folder: Path, size: tuple[int, int] = (5, 4), mode: str = "RGB") -> Path:
+    for number in range(12):
+        place = folder / ("cat", "dog")[number % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        Image.new(mode, size, 20 * number).save(place / f"{number}.png")
+    return folder
+
+
+def test_a_folder_of_images_trains_and_is_predicted_as_it_was_trained(tmp_path: Path) -> None:
+    words = {"model": "mlp", "data": str(image_folder(tmp_path / "pets")), "batch_size": 4, "image_size": "3x2"}
+    found = submit.prepare(resolve(words))
+    assert found.spec.graph.classes == ("cat", "dog")
+    assert {value.name: value.shape for value in found.spec.graph.inputs}["image"] == (-1, 3, 3, 2)
+    assert found.spec.train is not None
+    assert (found.spec.train.rows, found.spec.train.dataset.columns[0].dtype) == (9, "uint8")
+    run = saved_run(tmp_path / "run", found.spec.graph)
+    (run / "job.toml").write_text(found.spec.request)
+    other = image_folder(tmp_path / "gray", (7, 9), "L")
+    rows = evaluation(run, other, kind="predict").spec.test
+    assert rows is not None
+    assert rows.dataset.columns[0].shape == (3, 3, 2)
+    one = evaluation(run, other / "dog" / "3.png", kind="predict").spec.test
+    assert one is not None
+    assert one.rows == 1
+    assert evaluation(run, tmp_path / "pets").remarks == [
+        "measuring the 3 test rows of pets that this run was not trained on"
+    ]
 
 
 def test_what_cannot_be_trained_or_watched(tmp_path: Path) -> None:

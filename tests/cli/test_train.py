@@ -184,6 +184,16 @@ def test_pins_nodes_and_scale_are_read() -> None:
         asked_for({"model": "mlp", "data": "digits", "pin": ["=b"]})
 
 
+def test_arguments_of_the_model_are_values_or_texts() -> None:
+    words = ["layers=6", "hidden = [64, 32]", "kind=plain", "dropout=0.1", 'name="a=b"']
+    request = asked_for({"model": "mlp", "data": "digits", "argument": words}).request
+    wanted = {"layers": 6, "hidden": [64, 32], "kind": "plain", "dropout": 0.1, "name": "a=b"}
+    assert request.model.arguments == wanted
+    for wrong in ("layers", "=6", "two words=6", "layers="):
+        with pytest.raises(UsageError, match="is not NAME=VALUE"):
+            asked_for({"model": "mlp", "data": "digits", "argument": [wrong]})
+
+
 def test_a_run_from_its_words_to_its_folder(here: Path, daemon: FakeDaemon, capsys: pytest.CaptureFixture[str]) -> None:
     made = MadeJob(daemon)
     words = ["--out", "results", "--batch-size", "20", "--seed", "5", "--pin", "head=a"]

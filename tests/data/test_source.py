@@ -5,8 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from p2pnn.data.source import from_arrays, open_source
+from p2pnn.data.source import Wanted, from_arrays, open_source
+from p2pnn.data.table import ColumnType
 from p2pnn.errors import DataError
 
 
@@ -39,7 +41,8 @@ def test_a_file_is_known_by_its_content(tmp_path: Path) -> None:
     [
         ("gone.npz", None, "there is no file .*gone.npz"),
         ("empty.csv", b"", "is empty"),
-        ("a.jpg", b"\xff\xd8\xff", "is of no known format"),
+        ("a.jpg", b"\xff\xd8\xff", "cannot be read as an image"),
+        ("a.mp3", b"ID3\x04", "is of no known format"),
         ("notes", b"a,b\n1,2\n", "is of no known format.*ends in .csv"),
         ("a.csv", b"a,b\n1,2\n", "has no column 'label'"),
         ("a.npy", "array", "has no column 'label'; it has x"),
@@ -76,3 +79,24 @@ def test_arrays() -> None:
     assert both.test.rows == 2
     with pytest.raises(DataError, match="train has the arrays x, but test z"):
         from_arrays({"x": [1.0]}, {"z": [2.0]})
+
+
+def test_text_and_tables_share_a_suffix(tmp_path: Path) -> None:
+    table = tmp_path / "table.txt"
+    table.write_text("a,b\n1,2\n3,4\n")
+    assert open_source(table, "b").columns["x"].features
+    assert open_source(table, usual_label="b").columns["y"].dtype == "int64"
+    text = open_source(table, usual_label="c", wanted=Wanted(context=3))
+    assert (text.name, text.ordered, text.columns["x"].shape, text.train.rows) == ("table", True, (3,), 3)
+
+
+def test_folders(tmp_path: Path) -> None:
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "train.txt").write_text("ab" * 200)
+    assert open_source(tmp_path / "text").ordered
+    for name in ("rose", "tulip"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        Image.new("RGB", (4, 5)).save(tmp_path / "images" / name / "1.png")
+    found = open_source(tmp_path / "images", wanted=Wanted(size=(2, 3), channels=1))
+    assert (found.classes, found.columns["x"].shape) == (("rose", "tulip"), (1, 2, 3))
+    assert open_source(tmp_path / "images" / "rose" / "1.png").columns == {"x": ColumnType("uint8", (3, 5, 4))}

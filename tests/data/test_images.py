@@ -1,0 +1,149 @@
+import sys
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+from PIL import Image
+
+from p2pnn.data import images
+from p2pnn.data.blobs import BlobStore
+from p2pnn.data.fit import Feature
+from p2pnn.data.ingest import ingest
+from p2pnn.errors import DataError
+
+
+def pixels(seed: int, *shape: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+
+
+def saved(path: Path, array: np.ndarray) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path)
+    return path
+
+
+@pytest.fixture
+def flowers(tmp_path: Path) -> Path:
+    """Two classes of 6 × 4 pixels, in colour."""
+    folder = tmp_path / "flowers"
+    for number, name in enumerate(("tulip", "rose", "rose")):
+        saved(folder / name / f"{number}.png", pixels(number, 6, 4, 3))
+    return folder
+
+
+def rows(source: object, rows_max: int = 10) -> tuple[np.ndarray, np.ndarray]:
+    blocks = list(source.train.blocks(rows_max, ["x", "y"]))  # type: ignore[attr-defined]
+    return np.concatenate([block["x"] for block in blocks]), np.concatenate([block["y"] for block in blocks])
+
+
+@pytest.mark.parametrize("rows_max", [1, 2, 10])
+def test_one_subfolder_per_class(flowers: Path, rows_max: int) -> None:
+    (flowers / "rose" / "Thumbs.db").write_bytes(b"none of ours")
+    (flowers / ".cache").mkdir()
+    source = images.open_folder(flowers)
+    assert (source.name, source.classes, source.ordered) == ("flowers", ("rose", "tulip"), False)
+    x, y = rows(source, rows_max)
+    assert y.tolist() == [0, 0, 1]
+    assert x.dtype == np.uint8
+    for row, seed in enumerate((1, 2, 0)):
+        np.testing.assert_array_equal(x[row], pixels(seed, 6, 4, 3).transpose(2, 0, 1))
+    assert source.train.where("x", 2, ()) == str(flowers / "tulip" / "0.png")
+
+
+def test_gray_images_have_one_channel_unless_one_has_colour(tmp_path: Path) -> None:
+    saved(tmp_path / "a" / "1.png", pixels(1, 3, 3))
+    saved(tmp_path / "b" / "1.bmp", pixels(2, 3, 3))
+    x, _ = rows(images.open_folder(tmp_path))
+    np.testing.assert_array_equal(x, np.stack([pixels(1, 1, 3, 3), pixels(2, 1, 3, 3)]))
+    assert images.open_folder(tmp_path, channels=3).columns["x"].shape == (3, 3, 3)
+    Image.fromarray(pixels(3, 3, 3, 4)).save(tmp_path / "b" / "2.png")
+    x, _ = rows(images.open_folder(tmp_path))
+    np.testing.assert_array_equal(x[0], np.repeat(pixels(1, 1, 3, 3), 3, axis=0))
+    np.testing.assert_array_equal(x[2], pixels(3, 3, 3, 4)[:, :, :3].transpose(2, 0, 1))
+
+
+def test_parts_of_its_own(tmp_path: Path) -> None:
+    for part, count in (("train", 3), ("val", 1), ("test", 2)):
+        for name in ("a", "b"):
+            for number in range(count):
+                saved(tmp_path / part / name / f"{number}.png", pixels(number, 2, 2))
+    source = images.open_folder(tmp_path)
+    assert source.test is not None
+    assert source.validation is not None
+    assert (source.train.rows, source.validation.rows, source.test.rows) == (6, 2, 4)
+    features = (Feature("image", "x", (1, 2, 2)), Feature("label", "y", (), 2, True, True))
+    data = ingest(source, features, BlobStore(tmp_path / "blobs").put, validation_fraction=0.3)
+    assert data.validation is not None
+    assert data.test is not None
+    assert (data.train.rows, data.validation.rows, data.test.rows) == (6, 2, 4)
+    assert data.scaling["image"].scale[0] == pytest.approx(1 / 255, rel=0.2)
+    saved(tmp_path / "test" / "c" / "1.png", pixels(1, 2, 2))
+    with pytest.raises(DataError, match=r"class 'c', which is none of the 2 known classes \(a, b\)"):
+        images.open_folder(tmp_path)
+
+
+def test_sizes_that_differ_are_named_or_resized(flowers: Path) -> None:
+    odd = saved(flowers / "tulip" / "9.png", pixels(9, 5, 4, 3))
+    with pytest.raises(
+        DataError, match=r"6 × 4 pixels .* 5 × 4; all must have one size: say --image-size 6x4"
+    ) as error:
+        images.open_folder(flowers)
+    assert str(odd) in str(error.value)
+    x, _ = rows(images.open_folder(flowers, size=(6, 4)))
+    assert x.shape == (4, 3, 6, 4)
+    np.testing.assert_array_equal(x[2], pixels(0, 6, 4, 3).transpose(2, 0, 1))
+
+
+def test_images_without_classes_are_for_prediction(flowers: Path) -> None:
+    alone = images.open_folder(flowers / "rose", classes=("rose", "tulip"))
+    assert list(alone.columns) == ["x"]
+    assert alone.train.rows == 2
+    one = images.open_image(flowers / "tulip" / "0.png", channels=1)
+    assert one.columns["x"].shape == (1, 6, 4)
+    assert images.open_folder(flowers, classes=("tulip", "rose")).classes == ("tulip", "rose")
+    assert images.is_folder(flowers)
+    assert images.is_folder(flowers / "rose")
+    assert not images.is_folder(flowers / "none")
+
+
+def test_what_cannot_be_read_is_named(flowers: Path) -> None:
+    broken = flowers / "rose" / "broken.png"
+    broken.write_bytes(b"\x89PNG\r\n\x1a\n")
+    with pytest.raises(DataError, match=r"broken\.png cannot be read as an image: it is none, or damaged"):
+        images.open_folder(flowers)
+    broken.write_bytes((flowers / "rose" / "1.png").read_bytes()[:-40])
+    source = images.open_folder(flowers)  # its header is whole
+    with pytest.raises(DataError, match=r"broken\.png cannot be read as an image"):
+        rows(source)
+    broken.unlink()
+    Image.fromarray(np.zeros((6, 4), np.uint16)).save(flowers / "rose" / "deep.png")
+    with pytest.raises(DataError, match=r"deep\.png has pixels of the kind I;16; save it with 8 bits"):
+        images.open_folder(flowers)
+
+
+def test_a_class_without_images(flowers: Path, tmp_path: Path) -> None:
+    (flowers / "aster").mkdir()
+    with pytest.raises(DataError, match="aster holds no image, so there is nothing to learn the class 'aster' from"):
+        images.open_folder(flowers)
+    saved(tmp_path / "lone" / "a" / "1.png", pixels(1, 2, 2))
+    with pytest.raises(DataError, match="has one subfolder, a; classes are told apart by their subfolders"):
+        images.open_folder(tmp_path / "lone")
+    with pytest.raises(DataError, match="holds no images that can be read"):
+        images.open_folder(flowers / "aster")
+
+
+@pytest.mark.parametrize("limit", [20, 8])
+def test_an_image_that_unpacks_to_too_much(flowers: Path, monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
+    monkeypatch.setattr(
+        PIL.Image, "MAX_IMAGE_PIXELS", limit
+    )  # a warning of Pillow's above it, an error above twice that
+    with pytest.raises(DataError, match=rf"would unpack to more than {limit} pixels"):
+        images.open_folder(flowers)
+
+
+def test_without_pillow(flowers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    monkeypatch.setitem(sys.modules, "PIL.Image", None)
+    with pytest.raises(DataError, match=r"takes Pillow to read: pip install p2pnn\[data\]"):
+        images.open_folder(flowers)
