@@ -9,6 +9,7 @@ import pytest
 
 from p2pnn.engine.base import Context
 from p2pnn.engine.numpy import dense, table
+from p2pnn.engine.numpy.binding import BUFFER_ELEMENTS, Steps
 from p2pnn.engine.numpy.kernel import Call
 from tests.engine.numpy.build import Array, Build, Run, batch
 
@@ -99,3 +100,11 @@ def test_the_loss_scale_follows_the_context() -> None:
         totals.append({key: array.copy() for key, array in run.tensors[0].gradients.items()})
     for key, array in totals[0].items():
         np.testing.assert_allclose(totals[1][key], array / 2, rtol=1e-6)
+
+
+def test_the_callers_buffer_size_comes_back() -> None:
+    before, seen = np.getbufsize(), []
+    steps = Steps()
+    steps.add(lambda: seen.append(np.getbufsize()))
+    steps.run(Context(1, 0, 0, ROWS))
+    assert seen == [BUFFER_ELEMENTS] != [before] == [np.getbufsize()]
