@@ -23,6 +23,7 @@ from p2pnn.node.members import Members
 from p2pnn.node.place import Place
 from p2pnn.node.planning import Planning
 from p2pnn.node.storage import Storage
+from p2pnn.node.traces import Traces
 from p2pnn.transport import LocalIdentity, PeerIdentity, Transport
 from p2pnn.types import Address, NodeId
 from p2pnn.wire import messages as wire
@@ -48,8 +49,9 @@ class Daemon:
         self.blobs = BlobExchange(self.storage.blobs, self.post, lambda: self.members.names())
         cache = config.profile_cache or Path(config.state_dir) / "profile"
         self.planning = Planning(self.post, lambda: self.members.names(), cache)
-        self.place = Place(self.post, self.blobs)
         self.jobs = Jobs(self.post, self.storage, self.blobs, self.planning, lambda: self.members.names())
+        self.traces = Traces(self.post, self.storage, self.blobs, self.jobs.asking)
+        self.place = Place(self.post, self.blobs, self.traces)
         self.address = config.listen
         self._profiling: asyncio.Task[object] | None = None
         self._closing = False
@@ -74,6 +76,7 @@ class Daemon:
             return
         await self.jobs.close(reason)
         self._closing = True
+        await self.traces.close()
         await self.place.close()
         self.members.close()
         if self._profiling is not None:
@@ -147,6 +150,7 @@ class Daemon:
                 wire.RecordRequest,
                 wire.Ask,
                 wire.Answered,
+                wire.Traced,
             ),
             self._receive_blob: (wire.BlobRequest, wire.BlobMissing, wire.Keep),
         }

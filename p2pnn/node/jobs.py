@@ -73,7 +73,7 @@ class Jobs:
         self._supervisors: dict[JobId, Supervisor] = {}
         self._timers: dict[JobId, asyncio.TimerHandle] = {}
         self._journals = Journals(storage, self._supervisors)
-        self._asking = Asking(post, lambda job, verb: self.cancel(job) if verb == "cancel" else self.pause(job))
+        self.asking = Asking(post, lambda job, verb: self.cancel(job) if verb == "cancel" else self.pause(job))
         self._tasks = Tasks()
 
     @property
@@ -130,7 +130,7 @@ class Jobs:
         """Cancel or pause a job, whoever coordinates it; returns its state. Raises UsageError where it cannot be."""
         record = self.get(job)
         if self._led_elsewhere(record):
-            return await self._asking.ask(record.coordinator, record.coordinator_name, job, verb)
+            return await self.asking.ask(record.coordinator, record.coordinator_name, job, verb)
         return self.cancel(job) if verb == "cancel" else self.pause(job)
 
     def cancel(self, job: str) -> str:
@@ -188,8 +188,8 @@ class Jobs:
         match message:
             case wire.Record() | wire.RecordRequest():
                 self._records.receive(node, message)
-            case wire.Ask() | wire.Answered():
-                self._asking.receive(node, message)
+            case wire.Ask() | wire.Answered() | wire.Traced():
+                self.asking.receive(node, message)
             case wire.Kept():
                 supervisor = self._supervisors.get(JobId(message.job))
                 if supervisor is not None:
@@ -225,6 +225,7 @@ class Jobs:
             supervisor.fail(f"{reason}; go on with `p2pnn jobs resume {job}`", self._now())
             self._carry_out(job)
         await self._tasks.close()
+        await self.asking.close()
         await self._records.close()
 
     # --- carrying out

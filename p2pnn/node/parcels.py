@@ -39,15 +39,17 @@ def is_name(data: bytes) -> bool:
     return len(data) == len(_NAME_HEAD) + 64 and data.startswith(_NAME_HEAD)
 
 
-async def unpack(data: bytes, exchange: BlobExchange, sources: Iterable[NodeId]) -> bytes:
-    """The record, fetched where it is named. Raises StorageError where nobody has it or it is too large."""
+async def unpack(
+    data: bytes, exchange: BlobExchange, sources: Iterable[NodeId], size_max: int = RECORD_BYTES_MAX
+) -> bytes:
+    """The record, fetched where it is named. Raises StorageError where nobody has it or it is larger than `size_max`."""
     if not is_name(data):
         return data
     blob = BlobId(data[len(_NAME_HEAD) :].decode("ascii", "replace"))
-    await exchange.fetch(blob, sources, size_max=RECORD_BYTES_MAX)
+    await exchange.fetch(blob, sources, size_max=size_max)
     size = await asyncio.to_thread(exchange.blobs.size, blob)
-    if size > RECORD_BYTES_MAX:
-        raise StorageError(f"record {blob[:12]}… has {size:,} bytes; at most {RECORD_BYTES_MAX:,} are read")
+    if size > size_max:
+        raise StorageError(f"record {blob[:12]}… has {size:,} bytes; at most {size_max:,} are read")
     return await asyncio.to_thread(exchange.blobs.read, blob, 0, size)
 
 

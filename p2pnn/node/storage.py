@@ -4,6 +4,7 @@
     lock                    held while a daemon runs
     jobs/<job>.record       MessagePack of job.records.JobRecord
     jobs/<job>.events       one JSON object per line, without the progress lines
+    jobs/<job>.trace        MessagePack of job.trace.NodePart: what this node recorded of its newest start; of the newest jobs
     blobs/                  data.blobs.BlobStore
 
 Every file is written beside its place, synced and renamed, so a reader finds the old one or the new one, whole. A file of a
@@ -34,6 +35,9 @@ log = logging.getLogger("p2pnn.storage")
 FORMAT: Final = 1
 EVENTS_BYTES_MAX: Final = 16 << 20
 """A job's event file grows no longer than this: a run of a million epochs must not fill the disk."""
+
+TRACES_MAX: Final = 32
+"""Jobs whose traces are kept, 1.3 MB each at most; older ones go."""
 
 _JOB: Final = re.compile(r"[a-z0-9][a-z0-9_.-]{0,79}")
 
@@ -109,6 +113,27 @@ class Storage:
                 with contextlib.suppress(json.JSONDecodeError):
                     events.append(json.loads(line))
         return events
+
+    def save_trace(self, job: JobId, data: bytes) -> None:
+        """Store what was recorded of a job, and remove that of the oldest beyond TRACES_MAX. Raises StorageError."""
+        path = self._path(job, "trace")
+        replace_file(path, data)
+        try:
+            found = sorted((self.root / "jobs").glob("*.trace"), key=lambda file: file.stat().st_mtime_ns)
+            for old in found[: max(0, len(found) - TRACES_MAX)]:
+                old.unlink(missing_ok=True)
+        except OSError as error:
+            raise storage_error(error, path) from error
+
+    def load_trace(self, job: JobId) -> bytes | None:
+        """What was recorded of a job; None where nothing was, or it is no longer kept. Raises StorageError."""
+        path = self._path(job, "trace")
+        try:
+            return path.read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise storage_error(error, path) from error
 
     def _path(self, job: JobId, kind: str) -> Path:
         if not valid_job_id(job):

@@ -16,8 +16,11 @@ from p2pnn.job import script
 from p2pnn.job.queue import PlaceQueue
 from p2pnn.job.segment import transfers
 from p2pnn.node import parcels
-from p2pnn.node import place as module
+from p2pnn.node import part as module
+from p2pnn.node.asking import Asking
 from p2pnn.node.place import Place
+from p2pnn.node.storage import Storage
+from p2pnn.node.traces import Traces
 from p2pnn.train.frames import layout
 from p2pnn.types import BlobId, NodeId
 from p2pnn.wire import messages as wire
@@ -70,7 +73,9 @@ class Bench:
     def __init__(self, folder: Path, **settings: Any) -> None:
         self.post, self.outside = post(B)
         self.exchange = exchange(folder, self.post)
-        self.place = Place(self.post, self.exchange)
+        self.storage = Storage(folder / "state")
+        traces = Traces(self.post, self.storage, self.exchange, Asking(self.post, lambda job, verb: verb))
+        self.place = Place(self.post, self.exchange, traces)
         self.spec, blobs = toy(**settings)
         self.spec_blob = stored(self.spec, blobs, self.exchange.blobs)
         self.plan = plan_of(self.spec, [A, B])
