@@ -1,0 +1,188 @@
+"""torch's side of `./run bench engine` and of `./run bench mesh`: the same cases, in whatever environment has torch.
+
+One thread, eager mode, the modules and optimizers that torch's own documentation would lead to. Imports nothing of ours but the
+protocol.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from benchmarks._worker import Absent, Task, serve
+
+RATE = 1e-4
+BATCHES = 4
+Settings = Mapping[str, Any]
+
+
+def conv(shape: tuple[int, ...], s: Settings) -> torch.nn.Module:
+    stride, padding = s.get("stride", 1), s.get("padding", 0)
+    return torch.nn.Conv2d(shape[0], s["channels"], s["size"], stride=stride, padding=padding, bias=False)
+
+
+class Attention(torch.nn.Module):
+    """Causal, of a sequence on itself, without projections."""
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)
+        return F.scaled_dot_product_attention(h, h, h, is_causal=True).transpose(1, 2).reshape(x.shape)
+
+
+OPS: dict[str, Callable[[tuple[int, ...], Settings], torch.nn.Module]] = {
+    "linear": lambda shape, s: torch.nn.Linear(shape[0], s["features"]),
+    "conv": conv,
+    "max_pool": lambda shape, s: torch.nn.MaxPool2d(s["size"], s.get("stride", s["size"]), s.get("padding", 0)),
+    "batch_norm": lambda shape, s: torch.nn.BatchNorm2d(shape[0]),
+    "layer_norm": lambda shape, s: torch.nn.LayerNorm(shape[-1]),
+    "relu": lambda shape, s: torch.nn.ReLU(),
+    "gelu": lambda shape, s: torch.nn.GELU(),
+    "embedding": lambda shape, s: torch.nn.Embedding(s["count"], s["features"]),
+    "attention": lambda shape, s: Attention(s["heads"]),
+}
+
+
+class OpTask:
+    """Forward and backward of one module; a given gradient goes in, the input's comes out where it is wanted."""
+
+    def __init__(self, case: Settings) -> None:
+        shape, settings, rows = tuple(case["shape"]), case["settings"], case["rows"]
+        self._loss = case["kind"] == "loss"
+        self._x = torch.randn(rows, *shape)
+        self._x.requires_grad_(not settings.get("first"))
+        if case["kind"] == "embedding":
+            self._x = torch.randint(0, settings["count"], (rows, *shape))
+        self._label = torch.randint(0, shape[0], (rows,))
+        self._module = torch.nn.Identity() if self._loss else OPS[case["kind"]](shape, settings)
+        self._dy = torch.ones(()) if self._loss else torch.randn_like(self._module(self._x))
+
+    def run(self, count: int) -> None:
+        for _ in range(count):
+            self._x.grad = None
+            self._module.zero_grad()
+            y = F.cross_entropy(self._x, self._label) if self._loss else self._module(self._x)
+            y.backward(self._dy)
+
+    def close(self) -> None:
+        pass
+
+
+class OptimizerTask:
+    """One update of one large parameter."""
+
+    def __init__(self, case: Settings) -> None:
+        parameter = torch.nn.Parameter(torch.randn(case["shape"][0]))
+        parameter.grad = torch.randn_like(parameter)
+        self._optimizer = optimizer(case["settings"]["optimizer"], [parameter])
+
+    def run(self, count: int) -> None:
+        for _ in range(count):
+            self._optimizer.step()
+
+    def close(self) -> None:
+        pass
+
+
+def optimizer(kind: str, parameters: Any) -> torch.optim.Optimizer:
+    if kind == "adam":
+        return torch.optim.Adam(parameters, lr=RATE)
+    return torch.optim.SGD(parameters, lr=RATE, momentum=0.9 if kind == "momentum" else 0.0)
+
+
+def mlp(hidden: list[int], inputs: int = 784, classes: int = 10) -> torch.nn.Sequential:
+    layers: list[torch.nn.Module] = []
+    for width in hidden:
+        layers += [torch.nn.Linear(inputs, width), torch.nn.ReLU()]
+        inputs = width
+    return torch.nn.Sequential(*layers, torch.nn.Linear(inputs, classes))
+
+
+def lenet5() -> torch.nn.Sequential:
+    """As p2pnn.zoo.lenet5."""
+    t = torch.nn
+    return t.Sequential(
+        *(t.Conv2d(1, 16, 5, padding=2, bias=False), t.BatchNorm2d(16), t.ReLU(), t.MaxPool2d(2)),
+        *(t.Conv2d(16, 32, 5, bias=False), t.BatchNorm2d(32), t.ReLU(), t.MaxPool2d(2), t.Flatten()),
+        *(t.Linear(800, 120), t.ReLU(), t.Linear(120, 84), t.ReLU(), t.Linear(84, 10)),
+    )
+
+
+class Block(torch.nn.Module):
+    """As p2pnn.zoo.resnet8's."""
+
+    def __init__(self, inputs: int, channels: int, stride: int) -> None:
+        super().__init__()
+        t = torch.nn
+        self.conv1, self.bn1 = t.Conv2d(inputs, channels, 3, stride, 1, bias=False), t.BatchNorm2d(channels)
+        self.conv2, self.bn2 = t.Conv2d(channels, channels, 3, 1, 1, bias=False), t.BatchNorm2d(channels)
+        self.skip = (
+            t.Sequential(t.Conv2d(inputs, channels, 1, stride, bias=False), t.BatchNorm2d(channels))
+            if (inputs, stride) != (channels, 1)
+            else t.Identity()
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.skip(x) + self.bn2(self.conv2(h)))
+
+
+def resnet8(width: int = 16) -> torch.nn.Sequential:
+    t = torch.nn
+    first = t.Sequential(t.Conv2d(1, width, 3, padding=1, bias=False), t.BatchNorm2d(width), t.ReLU())
+    blocks = [Block(width, width, 1), Block(width, 2 * width, 2), Block(2 * width, 4 * width, 2)]
+    return t.Sequential(first, *blocks, t.AdaptiveAvgPool2d(1), t.Flatten(), t.Linear(4 * width, 10))
+
+
+class Steps:
+    """Whole training steps, on rows chosen from data in memory."""
+
+    def __init__(self, case: Settings) -> None:
+        torch.manual_seed(0)
+        self._rows = case["rows"]
+        kind = case["kind"]
+        if kind == "mlp":
+            self._model, shape = mlp(case["settings"]["hidden"]), (784,)
+        elif kind in ("lenet5", "resnet8"):
+            self._model, shape = {"lenet5": lenet5, "resnet8": resnet8}[kind](), (1, 28, 28)
+        else:
+            raise Absent(f"there is no {kind} for torch here yet")
+        self._x = torch.randn(self._rows * BATCHES, *shape)
+        self._label = torch.randint(0, 10, (len(self._x),))
+        self._optimizer = optimizer(case["settings"]["optimizer"], self._model.parameters())
+        self._step = 0
+
+    def run(self, count: int) -> None:
+        for _ in range(count):
+            if self._step % BATCHES == 0:
+                self._order = torch.randperm(len(self._x))
+            chosen = self._order[self._step % BATCHES * self._rows :][: self._rows]
+            self._step += 1
+            self._optimizer.zero_grad()
+            loss = F.cross_entropy(self._model(self._x[chosen]), self._label[chosen])
+            loss.backward()
+            self._optimizer.step()
+            assert loss.item() == loss.item(), "the loss is not a number"
+
+    def close(self) -> None:
+        pass
+
+
+def make(case: dict[str, Any]) -> Task:
+    if case["steps"]:
+        return Steps(case)
+    return OptimizerTask(case) if case["kind"] == "optimizer" else OpTask(case)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    Steps({"kind": "mlp", "rows": 1, "settings": {"hidden": [1], "optimizer": "sgd"}}).run(3)  # what torch takes by itself
+    serve(make)
+    sys.exit(0)

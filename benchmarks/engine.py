@@ -1,0 +1,72 @@
+"""The engine against torch: by op, by optimizer, and by whole training steps, with the memory of those.
+
+    ./run bench engine [--json] [--quick] [--only TEXT] [--torch-python PATH]
+
+Each side runs in a process of its own with one thread; they take turns, round by round. torch need not be installed here: with
+--torch-python, or P2PNN_BENCH_PYTHON, its side runs in another environment. Without torch our own figures are printed alone.
+"""
+
+from __future__ import annotations
+
+import sys
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+from benchmarks._cases import ALL, MEMORY_AT_MOST, Case
+from benchmarks._measure import Contest, Report, Target, arguments
+from benchmarks._worker import Absent, Worker, torch_python
+
+OURS, TORCH = "p2pnn", "torch"
+
+
+def main() -> int:
+    options = arguments(__doc__ or "", extend=extend)
+    report = Report("engine")
+    cases = [case for case in ALL if options.only.lower() in case.name.lower()]
+    rounds, least_s = (3, 0.02) if options.quick else (15, 0.1)
+    try:
+        python = torch_python(options.torch_python)
+    except Absent as reason:
+        report.absent[TORCH] = str(reason)
+        python = ""
+    for case in cases:
+        with ExitStack() as stack:  # new processes for each case, so that its memory is its own
+            workers = {OURS: stack.enter_context(Worker(sys.executable, "_ours", *["steps"] * case.steps))}
+            if python:
+                workers[TORCH] = stack.enter_context(Worker(python, "_torch"))
+            measure(report, case, workers, rounds, least_s)
+    return report.end(options)
+
+
+def extend(parser: Any) -> None:
+    parser.add_argument("--only", default="", metavar="TEXT", help="only cases whose name contains TEXT")
+    parser.add_argument("--torch-python", metavar="PATH", help="a Python that has torch and numpy")
+
+
+def measure(report: Report, case: Case, workers: dict[str, Worker], rounds: int, least_s: float) -> None:
+    """One case: time in milliseconds, and memory in MiB where it is a whole step."""
+    able = {}
+    for name, worker in workers.items():
+        try:
+            worker.ask("prepare", **case.as_record(), least_s=least_s)
+            able[name] = worker
+        except Absent as reason:
+            report.absent[f"{case.name} ({name})"] = str(reason)
+    if OURS not in able:
+        return
+    contest = Contest(case.name, "ms", ours=OURS)
+    contest.run({name: partial(milliseconds, worker) for name, worker in able.items()}, rounds)
+    report.add(contest, *([Target(TORCH, at_most=case.at_most)] if case.at_most else []))
+    if case.steps:
+        memory = Contest(f"{case.name}, memory", "MiB", ours=OURS)
+        memory.add({name: worker.ask("memory")["bytes"] / (1 << 20) for name, worker in able.items()})
+        report.add(memory, Target(TORCH, at_most=MEMORY_AT_MOST))
+
+
+def milliseconds(worker: Worker) -> float:
+    return float(worker.ask("round")["seconds"]) * 1e3
+
+
+if __name__ == "__main__":
+    sys.exit(main())
