@@ -58,9 +58,10 @@ class Feed:
 
     def indices(self, stage: Stage, micro_batch: int) -> NDArray[np.int64]:
         """The dataset's row numbers of a micro-batch, padding included."""
-        start = (micro_batch - stage.first) * self._rows
+        step, index = stage.at(micro_batch)
+        start = index * self._rows
         if stage.mode == "train":
-            epoch, batch = divmod(stage.step, self._spec.steps_per_epoch)
+            epoch, batch = divmod(step, self._spec.steps_per_epoch)
             start += batch * self._spec.batch_size
             found = self._order("train", epoch)[start : start + self._rows]
         else:

@@ -27,6 +27,7 @@ from p2pnn.executor.tally import Pace, Sums
 from p2pnn.job import script
 from p2pnn.job.checkpoint import Manifest
 from p2pnn.job.plan import Plan
+from p2pnn.job.segment import delays
 from p2pnn.job.spec import JobSpec
 from p2pnn.model.verify import verify
 from p2pnn.train import machine as m
@@ -80,9 +81,10 @@ class Session:
             routes,
             plan.frames,
             spec.micro_batches,
+            delay=plan.delays[prepare.node_index] if plan.delays else 0,
             step=manifest.step if manifest and spec.kind == "train" else 0,
             split_batches={name: self._runner.feed.batches(name) for name, split in splits.items() if split},
-            clip=spec.optimizer.clip_norm > 0,
+            clip=spec.optimizer.clip_norm > 0 and spec.in_flight < 2,
         )
         self._pace = Pace(time.perf_counter(), self._machine.step)
         self._evaluation = Sums()
@@ -170,7 +172,7 @@ class Session:
                 machine.done(action, squares)
                 self._channel.send(commands.Squares(action.step, squares))
             case m.Update():
-                self._runner.weights.update(action.step, action.squares)
+                self._runner.weights.update(action.step, action.squares, machine.forwarded)
                 machine.done(action)
             case m.Answer():
                 self._answer(action.command)
@@ -220,4 +222,6 @@ def read(prepare: commands.Prepare) -> tuple[JobSpec, Plan]:
         raise JobFailedError("the plan does not fit the job's model")
     if not 0 <= prepare.node_index < nodes or plan.frames < 1 or spec.rows_per_micro_batch < 1:
         raise JobFailedError("the plan has no place for this node, no frame, or the job no rows per micro-batch")
+    if plan.delays != (delays(spec.graph, plan.assignment, spec.in_flight, nodes) if spec.kind == "train" else ()):
+        raise JobFailedError(f"the plan's delays do not fit the schedule {spec.schedule}")
     return spec, plan

@@ -1,7 +1,8 @@
 """Checkpoint parts: safetensors files with one node's tensors, in ONNX's layout and under ONNX-side names.
 
-A part holds parameters, state, and optimizer arrays as `optimizer/<slot>/<parameter>`. Reading goes by name over any number
-of parts, so a run goes on with another partition than it was cut with. The header's metadata carries the format number
+A part holds parameters, state, optimizer arrays as `optimizer/<slot>/<parameter>`, and what else the run goes on from, older
+versions of parameters as `version/<number>/<parameter>`. Reading goes by name over any number of parts, so a run goes on with
+another partition than it was cut with. The header's metadata carries the format number
 under `p2pnn`; files from elsewhere have none and are read by their tensor names alone.
 
 Writing streams tensor by tensor, so a checkpoint takes the memory of its largest tensor, and a full disk is an OSError
@@ -23,21 +24,24 @@ from safetensors import SafetensorError, safe_open
 
 from p2pnn.data.blobs import BlobStore
 from p2pnn.errors import CheckpointError, StorageError
-from p2pnn.job.checkpoint import FORMAT, OPTIMIZER, Part, add_bits, tensor_bits
+from p2pnn.job.checkpoint import FORMAT, Part, add_bits, tensor_bits
 from p2pnn.types import BlobId
 
 Tensor = NDArray[np.float32]
+Entry = tuple[str, tuple[int, ...], Callable[[], Tensor]]
+"""A tensor's name and shape, and how to get its float32 array."""
+
 ALIGNMENT: Final = 64
 
 
-def write(blobs: BlobStore, named: Sequence[tuple[str, tuple[int, ...], Callable[[], Tensor]]]) -> Part:
-    """Write a part of (name, shape, how to get its float32 array) and put it among the blobs.
+def write(blobs: BlobStore, named: Sequence[Entry], more: Sequence[Entry] = ()) -> Part:
+    """Write a part and put it among the blobs. Parameters and state (`named`) count for its bits, `more` does not.
 
     Raises StorageError for a disk that is full or fails; nothing is left of what was written.
     """
     temporary = blobs.temporary()
     try:
-        bits = _write(temporary, named)
+        bits = _write(temporary, named, more)
         size = temporary.stat().st_size
         return Part(blobs.adopt(temporary), size, bits)
     except OSError as error:
@@ -47,11 +51,11 @@ def write(blobs: BlobStore, named: Sequence[tuple[str, tuple[int, ...], Callable
             temporary.unlink(missing_ok=True)
 
 
-def _write(path: Path, named: Sequence[tuple[str, tuple[int, ...], Callable[[], Tensor]]]) -> bytes:
-    """Write the file; returns the bits of its parameters and state."""
+def _write(path: Path, named: Sequence[Entry], more: Sequence[Entry]) -> bytes:
+    """Write the file; returns the bits of what is `named`."""
     header: dict[str, Any] = {"__metadata__": {"p2pnn": str(FORMAT)}}
     end = 0
-    for name, shape, _ in named:
+    for name, shape, _ in (*named, *more):
         start, end = end, end + 4 * int(np.prod(shape, dtype=np.int64))
         header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
@@ -59,10 +63,10 @@ def _write(path: Path, named: Sequence[tuple[str, tuple[int, ...], Callable[[], 
     shares = []
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
-        for name, shape, get in named:
+        for position, (name, shape, get) in enumerate((*named, *more)):
             array = np.ascontiguousarray(get(), dtype="<f4").reshape(shape)
             data = array.reshape(-1).view(np.uint8).data
-            if not name.startswith(OPTIMIZER):
+            if position < len(named):
                 shares.append(tensor_bits(name, data))
             file.write(data)
     return add_bits(shares)
@@ -78,6 +82,9 @@ class Parts:
             with _opened(path) as file:
                 _check_format(path, file.metadata() or {})
                 self._files.update(dict.fromkeys(file.keys(), path))
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._files
 
     def read(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """One float32 array. Raises CheckpointError where it is missing or of another shape."""

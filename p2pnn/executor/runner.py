@@ -22,6 +22,7 @@ from p2pnn.executor.weights import Weights
 from p2pnn.job.plan import Plan
 from p2pnn.job.spec import JobSpec
 from p2pnn.model.graph import Value
+from p2pnn.train import rates
 from p2pnn.train.frames import Layout, layout
 from p2pnn.train.machine import Backward, Forward, Stage
 from p2pnn.train.schedule import Routes
@@ -51,14 +52,20 @@ class Runner:
         if self._layout.arena_bytes > arena.size:
             raise PlanError(f"the arena has {arena.size:,} bytes, but the plan takes {self._layout.arena_bytes:,}")
         self._arena = arena
-        self.weights = Weights(spec, routes, engine)
+        self.weights = Weights(spec, routes, engine, plan.delays[routes.node_index] if plan.delays else 0)
         self._modes = modes(spec)
         names = {name for mode in self._modes for name in routes.modes[mode].inputs}
         self.feed = Feed(spec, engine, blobs, frozenset(names))
         self.outputs = Outputs(blobs)
         self._programs = {
             (mode, task.position): engine.compile(
-                spec.graph, task.ops, self.weights.tensors, rows=self._rows, frames=plan.frames, mode=mode
+                spec.graph,
+                task.ops,
+                self.weights.tensors,
+                rows=self._rows,
+                frames=plan.frames,
+                mode=mode,
+                fuse=self.weights.fuse if mode == "train" else frozenset(),
             )
             for mode in self._modes
             for task in routes.modes[mode].tasks
@@ -101,15 +108,20 @@ class Runner:
             self.feed.fill(stage, m, values, self._routes.modes[stage.mode].inputs)
             self._filled[frame] = m
         context = self._context(stage, m)
-        self._program(stage.mode, task.position).forward(frame, context, values)
-        self._collect(task.ops, stage, context.rows, values, sums)
+        program, versions = self._program(stage.mode, task.position), self.weights.versions
+        lent = stage.mode == "train" and versions.lend(context.step)
+        program.forward(frame, context, values)
+        if lent:
+            versions.lend(context.step)
+        self._collect(task.ops, stage, context, values, sums)
 
     def backward(self, action: Backward, stage: Stage) -> None:
         """One segment's backward pass."""
         task, m = action
         frame = m % self._plan.frames
+        context = self._context(stage, m)
         program = self._program(stage.mode, task.position)
-        program.backward(frame, self._context(stage, m), self._gradients[frame], first=m == stage.first)
+        program.backward(frame, context, self._gradients[frame], first=context.micro_batch == 0)
 
     def _program(self, mode: Mode, position: int) -> Program:
         program = self._programs.get((mode, position))
@@ -118,12 +130,18 @@ class Runner:
         return program
 
     def _context(self, stage: Stage, m: int) -> Context:
-        rows = self.feed.valid_rows(stage, m)
-        return Context(self._spec.seed, stage.step, m - stage.first, rows, 1.0 / self._spec.micro_batches)
+        spec, rows = self._spec, self.feed.valid_rows(stage, m)
+        step, index = stage.at(m)
+        if stage.mode != "train":
+            return Context(spec.seed, step, index, rows, slot=self.weights.versions.newest_slot)
+        rate = rates.rate(spec.optimizer, step, spec.steps) if self.weights.fuse else 0.0
+        return Context(spec.seed, step, index, rows, 1.0 / spec.micro_batches, self.weights.versions.slot(step), rate)
 
-    def _collect(self, ops: Sequence[int], stage: Stage, rows: int, values: dict[str, Array], sums: Sums) -> None:
+    def _collect(
+        self, ops: Sequence[int], stage: Stage, context: Context, values: dict[str, Array], sums: Sums
+    ) -> None:
         """Losses, metrics or named outputs that these ops made."""
-        graph, producer = self._spec.graph, self._routes.flow.producer
+        graph, producer, rows = self._spec.graph, self._routes.flow.producer, context.rows
         mine = set(ops)
         if stage.mode == "predict":
             described = {value.name: value for value in graph.values}
@@ -135,7 +153,7 @@ class Runner:
             if producer.get(value) in mine:
                 loss = float(values[value])
                 if not math.isfinite(loss):
-                    where = f"at step {stage.step + 1}" if stage.mode == "train" else f"on the {stage.split} data"
+                    where = f"at step {context.step + 1}" if stage.mode == "train" else f"on the {stage.split} data"
                     what = "NaN" if math.isnan(loss) else "infinite"
                     raise JobFailedError(
                         f"the loss became {what} {where}; lower the learning rate, clip gradients or scale the data"

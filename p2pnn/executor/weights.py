@@ -1,8 +1,12 @@
-"""What this node's ops own: parameters, state, gradients and the optimizer's arrays; loading, updating and saving them."""
+"""What this node's ops own: parameters, state, gradients and the optimizer's arrays; loading, updating and saving them.
+
+A node that runs d updates behind keeps older versions of its parameters too (see `versions`). Those that coming steps read
+are part of a checkpoint that is taken before the last step, so that the run goes on with the same bits.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +16,8 @@ from p2pnn.data.blobs import BlobStore
 from p2pnn.engine.base import Array, Engine, Tensors
 from p2pnn.errors import JobFailedError
 from p2pnn.executor import parts
-from p2pnn.job.checkpoint import Manifest, Part
+from p2pnn.executor.versions import Versions, sets_needed
+from p2pnn.job.checkpoint import Manifest, Part, version_name
 from p2pnn.job.spec import JobSpec
 from p2pnn.model.graph import Parameter
 from p2pnn.model.initial import initial
@@ -23,14 +28,22 @@ from p2pnn.types import BlobId
 
 
 class Weights:
-    """tensors: the engine's; slots: optimizer slot → parameter → float32 array in the engine's layout."""
+    """tensors: the engine's; slots: optimizer slot → parameter → float32 array in the engine's layout; fuse: the parameters
+    that backward passes update themselves. delay: how many updates behind this node runs.
+    """
 
-    def __init__(self, spec: JobSpec, routes: Routes, engine: Engine) -> None:
+    def __init__(self, spec: JobSpec, routes: Routes, engine: Engine, delay: int = 0) -> None:
         self._spec = spec
         self._routes = routes
         self._engine = engine
         self._training = spec.kind == "train"
-        self.tensors: Tensors = engine.allocate(spec.graph, routes.ops, training=self._training)
+        self.fuse = fused(spec, engine, delay) if self._training else frozenset()
+        self.tensors: Tensors = engine.allocate(
+            spec.graph, routes.ops, training=self._training, versions=sets_needed(delay), fuse=self.fuse
+        )
+        changing = {name for name, _ in self.tensors.gradients}
+        read_back = {name for name in changing if routes.flow.read_back(name)}
+        self.versions = Versions(self.tensors.versions, delay, changing, read_back)
         self._parameters = [p for p in spec.graph.parameters if p.name in self.tensors.parameters]
         self._state = [p for p in spec.graph.state if p.name in self.tensors.state]
         self._updater = Updater(spec.optimizer)
@@ -43,9 +56,9 @@ class Weights:
     @property
     def memory_bytes(self) -> int:
         """Everything that lives from step to step, and the gradients."""
-        held = [*self.tensors.parameters.values(), *self.tensors.state.values(), *self.tensors.gradients.values()]
+        held = [*self.tensors.state.values(), *self.tensors.gradients.values()]
         held += [array for slot in self.slots.values() for array in slot.values()]
-        return sum(array.nbytes for array in held)
+        return self.versions.memory_bytes + sum(array.nbytes for array in held)
 
     def load(self, blobs: BlobStore, manifest: Manifest | None) -> None:
         """Fill everything: from the checkpoint, else from the spec's initial parts, else drawn from the seed.
@@ -54,7 +67,10 @@ class Weights:
         """
         if manifest is not None:
             source = parts.Parts(blobs, [part.blob for part in manifest.parts])
+            if self._training:
+                self.versions.restart(manifest.step)
             self._read(source.read)
+            self._read_older(source)
             for slot, arrays in self.slots.items():
                 for parameter in self._parameters:
                     found = source.read(slot_name(slot, parameter.name), parameter.shape)
@@ -72,9 +88,14 @@ class Weights:
     def save(self, blobs: BlobStore) -> Part:
         """Write this node's part of a checkpoint. Raises StorageError; the tensors are untouched either way."""
         named = [(p.name, p.shape, self._exporter(p, self._array(p))) for p in (*self._parameters, *self._state)]
+        more = []
         for slot, arrays in self.slots.items():
-            named += [(slot_name(slot, p.name), p.shape, self._exporter(p, arrays[p.name])) for p in self._parameters]
-        return parts.write(blobs, named)
+            more += [(slot_name(slot, p.name), p.shape, self._exporter(p, arrays[p.name])) for p in self._parameters]
+        if self.versions.updates < self._spec.steps:
+            for number, held in self.versions.older():
+                kept = [p for p in self._parameters if p.name in held]
+                more += [(version_name(number, p.name), p.shape, self._exporter(p, held[p.name])) for p in kept]
+        return parts.write(blobs, named, more)
 
     def squares(self) -> list[float]:
         """Sum the step's gradients, and Σ g² of each parameter that this node owns, in graph order (0 without gradient)."""
@@ -82,11 +103,15 @@ class Weights:
         owned = self._routes.owned[self._routes.node_index]
         return [clipping.squares(self._totals[name]) if name in self._totals else 0.0 for name in owned]
 
-    def update(self, step: int, squares: Any) -> None:
-        """Apply the step's gradients, scaled by the global norm where `squares` (node → its squares) are given.
+    def update(self, step: int, squares: Any, forwarded: int = 0) -> None:
+        """Apply the step's gradients, scaled where the job clips: by the norm over all nodes whose `squares` (node → its
+        squares) are given, else by that of this node's own gradients.
 
-        Raises JobFailedError where gradients are not numbers any more.
+        forwarded: this node's forward passes of all steps below it are done. Raises JobFailedError where gradients are not
+        numbers any more.
         """
+        if squares is None and self._spec.optimizer.clip_norm:
+            squares = {self._routes.node_index: self.squares()}
         totals, self._totals = self._totals, None
         if totals is None:
             totals = self._end_step()
@@ -97,18 +122,20 @@ class Weights:
                 raise JobFailedError(f"the gradients' norm became {norm} at step {step + 1}; lower the learning rate")
             scale = clipping.scale(norm, self._spec.optimizer.clip_norm)
         rate = rates.rate(self._spec.optimizer, step, self._spec.steps)
+        old, new = self.versions.advance(forwarded)
         for parameter in self._parameters:
             gradient = totals.get(parameter.name)
             if gradient is None:
                 continue
             self._updater.update(
-                self.tensors.parameters[parameter.name],
+                old[parameter.name],
                 gradient,
                 {slot: arrays[parameter.name] for slot, arrays in self.slots.items()},
                 rate=rate,
                 step=step,
                 scale=scale,
                 decay=parameter.decay,
+                out=new[parameter.name],
             )
 
     def _end_step(self) -> dict[str, Array]:
@@ -118,12 +145,36 @@ class Weights:
         for parameter in (*self._parameters, *self._state):
             self._put(self._array(parameter), parameter, read(parameter.name, parameter.shape))
 
+    def _read_older(self, source: parts.Parts) -> None:
+        """Versions before the newest; in place of one that the checkpoint does not hold, the next one that it does."""
+        following: Mapping[str, Array] = self.versions.newest
+        for number, held in reversed(list(self.versions.older())):
+            for parameter in self._parameters:
+                if parameter.name not in held:
+                    continue
+                name = version_name(number, parameter.name)
+                if name in source:
+                    self._put(held[parameter.name], parameter, source.read(name, parameter.shape))
+                else:
+                    np.copyto(held[parameter.name], following[parameter.name])
+            following = held
+
     def _array(self, parameter: Parameter) -> Array:
-        held = self.tensors.parameters if parameter.name in self.tensors.parameters else self.tensors.state
-        return held[parameter.name]
+        newest = self.versions.newest
+        return newest[parameter.name] if parameter.name in newest else self.tensors.state[parameter.name]
 
     def _put(self, target: Array, parameter: Parameter, array: NDArray[np.float32]) -> None:
         np.copyto(target, self._engine.import_parameter(self._spec.graph, parameter.name, array))
 
     def _exporter(self, parameter: Parameter, array: Array) -> Callable[[], NDArray[Any]]:
         return lambda: self._engine.export_parameter(self._spec.graph, parameter.name, array)
+
+
+def fused(spec: JobSpec, engine: Engine, delay: int) -> frozenset[str]:
+    """The parameters whose update may be part of the backward pass: by the job alone (plain SGD, one micro-batch per step),
+    on nodes that run no updates behind."""
+    optimizer = spec.optimizer
+    if delay or optimizer.kind != "sgd" or optimizer.clip_norm or spec.micro_batches != 1:
+        return frozenset()
+    decayed = {p.name for p in spec.graph.parameters if p.decay} if optimizer.weight_decay else set()
+    return engine.fusable(spec.graph) - decayed

@@ -16,9 +16,6 @@ from p2pnn.types import BlobId, JobId
 
 FORMAT: Final = 1
 
-OPTIMIZER: Final = "optimizer/"
-"""What the names of an optimizer's tensors begin with; they are not part of the fingerprint."""
-
 
 class Part(msgspec.Struct, frozen=True):
     """One node's file of a checkpoint: a safetensors blob of `size` bytes.
@@ -46,6 +43,12 @@ class Manifest(msgspec.Struct, frozen=True):
     best_epoch: int = 0
     finished: bool = False
     format: int = FORMAT
+
+
+def version_name(updates: int, parameter: str) -> str:
+    """The name under which a part holds a parameter as it was after so many updates: only those that coming steps read, of
+    a run with several mini-batches in flight."""
+    return f"version/{updates}/{parameter}"
 
 
 def tensor_bits(name: str, data: bytes | memoryview) -> int:

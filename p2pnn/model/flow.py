@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
+from typing import Final
 
 from p2pnn.model import ops
 from p2pnn.model.graph import Graph, Op
+
+READ_BACK: Final[Mapping[str, Mapping[int, tuple[int, ...]]]] = {
+    "Gemm": {0: (1,), 1: (0,)},
+    "MatMul": {0: (1,), 1: (0,)},
+    "Conv": {1: (0,)},
+    "Add": {},
+    "Sub": {},
+    "Gather": {},
+}
+"""Kind → input position → the inputs whose gradients are made from it. Of these kinds no other input is read in a backward
+pass (a product's bias, say); of kinds that are not here any may be."""
 
 
 class Flow:
@@ -55,6 +68,24 @@ class Flow:
             if any(v in parameters or self.producer.get(v, -1) in trained for v in op.inputs):
                 trained.add(index)
         return frozenset(trained & self.needed(*self.graph.losses))
+
+    def read_back(self, parameter: str) -> bool:
+        """Whether backward passes read a parameter, and not only forward passes and updates: conservative, so True for an
+        input of a kind that nothing is said about."""
+        for index in self.consumers.get(parameter, ()):
+            if index not in self.with_gradient:
+                continue
+            op = self.graph.ops[index]
+            readers = READ_BACK.get(op.kind)
+            if readers is None:
+                return True
+            for position, name in enumerate(op.inputs):
+                if name == parameter and any(self._has_gradient(op.inputs[p]) for p in readers.get(position, ())):
+                    return True
+        return False
+
+    def _has_gradient(self, value: str) -> bool:
+        return self.producer.get(value, -1) in self.with_gradient or any(p.name == value for p in self.graph.parameters)
 
     def gradient_consumers(self, value: str) -> list[int]:
         """The ops, in graph order, that send a gradient back to `value`'s producer; empty where none flows."""

@@ -3,22 +3,31 @@
 Feed it what happened (`command`, `arrived`, `sent`, `peer_retired`, `peer_squares`), ask it what to do (`next_action`, then
 `done` when that is carried out), and pass on what `outgoing` returns.
 
-A run is a row of *stages*: one per training step, one per evaluation or prediction, one (of no micro-batches) per
-checkpoint or restore. A node finishes a stage before it begins the next; nodes are in different stages at the same time.
-Micro-batches are numbered through all stages of one start. Within a stage each segment runs forwards, and backwards, in
-micro-batch order, and a backward pass that may run goes before any forward pass (1F1B falls out).
+A run is a row of *stages*: one for each stretch of training steps, one per evaluation or prediction, one (of no
+micro-batches) per checkpoint or restore. Train commands that follow each other are one stage, which grows with each of
+them. A node finishes a stage before it begins the next; nodes are in different stages at the same time. Micro-batches are
+numbered through all stages of one start. Within a stage each segment runs forwards, and backwards, in micro-batch order,
+and a backward pass that may run goes before any forward pass (1F1B falls out).
 
-Why no mesh can hang, for any number of frames F ≥ 1: let m be the least micro-batch that some node has not
-retired. Every node's window [retired, retired + F) has m in it or behind it, so nobody lacks credit to send what m needs;
-segments have no cycle, so some segment can work on m. A step's update needs only micro-batches of that step and before.
+A step's update comes right after all of the step's passes on this node, and before any backward pass of the next step.
+With a *delay* of d (`async:K`, see `job.segment.delays`) forward passes may run up to d steps ahead of the updates: that
+of step t needs the parameters after max(0, t − d) updates, and so does its backward pass, though newer ones exist by
+then (`executor.weights` keeps them apart). Nothing else differs: `sync` is a delay of 0.
+
+Why no mesh can hang, for any number of frames F ≥ 1 and any delays: let m be the least micro-batch that some node has not
+retired. Every node's window [retired, retired + F) has m in it or behind it, so nobody lacks credit to send what m needs.
+All passes of earlier steps are done everywhere, so their updates are due everywhere and wait for nothing of m's step or
+later; none of them is needed beyond what m's own step may ask for, its number less the delay. Segments have no cycle, so
+some segment can work on m.
 
 Global-norm clipping: when a node is done with a step's gradients it makes Squares, and its Update waits for those of all
-other nodes that own parameters, so that every node scales by the same number.
+other nodes that own parameters, so that every node scales by the same number. With several steps in flight nobody waits:
+each node clips by the norm of its own gradients.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -77,24 +86,34 @@ class Retired(NamedTuple):
 
 
 class Stage(NamedTuple):
-    """A stretch of `batches` micro-batches from number `first` on. step: the training step; split: what is evaluated."""
+    """The micro-batches from number `first` to before `end`. step: the training step of the first one; per_step: how many
+    make a step; split: what is evaluated."""
 
     mode: Mode
     first: int
-    batches: int
+    end: int
     step: int = 0
+    per_step: int = 1
     split: str = ""
 
-    @property
-    def end(self) -> int:
-        return self.first + self.batches
+    def at(self, micro_batch: int) -> tuple[int, int]:
+        """The training step of a micro-batch, and which of that step's it is; an evaluation is all one step 0."""
+        if self.mode != "train":
+            return 0, micro_batch - self.first
+        steps, index = divmod(micro_batch - self.first, self.per_step)
+        return self.step + steps, index
+
+    def begin(self, step: int) -> int:
+        """The first micro-batch of a training step."""
+        return self.first + (step - self.step) * self.per_step
 
 
 class Machine:
     """One node of one start of a job.
 
-    micro_batches: per training step. step: steps done before this start. split_batches: split name → micro-batches of
-    one pass over it. clip: whether global-norm clipping is on. stage: what the actions now returned belong to.
+    micro_batches: per training step. delay: how many steps forward passes may run ahead of updates. step: steps done
+    before this start. split_batches: split name → micro-batches of one pass over it. clip: whether nodes exchange squares.
+    stage: what the actions now returned belong to.
     """
 
     def __init__(
@@ -103,39 +122,47 @@ class Machine:
         frames: int,
         micro_batches: int,
         *,
+        delay: int = 0,
         step: int = 0,
         split_batches: Mapping[str, int] | None = None,
         clip: bool = False,
     ) -> None:
         self._routes = routes
         self._frames = frames
-        self._micro_batches = micro_batches
+        self._delay = delay
         self._split_batches = dict(split_batches or {})
-        self._clip = clip
         me = routes.node_index
         self._incoming = {t.index for t in routes.transfers if t.target == me}
         self._target = {t.index: t.target for t in routes.transfers if t.source == me}
         owners = {node for node, names in enumerate(routes.owned) if names}
         self._peers_with_squares = owners - {me} if me in owners else set()
-        self._owner = me in owners
+        self._exchanges = clip and me in owners
 
         self.step = step
         self.retired = 0
-        self.stage = Stage("train", 0, 0)
+        self.stage = Stage("train", 0, 0, step, micro_batches)
+        self._per_step = micro_batches
         self._tasks: ModeTasks = routes.modes["train"]
         self._have = [0] * frames
         self._goal = [-1] * frames  # the bits that retire a frame's micro-batch; −1 before its stage has begun
-        self._remaining = 0  # computations left in this stage
-        self._next_forward: list[int] = []
-        self._next_backward: list[int] = []
+        self._computed: Counter[int] = Counter()  # computations done in this stage, by step
+        self._next_forward = [0] * len(routes.segments)
+        self._next_backward = [0] * len(routes.segments)
         self._commands: deque[script.Command] = deque()
-        self._ending: deque[Action] = deque()
+        self._open: deque[script.Command] = deque()  # begun and not answered: one, or any number of Train commands
         self._doing: Action | None = None
         self._peer_retired: dict[int, int] = {}
         self._waiting: list[Send] = []
         self._look_at_waiting = False
         self._told = 0
         self._squares: dict[int, dict[int, Sequence[float]]] = {}
+
+    @property
+    def forwarded(self) -> int:
+        """All of this node's forward passes of training steps below this number are done."""
+        return self.stage.at(min((self._next_forward[t.position] for t in self._tasks.tasks), default=self.stage.end))[
+            0
+        ]
 
     # what happened
 
@@ -183,12 +210,13 @@ class Machine:
         """What to do now, or None to wait for news. Call `done` before asking again."""
         if self._doing is not None:
             raise LocalProtocolError("an action was asked for while another was not done")
-        while not self._remaining and not self._ending:
-            if not self._commands:
-                return None
-            self._begin()
-        self._doing = self._backward() or self._forward() if self._remaining else self._end()
-        return self._doing
+        while self._commands and self._begin(self._commands[0]):
+            self._commands.popleft()
+        action = self._due()
+        if action is None:
+            action = self._backward() or self._forward()
+        self._doing = action
+        return action
 
     def done(self, action: Action, squares: Sequence[float] = ()) -> None:
         """The action is carried out; `squares` belong to Squares."""
@@ -196,14 +224,15 @@ class Machine:
             raise LocalProtocolError(f"{action} was not the action to do")
         self._doing = None
         if isinstance(action, (Forward, Backward)):
-            self._computed(action)
-            return
-        if isinstance(action, Squares):
+            self._passed(action)
+        elif isinstance(action, Squares):
             self._squares.setdefault(action.step, {})[self._routes.node_index] = squares
         elif isinstance(action, Update):
             self._squares.pop(action.step, None)
+            self._computed.pop(action.step, None)
             self.step += 1
-        self._ending.popleft()
+        else:
+            self._open.popleft()
 
     def outgoing(self) -> list[Send | Retired]:
         """What may be sent now and was not returned before. What may go overtakes what may not."""
@@ -222,38 +251,72 @@ class Machine:
 
     # within
 
-    def _begin(self) -> None:
-        """Begin the next stage of the script; a Train command stays at the head until its last step has begun."""
-        command = self._commands[0]
+    def _begin(self, command: script.Command) -> bool:
+        """Begin a command, unless it must wait for those before it. Only Train follows Train without waiting."""
+        trains = isinstance(command, script.Train)
+        if self._open and not (trains and isinstance(self._open[0], script.Train)):
+            return False
         first = self.stage.end
-        if isinstance(command, script.Train) and command.until_step > self.step:
-            self._start(Stage("train", first, self._micro_batches, step=self.step))
-            if self._clip and self._owner:
-                self._ending.append(Squares(self.step))
-            self._ending.append(Update(self.step, None))
-            return
-        self._commands.popleft()
-        if isinstance(command, script.Evaluate):
-            self._start(Stage("evaluate", first, self._split_batches[command.split], split=command.split))
+        self._open.append(command)
+        if isinstance(command, script.Train):
+            if self.stage.mode != "train":
+                self._start(Stage("train", first, first, self.step, self._per_step))
+            self.stage = self.stage._replace(end=max(first, self.stage.begin(command.until_step)))
+            self._claim()
+        elif isinstance(command, script.Evaluate):
+            self._start(Stage("evaluate", first, first + self._split_batches[command.split], split=command.split))
         elif isinstance(command, script.Predict):
-            self._start(Stage("predict", first, self._split_batches["test"], split="test"))
-        self._ending.append(Finished() if isinstance(command, script.Finish) else Answer(command))
+            self._start(Stage("predict", first, first + self._split_batches["test"], split="test"))
+        return True
 
     def _start(self, stage: Stage) -> None:
         self.stage = stage
         self._tasks = self._routes.modes[stage.mode]
-        self._remaining = stage.batches * self._tasks.computations
+        self._computed.clear()
         self._next_forward = [stage.first] * len(self._routes.segments)
         self._next_backward = [stage.first] * len(self._routes.segments)
-        for m in range(max(stage.first, self.retired), min(stage.end, self.retired + self._frames)):
+        self._claim()
+
+    def _claim(self) -> None:
+        """Give the stage's micro-batches the frames that are free for them."""
+        for m in range(max(self.stage.first, self.retired), min(self.stage.end, self.retired + self._frames)):
             self._goal[m % self._frames] = self._tasks.complete
         self._retire()
 
+    def _due(self) -> Action | None:
+        """What the computations that are done make due: an update, or an answer."""
+        stage, per_batch = self.stage, self._tasks.computations
+        training = stage.mode == "train" and stage.begin(self.step) < stage.end
+        if training and self._computed[self.step] == stage.per_step * per_batch:
+            return self._update()
+        command = self._open[0] if self._open else None
+        match command:
+            case None:
+                return None
+            case script.Train():
+                return Answer(command) if command.until_step <= self.step else None
+            case script.Evaluate() | script.Predict():
+                return Answer(command) if self._computed[0] == (stage.end - stage.first) * per_batch else None
+            case script.Finish():
+                return Finished() if self.retired >= stage.end else None
+            case _:
+                return Answer(command)
+
+    def _update(self) -> Action | None:
+        """The update of this step, or what must come before it; None to wait for other nodes' squares."""
+        if not self._exchanges:
+            return Update(self.step, None)
+        squares = self._squares.get(self.step, {})
+        if self._routes.node_index not in squares:
+            return Squares(self.step)
+        return Update(self.step, dict(squares)) if self._peers_with_squares <= squares.keys() else None
+
     def _backward(self) -> Backward | None:
         """The ready backward pass of the least micro-batch, deepest segment first."""
-        if self.stage.mode != "train":
+        stage = self.stage
+        if stage.mode != "train":
             return None
-        best, bound = None, min(self.stage.end, self.retired + self._frames)
+        best, bound = None, min(stage.end, self.retired + self._frames, stage.begin(self.step + 1))
         for task in self._tasks.tasks:
             m = self._next_backward[task.position]
             if m < bound and task.has_backward and not task.backward_needs & ~self._have[m % self._frames]:
@@ -262,14 +325,17 @@ class Machine:
 
     def _forward(self) -> Forward | None:
         """The ready forward pass of the least micro-batch, shallowest segment first."""
-        best, bound = None, min(self.stage.end, self.retired + self._frames)
+        stage = self.stage
+        best, bound = None, min(stage.end, self.retired + self._frames)
+        if stage.mode == "train":
+            bound = min(bound, stage.begin(self.step + self._delay + 1))
         for task in self._tasks.tasks:
             m = self._next_forward[task.position]
             if m < bound and not task.needs & ~self._have[m % self._frames]:
                 best, bound = Forward(task, m), m
         return best
 
-    def _computed(self, action: Forward | Backward) -> None:
+    def _passed(self, action: Forward | Backward) -> None:
         position = action.task.position
         if isinstance(action, Forward):
             self._next_forward[position] += 1
@@ -278,23 +344,11 @@ class Machine:
             self._next_backward[position] += 1
             bit, sends = action.task.backward_makes, action.task.backward_sends
         self._have[action.micro_batch % self._frames] |= bit
-        self._remaining -= 1
+        self._computed[self.stage.at(action.micro_batch)[0]] += 1
         if sends:
             self._waiting += [Send(transfer, action.micro_batch) for transfer in sends]
             self._look_at_waiting = True
         self._retire()
-
-    def _end(self) -> Action | None:
-        """The stage's computations are done: the next of what closes it, or None while it must wait."""
-        action = self._ending[0]
-        if isinstance(action, Update) and self._clip and self._owner:
-            squares = self._squares[action.step]
-            if not self._peers_with_squares <= squares.keys():
-                return None
-            self._ending[0] = action = Update(action.step, dict(squares))
-        if isinstance(action, Finished) and self.retired < self.stage.end:
-            return None
-        return action
 
     def _retire(self) -> None:
         """Retire micro-batches in order; a frame that is free belongs to the micro-batch `frames` later."""

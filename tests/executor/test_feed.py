@@ -38,10 +38,9 @@ def test_an_epoch_trains_on_every_row_once_in_its_order(blobs: BlobStore) -> Non
     assert spec.train is not None
     for epoch in range(2):
         rows = []
-        for step in range(5 * epoch, 5 * epoch + 5):
-            stage = Stage("train", 100 + 4 * step, 4, step=step)
-            rows += [feed.indices(stage, m) for m in range(stage.first, stage.end)]
-            assert {feed.valid_rows(stage, m) for m in range(stage.first, stage.end)} == {4}
+        stage = Stage("train", 100 + 20 * epoch, 120 + 20 * epoch, step=5 * epoch, per_step=4)
+        rows += [feed.indices(stage, m) for m in range(stage.first, stage.end)]
+        assert {feed.valid_rows(stage, m) for m in range(stage.first, stage.end)} == {4}
         np.testing.assert_array_equal(np.concatenate(rows), epoch_order(spec.train, spec.seed, epoch))
 
 
@@ -51,7 +50,7 @@ def test_evaluation_covers_the_split_and_repeats_its_last_row(blobs: BlobStore) 
     assert spec.validation is not None
     order = split_order(spec.validation)
     assert feed.batches("validation") == 3
-    stage = Stage("evaluate", 7, 3, split="validation")
+    stage = Stage("evaluate", 7, 10, split="validation")
     assert [feed.valid_rows(stage, m) for m in range(7, 10)] == [4, 4, 2]
     np.testing.assert_array_equal(
         np.concatenate([feed.indices(stage, m) for m in range(7, 10)]), [*order, order[-1], order[-1]]
@@ -63,7 +62,7 @@ def test_rows_come_scaled_and_in_the_engine_s_layout(blobs: BlobStore) -> None:
     spec = spec_for(graph, blobs)
     feed = feed_for(spec, blobs)
     plain = feed_for(msgspec.structs.replace(spec, graph=models.dense()), blobs)
-    stage = Stage("train", 0, 4)
+    stage = Stage("train", 0, 4, per_step=4)
     image = graph.inputs[0]
     arrays = {v.name: np.empty(ENGINE.shape(v, 4), v.dtype) for v in graph.inputs}
     feed.fill(stage, 1, arrays, ("image", "label"))
@@ -84,7 +83,7 @@ def test_a_column_of_another_shape_is_refused_with_both(blobs: BlobStore) -> Non
     )
     feed = feed_for(msgspec.structs.replace(spec, graph=wrong), blobs)
     with pytest.raises(DataError, match=r"\(2, 8, 8\), but input image takes \(3, 8, 8\)"):
-        feed.fill(Stage("train", 0, 4), 0, {}, ("image",))
+        feed.fill(Stage("train", 0, 4, per_step=4), 0, {}, ("image",))
 
 
 def test_a_split_that_is_not_there_is_refused(blobs: BlobStore) -> None:
@@ -105,7 +104,7 @@ def test_an_order_is_made_once_although_validation_comes_between(
     monkeypatch.setattr("p2pnn.executor.feed.split_order", counted)
     feed = feed_for(spec_for(models.dense(), blobs), blobs)
     for number in range(3):
-        feed.indices(Stage("train", 0, number), 0)
+        feed.indices(Stage("train", 0, 4), number)
         feed.indices(Stage("evaluate", 0, 3, split="validation"), 0)
         feed.indices(Stage("evaluate", 0, 3, split="test"), 0)
     assert len(made) == 2

@@ -14,7 +14,7 @@ from p2pnn.train import machine as m
 from p2pnn.train.schedule import Task
 
 TASK = Task(1, 5, (0, 1), 0, 0, ())
-TRAIN = m.Stage("train", 8, 4, 2)
+TRAIN = m.Stage("train", 8, 12, 2, 4)
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def memory() -> bytearray:
         (m.Squares(2), TRAIN, (-1, 2, Kind.SQUARES, -1)),
         (m.Forward(TASK, 3), m.Stage("evaluate", 0, 4), (3, -1, Kind.EVALUATE, 5)),
         (m.Forward(TASK, 3), m.Stage("predict", 0, 4), (3, -1, Kind.PREDICT, 5)),
-        (m.Answer(script.Checkpoint(1)), m.Stage("train", 0, 0), (-1, 0, Kind.CHECKPOINT, -1)),
+        (m.Answer(script.Checkpoint(1)), m.Stage("train", 0, 0), (-1, -1, Kind.CHECKPOINT, -1)),
         (m.Answer(script.Restore(1, ())), m.Stage("evaluate", 0, 0), (-1, -1, Kind.RESTORE, -1)),
         (m.Answer(script.Train(1, 4)), m.Stage("evaluate", 0, 0), (-1, -1, Kind.ANSWER, -1)),
     ],

@@ -6,12 +6,14 @@ import heapq
 import random
 from typing import Any
 
+import msgspec
 import pytest
 
 from p2pnn.errors import LocalProtocolError
 from p2pnn.job import script
+from p2pnn.job.segment import delays
 from p2pnn.train.machine import Answer, Backward, Finished, Forward, Machine, Retired, Send, Squares, Update
-from p2pnn.train.schedule import Routes
+from p2pnn.train.schedule import Mode, Routes
 from tests.train.graphs import random_graph
 
 SPLITS = {"validation": 2, "test": 3}
@@ -20,37 +22,72 @@ SPLITS = {"validation": 2, "test": 3}
 class Mesh:
     """N machines and the links between them, one event queue. What a place holds is the number of its micro-batch."""
 
-    def __init__(self, seed: int, machine: type[Machine] = Machine, ops_max: int = 8) -> None:
+    def __init__(
+        self, seed: int, machine: type[Machine] = Machine, ops_max: int = 8, in_flight_max: int = 0, step: int = 0
+    ) -> None:
         self.dice = dice = random.Random(seed)
         graph = random_graph(dice, ops_max)
         self.nodes = dice.randint(1, 4)
-        self.frames = dice.randint(1, 4)
-        self.micro_batches = dice.randint(1, 3)
-        self.clip = dice.random() < 0.5
+        in_flight = dice.randint(1, in_flight_max) if in_flight_max else 0
+        self.frames = in_flight or dice.randint(1, 4)
+        self.micro_batches = 1 if in_flight else dice.randint(1, 3)
+        self.clip = dice.random() < 0.5 and in_flight < 2
         assignment = [dice.randrange(self.nodes) for _ in graph.ops]
+        self.delays = delays(graph, assignment, in_flight, self.nodes) or (0,) * self.nodes
+        self.step = step
         self.routes = [Routes(graph, assignment, n, self.nodes) for n in range(self.nodes)]
         self.transfers = self.routes[0].transfers
         self.machines = [
-            machine(r, self.frames, self.micro_batches, split_batches=SPLITS, clip=self.clip) for r in self.routes
+            machine(
+                r,
+                self.frames,
+                self.micro_batches,
+                delay=delay,
+                step=step,
+                split_batches=SPLITS,
+                clip=self.clip,
+            )
+            for r, delay in zip(self.routes, self.delays, strict=True)
         ]
+        # What the parameters' buffers hold: a version's number, in a ring of one more than the delay.
+        self.versions = [{v % (d + 1): v for v in range(max(0, step - d), step + 1)} for d in self.delays]
         self.queue: list[tuple[float, int, int, Any]] = []
         self.count = 0
         self.busy = [False] * self.nodes
         self.places: list[dict[tuple[str, int, int], int]] = [{} for _ in range(self.nodes)]
         self.ran: list[dict[tuple[str, int], list[int]]] = [{} for _ in range(self.nodes)]
-        self.updates = [0] * self.nodes
+        self.updates = [step] * self.nodes
+        self.most_ahead = 0
         self.answers: list[list[int]] = [[] for _ in range(self.nodes)]
         self.finished = [False] * self.nodes
         self.speed = [10 ** dice.uniform(-1, 1) for _ in range(self.nodes)]
         self.delay = [[10 ** dice.uniform(-1, 1) for _ in range(self.nodes)] for _ in range(self.nodes)]
         self.script = [
-            script.Train(0, 1),
+            script.Train(0, step + 1),
             script.Evaluate(1, "validation"),
-            script.Train(2, dice.randint(1, 3)),
+            script.Train(2, step + dice.randint(1, 3)),
             dice.choice((script.Checkpoint(3), script.Restore(3, ()))),
-            dice.choice((script.Predict(4), script.Evaluate(4, "test"), script.Train(4, 2))),
+            dice.choice((script.Predict(4), script.Evaluate(4, "test"), script.Train(4, step + 2))),
             script.Finish(),
         ]
+        if in_flight:
+            self.script[3:3] = self.pieces(dice, step + 3)
+            self.script = [self.numbered(command, n) for n, command in enumerate(self.script)]
+
+    @staticmethod
+    def pieces(dice: random.Random, step: int) -> list[Any]:
+        """Train commands one after the other, now and then a cut between them."""
+        found: list[Any] = []
+        for _ in range(dice.randint(1, 4)):
+            step += dice.randint(0, 4)
+            found.append(script.Train(0, step))
+            if dice.random() < 0.2:
+                found.append(dice.choice((script.Checkpoint(0), script.Evaluate(0, "test"))))
+        return found
+
+    @staticmethod
+    def numbered(command: Any, sequence: int) -> Any:
+        return command if isinstance(command, script.Finish) else msgspec.structs.replace(command, sequence=sequence)
 
     def post(self, now: float, node: int, event: Any) -> None:
         self.count += 1
@@ -108,6 +145,7 @@ class Mesh:
                 self.post(now + delay, peer, ("peer_squares", node, action.step, squares))
         elif isinstance(action, Update):
             self.check_step(node, action)
+            self.versions[node][self.updates[node] % (self.delays[node] + 1)] = self.updates[node]
         elif isinstance(action, Answer):
             self.answers[node].append(action.command.sequence)
         elif isinstance(action, Finished):
@@ -141,7 +179,15 @@ class Mesh:
         self.post(now + delay, transfer.target, ("arrived", send.transfer, send.micro_batch))
 
     def read(self, node: int, action: Forward | Backward) -> None:
-        """Everything that a computation reads from other nodes is there, at its start and at its end."""
+        """Everything that a computation reads is there, at its start and at its end: other nodes' tensors, and in training
+        the parameters after exactly so many updates."""
+        machine, delay = self.machines[node], self.delays[node]
+        if machine.stage.mode == "train":
+            step, _ = machine.stage.at(action.micro_batch)
+            version = max(0, step - delay)
+            assert self.versions[node].get(version % (delay + 1)) == version, "another version's parameters"
+            assert isinstance(action, Forward) or self.updates[node] == step, "a gradient before its turn"
+            self.most_ahead = max(self.most_ahead, step - self.updates[node])
         needs = action.task.backward_needs if isinstance(action, Backward) else action.task.needs
         for transfer in self.transfers:
             if needs >> transfer.index & 1:
@@ -153,12 +199,13 @@ class Mesh:
         return t.value, t.consumer, m % self.frames
 
     def check_step(self, node: int, update: Update) -> None:
-        """Each task ran this step's last micro-batch, and none is beyond it."""
+        """Each task ran this step's last micro-batch, and no backward pass is beyond it."""
         stage = self.machines[node].stage
+        last = stage.begin(update.step + 1) - 1
         for task in self.routes[node].modes["train"].tasks:
-            assert self.ran[node]["Forward", task.position][-1] == stage.end - 1
+            assert self.ran[node]["Forward", task.position][-1] >= last
             if task.has_backward:
-                assert self.ran[node]["Backward", task.position][-1] == stage.end - 1
+                assert self.ran[node]["Backward", task.position][-1] == last
         assert update.step == self.updates[node]
         owners = {n for n, names in enumerate(self.routes[node].owned) if names}
         if self.clip and node in owners:
@@ -168,17 +215,18 @@ class Mesh:
 
     def check(self) -> None:
         """Every micro-batch went through every task of its mode exactly once."""
-        step, stages = 0, []
+        step = self.step
+        stages: list[Mode] = []
         for command in self.script:
             if isinstance(command, script.Train):
-                stages += ["train"] * self.micro_batches * max(0, command.until_step - step)
+                stages.extend("train" for _ in range(self.micro_batches * max(0, command.until_step - step)))
                 step = max(step, command.until_step)
             elif isinstance(command, script.Evaluate):
-                stages += ["evaluate"] * SPLITS[command.split]
+                stages.extend("evaluate" for _ in range(SPLITS[command.split]))
             elif isinstance(command, script.Predict):
-                stages += ["predict"] * SPLITS["test"]
+                stages.extend("predict" for _ in range(SPLITS["test"]))
         for node, routes in enumerate(self.routes):
-            assert self.answers[node] == [0, 1, 2, 3, 4]
+            assert self.answers[node] == list(range(len(self.script) - 1))
             assert self.updates[node] == self.machines[node].step == step
             assert self.machines[node].retired == len(stages)
             wanted: dict[tuple[str, int], list[int]] = {}
@@ -190,11 +238,13 @@ class Mesh:
             assert self.ran[node] == wanted
 
 
-def run(seed: int, **options: Any) -> None:
+def run(seed: int, **options: Any) -> Mesh:
     try:
-        Mesh(seed, **options).run()
+        mesh = Mesh(seed, **options)
+        mesh.run()
+        return mesh
     except Exception as error:
-        raise AssertionError(f"repeat with: Mesh({seed}).run()") from error
+        raise AssertionError(f"repeat with: Mesh({seed}, **{options}).run()") from error
 
 
 def test_ten_thousand_random_meshes_none_hangs() -> None:
@@ -202,10 +252,20 @@ def test_ten_thousand_random_meshes_none_hangs() -> None:
         run(seed)
 
 
+def test_with_several_mini_batches_in_flight_none_hangs_and_each_reads_its_own_version() -> None:
+    ahead = 0
+    for seed in range(5_000):
+        mesh = run(seed, in_flight_max=5, step=seed % 3 * 4)
+        assert mesh.most_ahead <= max(mesh.delays)
+        ahead += mesh.most_ahead == max(mesh.delays) > 0
+    assert ahead > 1_500  # of the 2,656 meshes with a delay at all
+
+
 @pytest.mark.long
 def test_larger_random_meshes() -> None:
     for seed in range(10_000, 20_000):
         run(seed, ops_max=20)
+        run(seed, ops_max=20, in_flight_max=8, step=seed % 3 * 4)
 
 
 def test_without_credits_the_simulation_would_notice() -> None:
@@ -226,9 +286,8 @@ def test_without_credits_the_simulation_would_notice() -> None:
 
 def test_an_update_that_does_not_wait_would_be_noticed() -> None:
     class Hasty(Machine):
-        def _end(self) -> Any:
-            action = super()._end()
-            return self._ending[0] if action is None else action
+        def _update(self) -> Any:
+            return super()._update() or Update(self.step, {})
 
     broken = 0
     for seed in range(100):
@@ -237,6 +296,35 @@ def test_an_update_that_does_not_wait_would_be_noticed() -> None:
         except AssertionError:
             broken += 1
     assert broken > 10
+
+
+def test_a_machine_that_runs_ahead_of_its_delay_would_be_noticed() -> None:
+    class Ahead(Machine):
+        def __init__(self, *values: Any, delay: int, **options: Any) -> None:
+            super().__init__(*values, delay=delay + 1, **options)
+
+    broken = 0
+    for seed in range(100):
+        try:
+            Mesh(seed, Ahead, in_flight_max=5).run()
+        except AssertionError:
+            broken += 1
+    assert broken > 5
+
+
+def test_train_commands_follow_each_other_without_a_gap() -> None:
+    """The next step's forward passes begin before the first command is answered, once the second is there."""
+    machine = Machine(Routes(random_graph(random.Random(3), 6), [0] * 6, 0, 1), 3, 1, delay=2)
+    machine.command(script.Train(0, 1))
+    machine.command(script.Train(1, 3))
+    kinds = []
+    while (action := machine.next_action()) is not None:
+        kinds.append(type(action))
+        machine.done(action)
+        machine.outgoing()
+    assert kinds.index(Answer) > kinds.index(Update)
+    assert kinds.count(Answer) == 2
+    assert kinds.count(Update) == 3
 
 
 def machine_of(assignment: list[int], node: int, **options: Any) -> Machine:
