@@ -22,7 +22,7 @@ from p2pnn.executor import channel, commands
 from p2pnn.executor.process import Spawned, spawn
 from p2pnn.job import script
 from p2pnn.job.checkpoint import Manifest, Part
-from p2pnn.job.segment import transfers
+from p2pnn.job.segment import delays, transfers
 from p2pnn.job.spec import Chunk, Column, Dataset, JobSpec, Split
 from p2pnn.model.graph import Graph
 from p2pnn.train.frames import layout
@@ -115,9 +115,13 @@ class Mesh:
         nodes: int = 1,
         frames: int = 3,
         checkpoint: Manifest | None = None,
+        planned_for: JobSpec | None = None,
     ) -> None:
         self.spec = spec
-        plan = plan_for(list(assignment), nodes, frames)
+        in_flight = (planned_for or spec).in_flight if spec.kind == "train" else 0
+        self.delays = delays(spec.graph, assignment, in_flight, nodes)
+        plan = plan_for(list(assignment), nodes, in_flight or frames)
+        plan = msgspec.structs.replace(plan, delays=self.delays)
         self.transfers = transfers(spec.graph, assignment)
         self.layouts = [layout(spec.graph, plan, n, spec.rows_per_micro_batch) for n in range(nodes)]
         self.gates = [Gate(spec.graph, plan, n, self.layouts[n]) for n in range(nodes)]
@@ -170,8 +174,11 @@ class Mesh:
         answers = self.results(self.command(lambda number: script.Evaluate(number, split)))
         return [msgspec.msgpack.decode(answer.result, type=script.Evaluation) for answer in answers]
 
-    def train(self, until_step: int) -> None:
-        self.results(self.command(lambda number: script.Train(number, until_step)))
+    def train(self, *until_steps: int) -> None:
+        """Train up to the last of these steps, by one command for each, all sent at once."""
+        commands = [self.command(lambda number, until=until: script.Train(number, until)) for until in until_steps]
+        for number in commands:
+            self.results(number)
 
     def finish(self) -> list[int]:
         """End the script; the exit statuses."""
