@@ -51,7 +51,7 @@ def per_input(flops: float) -> Callable[[Op, list[Shape], list[Shape]], Cost]:
 def gemm(op: Op, inputs: list[Shape], outputs: list[Shape]) -> Cost:
     """2·rows·in·out, and one add per output for the bias."""
     rows_out = elements(outputs[0])
-    return Cost(2.0 * rows_out * inputs[0][1] + (rows_out if len(inputs) > 2 else 0), moved(inputs, outputs))
+    return Cost(2.0 * rows_out * inputs[0][-1] + (rows_out if len(inputs) > 2 else 0), moved(inputs, outputs))
 
 
 def matmul(op: Op, inputs: list[Shape], outputs: list[Shape]) -> Cost:
@@ -69,6 +69,22 @@ def conv(op: Op, inputs: list[Shape], outputs: list[Shape]) -> Cost:
 def pool(op: Op, inputs: list[Shape], outputs: list[Shape]) -> Cost:
     """One operation per element of each window."""
     return Cost(float(elements(outputs[0]) * elements(op.integers("kernel_shape"))), moved(inputs, outputs))
+
+
+def gather(op: Op, inputs: list[Shape], outputs: list[Shape]) -> Cost:
+    """Nothing is computed; the rows that are chosen move, not the whole table. Indices are int64."""
+    return Cost(0.0, 8.0 * elements(inputs[1]) + 2 * ITEM_BYTES * elements(outputs[0]))
+
+
+def attention(op: Op, inputs: list[Shape], outputs: list[Shape]) -> Cost:
+    """Per head two products of n·m·size; the scores, n·m per head, pass through some 10 operations each.
+
+    What a causal mask leaves out is not counted: engines may or may not skip it.
+    """
+    heads, (batch, n, width), m = op.integer("q_num_heads"), outputs[0], inputs[1][1]
+    scores = batch * heads * n * m
+    flops = 2.0 * batch * n * m * (inputs[0][2] + width) + 10.0 * scores
+    return Cost(flops, moved(inputs, outputs) + ITEM_BYTES * scores)
 
 
 def view(op: Op, inputs: list[Shape], outputs: list[Shape]) -> Cost:

@@ -6,59 +6,44 @@ ours: mean squared error, and the metrics, whose output is float64[2] = (sum, co
 
 Attributes are canonical in every graph: all present, defaults filled in, axes counted from 0, tuples of full length. What
 ONNX ≥ 13 made inputs (Reshape's shape, ReduceMean's axes, Dropout's ratio) are attributes here. `normalise` makes them
-canonical when a graph is built; `infer` refuses whatever is not.
+canonical when a graph is built; `infer` refuses whatever is not. Two rows say more than ONNX's, whose Gemm has rank 2 and
+whose losses have their classes at axis 1: a Gemm of rank 3 is ONNX's MatMul and Add, classes elsewhere a Transpose before.
 
 | kind | inputs | attributes |
 | --- | --- | --- |
-| Gemm | x (batch, in), w (out, in), [b (out,)] | transB = 1 |
+| Gemm | x (batch, in) or (batch, positions, in), w (out, in), [b (out,)] | transB = 1 |
 | Conv | x (batch, C, H, W), w (O, C/group, kh, kw), [b (O,)] | strides (2), pads (t, l, b, r), dilations (2), group |
 | MaxPool, AveragePool | x (batch, C, H, W) | kernel_shape (2), strides (2), pads (4); AveragePool: count_include_pad |
 | BatchNormalization | x (batch, C, …), scale, bias, running mean, running variance, each (C,) | epsilon, momentum |
 | Reshape | x | shape: (0, extents of a row…) |
-| losses, classification metrics | scores (batch, classes), labels int64 (batch,) | TopKAccuracy: k |
+| LayerNormalization | x, scale and [bias], each of the shape of the axes from `axis` on | axis, epsilon |
+| Gather | a parameter (rows, …), indices int64 (batch, …) | axis = 0 |
+| Attention | queries (batch, n, heads · size), keys and values (batch, m, …) | q_num_heads, kv_num_heads, is_causal, scale |
+| losses, classification metrics | scores, labels int64: the scores' shape without the classes | axis; TopKAccuracy: k |
 | MeanSquaredError, regression metrics | prediction, target of one shape | |
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any
 
 from p2pnn.errors import ModelError
+from p2pnn.model import attributes, rearranging, shapes
 from p2pnn.model import cost as costs
-from p2pnn.model import shapes
+from p2pnn.model.attributes import AttributeRule, Resolver
 from p2pnn.model.cost import Cost
-from p2pnn.model.graph import BATCH, Attribute, Op, Shape, Value, elements, show
+from p2pnn.model.graph import Attribute, Op, Shape, Value
 
 __all__ = ["TABLE", "AttributeRule", "Cost", "Row", "infer", "normalise"]
-
-INTEGER_MAX: Final = 2**31 - 1
-INTEGERS_MAX: Final = 8
-"""Entries of a tuple: as many as a value may have axes."""
-
-
-@dataclass(frozen=True, slots=True)
-class AttributeRule:
-    """What an attribute may be.
-
-    type: `int`, `float`, `ints`, `axis` (an int from 1 to rank − 1) or `axes` (several, ascending).
-    default: None where it must be given. low and high are inclusive; a float's high is exclusive. length: of `ints`.
-    """
-
-    type: str
-    default: Attribute | None = None
-    low: float = 0
-    high: float = INTEGER_MAX
-    length: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
     """infer gives the outputs' (dtype, shape) and raises ModelError; cost gets concrete shapes (batch filled in).
 
-    inputs: least and greatest number of inputs. Every kind has one output.
+    inputs: least and greatest number of inputs. resolve: works out attributes that depend on shapes or on each other.
     """
 
     domain: str
@@ -68,6 +53,7 @@ class Row:
     no_gradient_from: int = 1000
     inputs: tuple[int, int] = (1, 1)
     attributes: Mapping[str, AttributeRule] = field(default_factory=dict)
+    resolve: Resolver | None = None
 
     def differentiable(self, position: int) -> bool:
         """Whether a gradient flows to the input at this position."""
@@ -93,9 +79,9 @@ def normalise(kind: str, name: str, given: Mapping[str, Any], inputs: Sequence[V
         value = given.get(key, rule.default)
         if value is None:
             raise ModelError(f"{name} ({kind}): attribute {key!r} is missing")
-        result[key] = _canonical(f"{name} ({kind}): attribute {key!r}", rule, value, rank)
-    if kind == "Reshape" and inputs:
-        result["shape"] = _row_shape(f"{name} ({kind})", result["shape"], inputs[0].shape)
+        result[key] = attributes.canonical(f"{name} ({kind}): attribute {key!r}", rule, value, rank)
+    if row.resolve is not None and inputs:
+        row.resolve(f"{name} ({kind})", result, inputs)
     return result
 
 
@@ -116,62 +102,9 @@ def infer(op: Op, inputs: Sequence[Value]) -> list[tuple[str, Shape]]:
     return row.infer(op, list(inputs))
 
 
-def _canonical(what: str, rule: AttributeRule, value: Any, rank: int) -> Attribute:
-    if rule.type == "float":
-        if type(value) not in (int, float) or not math.isfinite(value) or not rule.low <= value < rule.high:
-            raise ModelError(f"{what} is {value!r}, but must be a number from {rule.low:g} to below {rule.high:g}")
-        return float(value)
-    if rule.type in ("int", "axis"):
-        if type(value) is not int:
-            raise ModelError(f"{what} is {value!r}, but must be an integer")
-        return _axis(what, value, rank) if rule.type == "axis" else _bounded(what, value, rule)
-    if not isinstance(value, tuple | list) or len(value) > INTEGERS_MAX or any(type(n) is not int for n in value):
-        raise ModelError(f"{what} is {value!r}, but must be a tuple of at most {INTEGERS_MAX} integers")
-    if rule.type == "axes":
-        axes = sorted({_axis(what, n, rank) for n in value})
-        if len(axes) != len(value) or not axes:
-            raise ModelError(f"{what} is {tuple(value)}, but must name one or more different axes")
-        return tuple(axes)
-    if rule.length is not None and len(value) != rule.length:
-        raise ModelError(f"{what} is {tuple(value)}, but must have {rule.length} numbers")
-    return tuple(_bounded(what, n, rule) for n in value)
-
-
-def _bounded(what: str, value: int, rule: AttributeRule) -> int:
-    if not rule.low <= value <= rule.high:
-        raise ModelError(f"{what} holds {value}, but must lie between {rule.low:g} and {rule.high:g}")
-    return value
-
-
-def _axis(what: str, value: int, rank: int) -> int:
-    axis = value + rank if value < 0 else value
-    if not 1 <= axis < rank:
-        raise ModelError(f"{what} is {value}, but the input has axes 0 to {rank - 1}, of which 0 is the batch")
-    return axis
-
-
-def _row_shape(what: str, wanted: Attribute, shape: Shape) -> tuple[int, ...]:
-    """ONNX's 0 (copy) and −1 (work out), resolved: (0, extents of a row…)."""
-    assert isinstance(wanted, tuple)
-    asked = tuple(int(n) for n in wanted)
-    if not shape or shape[0] != BATCH:
-        raise ModelError(f"{what}: shape {show(shape)} has no batch at axis 0")
-    row = [shape[i] if n == 0 and i < len(shape) else n for i, n in enumerate(asked)][1:]
-    size, free = elements(shape[1:]), [i for i, n in enumerate(row) if n == -1]
-    known = elements(tuple(n for n in row if n != -1))
-    # A leading −1 stands for the batch where the rest already accounts for a whole row.
-    ok = bool(asked) and (asked[0] in (0, BATCH)) and known > 0 and len(free) + (asked[0] == -1) <= 1
-    if ok and free:
-        row[free[0]], rest = divmod(size, known)
-        ok = rest == 0
-    if not ok or elements(tuple(row)) != size:
-        raise ModelError(f"{what}: a value of shape {show(shape)} cannot become {asked}; rows keep their {size} elements, "
-                         f"and the batch stays at axis 0")  # fmt: skip
-    return (0, *row)
-
-
 _AXIS = AttributeRule("axis")
 _FLAG = AttributeRule("int", 0, 0, 1)
+_PARTS = AttributeRule("ints", None, 1, most=attributes.PARTS_MAX)
 _KEEP = AttributeRule("int", 1, 0, 1)
 _PAIR = AttributeRule("ints", (1, 1), 1, length=2)
 _PADS = AttributeRule("ints", (0, 0, 0, 0), 0, length=4)
@@ -180,6 +113,14 @@ _CONV = {"strides": _PAIR, "pads": _PADS, "dilations": _PAIR, "group": Attribute
 _BATCH_NORMALIZATION = {
     "epsilon": AttributeRule("float", 1e-5, 0.0, 1.0),
     "momentum": AttributeRule("float", 0.9, 0.0, 1.0),
+}
+_CLASSES = {"axis": AttributeRule("axis", 1)}
+_LAYER_NORMALIZATION = {"axis": AttributeRule("axis", -1), "epsilon": AttributeRule("float", 1e-5, 0.0, 1.0)}
+_ATTENTION = {
+    "q_num_heads": AttributeRule("int", None, 1),
+    "kv_num_heads": AttributeRule("int", 0, 0),
+    "is_causal": _FLAG,
+    "scale": AttributeRule("float", 0.0, 0.0, 1e6),
 }
 _SOFTMAX_FLOPS, _TRANSCENDENTAL_FLOPS = 10.0, 8.0
 
@@ -193,37 +134,68 @@ TABLE: dict[str, Row] = {
     "BatchNormalization": Row(
         "", shapes.batch_normalization, costs.per_input(8), (3, 4), inputs=(5, 5), attributes=_BATCH_NORMALIZATION
     ),
+    "LayerNormalization": Row(
+        "", shapes.layer_normalization, costs.per_input(10), inputs=(2, 3), attributes=_LAYER_NORMALIZATION
+    ),
+    "Attention": Row(
+        "", shapes.attention, costs.attention, inputs=(3, 3), attributes=_ATTENTION, resolve=attributes.attention
+    ),
     "Relu": Row("", shapes.same, costs.per_output(1)),
     "Sigmoid": Row("", shapes.same, costs.per_output(_TRANSCENDENTAL_FLOPS)),
+    "Gelu": Row(
+        "",
+        shapes.same,
+        costs.per_output(2 * _TRANSCENDENTAL_FLOPS),
+        attributes={"approximate": AttributeRule("text", "none", choices=("none", "tanh"))},
+    ),
     "Tanh": Row("", shapes.same, costs.per_output(_TRANSCENDENTAL_FLOPS)),
     "Softmax": Row("", shapes.same, costs.per_output(_SOFTMAX_FLOPS), attributes={"axis": AttributeRule("axis", -1)}),
     "Add": Row("", shapes.arithmetic, costs.per_output(1), inputs=(2, 2)),
     "Sub": Row("", shapes.arithmetic, costs.per_output(1), inputs=(2, 2)),
     "Mul": Row("", shapes.arithmetic, costs.per_output(1), inputs=(2, 2)),
-    "Concat": Row("", shapes.concat, costs.per_output(0), inputs=(1, 1000), attributes={"axis": _AXIS}),
-    "Reshape": Row("", shapes.reshape, costs.view, attributes={"shape": AttributeRule("ints", None, -1)}),
-    "Flatten": Row("", shapes.flatten, costs.view, attributes={"axis": AttributeRule("int", 1, 1, 1)}),
-    "Transpose": Row("", shapes.transpose, costs.per_output(0), attributes={"perm": AttributeRule("ints")}),
+    "Gather": Row(
+        "", rearranging.gather, costs.gather, (1,), inputs=(2, 2), attributes={"axis": AttributeRule("int", 0, 0, 0)}
+    ),
+    "Split": Row("", rearranging.split, costs.per_input(0), attributes={"axis": _AXIS, "split": _PARTS}),
+    "Concat": Row("", rearranging.concat, costs.per_output(0), inputs=(1, 1000), attributes={"axis": _AXIS}),
+    "Reshape": Row(
+        "",
+        rearranging.reshape,
+        costs.view,
+        attributes={"shape": AttributeRule("ints", None, -1)},
+        resolve=attributes.reshape,
+    ),
+    "Flatten": Row("", rearranging.flatten, costs.view, attributes={"axis": AttributeRule("int", 1, 1, 1)}),
+    "Transpose": Row("", rearranging.transpose, costs.per_output(0), attributes={"perm": AttributeRule("ints")}),
     "ReduceMean": Row(
-        "", shapes.reduce_mean, costs.per_input(1), attributes={"axes": AttributeRule("axes"), "keepdims": _KEEP}
+        "", shapes.reduce, costs.per_input(1), attributes={"axes": AttributeRule("axes"), "keepdims": _KEEP}
     ),
     "ArgMax": Row("", shapes.arg_max, costs.per_input(1), (0,), attributes={"axis": _AXIS, "keepdims": _KEEP}),
     "Dropout": Row("", shapes.same, costs.per_output(4), attributes={"ratio": AttributeRule("float", 0.5, 0.0, 1.0)}),
     "SoftmaxCrossEntropyLoss": Row(
-        "", shapes.classification_loss, costs.per_input(_SOFTMAX_FLOPS), (1,), inputs=(2, 2)
+        "", shapes.classification_loss, costs.per_input(_SOFTMAX_FLOPS), (1,), inputs=(2, 2), attributes=_CLASSES
     ),
     "MeanSquaredError": Row("p2pnn", shapes.regression_loss, costs.per_input(3), (1,), inputs=(2, 2)),
-    "Accuracy": Row("p2pnn", shapes.classification_metric, costs.per_input(1), (0, 1), inputs=(2, 2)),
+    "Accuracy": Row(
+        "p2pnn", shapes.classification_metric, costs.per_input(1), (0, 1), inputs=(2, 2), attributes=_CLASSES
+    ),
     "TopKAccuracy": Row(
         "p2pnn",
         shapes.classification_metric,
         costs.per_input(4),
         (0, 1),
         inputs=(2, 2),
-        attributes={"k": AttributeRule("int", 5, 1)},
+        attributes={"k": AttributeRule("int", 5, 1), **_CLASSES},
     ),
     "AbsoluteError": Row("p2pnn", shapes.regression_metric, costs.per_input(2), (0, 1), inputs=(2, 2)),
     "SquaredError": Row("p2pnn", shapes.regression_metric, costs.per_input(3), (0, 1), inputs=(2, 2)),
-    "TokenLoss": Row("p2pnn", shapes.classification_metric, costs.per_input(_SOFTMAX_FLOPS), (0, 1), inputs=(2, 2)),
+    "TokenLoss": Row(
+        "p2pnn",
+        shapes.classification_metric,
+        costs.per_input(_SOFTMAX_FLOPS),
+        (0, 1),
+        inputs=(2, 2),
+        attributes=_CLASSES,
+    ),
 }
 """Every kind that a graph may hold. Gradients never flow to labels, targets, running statistics or into metrics."""

@@ -31,7 +31,7 @@ def batched(op: Op, value: Value, ranks: Sequence[int] = (), what: str = "the in
         refuse(op, f"{what} {value.name} has shape {show(value.shape)}, but it needs the batch at axis 0")
     if ranks and len(value.shape) not in ranks:
         wanted = " or ".join(str(r) for r in ranks)
-        hint = "; put nn.flatten before it" if ranks == (2,) and len(value.shape) > 2 else ""
+        hint = "; put nn.flatten before it" if ranks == (2, 3) and len(value.shape) > 3 else ""
         refuse(op, f"{what} {value.name} has shape {show(value.shape)}, but it needs {wanted} axes{hint}")
     return value.shape
 
@@ -75,7 +75,7 @@ def same(op: Op, inputs: list[Value]) -> Outputs:
 
 
 def arithmetic(op: Op, inputs: list[Value]) -> Outputs:
-    """Add, Sub, Mul."""
+    """Add, Sub, Mul, Div, Pow."""
     a, b = (floating(op, v) for v in inputs)
     shape = broadcast(op, a, b)
     if not shape or shape[0] != BATCH:
@@ -84,15 +84,15 @@ def arithmetic(op: Op, inputs: list[Value]) -> Outputs:
 
 
 def gemm(op: Op, inputs: list[Value]) -> Outputs:
-    """y = x·wᵀ (+ b): x (batch, in), w (out, in), b (out,)."""
-    x = batched(op, inputs[0], (2,))
+    """y = x·wᵀ (+ b): x (batch, in) or (batch, positions, in), w (out, in), b (out,)."""
+    x = batched(op, inputs[0], (2, 3))
     w = floating(op, inputs[1], "the weight")
-    if len(w) != 2 or w[1] != x[1] or BATCH in w:
+    if len(w) != 2 or w[1] != x[-1] or BATCH in w:
         refuse(op, f"the weight {inputs[1].name} has shape {show(w)}, but the input {inputs[0].name} of shape {show(x)} "
-                   f"needs (outputs, {x[1]})")  # fmt: skip
+                   f"needs (outputs, {x[-1]})")  # fmt: skip
     if len(inputs) > 2:
         operand(op, inputs[2], (w[0],), "the bias", inputs[1])
-    return [("float32", (BATCH, w[0]))]
+    return [("float32", (*x[:-1], w[0]))]
 
 
 def matmul(op: Op, inputs: list[Value]) -> Outputs:
@@ -160,41 +160,30 @@ def batch_normalization(op: Op, inputs: list[Value]) -> Outputs:
     return [("float32", x)]
 
 
-def concat(op: Op, inputs: list[Value]) -> Outputs:
-    """Values that differ only along `axis`."""
-    first, axis = batched(op, inputs[0]), op.integer("axis")
-    total = 0
-    for value in inputs:
-        shape = batched(op, value)
-        if len(shape) != len(first) or shape[:axis] + shape[axis + 1 :] != first[:axis] + first[axis + 1 :]:
-            refuse(op, f"shapes {show(first)} and {show(shape)} differ in more than axis {axis}")
-        total += shape[axis]
-    return [("float32", (*first[:axis], total, *first[axis + 1 :]))]
+def layer_normalization(op: Op, inputs: list[Value]) -> Outputs:
+    """x with a scale and, if there is one, a bias of the shape of its axes from `axis` on."""
+    x = batched(op, inputs[0])
+    for value, what in zip(inputs[1:], ("the scale", "the bias"), strict=False):
+        operand(op, value, x[op.integer("axis") :], what, inputs[0])
+    return [("float32", x)]
 
 
-def reshape(op: Op, inputs: list[Value]) -> Outputs:
-    """Each row gets the shape `shape[1:]`; shape[0] is 0, which in ONNX keeps the batch."""
-    return [("float32", (*batched(op, inputs[0])[:1], *op.integers("shape")[1:]))]
+def attention(op: Op, inputs: list[Value]) -> Outputs:
+    """Queries (batch, n, query heads · size), keys (batch, m, key heads · size), values (batch, m, key heads · width) →
+    (batch, n, query heads · width)."""
+    q, k, v = (batched(op, x, (3,), what) for x, what in zip(inputs, ("queries", "keys", "values"), strict=True))
+    heads, shared = op.integer("q_num_heads"), op.integer("kv_num_heads")
+    if heads % shared:
+        refuse(op, f"{heads} query heads cannot share {shared} key heads; the first must be a multiple of the second")
+    if q[2] % heads or k[2] != q[2] // heads * shared or k[1] != v[1] or v[2] % shared:
+        refuse(op, f"queries of shape {show(q)} with {heads} heads and {shared} key heads need keys "
+                   f"(batch, m, {q[2] // heads * shared}) and values (batch, m, {shared} · width), but there are "
+                   f"{show(k)} and {show(v)}")  # fmt: skip
+    return [("float32", (BATCH, q[1], heads * (v[2] // shared)))]
 
 
-def flatten(op: Op, inputs: list[Value]) -> Outputs:
-    """(batch, …) → (batch, features)."""
-    size = 1
-    for extent in batched(op, inputs[0])[1:]:
-        size *= extent
-    return [("float32", (BATCH, size))]
-
-
-def transpose(op: Op, inputs: list[Value]) -> Outputs:
-    """Axis i of the output is axis perm[i] of the input; perm[0] is 0."""
-    x, perm = batched(op, inputs[0]), op.integers("perm")
-    if sorted(perm) != list(range(len(x))) or perm[0] != 0:
-        refuse(op, f"perm {perm} must list every axis of {show(x)} once, with the batch (0) first")
-    return [("float32", tuple(x[axis] for axis in perm))]
-
-
-def reduce_mean(op: Op, inputs: list[Value]) -> Outputs:
-    """The mean over `axes`; keepdims leaves them as 1."""
+def reduce(op: Op, inputs: list[Value]) -> Outputs:
+    """ReduceMean, ReduceSum and ReduceMax over `axes`; keepdims leaves them as 1."""
     return [("float32", _reduced(batched(op, inputs[0]), op.integers("axes"), op.integer("keepdims")))]
 
 
@@ -208,12 +197,16 @@ def _reduced(x: Shape, axes: Sequence[int], keep: int) -> Shape:
 
 
 def _scores_and_labels(op: Op, inputs: list[Value]) -> int:
-    scores = batched(op, inputs[0], (2,), "the scores")
-    labels = inputs[1]
-    if labels.dtype != "int64" or labels.shape != (BATCH,):
+    """The number of classes."""
+    scores, axis, labels = batched(op, inputs[0], (), "the scores"), op.integer("axis"), inputs[1]
+    if axis not in (1, len(scores) - 1) or (axis > 1 and len(scores) == 4):
+        refuse(op, f"scores of shape {show(scores)} have their classes at axis 1, or at the last one unless there are 4 axes; "
+                   f"axis is {axis}")  # fmt: skip
+    wanted = scores[:axis] + scores[axis + 1 :]
+    if labels.dtype != "int64" or labels.shape != wanted:
         refuse(op, f"the labels {labels.name} are {labels.dtype} of shape {show(labels.shape)}, but scores of shape "
-                   f"{show(scores)} need int64 of shape (batch,)")  # fmt: skip
-    return scores[1]
+                   f"{show(scores)} with their classes at axis {axis} need int64 of shape {show(wanted)}")  # fmt: skip
+    return scores[axis]
 
 
 def _pair(op: Op, inputs: list[Value]) -> None:
@@ -223,7 +216,7 @@ def _pair(op: Op, inputs: list[Value]) -> None:
 
 
 def classification_loss(op: Op, inputs: list[Value]) -> Outputs:
-    """Scores (batch, classes) and int64 labels (batch,) → a scalar."""
+    """Scores with their classes at `axis` and int64 labels of their shape without it → a scalar."""
     _scores_and_labels(op, inputs)
     return [("float32", ())]
 

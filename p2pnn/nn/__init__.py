@@ -21,28 +21,35 @@ A layer object called twice shares its parameters. A layer without a name is cal
 
 from p2pnn.model.graph import BATCH
 from p2pnn.nn.functions import (
-    accuracy,
     argmax,
+    attention,
     concat,
-    cross_entropy,
     flatten,
+    gelu,
     global_average_pool,
+    layer_norm,
     matmul,
-    mean_absolute_error,
-    mean_squared_error,
-    perplexity,
     reduce_mean,
     relu,
     reshape,
-    rmse,
     sigmoid,
     softmax,
+    split,
     tanh,
-    top_k_accuracy,
     transpose,
 )
 from p2pnn.nn.layers import AveragePool2d, BatchNorm, Conv2d, Dropout, Layer, Linear, MaxPool2d
+from p2pnn.nn.losses import (
+    accuracy,
+    cross_entropy,
+    mean_absolute_error,
+    mean_squared_error,
+    perplexity,
+    rmse,
+    top_k_accuracy,
+)
 from p2pnn.nn.model import Model
+from p2pnn.nn.sequence import Embedding, LayerNorm, MultiHeadAttention
 from p2pnn.nn.value import Input, Metric, Value, parameter, scope
 
 __all__ = [
@@ -51,19 +58,25 @@ __all__ = [
     "BatchNorm",
     "Conv2d",
     "Dropout",
+    "Embedding",
     "Input",
     "Layer",
+    "LayerNorm",
     "Linear",
     "MaxPool2d",
     "Metric",
     "Model",
+    "MultiHeadAttention",
     "Value",
     "accuracy",
     "argmax",
+    "attention",
     "concat",
     "cross_entropy",
     "flatten",
+    "gelu",
     "global_average_pool",
+    "layer_norm",
     "matmul",
     "mean_absolute_error",
     "mean_squared_error",
@@ -76,6 +89,7 @@ __all__ = [
     "scope",
     "sigmoid",
     "softmax",
+    "split",
     "tanh",
     "top_k_accuracy",
     "transpose",

@@ -1,15 +1,13 @@
-"""Functions of values: everything without parameters. Each takes `name` for those who want to pin its op to a node.
-
-Scores (logits) are (batch, classes) and labels int64 (batch,). A prediction of shape (batch, 1) is taken as (batch,) where
-its target has that shape.
-"""
+"""Functions of values: everything without parameters. Each takes `name` for those who want to pin its op to a node."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+from p2pnn.errors import ModelError
 from p2pnn.model.graph import BATCH
-from p2pnn.nn.value import Metric, Owner, Value, call
+from p2pnn.nn.value import Owner, Value, call, calls
 
 
 def relu(x: Value, name: str | None = None) -> Value:
@@ -25,6 +23,44 @@ def sigmoid(x: Value, name: str | None = None) -> Value:
 def tanh(x: Value, name: str | None = None) -> Value:
     """The hyperbolic tangent."""
     return call("Tanh", Owner.here(name, "tanh"), (x,))
+
+
+def gelu(x: Value, approximate: str = "none", name: str | None = None) -> Value:
+    """x · Φ(x), Φ the normal distribution. approximate: "none", or "tanh", which takes half the time."""
+    return call("Gelu", Owner.here(name, "gelu"), (x,), approximate=approximate)
+
+
+def layer_norm(
+    x: Value, weight: Value, bias: Value | None = None, axis: int = -1, epsilon: float = 1e-5, name: str | None = None
+) -> Value:
+    """Normalize each line of the axes from `axis` on, with given parameters; `nn.LayerNorm` makes its own."""
+    given = (x, weight) if bias is None else (x, weight, bias)
+    return call("LayerNormalization", Owner.here(name, "layer_norm"), given, axis=axis, epsilon=epsilon)
+
+
+def attention(
+    queries: Value,
+    keys: Value,
+    values: Value,
+    heads: int,
+    key_heads: int | None = None,
+    causal: bool = False,
+    scale: float | None = None,
+    name: str | None = None,
+) -> Value:
+    """softmax(scale · Q·Kᵀ) · V in each head: queries (batch, n, heads · size), keys (batch, m, key_heads · size), values
+    (batch, m, key_heads · width) → (batch, n, heads · width).
+
+    key_heads: fewer than heads where several query heads share one. causal: query i sees keys 0 to i. scale: None for
+    1/√size. `nn.MultiHeadAttention` adds the projections.
+    """
+    settings: dict[str, Any] = {
+        "q_num_heads": heads,
+        "kv_num_heads": key_heads or 0,
+        "is_causal": int(causal),
+        "scale": scale or 0.0,
+    }
+    return call("Attention", Owner.here(name, "attention"), (queries, keys, values), **settings)
 
 
 def softmax(x: Value, axis: int = -1, name: str | None = None) -> Value:
@@ -48,6 +84,17 @@ def reshape(x: Value, shape: Sequence[int], name: str | None = None) -> Value:
 def transpose(x: Value, axes: Sequence[int], name: str | None = None) -> Value:
     """Reorder axes: axis i of the result is axis axes[i] of x; axes[0] is 0, the batch."""
     return call("Transpose", Owner.here(name, "transpose"), (x,), perm=tuple(axes))
+
+
+def split(x: Value, parts: int | Sequence[int], axis: int = 1, name: str | None = None) -> tuple[Value, ...]:
+    """Parts behind each other along an axis. parts: how many equal ones, or their extents."""
+    owner = Owner.here(name, "split")
+    if isinstance(parts, int):
+        extent = x.shape[axis] if isinstance(x, Value) and -len(x.shape) <= axis < len(x.shape) else 0
+        if parts < 1 or extent % parts:
+            raise ModelError(f"{owner}: {extent} at axis {axis} do not divide into {parts} equal parts")
+        parts = (extent // parts,) * parts
+    return calls("Split", owner, (x,), axis=axis, split=tuple(parts))
 
 
 def concat(values: Sequence[Value], axis: int = 1, name: str | None = None) -> Value:
@@ -74,45 +121,3 @@ def matmul(a: Value, b: Value, name: str | None = None) -> Value:
 def argmax(x: Value, axis: int = -1, keepdims: bool = False, name: str | None = None) -> Value:
     """The index of the largest element, int64: for outputs such as the predicted class."""
     return call("ArgMax", Owner.here(name, "argmax"), (x,), axis=axis, keepdims=int(keepdims))
-
-
-def cross_entropy(scores: Value, labels: Value, name: str | None = None) -> Value:
-    """Loss: the mean of −log softmax(scores)[label]."""
-    return call("SoftmaxCrossEntropyLoss", Owner.here(name, "cross_entropy"), (scores, labels))
-
-
-def mean_squared_error(prediction: Value, target: Value, name: str | None = None) -> Value:
-    """Loss: the mean of (prediction − target)² over all elements. No gradient flows into the target."""
-    return _compare("MeanSquaredError", "mean_squared_error", prediction, target, name)
-
-
-def accuracy(scores: Value, labels: Value, name: str | None = None) -> Metric:
-    """Metric: the part of rows whose largest score is the label's."""
-    return Metric(call("Accuracy", Owner.here(name, "accuracy"), (scores, labels)), "mean", "max")
-
-
-def top_k_accuracy(scores: Value, labels: Value, k: int = 5, name: str | None = None) -> Metric:
-    """Metric: the part of rows whose label is among the k largest scores."""
-    return Metric(call("TopKAccuracy", Owner.here(name, "top_k_accuracy"), (scores, labels), k=k), "mean", "max")
-
-
-def perplexity(scores: Value, labels: Value, name: str | None = None) -> Metric:
-    """Metric: e to the mean cross-entropy."""
-    return Metric(call("TokenLoss", Owner.here(name, "perplexity"), (scores, labels)), "exp", "min")
-
-
-def mean_absolute_error(prediction: Value, target: Value, name: str | None = None) -> Metric:
-    """Metric: the mean of |prediction − target|."""
-    return Metric(_compare("AbsoluteError", "mean_absolute_error", prediction, target, name), "mean", "min")
-
-
-def rmse(prediction: Value, target: Value, name: str | None = None) -> Metric:
-    """Metric: the root of the mean of (prediction − target)²."""
-    return Metric(_compare("SquaredError", "rmse", prediction, target, name), "root", "min")
-
-
-def _compare(kind: str, stem: str, prediction: Value, target: Value, name: str | None) -> Value:
-    owner = Owner.here(name, stem)
-    if isinstance(prediction, Value) and isinstance(target, Value) and prediction.shape == (*target.shape, 1):
-        prediction = call("Reshape", owner, (prediction,), "reshape", shape=(0, *target.shape[1:]))
-    return call(kind, owner, (prediction, target))

@@ -44,25 +44,32 @@ class Layer(ABC):
     def apply(self, x: Value, parameters: tuple[Value, ...]) -> Value:
         """Note the layer's op."""
 
-    def needs(self, x: Value, rank: int) -> None:
-        """Raise ModelError unless x has `rank` axes."""
-        if len(x.shape) != rank:
-            wanted = {2: "(batch, features); put nn.flatten before it", 4: "(batch, channels, height, width)"}[rank]
+    def needs(self, x: Value, *ranks: int) -> None:
+        """Raise ModelError unless x has as many axes as one of `ranks`."""
+        if len(x.shape) not in ranks:
+            wanted = {
+                2: "(batch, features); put nn.flatten before it",
+                3: "(batch, positions, features)",
+                4: "(batch, channels, height, width)",
+            }[ranks[0]]
             raise ModelError(f"{self.owner}: the input {x.label} has shape {show(x.shape)}, but it takes {wanted}")
 
 
 class Linear(Layer):
-    """y = x·wᵀ + b: (batch, in) → (batch, features). Parameters: weight (features, in), bias (features,)."""
+    """y = x·wᵀ + b: (batch, in) → (batch, features), or at every position (batch, n, in) → (batch, n, features).
+
+    Parameters: weight (features, in), bias (features,).
+    """
 
     stem = "linear"
 
     def __init__(self, features: int, *, bias: bool = True, name: str | None = None) -> None:
         super().__init__(name)
-        self.features, self.bias = _count(self, "features", features), bias
+        self.features, self.bias = positive(self, "features", features), bias
 
     def make(self, x: Value) -> tuple[Value, ...]:
-        self.needs(x, 2)
-        return _weight_and_bias(self.owner, (self.features, x.shape[1]), self.bias)
+        self.needs(x, 2, 3)
+        return weight_and_bias(self.owner, (self.features, x.shape[-1]), self.bias)
 
     def apply(self, x: Value, parameters: tuple[Value, ...]) -> Value:
         return call("Gemm", self.owner, (x, *parameters))
@@ -91,9 +98,9 @@ class Conv2d(Layer):
         name: str | None = None,
     ) -> None:
         super().__init__(name)
-        self.channels, self.bias = _count(self, "channels", channels), bias
-        self.groups = _count(self, "groups", groups)
-        self.kernel = tuple(_count(self, "kernel", n) for n in _pair(self, "kernel", kernel))
+        self.channels, self.bias = positive(self, "channels", channels), bias
+        self.groups = positive(self, "groups", groups)
+        self.kernel = tuple(positive(self, "kernel", n) for n in _pair(self, "kernel", kernel))
         self.attributes: dict[str, Any] = {
             "strides": _pair(self, "stride", stride),
             "pads": _pads(self, padding),
@@ -108,7 +115,7 @@ class Conv2d(Layer):
                 f"{self.owner}: {x.shape[1]} input and {self.channels} output channels must both be divisible by "
                 f"groups = {self.groups}"
             )
-        return _weight_and_bias(self.owner, (self.channels, x.shape[1] // self.groups, *self.kernel), self.bias)
+        return weight_and_bias(self.owner, (self.channels, x.shape[1] // self.groups, *self.kernel), self.bias)
 
     def apply(self, x: Value, parameters: tuple[Value, ...]) -> Value:
         return call("Conv", self.owner, (x, *parameters), **self.attributes)
@@ -207,14 +214,15 @@ class Dropout(Layer):
         return call("Dropout", self.owner, (x,), ratio=self.ratio)
 
 
-def _weight_and_bias(owner: Owner, shape: tuple[int, ...], bias: bool) -> tuple[Value, ...]:
-    """Kaiming uniform with a = √5, as in PyTorch: both uniform in ±1/√fan_in."""
+def weight_and_bias(owner: Owner, shape: tuple[int, ...], bias: bool, part: str = "") -> tuple[Value, ...]:
+    """Kaiming uniform with a = √5, as in PyTorch: both uniform in ±1/√fan_in. part: before their names, as `qkv/`."""
     start = Initializer("uniform", scale=1.0 / math.sqrt(math.prod(shape[1:])))
-    weight = tensor(owner, "weight", shape, start)
-    return (weight, tensor(owner, "bias", shape[:1], start, decay=False)) if bias else (weight,)
+    weight = tensor(owner, f"{part}weight", shape, start)
+    return (weight, tensor(owner, f"{part}bias", shape[:1], start, decay=False)) if bias else (weight,)
 
 
-def _count(layer: Layer, what: str, value: object) -> int:
+def positive(layer: Layer, what: str, value: object) -> int:
+    """The value, a positive integer. Raises ModelError for another, naming the layer and what it is."""
     if type(value) is not int or value < 1:
         raise ModelError(f"{layer.owner}: {what} is {value!r}, but must be a positive integer")
     return value

@@ -86,13 +86,20 @@ class _Builder:
                 if isinstance(value.origin, Call):
                     stack.extend(value.origin.inputs)
         self._values = found
-        calls = [(v.origin.sequence, v, v.origin) for v in found.values() if isinstance(v.origin, Call)]
-        self._calls = [(value, origin) for _, value, origin in sorted(calls, key=lambda entry: entry[0])]
+        calls = {id(v.origin): v.origin for v in found.values() if isinstance(v.origin, Call)}
+        self._calls = sorted(calls.values(), key=lambda call: call.sequence)
         self._owners = self._name_owners()
-        self._names = self._name_values()
+        self._names = self._name_calls()
 
     def name(self, value: Value) -> str:
-        return self._names[id(value)]
+        """A value's name: an op's first output is called as the op, further ones with `:1`, `:2`, … behind."""
+        origin = value.origin
+        if isinstance(origin, str):
+            return origin
+        if isinstance(origin, Tensor):
+            owner = self._owners[origin.owner]
+            return f"{owner}/{origin.part}" if origin.part else owner
+        return self._output(origin, value.position)
 
     def inputs(self) -> tuple[ir.Value, ...]:
         found = [v for v in self._ordered() if isinstance(v.origin, str)]
@@ -109,29 +116,36 @@ class _Builder:
     def ops(self) -> tuple[Op, ...]:
         return tuple(
             Op(
-                origin.kind,
-                self.name(value),
-                tuple(self.name(v) for v in origin.inputs),
-                (self.name(value),),
-                origin.attributes,
+                call.kind,
+                self._names[id(call)],
+                tuple(self.name(v) for v in call.inputs),
+                tuple(self._output(call, position) for position in range(len(call.made))),
+                call.attributes,
             )
-            for value, origin in self._calls
+            for call in self._calls
         )
 
     def values(self) -> tuple[ir.Value, ...]:
-        return tuple(ir.Value(self.name(value), value.dtype, value.shape) for value, _ in self._calls)
+        return tuple(
+            ir.Value(self._output(call, position), dtype, shape)
+            for call in self._calls
+            for position, (dtype, shape) in enumerate(call.made)
+        )
+
+    def _output(self, call: Call, position: int) -> str:
+        return f"{self._names[id(call)]}:{position}" if position else self._names[id(call)]
 
     def _ordered(self) -> list[Value]:
         """All values, by first use."""
-        used = [v for _, origin in self._calls for v in origin.inputs]
+        used = [v for call in self._calls for v in call.inputs]
         return list({id(v): v for v in [*used, *self._values.values()]}.values())
 
     def _name_owners(self) -> dict[Owner, str]:
         owners: dict[Owner, None] = {}
-        for value, origin in self._calls:
-            for thing in (*(v.origin for v in (*origin.inputs, value)),):
-                if not isinstance(thing, str):
-                    owners.setdefault(thing.owner)
+        for call in self._calls:
+            for origin in (*(v.origin for v in call.inputs), call):
+                if not isinstance(origin, str):
+                    owners.setdefault(origin.owner)
         names: dict[Owner, str] = {}
         taken: set[str] = set()
         for owner in owners:
@@ -154,19 +168,12 @@ class _Builder:
                 names[owner] = f"{stem}_{number}"
         return names
 
-    def _name_values(self) -> dict[int, str]:
-        """An op's output is called as the op: its layer's name, `#part` behind it for an op beside the main one, `#2`
-        for a second call."""
+    def _name_calls(self) -> dict[int, str]:
+        """An op is called as its layer, with `#part` behind it beside the main one, and `#2` for a second call."""
         names: dict[int, str] = {}
-        for value in self._values.values():
-            if isinstance(value.origin, str):
-                names[id(value)] = value.origin
-            elif isinstance(value.origin, Tensor):
-                owner = self._owners[value.origin.owner]
-                names[id(value)] = f"{owner}/{value.origin.part}" if value.origin.part else owner
-        calls: dict[str, int] = {}
-        for value, origin in self._calls:
-            plain = self._owners[origin.owner] + (f"#{origin.part}" if origin.part else "")
-            calls[plain] = calls.get(plain, 0) + 1
-            names[id(value)] = plain if calls[plain] == 1 else f"{plain}#{calls[plain]}"
+        counts: dict[str, int] = {}
+        for call in self._calls:
+            plain = self._owners[call.owner] + (f"#{call.part}" if call.part else "")
+            counts[plain] = counts.get(plain, 0) + 1
+            names[id(call)] = plain if counts[plain] == 1 else f"{plain}#{counts[plain]}"
         return names

@@ -56,7 +56,8 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Call:
-    """Where an op's output comes from. part: which op of an owner that makes several, `` for its main one."""
+    """Where an op's outputs come from: their (dtype, shape) are in `made`. part: which op of an owner that makes several,
+    `` for its main one."""
 
     sequence: int
     kind: str
@@ -64,6 +65,7 @@ class Call:
     attributes: dict[str, ir.Attribute]
     owner: Owner
     part: str
+    made: tuple[tuple[str, Shape], ...]
 
 
 class Value:
@@ -72,13 +74,14 @@ class Value:
     Made by `nn.Input`, layers and functions. `a + b`, `a - b`, `a * b` and `a @ b` are ops with numpy's broadcasting.
     """
 
-    __slots__ = ("dtype", "origin", "shape")
+    __slots__ = ("dtype", "origin", "position", "shape")
     __array_ufunc__ = None
 
-    def __init__(self, shape: Shape, dtype: str, origin: Call | Tensor | str) -> None:
+    def __init__(self, shape: Shape, dtype: str, origin: Call | Tensor | str, position: int = 0) -> None:
         self.shape = shape
         self.dtype = dtype
         self.origin = origin
+        self.position = position  # among an op's outputs
 
     @property
     def label(self) -> str:
@@ -189,7 +192,13 @@ def tensor(
 
 
 def call(kind: str, owner: Owner, inputs: Sequence[Value], part: str = "", **attributes: Any) -> Value:
-    """Note one op and return its output. Raises ModelError where attributes or shapes do not fit."""
+    """Note one op and return its only output. Raises ModelError where attributes or shapes do not fit."""
+    (value,) = calls(kind, owner, inputs, part, **attributes)
+    return value
+
+
+def calls(kind: str, owner: Owner, inputs: Sequence[Value], part: str = "", **attributes: Any) -> tuple[Value, ...]:
+    """Note one op and return its outputs. Raises ModelError where attributes or shapes do not fit."""
     for value in inputs:
         if not isinstance(value, Value):
             raise ModelError(
@@ -197,8 +206,9 @@ def call(kind: str, owner: Owner, inputs: Sequence[Value], part: str = "", **att
             )
     described = [ir.Value(v.label, v.dtype, v.shape) for v in inputs]
     canonical = ops.normalise(kind, str(owner), attributes, described)
-    [(dtype, shape)] = ops.infer(ir.Op(kind, str(owner), (), ("",), canonical), described)
-    return Value(shape, dtype, Call(next(_sequence), kind, tuple(inputs), canonical, owner, part))
+    made = tuple(ops.infer(ir.Op(kind, str(owner), (), (), canonical), described))
+    origin = Call(next(_sequence), kind, tuple(inputs), canonical, owner, part, made)
+    return tuple(Value(shape, dtype, origin, position) for position, (dtype, shape) in enumerate(made))
 
 
 def join(scope: str, name: str) -> str:

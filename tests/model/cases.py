@@ -19,6 +19,8 @@ class Case:
     attributes: dict[str, Any] = field(default_factory=dict)
     dtype: str = "float32"
     labels: bool = False
+    more: tuple[Shape, ...] = ()
+    """Further outputs' shapes."""
 
     def values(self) -> list[Value]:
         values = [Value(f"x{i}", "float32", shape) for i, shape in enumerate(self.inputs)]
@@ -29,7 +31,8 @@ class Case:
     def op(self) -> Op:
         values = self.values()
         attributes = ops.normalise(self.kind, "op", self.attributes, values)
-        return Op(self.kind, "op", tuple(v.name for v in values), ("y",), attributes)
+        outputs = tuple(f"y{n or ''}" for n in range(1 + len(self.more)))
+        return Op(self.kind, "op", tuple(v.name for v in values), outputs, attributes)
 
     def __str__(self) -> str:
         return f"{self.kind}-{self.inputs}-{self.attributes}"
@@ -39,6 +42,7 @@ C4 = (4,)
 CASES = [
     Case("Gemm", ((B, 5), (3, 5)), (B, 3)),
     Case("Gemm", ((B, 5), (3, 5), (3,)), (B, 3)),
+    Case("Gemm", ((B, 7, 5), (3, 5), (3,)), (B, 7, 3)),
     Case("MatMul", ((B, 5), (5, 2)), (B, 2)),
     Case("MatMul", ((B, 7, 5), (5, 2)), (B, 7, 2)),
     Case("MatMul", ((B, 3, 7, 5), (B, 3, 5, 2)), (B, 3, 7, 2)),
@@ -55,6 +59,17 @@ CASES = [
     Case("GlobalAveragePool", ((B, 3, 9, 8),), (B, 3, 1, 1)),
     Case("BatchNormalization", ((B, 4, 2, 2), C4, C4, C4, C4), (B, 4, 2, 2)),
     Case("BatchNormalization", ((B, 4), C4, C4, C4, C4), (B, 4), {"epsilon": 1e-3, "momentum": 0.99}),
+    Case("LayerNormalization", ((B, 7, 5), (5,), (5,)), (B, 7, 5)),
+    Case("LayerNormalization", ((B, 7, 5), (7, 5)), (B, 7, 5), {"axis": 1, "epsilon": 1e-6}),
+    Case("Attention", ((B, 7, 12), (B, 5, 12), (B, 5, 8)), (B, 7, 8), {"q_num_heads": 4}),
+    Case(
+        "Attention",
+        ((B, 7, 12), (B, 7, 6), (B, 7, 10)),
+        (B, 7, 20),
+        {"q_num_heads": 4, "kv_num_heads": 2, "is_causal": 1, "scale": 0.5},
+    ),
+    Case("Gelu", ((B, 3),), (B, 3)),
+    Case("Gelu", ((B, 3, 2),), (B, 3, 2), {"approximate": "tanh"}),
     Case("Relu", ((B, 3),), (B, 3)),
     Case("Sigmoid", ((B,),), (B,)),
     Case("Tanh", ((B, 3, 2),), (B, 3, 2)),
@@ -65,6 +80,9 @@ CASES = [
     Case("Sub", ((2, 1), (B, 1, 3)), (B, 2, 3)),
     Case("Mul", ((B, 3, 1), (1, 1, 4)), (B, 3, 4)),
     Case("Mul", ((), (B, 4)), (B, 4)),
+    Case("Gather", ((9, 4), (B, 7)), (B, 7, 4), labels=True),
+    Case("Gather", ((9,), (B,)), (B,), labels=True),
+    Case("Split", ((B, 7, 6),), (B, 7, 2), {"axis": -1, "split": (2, 3, 1)}, more=((B, 7, 3), (B, 7, 1))),
     Case("Concat", ((B, 2), (B, 3), (B, 1)), (B, 6), {"axis": 1}),
     Case("Concat", ((B, 2, 5), (B, 2, 3)), (B, 2, 8), {"axis": -1}),
     Case("Reshape", ((B, 2, 6),), (B, 3, 4), {"shape": (0, 3, -1)}),
@@ -80,8 +98,11 @@ CASES = [
     Case("ArgMax", ((B, 2, 6),), (B, 1, 6), {"axis": 1}, dtype="int64"),
     Case("Dropout", ((B, 3),), (B, 3), {"ratio": 0.25}),
     Case("SoftmaxCrossEntropyLoss", ((B, 3), (B,)), (), labels=True),
+    Case("SoftmaxCrossEntropyLoss", ((B, 7, 4), (B, 4)), (), labels=True),
+    Case("SoftmaxCrossEntropyLoss", ((B, 7, 4, 5), (B, 4, 5)), (), labels=True),
     Case("MeanSquaredError", ((B, 3), (B, 3)), ()),
     Case("Accuracy", ((B, 3), (B,)), (2,), dtype="float64", labels=True),
+    Case("Accuracy", ((B, 7, 4), (B, 7)), (2,), {"axis": -1}, dtype="float64", labels=True),
     Case("TopKAccuracy", ((B, 7), (B,)), (2,), dtype="float64", labels=True),
     Case("AbsoluteError", ((B,), (B,)), (2,), dtype="float64"),
     Case("SquaredError", ((B, 2, 2), (B, 2, 2)), (2,), dtype="float64"),

@@ -15,7 +15,7 @@ def test_every_kind_has_a_case() -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_infer(case: Case) -> None:
-    assert ops.infer(case.op(), case.values()) == [(case.dtype, case.output)]
+    assert ops.infer(case.op(), case.values()) == [(case.dtype, shape) for shape in (case.output, *case.more)]
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -28,7 +28,8 @@ def test_canonical_attributes_stay_and_survive_the_wire(case: Case) -> None:
 
 WRONG = [
     (Case("Gemm", ((B, 5), (3, 4)), ()), ["(3, 4)", "(batch, 5)"]),
-    (Case("Gemm", ((B, 5, 2), (3, 5)), ()), ["(batch, 5, 2)", "nn.flatten"]),
+    (Case("Gemm", ((B, 5, 2), (3, 5)), ()), ["(batch, 5, 2)", "(3, 5)"]),
+    (Case("Gemm", ((B, 5, 2, 2), (3, 5)), ()), ["(batch, 5, 2, 2)", "nn.flatten"]),
     (Case("Gemm", ((B, 5), (3, 5), (4,)), ()), ["(4,)", "(3, 5)"]),
     (Case("Gemm", ((6, 5), (3, 5)), ()), ["(6, 5)", "batch at axis 0"]),
     (Case("MatMul", ((B, 5), (4, 2)), ()), ["(batch, 5)", "(4, 2)"]),
@@ -46,6 +47,19 @@ WRONG = [
     (Case("GlobalAveragePool", ((B, 3),), ()), ["(batch, 3)"]),
     (Case("BatchNormalization", ((B, 4), (4,), (4,), (3,), (4,)), ()), ["(3,)", "(batch, 4)"]),
     (Case("BatchNormalization", ((B,), (1,), (1,), (1,), (1,)), ()), ["(batch,)", "channels"]),
+    (Case("LayerNormalization", ((B, 7, 5), (7,)), ()), ["(7,)", "(batch, 7, 5)", "(5,)"]),
+    (Case("LayerNormalization", ((B, 7, 5), (7, 5), (5,)), (), {"axis": 1}), ["the bias", "(5,)", "(7, 5)"]),
+    (Case("Attention", ((B, 2, 3, 4),) * 3, (), {"q_num_heads": 2}), ["(batch, 2, 3, 4)", "3 axes"]),
+    (Case("Attention", ((B, 7, 12),) * 3, (), {"q_num_heads": 4, "kv_num_heads": 3}), ["4 query heads", "3 key heads"]),
+    (
+        Case("Attention", ((B, 7, 12), (B, 7, 8), (B, 7, 8)), (), {"q_num_heads": 4}),
+        ["(batch, m, 12)", "(batch, 7, 8)"],
+    ),
+    (Case("Attention", ((B, 7, 4), (B, 7, 4), (B, 6, 4)), (), {"q_num_heads": 4}), ["(batch, 6, 4)"]),
+    (Case("Gather", ((B, 4), (B, 2)), (), labels=True), ["(batch, 4)", "must be a parameter"]),
+    (Case("Gather", ((9, 4), (B, 2)), ()), ["float32", "int64"]),
+    (Case("Gather", ((9, 4), (2,)), (), labels=True), ["(2,)", "(batch, …)"]),
+    (Case("Split", ((B, 6),), (), {"axis": 1, "split": (2, 3)}), ["(2, 3)", "the 6 at axis 1", "(batch, 6)"]),
     (Case("Relu", ((3, 4),), ()), ["(3, 4)"]),
     (Case("Add", ((B, 3), (B, 4)), ()), ["(batch, 3)", "(batch, 4)"]),
     (Case("Add", ((B, 3), (5, 3)), ()), ["(batch, 3)", "(5, 3)", "batch does not line up"]),
@@ -57,6 +71,8 @@ WRONG = [
     (Case("Transpose", ((B, 2, 3),), (), {"perm": (0, 1)}), ["(0, 1)", "(batch, 2, 3)"]),
     (Case("SoftmaxCrossEntropyLoss", ((B, 3), (B, 1)), (), labels=True), ["(batch, 1)", "(batch, 3)"]),
     (Case("SoftmaxCrossEntropyLoss", ((B, 3), (B,)), ()), ["float32", "int64"]),
+    (Case("Accuracy", ((B, 7, 3), (B, 7)), (), labels=True), ["(batch, 7)", "(batch, 3)"]),
+    (Case("Accuracy", ((B, 7, 3, 2), (B, 7, 3)), (), {"axis": 3}, labels=True), ["axis is 3", "4 axes"]),
     (Case("MeanSquaredError", ((B, 3), (B,)), ()), ["(batch, 3)", "(batch,)"]),
     (Case("TopKAccuracy", ((B, 3), (B,)), (), {"k": 4}, labels=True), ["k is 4", "(batch, 3)"]),
 ]
@@ -86,6 +102,14 @@ def test_wrong_shapes_are_refused_with_both_shapes(case: Case, parts: list[str])
         ("Dropout", {"ratio": 1.0}, "1.0"),
         ("Dropout", {"ratio": float("nan")}, "nan"),
         ("Dropout", {"ratio": True}, "True"),
+        ("Gelu", {"approximate": "erf"}, "'none' or 'tanh'"),
+        ("Gelu", {"approximate": 1}, "'none' or 'tanh'"),
+        ("Attention", {}, "'q_num_heads' is missing"),
+        ("Attention", {"q_num_heads": 3}, "do not divide into 3 heads"),
+        ("Attention", {"q_num_heads": 2, "softcap": 1.0}, "'softcap' is not supported"),
+        ("Split", {"axis": 1}, "'split' is missing"),
+        ("Split", {"axis": 1, "split": (1,) * 1001}, "at most 1000"),
+        ("Gather", {"axis": 1}, "holds 1"),
         ("Softmax", {"axis": 0}, "0 is the batch"),
         ("Softmax", {"axis": 4}, "axes 0 to 3"),
         ("Softmax", {"axis": True}, "integer"),

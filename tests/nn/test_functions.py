@@ -4,7 +4,6 @@ import pytest
 
 from p2pnn import nn
 from p2pnn.errors import ModelError
-from p2pnn.model.graph import Graph
 
 B = nn.BATCH
 
@@ -33,46 +32,22 @@ def test_global_average_pool_is_one_layer_of_two_ops() -> None:
     assert [(op.kind, op.name) for op in graph.ops] == [("GlobalAveragePool", "gap"), ("Flatten", "gap#flatten")]
 
 
-def regression() -> Graph:
-    target = nn.Input("y", ())
-    prediction = nn.Linear(1, name="head")(x(3))
-    return nn.Model(
-        {"y": prediction},
-        nn.mean_squared_error(prediction, target),
-        {"mae": nn.mean_absolute_error(prediction, target), "rmse": nn.rmse(prediction, target)},
-    ).graph
+def test_split_into_equal_parts_or_given_ones() -> None:
+    assert [part.shape for part in nn.split(x(6, 4), 3)] == [(B, 2, 4)] * 3
+    assert [part.shape for part in nn.split(x(6, 4), (1, 3), axis=-1)] == [(B, 6, 1), (B, 6, 3)]
+    for parts, axis in ((4, 1), (3, -1), (0, 1)):
+        with pytest.raises(ModelError, match=rf"split: \d at axis {axis} do not divide into {parts} equal parts"):
+            nn.split(x(6, 4), parts, axis)
 
 
-def test_regression_with_one_number_per_row_drops_the_last_axis() -> None:
-    graph = regression()
-    assert [op.kind for op in graph.ops] == [
-        "Gemm", "Reshape", "MeanSquaredError", "Reshape", "AbsoluteError", "Reshape", "SquaredError",
-    ]  # fmt: skip
-    assert [(m.name, m.kind, m.goal) for m in graph.metrics] == [("mae", "mean", "min"), ("rmse", "root", "min")]
-
-
-def test_classification_metrics() -> None:
-    label = nn.Input("label", (), dtype="int64")
-    scores = nn.Linear(9)(x(3))
-    metrics = {
-        "accuracy": nn.accuracy(scores, label),
-        "top5": nn.top_k_accuracy(scores, label),
-        "perplexity": nn.perplexity(scores, label),
-    }
-    graph = nn.Model({}, nn.cross_entropy(scores, label), metrics).graph
-    assert [(m.name, m.kind, m.goal) for m in graph.metrics] == [
-        ("accuracy", "mean", "max"),
-        ("top5", "mean", "max"),
-        ("perplexity", "exp", "min"),
-    ]
-    assert next(op for op in graph.ops if op.kind == "TopKAccuracy").integer("k") == 5
-
-
-def test_labels_must_be_integers_and_line_up() -> None:
-    with pytest.raises(ModelError, match=r"the labels y are float32 of shape \(batch,\).*scores of shape \(batch, 3\)"):
-        nn.cross_entropy(x(3), nn.Input("y", ()))
-    with pytest.raises(ModelError, match=r"\(batch, 3\) and the target \(batch, 2\)"):
-        nn.mean_squared_error(x(3), nn.Input("y", (2,)))
+def test_layer_norm_and_attention_of_given_values() -> None:
+    weight = nn.parameter("w", (4,))
+    assert nn.layer_norm(x(6, 4), weight).shape == nn.layer_norm(x(6, 4), weight, weight).shape == (B, 6, 4)
+    keys = nn.Input("k", (5, 2))
+    shared = nn.attention(x(6, 4), keys, keys, heads=2, key_heads=1, causal=True)
+    assert shared.shape == (B, 6, 4)
+    assert shared.origin.attributes == {"q_num_heads": 2, "kv_num_heads": 1, "is_causal": 1, "scale": pytest.approx(2**-0.5)}  # type: ignore[union-attr]
+    assert nn.attention(x(6, 4), x(6, 4), x(6, 4), heads=2, scale=0.3).origin.attributes["scale"] == 0.3  # type: ignore[union-attr]
 
 
 def test_what_is_no_value() -> None:

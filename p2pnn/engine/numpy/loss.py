@@ -42,31 +42,32 @@ class Softmax(Kernel):
 
 
 class SoftmaxCrossEntropyLoss(Kernel):
-    """−mean over rows of log softmax(scores)[label]; dscores = (softmax(scores) − one-hot(label)) · dy / rows."""
+    """−mean over positions of log softmax(scores)[label]; dscores = (softmax(scores) − one-hot(label)) · dy / positions.
 
-    keeps = (1,)
+    A position is a row, or a place in a row's sequence or image: every label is one.
+    """
 
     def __init__(self, site: Site) -> None:
         super().__init__(site)
-        rows, classes = site.inputs[0].shape
-        self._spec = Spec((rows, classes), site.dtype)
+        self._scores = Scores(site)
+        self._probabilities = site.scratch(self._scores.shape)
+        self._line = site.scratch((self._scores.shape[0], 1))
         if site.wants[0]:
-            self.stash = (self._spec,)
-        self._scores = site.scratch((rows, classes))
-        self._line = site.scratch((rows, 1))
-        self._rows = np.arange(rows)
+            self.stash = (Spec(self._scores.shape, site.dtype),)
+            self.keeps = (1,)
 
     def forward(self, call: Call) -> None:
-        scores, labels = call.inputs
-        rows = call.context.rows
-        probabilities = call.stash[0] if call.stash else self._scores.array
-        call.y[...] = cross_entropy(scores, labels, probabilities, self._line.array, self._rows[:rows]) / rows
+        scores, labels, count = self._scores.load(call)
+        probabilities = call.stash[0] if call.stash else self._probabilities.array
+        call.y[...] = cross_entropy(scores, labels[:count], probabilities, self._line.array) / count
 
     def backward(self, call: Call) -> None:
-        dx, rows = call.dx[0], call.context.rows
-        np.multiply(call.stash[0], call.stash[0] >= PROBABILITY_MIN, out=dx)
-        dx[self._rows, call.inputs[1]] -= 1
-        np.multiply(dx, call.dy / rows, out=dx)
+        labels, probabilities = call.inputs[1].reshape(-1), call.stash[0]
+        dx = self._scores.target(call.dx[0])
+        np.multiply(probabilities, probabilities >= PROBABILITY_MIN, out=dx)
+        dx[self._scores.positions, labels] -= 1
+        np.multiply(dx, call.dy / len(labels), out=dx)
+        self._scores.store(dx, call.dx[0])
 
 
 class MeanSquaredError(Kernel):
@@ -103,14 +104,51 @@ def softmax(x: Array, y: Array, line: Array, axis: int) -> None:
     np.divide(y, line, out=y)
 
 
-def cross_entropy(scores: Array, labels: Array, probabilities: Array, line: Array, rows: Array) -> float:
-    """−Σ over `rows` of log softmax(scores)[label], in float64; fills `probabilities`, and overwrites `line`.
+def cross_entropy(scores: Array, labels: Array, probabilities: Array, line: Array) -> float:
+    """−Σ over positions of log softmax(scores)[label], in float64; fills `probabilities`, and overwrites `line`.
 
-    It is log Σ e^(x − max) − (x[label] − max), which stays exact where a probability underflows.
+    scores: [positions, classes], of which the first len(labels) count. It is log Σ e^(x − max) − (x[label] − max), which
+    stays exact where a probability underflows.
     """
+    count = len(labels)
     np.maximum.reduce(scores, axis=1, keepdims=True, out=line)
-    of_label = scores[rows, labels[: len(rows)]] - line[: len(rows), 0]
+    of_label = scores[np.arange(count), labels] - line[:count, 0]
     softmax(scores, probabilities, line, 1)
     np.log(line, out=line)
-    np.subtract(line[: len(rows), 0], of_label, out=of_label)
+    np.subtract(line[:count, 0], of_label, out=of_label)
     return float(np.add.reduce(of_label, dtype=np.float64))
+
+
+class Scores:
+    """Scores as a matrix [positions, classes], whichever axis holds the classes; labels as a vector beside it.
+
+    Where the classes lie last in memory (also at axis 1 of an image, which lies channels last) that is a view, else a copy.
+    """
+
+    def __init__(self, site: Site) -> None:
+        operand = site.inputs[0]
+        axis = site.op.integer("axis")
+        self._axis = axis if operand.order == "plain" else 3
+        shape = operand.shape
+        self.shape = (elements(shape) // shape[self._axis], shape[self._axis])
+        self.positions = np.arange(self.shape[0])
+        self._per_row = self.shape[0] // max(shape[0], 1)
+        moved = (*shape[: self._axis], *shape[self._axis + 1 :], shape[self._axis])
+        self._copy = None if self._axis == len(shape) - 1 else site.scratch(moved)
+
+    def load(self, call: Call) -> tuple[Array, Array, int]:
+        """(scores, labels, how many positions belong to valid rows)."""
+        scores, labels = call.inputs
+        if self._copy is not None:
+            np.copyto(self._copy.array, np.moveaxis(scores, self._axis, -1))
+            scores = self._copy.array
+        return scores.reshape(self.shape), labels.reshape(-1), call.context.rows * self._per_row
+
+    def target(self, dx: Array) -> Array:
+        """Where to write the scores' gradient, as such a matrix; `store` brings it to dx."""
+        return (dx if self._copy is None else self._copy.array).reshape(self.shape)
+
+    def store(self, made: Array, dx: Array) -> None:
+        """Bring what was written into `target` to where it belongs."""
+        if self._copy is not None:
+            np.copyto(np.moveaxis(dx, self._axis, -1), made.reshape(self._copy.array.shape))

@@ -1,34 +1,45 @@
-"""Metrics: float64[2] = (sum, count) over the valid rows of a micro-batch. They have no gradients."""
+"""Metrics: float64[2] = (sum, count) over the valid rows' positions of a micro-batch. They have no gradients."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from p2pnn.engine.numpy.kernel import Call, Kernel, Site
-from p2pnn.engine.numpy.loss import cross_entropy
+from p2pnn.engine.numpy.layout import Array
+from p2pnn.engine.numpy.loss import Scores, cross_entropy
 
 
-class Accuracy(Kernel):
-    """Rows whose largest score (the first of equals) is the label's."""
+class _Classification(Kernel):
+    def __init__(self, site: Site) -> None:
+        super().__init__(site)
+        self._scores = Scores(site)
+
+    def _load(self, call: Call) -> tuple[Array, Array]:
+        """The valid rows' scores [positions, classes] and labels [positions]."""
+        scores, labels, count = self._scores.load(call)
+        return scores[:count], labels[:count]
+
+
+class Accuracy(_Classification):
+    """Positions whose largest score (the first of equals) is the label's."""
 
     def forward(self, call: Call) -> None:
-        rows = call.context.rows
-        call.y[0] = np.count_nonzero(np.argmax(call.inputs[0][:rows], axis=1) == call.inputs[1][:rows])
-        call.y[1] = rows
+        scores, labels = self._load(call)
+        call.y[0] = np.count_nonzero(np.argmax(scores, axis=1) == labels)
+        call.y[1] = len(labels)
 
 
-class TopKAccuracy(Kernel):
-    """Rows in which fewer than k scores come before the label's: larger ones, and equal ones of smaller index."""
+class TopKAccuracy(_Classification):
+    """Positions in which fewer than k scores come before the label's: larger ones, and equal ones of smaller index."""
 
     def forward(self, call: Call) -> None:
-        rows, k = call.context.rows, self.site.op.integer("k")
-        scores, labels = call.inputs[0][:rows], call.inputs[1][:rows]
-        of_label = scores[np.arange(rows), labels][:, None]
+        k, (scores, labels) = self.site.op.integer("k"), self._load(call)
+        of_label = scores[np.arange(len(labels)), labels][:, None]
         earlier = np.arange(scores.shape[1]) < labels[:, None]
         before = np.count_nonzero((scores > of_label) | ((scores == of_label) & earlier), axis=1)
         # A score that is not a number comes before nothing; a row of them must not count as right.
         call.y[0] = np.count_nonzero((before < k) & np.isfinite(of_label[:, 0]))
-        call.y[1] = rows
+        call.y[1] = len(labels)
 
 
 class _Error(Kernel):
@@ -59,18 +70,17 @@ class SquaredError(_Error):
     _squared = True
 
 
-class TokenLoss(Kernel):
-    """Σ over rows of −log softmax(scores)[label]; e to its mean is the perplexity."""
+class TokenLoss(_Classification):
+    """Σ over positions of −log softmax(scores)[label]; e to its mean is the perplexity."""
 
     def __init__(self, site: Site) -> None:
         super().__init__(site)
-        rows, classes = site.inputs[0].shape
-        self._probabilities = site.scratch((rows, classes))
-        self._line = site.scratch((rows, 1))
-        self._rows = np.arange(rows)
+        positions, classes = self._scores.shape
+        self._probabilities = site.scratch((positions, classes))
+        self._line = site.scratch((positions, 1))
 
     def forward(self, call: Call) -> None:
-        scores, labels = call.inputs
-        rows = self._rows[: call.context.rows]
-        call.y[0] = cross_entropy(scores, labels, self._probabilities.array, self._line.array, rows)
-        call.y[1] = len(rows)
+        scores, labels = self._load(call)
+        count = len(labels)
+        call.y[0] = cross_entropy(scores, labels, self._probabilities.array[:count], self._line.array[:count])
+        call.y[1] = count

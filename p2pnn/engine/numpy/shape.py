@@ -5,6 +5,8 @@ They are written for ONNX's order of axes, through views of the engine's arrays.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from p2pnn.engine.numpy.kernel import Call, Kernel, Site
@@ -76,6 +78,30 @@ class Concat(Kernel):
             stop = start + operand.shape[self._axis]
             if wanted:
                 np.copyto(dx, call.dy[(slice(None),) * self._axis + (slice(start, stop),)])
+            start = stop
+
+
+class Split(Kernel):
+    """Parts behind each other along `axis`; their gradients are put together again."""
+
+    def __init__(self, site: Site) -> None:
+        super().__init__(site)
+        axis = site.op.integer("axis")
+        self._axis = {1: 3, 2: 1, 3: 2}[axis] if site.output.order == "channels_last" else axis
+
+    def forward(self, call: Call) -> None:
+        for y, part in zip(call.ys, self._parts(call.inputs[0]), strict=True):
+            np.copyto(y, part)
+
+    def backward(self, call: Call) -> None:
+        for dy, part in zip(call.dys, self._parts(call.dx[0]), strict=True):
+            np.copyto(part, dy)
+
+    def _parts(self, array: Array) -> Iterator[Array]:
+        start = 0
+        for operand in self.site.outputs:
+            stop = start + operand.shape[self._axis]
+            yield array[(slice(None),) * self._axis + (slice(start, stop),)]
             start = stop
 
 

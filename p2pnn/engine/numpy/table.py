@@ -4,7 +4,21 @@ from __future__ import annotations
 
 from typing import Final
 
-from p2pnn.engine.numpy import arithmetic, convolution, dense, elementwise, loss, metrics, normalization, pooling, shape
+from p2pnn.engine.numpy import (
+    arithmetic,
+    attention,
+    convolution,
+    dense,
+    elementwise,
+    erf,
+    gather,
+    layer_norm,
+    loss,
+    metrics,
+    normalization,
+    pooling,
+    shape,
+)
 from p2pnn.engine.numpy.kernel import Kernel
 
 KERNELS: Final[dict[str, type[Kernel]]] = {
@@ -15,13 +29,18 @@ KERNELS: Final[dict[str, type[Kernel]]] = {
     "AveragePool": pooling.AveragePool,
     "GlobalAveragePool": pooling.GlobalAveragePool,
     "BatchNormalization": normalization.BatchNormalization,
+    "LayerNormalization": layer_norm.LayerNormalization,
+    "Attention": attention.Attention,
     "Relu": elementwise.Relu,
     "Sigmoid": elementwise.Sigmoid,
+    "Gelu": erf.Gelu,
     "Tanh": elementwise.Tanh,
     "Softmax": loss.Softmax,
     "Add": arithmetic.Add,
     "Sub": arithmetic.Sub,
     "Mul": arithmetic.Mul,
+    "Gather": gather.Gather,
+    "Split": shape.Split,
     "Concat": shape.Concat,
     "Reshape": shape.Reshape,
     "Flatten": shape.Reshape,

@@ -51,14 +51,21 @@ class Build:
         return name
 
     def op(self, kind: str, *inputs: str, **attributes: Any) -> str:
+        (name,) = self.parts(kind, *inputs, **attributes)
+        return name
+
+    def parts(self, kind: str, *inputs: str, **attributes: Any) -> list[str]:
+        """An op with one or several outputs."""
         name = f"{kind.lower()}{len(self.ops)}"
         known = [self.known[i] for i in inputs]
-        op = Op(kind, name, inputs, (name,), ops.normalise(kind, name, attributes, known))
-        ((dtype, shape),) = ops.infer(op, known)
-        self.known[name] = Value(name, dtype, shape)
-        self.ops.append(op)
-        self.values.append(self.known[name])
-        return name
+        canonical = ops.normalise(kind, name, attributes, known)
+        made = ops.infer(Op(kind, name, inputs, (), canonical), known)
+        names = [name if n == 0 else f"{name}.{n}" for n in range(len(made))]
+        for output, (dtype, shape) in zip(names, made, strict=True):
+            self.known[output] = Value(output, dtype, shape)
+            self.values.append(self.known[output])
+        self.ops.append(Op(kind, name, inputs, tuple(names), canonical))
+        return names
 
     def conv(self, x: str, outputs: int, size: int, *, bias: bool = True, **attributes: Any) -> str:
         group = attributes.get("group", 1)
@@ -66,11 +73,19 @@ class Build:
         return self.op("Conv", x, w, *([self.parameter(outputs)] if bias else []), **attributes)
 
     def linear(self, x: str, outputs: int) -> str:
-        return self.op("Gemm", x, self.parameter(outputs, self.known[x].shape[1]), self.parameter(outputs))
+        return self.op("Gemm", x, self.parameter(outputs, self.known[x].shape[-1]), self.parameter(outputs))
 
     def norm(self, x: str) -> str:
         c = self.known[x].shape[1]
         return self.op("BatchNormalization", x, self.parameter(c), self.parameter(c), self.held(c), self.held(c))
+
+    def layer_norm(self, x: str, axis: int = -1, *, bias: bool = True) -> str:
+        shape = self.known[x].shape[axis:]
+        held = [self.parameter(*shape) for _ in range(1 + bias)]
+        return self.op("LayerNormalization", x, *held, axis=axis)
+
+    def embed(self, *shape: int, rows: int = 10, width: tuple[int, ...] = (3,)) -> str:
+        return self.op("Gather", self.parameter(rows, *width), self.input(*shape, dtype="int64"))
 
     def graph(self, outputs: dict[str, str], losses: Sequence[str] = (), metrics: Sequence[str] = ()) -> Graph:
         return Graph(

@@ -22,16 +22,36 @@ def sequence(b: Build) -> str:
     return b.op("Add", b.input(4, 3), b.parameter(4, 3))
 
 
+def attended(
+    b: Build, n: int, m: int, heads: int, shared: int, size: int = 3, width: int = 2, **attributes: int
+) -> str:
+    """An Attention of n queries to m keys."""
+    wide = [(n, heads * size), (m, shared * size), (m, shared * width)]
+    values = [b.op("Add", b.input(*shape), b.parameter(*shape)) for shape in wide]
+    return b.op("Attention", *values, q_num_heads=heads, kv_num_heads=shared, **attributes)
+
+
+def halves(b: Build, x: str, axis: int, *parts: int) -> str:
+    """A Split whose parts meet again, reversed, and of which the first is also read alone."""
+    made = b.parts("Split", x, axis=axis, split=parts)
+    joined = b.op("Concat", *reversed(made), axis=axis)
+    return b.op("Concat", joined, b.op("Tanh", made[0]), axis=axis)
+
+
 CASES: dict[str, Callable[[Build], str]] = {
     "Relu": lambda b: b.op("Relu", image(b)),
     "Sigmoid": lambda b: b.op("Sigmoid", image(b)),
     "Tanh": lambda b: b.op("Tanh", line(b)),
     "Dropout": lambda b: b.op("Dropout", image(b), ratio=0.4),
     "Dropout none": lambda b: b.op("Dropout", line(b), ratio=0.0),
+    "Gelu": lambda b: b.op("Gelu", image(b)),
+    "Gelu tanh": lambda b: b.op("Gelu", line(b), approximate="tanh"),
     "Softmax": lambda b: b.op("Softmax", line(b)),
     "Softmax channels": lambda b: b.op("Softmax", image(b), axis=1),
     "Softmax middle": lambda b: b.op("Softmax", sequence(b), axis=1),
     "Gemm": lambda b: b.linear(line(b), 4),
+    "Gemm sequence": lambda b: b.linear(sequence(b), 4),
+    "Gemm sequence no bias": lambda b: b.op("Gemm", sequence(b), b.parameter(4, 3)),
     "Gemm no bias": lambda b: b.op("Gemm", line(b), b.parameter(4, 5)),
     "MatMul weight": lambda b: b.op("MatMul", sequence(b), b.parameter(3, 2)),
     "MatMul rank 2": lambda b: b.op("MatMul", line(b), b.parameter(5, 2)),
@@ -70,6 +90,28 @@ CASES: dict[str, Callable[[Build], str]] = {
     "BatchNormalization rank 2": lambda b: b.norm(line(b)),
     "BatchNormalization rank 3": lambda b: b.norm(sequence(b)),
     "BatchNormalization no gradient": lambda b: b.norm(b.input(4, 3, 3)),
+    "LayerNormalization": lambda b: b.layer_norm(sequence(b)),
+    "LayerNormalization rows": lambda b: b.layer_norm(line(b), bias=False),
+    "LayerNormalization two axes": lambda b: b.layer_norm(sequence(b), 1),
+    "LayerNormalization image": lambda b: b.layer_norm(image(b, 2, 3, 4), 2),
+    "LayerNormalization no gradient": lambda b: b.layer_norm(b.input(4, 3)),
+    "Gather": lambda b: b.embed(4),
+    "Gather rows": lambda b: b.embed(rows=12, width=(2, 3)),
+    "Gather scalars": lambda b: b.embed(3, 2, 2, width=()),
+    "Gather image": lambda b: b.embed(4, 2),
+    "Gather large": lambda b: b.embed(6, rows=600, width=(2,)),
+    "Attention": lambda b: attended(b, 5, 4, 2, 2),
+    "Attention causal": lambda b: attended(b, 5, 5, 3, 3, is_causal=1),
+    "Attention causal few keys": lambda b: attended(b, 5, 3, 1, 1, is_causal=1),
+    "Attention causal many keys": lambda b: attended(b, 3, 5, 2, 2, is_causal=1),
+    "Attention groups": lambda b: attended(b, 4, 4, 4, 2, is_causal=1),
+    "Attention itself": lambda b: (lambda x: b.op("Attention", x, x, x, q_num_heads=1, kv_num_heads=1))(sequence(b)),
+    "Attention keys only": lambda b: b.op(
+        "Attention", b.input(4, 3), sequence(b), b.input(4, 2), q_num_heads=1, kv_num_heads=1, scale=0.7
+    ),
+    "Split": lambda b: halves(b, sequence(b), 2, 1, 2),
+    "Split image": lambda b: halves(b, image(b), 1, 1, 2, 1),
+    "Split height": lambda b: halves(b, image(b), 2, 3, 4),
     "Add": lambda b: b.op("Add", image(b), image(b)),
     "Add itself": lambda b: (lambda x: b.op("Add", x, x))(image(b)),
     "Add channels": lambda b: b.op("Add", image(b), b.parameter(4, 1, 1)),

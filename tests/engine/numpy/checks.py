@@ -20,7 +20,12 @@ from tests.engine.numpy.build import Array, Build, Run, batch, fill
 from tests.engine.numpy.cases import CASES, FORWARD_ONLY
 
 ROWS, SCALE = 3, 0.5
-AS_INPUT = {"Reshape": ("shape", np.int64), "ReduceMean": ("axes", np.int64), "Dropout": ("ratio", np.float32)}
+AS_INPUT = {
+    "Reshape": (("shape", np.int64),),
+    "ReduceMean": (("axes", np.int64),),
+    "Dropout": (("ratio", np.float32),),
+    "Split": (("split", np.int64),),
+}
 
 
 def graph_of(name: str) -> Graph:
@@ -95,14 +100,23 @@ def forward(
 
 
 def to_onnx(graph: Graph, output: str, held: dict[str, Array]) -> onnx.ModelProto:
+    sequences = {v.name for v in (*graph.inputs, *graph.values) if len(v.shape) == 3}
     nodes, constants = [], [numpy_helper.from_array(array, name) for name, array in held.items()]
     for op in graph.ops:
         attributes: dict[str, Any] = dict(op.attributes)
         inputs = list(op.inputs)
-        if op.kind in AS_INPUT:
-            key, dtype = AS_INPUT[op.kind]
+        for key, dtype in AS_INPUT.get(op.kind, ()):
             constants.append(numpy_helper.from_array(np.array(attributes.pop(key), dtype), f"{op.name}.{key}"))
             inputs.append(constants[-1].name)
+        if op.kind == "SoftmaxCrossEntropyLoss":
+            assert attributes.pop("axis") == 1, "ONNX has the classes there"
+        if op.kind == "Gemm" and op.inputs[0] in sequences:  # MatMul and Add where ONNX's Gemm has no such rank
+            nodes.append(helper.make_node("Transpose", [inputs[1]], [f"{op.name}.w"], perm=(1, 0)))
+            product = op.outputs[0] if len(inputs) == 2 else f"{op.name}.product"
+            nodes.append(helper.make_node("MatMul", [inputs[0], f"{op.name}.w"], [product]))
+            if len(inputs) > 2:
+                nodes.append(helper.make_node("Add", [product, inputs[2]], list(op.outputs)))
+            continue
         nodes.append(helper.make_node(op.kind, inputs, list(op.outputs), op.name, **attributes))
     inputs = [
         helper.make_tensor_value_info(v.name, helper.np_dtype_to_tensor_dtype(np.dtype(v.dtype)), None)
