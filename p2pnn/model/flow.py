@@ -13,6 +13,7 @@ READ_BACK: Final[Mapping[str, Mapping[int, tuple[int, ...]]]] = {
     "Gemm": {0: (1,), 1: (0,)},
     "MatMul": {0: (1,), 1: (0,)},
     "Conv": {1: (0,)},
+    "BatchNormalization": {1: (0, 1)},
     "Add": {},
     "Sub": {},
     "Gather": {},

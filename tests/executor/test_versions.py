@@ -12,11 +12,15 @@ import numpy as np
 import pytest
 
 from p2pnn.data.blobs import BlobStore
+from p2pnn.engine.base import Context
+from p2pnn.engine.numpy.engine import NumpyEngine
 from p2pnn.executor.parts import Parts
 from p2pnn.executor.versions import Versions, sets_needed
 from p2pnn.job.checkpoint import Part
 from p2pnn.job.spec import JobSpec, Optimizer
+from p2pnn.model.flow import Flow
 from p2pnn.model.graph import Graph
+from p2pnn.model.initial import initial
 from tests.executor import models
 from tests.executor.mesh import Mesh, contiguous, digests, interleaved, manifest, scattered, spec_for
 from tests.executor.replay import Replay
@@ -102,6 +106,38 @@ def check_forward(versions: Versions, step: int, delay: int) -> None:
 def tensors_of(parts: tuple[Part, ...], spec: JobSpec, blobs: BlobStore) -> dict[str, Any]:
     source = Parts(blobs, [part.blob for part in parts])
     return {p.name: source.read(p.name, p.shape) for p in (*spec.graph.parameters, *spec.graph.state)}
+
+
+@pytest.mark.parametrize("build", [models.dense, models.convolutional, models.residual, models.diamond])
+def test_what_counts_as_not_read_back_may_be_anything_in_a_backward_pass(build: Callable[[], Graph]) -> None:
+    """NaN in place of these parameters, between forward and backward, changes no gradient; of every other it does."""
+    graph, engine, rows = build(), NumpyEngine(), 4
+    flow = Flow(graph)
+    dice = np.random.default_rng(1)
+
+    def gradients(poisoned: set[str]) -> dict[Any, Any]:
+        tensors = engine.allocate(graph, range(len(graph.ops)), training=True)
+        for p in (*graph.parameters, *graph.state):
+            (tensors.parameters | tensors.state)[p.name][...] = engine.import_parameter(graph, p.name, initial(p, 3))
+        program = engine.compile(graph, sorted(flow.training), tensors, rows=rows, frames=1, mode="train")
+        values = {v.name: np.zeros(engine.shape(v, rows), v.dtype) for v in (*graph.inputs, *graph.values)}
+        for v in graph.inputs:
+            values[v.name][...] = inputs[v.name]
+        program.forward(0, Context(1, 0, 0, rows), values)
+        for name in poisoned:
+            tensors.parameters[name][...] = np.nan
+        program.backward(0, Context(1, 0, 0, rows), {}, first=True)
+        return {key: array.copy() for key, array in tensors.gradients.items()}
+
+    inputs = {v.name: dice.integers(0, models.CLASSES, engine.shape(v, rows)) for v in graph.inputs}
+    spared = {p.name for p in graph.parameters if not flow.read_back(p.name)}
+    assert spared
+    whole = gradients(set())
+    for key, array in gradients(spared).items():
+        np.testing.assert_array_equal(array, whole[key], str(key))
+    for p in graph.parameters:
+        if p.name not in spared and not p.name.endswith("bias"):
+            assert any(np.isnan(array).any() for array in gradients({p.name}).values()), p.name
 
 
 CASES: list[tuple[str, Callable[[], Graph], Optimizer, Callable[[Graph, int], list[int]], int, int, list[int]]] = [

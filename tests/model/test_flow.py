@@ -30,3 +30,19 @@ def test_every_consumer_of_a_value_sends_its_own_gradient_in_graph_order() -> No
     assert [names[i] for i in flow.consumers["h"]] == ["a", "b", "joined", "class"]
     assert [names[i] for i in flow.gradient_consumers("h")] == ["a", "b", "joined"]
     assert flow.gradient_consumers("image") == []
+
+
+def test_which_parameters_backward_passes_read() -> None:
+    image, target = nn.Input("image", (1, 6, 6)), nn.Input("target", (3,))
+    h = nn.BatchNorm(name="bn")(nn.Conv2d(2, 3, name="conv1")(image))
+    h = nn.Conv2d(2, 3, name="conv2")(nn.relu(h))
+    pooled = nn.global_average_pool(h)
+    shared = nn.Linear(2, name="shared")
+    y = nn.Linear(3, name="head")(shared(shared(pooled)))
+    unused = nn.Linear(3, name="unused")(pooled)
+    graph = nn.Model({"unused": unused}, nn.mean_squared_error(y, target)).graph
+    flow = Flow(graph)
+    found = {p.name for p in graph.parameters if flow.read_back(p.name)}
+    assert {"conv2/weight", "shared/weight", "head/weight", "bn/weight"} <= found
+    assert not found & {"conv1/weight", "conv1/bias", "conv2/bias", "bn/bias", "shared/bias", "head/bias"}
+    assert not found & {"unused/weight", "unused/bias"}
