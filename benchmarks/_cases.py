@@ -1,7 +1,7 @@
 """What `./run bench engine` measures: one row per case, told in words that every contestant understands.
 
-A case is a kind, the rows of a batch, the shape of one row and the kind's own settings; `_ours` and `_torch` each have a table from
-kinds to what to build. Only the standard library is imported here.
+A case is a kind, the rows of a batch, the shape of one row and the kind's own settings; `_ours` and `_torch` each have a table
+from kinds to what to build. Only the standard library is imported here.
 """
 
 from __future__ import annotations
@@ -35,9 +35,27 @@ OPS = (
     op("Linear 784 → 2048, 512 rows", "linear", 512, (784,), features=2048),
     op("conv 3×3 64 → 64, 28×28, 32 rows", "conv", 32, (64, 28, 28), 1.3, channels=64, size=3, padding=1),
     op("conv 3×3 64 → 64, 56×56, 8 rows", "conv", 8, (64, 56, 56), 1.3, channels=64, size=3, padding=1),
-    op("conv 3×3 stride 2 64 → 128, 28×28, 32 rows", "conv", 32, (64, 28, 28), channels=128, size=3, padding=1, stride=2),
+    op(
+        "conv 3×3 stride 2 64 → 128, 28×28, 32 rows",
+        "conv",
+        32,
+        (64, 28, 28),
+        channels=128,
+        size=3,
+        padding=1,
+        stride=2,
+    ),
     op("conv 1×1 64 → 64, 28×28, 32 rows", "conv", 32, (64, 28, 28), channels=64, size=1),
-    op("conv 5×5 1 → 16, 28×28, 128 rows (LeNet-5)", "conv", 128, (1, 28, 28), channels=16, size=5, padding=2, first=True),
+    op(
+        "conv 5×5 1 → 16, 28×28, 128 rows (LeNet-5)",
+        "conv",
+        128,
+        (1, 28, 28),
+        channels=16,
+        size=5,
+        padding=2,
+        first=True,
+    ),
     op("conv 5×5 16 → 32, 14×14, 128 rows (LeNet-5)", "conv", 128, (16, 14, 14), channels=32, size=5),
     op("max pool 2×2, 64×28×28, 32 rows", "max_pool", 32, (64, 28, 28), 1.0, size=2),
     op("max pool 3×3 stride 2, 64×28×28, 32 rows", "max_pool", 32, (64, 28, 28), 1.0, size=3, stride=2, padding=1),
@@ -52,7 +70,8 @@ OPS = (
 """Forward and backward of one op, with the gradient of its input except at a network's first layer."""
 
 OPTIMIZERS = tuple(
-    op(f"{kind}, 10 million parameters", "optimizer", 0, (10_000_000,), optimizer=kind) for kind in ("sgd", "momentum", "adam")
+    op(f"{kind}, 10 million parameters", "optimizer", 0, (10_000_000,), optimizer=kind)
+    for kind in ("sgd", "momentum", "adam")
 )
 
 

@@ -91,12 +91,13 @@ class Contest:
 
 @dataclass
 class Report:
-    """All contests of one measurement, with the targets, and a few facts that are no contest."""
+    """All contests of one measurement, with the targets, and facts that are no contest. series: curves, for --json alone."""
 
     name: str
     contests: list[tuple[Contest, tuple[Target, ...]]] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
     absent: dict[str, str] = field(default_factory=dict)
+    series: dict[str, list[Any]] = field(default_factory=dict)
 
     def add(self, contest: Contest, *targets: Target, show: bool = True) -> None:
         """Keep a contest that was run; it is shown on stderr at once, since a whole measurement takes minutes."""
@@ -110,7 +111,8 @@ class Report:
             f"{contest.name}: {contest.ours} / {target.against} is {contest.ratio(target.against):.2f}, not {target}"
             for contest, targets in self.contests
             for target in targets
-            if target.against in contest.samples and not target.is_met(contest.ratio(target.against))
+            if {contest.ours, target.against} <= contest.samples.keys()
+            and not target.is_met(contest.ratio(target.against))
         ]
 
     def as_record(self) -> dict[str, Any]:
@@ -123,6 +125,7 @@ class Report:
             "facts": self.facts,
             "absent": self.absent,
             "missed": self.missed(),
+            "series": self.series,
         }
 
     def end(self, options: argparse.Namespace) -> int:

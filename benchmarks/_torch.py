@@ -183,6 +183,8 @@ def make(case: dict[str, Any]) -> Task:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    Steps({"kind": "mlp", "rows": 1, "settings": {"hidden": [1], "optimizer": "sgd"}}).run(3)  # what torch takes by itself
+    Steps({"kind": "mlp", "rows": 1, "settings": {"hidden": [1], "optimizer": "sgd"}}).run(
+        3
+    )  # what torch takes by itself
     serve(make)
     sys.exit(0)

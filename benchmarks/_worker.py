@@ -4,7 +4,8 @@ A worker is `python -m benchmarks.MODULE` in some environment: ours in this one,
 JSON object per line and answers each with one:
 
     {"do": "prepare", …}   make ready what the rest describes     {"count": runs per round} or {"absent": why not}
-    {"do": "round"}        one short round                         {"seconds": per run, …}
+                           (least_s: how long a round shall take; 0: a run's count comes with each round, and none is tried)
+    {"do": "round", …}     one short round                         {"seconds": per run, …}
     {"do": "memory"}       what preparing and running it took      {"bytes": n, …}
 
 Only the standard library is imported here, since another environment may hold nothing of ours. All workers have one BLAS
@@ -20,7 +21,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -41,8 +42,8 @@ class Absent(Exception):
 class Task(Protocol):
     """A case, ready to run."""
 
-    def run(self, count: int) -> Mapping[str, Any] | None:
-        """Do it `count` times; what it returns is added to the answer."""
+    def run(self, count: int, **more: Any) -> Mapping[str, Any] | None:
+        """Do it `count` times; what it returns is added to the answer. more: what else a round's question says."""
 
     def close(self) -> None: ...
 
@@ -125,15 +126,17 @@ def serve(make: Callable[[dict[str, Any]], Task], nice: int = NICE) -> None:
                     least_s = asked.pop("least_s", 0.05)
                     base = reset_peak()
                     task = make(asked)
-                    task.run(MEMORY_RUNS)
+                    if least_s > 0:
+                        task.run(MEMORY_RUNS)
                     peak = peak_bytes()
-                    answer: dict[str, Any] = {"count": (count := _count(task, least_s))}
+                    answer: dict[str, Any] = {"count": (count := _count(task, least_s) if least_s > 0 else 1)}
                 elif do == "round":
                     assert task is not None, "a round before anything was prepared"
                     gc.collect()
+                    runs = asked.pop("count", count)
                     start = time.perf_counter()
-                    more = task.run(count)
-                    answer = {"seconds": (time.perf_counter() - start) / count, **(more or {})}
+                    more = task.run(runs, **asked)
+                    answer = {"seconds": (time.perf_counter() - start) / runs, **(more or {})}
                 else:
                     known = task.memory() if task is not None and hasattr(task, "memory") else {}
                     answer = {"bytes": peak - base, **known}
@@ -153,7 +156,7 @@ def _count(task: Task, least_s: float) -> int:
         start = time.perf_counter()
         task.run(count)
         took = time.perf_counter() - start
-        if took >= least_s or least_s <= 0:
+        if took >= least_s:
             return count
         count = max(count + 1, int(count * min(10.0, 1.2 * least_s / max(took, 1e-6))))
 
@@ -195,10 +198,3 @@ def torch_python(chosen: str | None) -> str:
         "torch is not installed here; for the other side, name a Python that has torch and numpy, with --torch-python PATH or "
         f"{PYTHON_VARIABLE}=PATH"
     )
-
-
-@contextlib.contextmanager
-def opened(python: str, module: str, *arguments: str, **settings: Any) -> Iterator[Worker]:
-    """A worker for the length of a `with`."""
-    with Worker(python, module, *arguments, **settings) as worker:
-        yield worker
