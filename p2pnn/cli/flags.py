@@ -130,7 +130,7 @@ MicroBatches = Annotated[
         "--micro-batches",
         panel=_TRAINING,
         metavar="N",
-        help="Pieces of a batch, so that nodes work at once.  [default: 4]",
+        help="Pieces of a batch, so that nodes work at once.  [default: 4; 1 with async:K]",
     ),
 ]
 Optimizer = Annotated[
@@ -252,8 +252,8 @@ Schedule = Annotated[
     _option(
         "--schedule",
         panel=MESH_PANEL,
-        metavar="sync",
-        help="All nodes finish a step before the next begins; the only kind.",
+        metavar="sync|async:K",
+        help="sync, or K mini-batches in flight: faster, and other bits than sync's.  [default: sync]",
     ),
 ]
 Nodes = Annotated[

@@ -17,7 +17,7 @@ import msgspec
 
 from p2pnn.config import parse_bytes, unknown
 from p2pnn.errors import PlanError, UsageError
-from p2pnn.job.spec import OPTIMIZERS, SCHEDULES, Optimizer
+from p2pnn.job.spec import OPTIMIZERS, SCHEDULES, Optimizer, check_schedule
 
 FORMAT: Final = 1
 
@@ -178,6 +178,7 @@ def resolve(flags: Mapping[str, Any], job_file: Path | None = None) -> Request:
             value = _absolute(str(value), Path.cwd(), key)
         table[key] = value
     _set_rate(tree)
+    _set_micro_batches(tree)
     try:
         request = msgspec.convert(tree, Request)
     except msgspec.ValidationError as error:
@@ -324,12 +325,20 @@ def _set_rate(tree: dict[str, Any]) -> None:
         optimizer.setdefault("weight_decay", ADAMW_WEIGHT_DECAY)
 
 
+def _set_micro_batches(tree: dict[str, Any]) -> None:
+    """With several mini-batches in flight each is one piece, where nothing else is asked for."""
+    mesh = tree.get("mesh")
+    schedule = mesh.get("schedule") if isinstance(mesh, dict) else None
+    train = tree.setdefault("train", {}) if isinstance(schedule, str) and schedule != "sync" else None
+    if isinstance(train, dict):
+        train.setdefault("micro_batches", 1)
+
+
 def _check_mesh(request: Request) -> None:
     mesh = request.mesh
     if mesh.parallel != "model":
         raise UsageError(f"parallel = {mesh.parallel!r}: this p2pnn has model parallelism alone; write model")
-    if mesh.schedule != "sync":
-        raise UsageError(f"schedule = {mesh.schedule!r}: this p2pnn has the schedule sync alone")
+    check_schedule(mesh.schedule, request.train.micro_batches)
     if isinstance(mesh.nodes, int) and mesh.nodes < 0:
         raise PlanError(f"nodes = {mesh.nodes}: a number of nodes is at least 1, or 0 for every node that has room")
     if isinstance(mesh.nodes, list) and len(set(mesh.nodes)) != len(mesh.nodes):

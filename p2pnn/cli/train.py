@@ -187,7 +187,9 @@ def asked_for(flags: dict[str, Any]) -> Asked:
             raise UsageError(f"{model} names no {missing}, and no flag does")
         return Asked(request, demonstration=False)
     if model is None and "data" not in given:
-        return Asked(resolve(DEMONSTRATION | given), demonstration=True)
+        whole = given.get("schedule", "sync") != "sync"  # such a schedule has no micro-batches
+        shown = {key: value for key, value in DEMONSTRATION.items() if not (whole and key == "micro_batches")}
+        return Asked(resolve(shown | given), demonstration=True)
     if model is None:
         raise UsageError(f"--data {given['data']} without a MODEL: name one too, such as mlp or FILE.py:FUNCTION")
     if "data" not in given:
@@ -211,6 +213,9 @@ def _train(asked: Asked, *, local: int | None, socket: str | None, out: str | No
     if asked.demonstration:
         terminal.remark(f"Training {submit.DIGITS_IN_WORDS} as a demonstration: no model was named.")
         terminal.remark(f"The same by name: {demonstration_command()}")
+    if detach and trace is not None:
+        raise UsageError("--trace writes when the job has ended; with --detach use `p2pnn jobs show JOB --trace` later")
+    traced = tracing.target(trace) if trace is not None else None
     prepared = submit.prepare(asked.request)
     for line in prepared.remarks:
         terminal.remark(line)

@@ -10,6 +10,7 @@ from typing import Final
 
 import msgspec
 
+from p2pnn.errors import UsageError
 from p2pnn.model.graph import Graph
 from p2pnn.types import BlobId
 
@@ -17,7 +18,37 @@ FORMAT: Final = 1
 
 OPTIMIZERS: Final = ("sgd", "momentum", "nesterov", "adam", "adamw")
 SCHEDULES: Final = ("constant", "step", "cosine")
-JOB_KINDS: Final = ("train", "evaluate", "predict")
+IN_FLIGHT_MAX: Final = 64
+"""Mini-batches in flight: each takes a frame of memory on every node, and more than a few per node bring nothing."""
+
+JOB_KINDS: Final = ("train", "evaluate", "predict", "sample")
+
+
+def in_flight(schedule: str) -> int:
+    """K of the schedule `async:K`, 0 of `sync`. Raises UsageError for anything else."""
+    if schedule == "sync":
+        return 0
+    kind, _, number = schedule.partition(":")
+    count = int(number) if number.isascii() and number.isdigit() and len(number) < 4 else 0
+    if kind != "async" or not 1 <= count <= IN_FLIGHT_MAX:
+        raise UsageError(
+            f"schedule = {schedule[:40]!r}: write sync, or async:K for K mini-batches in flight, from 1 to {IN_FLIGHT_MAX}, "
+            "such as async:2"
+        )
+    return count
+
+
+def check_schedule(schedule: str, micro_batches: int, kind: str = "train") -> None:
+    """Raise UsageError for a schedule that there is not, or that does not go with the kind of job or its micro-batches."""
+    if not in_flight(schedule):
+        return
+    if kind != "train":
+        raise UsageError(f"schedule = {schedule}: it is for training; a job of kind {kind} is always sync")
+    if micro_batches != 1:
+        raise UsageError(
+            f"schedule = {schedule} keeps the nodes busy with whole mini-batches, but micro_batches = {micro_batches}: "
+            "leave that away or write 1"
+        )
 
 
 class Chunk(msgspec.Struct, frozen=True):
@@ -132,7 +163,7 @@ class JobSpec(msgspec.Struct, frozen=True):
     @property
     def in_flight(self) -> int:
         """Mini-batches in flight: K of `async:K`, 0 for `sync`."""
-        return int(self.schedule.removeprefix("async:")) if self.schedule.startswith("async:") else 0
+        return in_flight(self.schedule)
 
     @property
     def rows_per_micro_batch(self) -> int:

@@ -8,9 +8,10 @@ from typing import Final
 import msgspec
 
 from p2pnn.errors import ModelError, UsageError
+from p2pnn.job import sampling
 from p2pnn.job.plan import Plan
 from p2pnn.job.segment import Flow
-from p2pnn.job.spec import FORMAT, JOB_KINDS, OPTIMIZERS, SCHEDULES, Column, JobSpec, Split
+from p2pnn.job.spec import FORMAT, JOB_KINDS, OPTIMIZERS, SCHEDULES, Column, JobSpec, Split, check_schedule
 from p2pnn.model.verify import verify
 from p2pnn.types import BlobId, NodeId
 
@@ -42,10 +43,10 @@ def check(spec: JobSpec) -> None:
         (spec.optimizer.kind, OPTIMIZERS, "optimizer"),
         (spec.optimizer.schedule, SCHEDULES, "learning-rate schedule"),
         (spec.parallel, ("model",), "parallel mode"),
-        (spec.schedule, ("sync",), "schedule"),
     ):
         if value not in known:
             raise UsageError(f"{value!r} is not a {what} of this p2pnn; take one of: {', '.join(known)}")
+    check_schedule(spec.schedule, spec.micro_batches, spec.kind)
     if spec.batch_size < 1 or spec.micro_batches < 1 or spec.batch_size % spec.micro_batches:
         raise UsageError(
             f"batch size {spec.batch_size} is not divisible by {spec.micro_batches} micro-batches; change one of them"

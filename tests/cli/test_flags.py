@@ -34,6 +34,6 @@ def test_the_defaults_in_the_help_are_those_of_a_request(capsys: pytest.CaptureF
         assert text, flag
         if isinstance(value, int | float) and value:
             assert f"[default: {value:g}" in text[1], flag
-        elif isinstance(value, str) and value and flag not in ("parallel", "schedule"):
+        elif isinstance(value, str) and value and flag != "parallel":
             assert f"[default: {value}]" in text[1], flag
     assert all(f"{rate:g} for" in words for rate in RATES.values())

@@ -98,7 +98,16 @@ def test_bad_job_files(tmp_path: Path, text: str, sentence: str) -> None:
         ({"seed": -1}, "seed = -1: it must not be negative"),
         ({"validation_fraction": 0.95}, r"it lies from 0 to 0\.9"),
         ({"parallel": "data"}, "this p2pnn has model parallelism alone"),
-        ({"schedule": "async:2"}, "has the schedule sync alone"),
+        (
+            {"schedule": "async"},
+            "schedule = 'async': write sync, or async:K for K mini-batches in flight, from 1 to 64",
+        ),
+        ({"schedule": "async:0"}, "schedule = 'async:0': write sync, or async:K"),
+        ({"schedule": "async:x"}, "schedule = 'async:x': write sync, or async:K"),
+        ({"schedule": "async:65"}, "from 1 to 64, such as async:2"),
+        ({"schedule": "async:-1"}, "from 1 to 64"),
+        ({"schedule": "sink"}, "schedule = 'sink': write sync"),
+        ({"schedule": "async:2", "micro_batches": 4}, "micro_batches = 4: leave that away or write 1"),
         ({"nodes": -1}, "a number of nodes is at least 1"),
         ({"context": -1}, "context = -1: a row of text has at least 1 character"),
         ({"image_size": "32xx32"}, "image size '32xx32': write height and width, such as 32x48"),
@@ -111,6 +120,16 @@ def test_bad_settings(flags: dict[str, Any], sentence: str) -> None:
     with pytest.raises(P2pnnError, match=sentence) as caught:
         resolve(flags)
     assert caught.value.exit_status == 2
+
+
+def test_mini_batches_in_flight_are_one_piece_each(tmp_path: Path) -> None:
+    assert resolve({}).train.micro_batches == 4
+    asked = resolve({"schedule": "async:2"})
+    assert (asked.mesh.schedule, asked.train.micro_batches) == ("async:2", 1)
+    assert resolve({"schedule": "async:64", "micro_batches": 1}).mesh.schedule == "async:64"
+    (tmp_path / "job.toml").write_text('[mesh]\nschedule = "async:3"')
+    assert resolve({}, tmp_path / "job.toml").train.micro_batches == 1
+    assert resolve({"schedule": "sync"}, tmp_path / "job.toml").train.micro_batches == 4
 
 
 def test_patience_brings_a_validation_split() -> None:

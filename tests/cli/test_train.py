@@ -169,6 +169,9 @@ def test_without_words_it_is_the_demonstration() -> None:
     more = asked_for({"epochs": 3})
     assert more.demonstration
     assert more.request.train.epochs == 3
+    flying = asked_for({"schedule": "async:2"})
+    assert flying.demonstration
+    assert (flying.request.mesh.schedule, flying.request.train.micro_batches) == ("async:2", 1)
     assert not asked_for({"model": "mlp", "data": "digits"}).demonstration
 
 
