@@ -22,6 +22,7 @@ from p2pnn.node.blobs import writing
 from p2pnn.node.daemon import Daemon
 from p2pnn.node.specs import SPEC_BYTES_MAX
 from p2pnn.node.tasks import in_thread
+from p2pnn.node.traces import Missing
 from p2pnn.types import BlobId
 
 log = logging.getLogger("p2pnn.api")
@@ -57,6 +58,7 @@ def application(daemon: Daemon, stop: asyncio.Event) -> web.Application:
     app.router.add_get(f"{prefix}/jobs/{{job}}", _job)
     app.router.add_get(f"{prefix}/jobs/{{job}}/events", _events)
     app.router.add_get(f"{prefix}/jobs/{{job}}/results", _results)
+    app.router.add_get(f"{prefix}/jobs/{{job}}/trace", _trace)
     app.router.add_post(f"{prefix}/jobs/{{job}}/{{verb:cancel|pause|resume}}", _change)
     app.router.add_get(f"{prefix}/datasets", _datasets)
     app.router.add_delete(f"{prefix}/datasets/{{dataset}}", _remove_dataset)
@@ -189,6 +191,24 @@ async def _events(request: web.Request) -> web.StreamResponse:
 
 async def _results(request: web.Request) -> web.Response:
     return web.json_response(views.results(request.app[DAEMON].jobs.get(request.match_info["job"])))
+
+
+async def _trace(request: web.Request) -> web.StreamResponse:
+    """Lines of JSON: which nodes, then each one's part (`job.trace.NodePart`, its bytes in base64) or why it is missing."""
+    daemon = request.app[DAEMON]
+    record = daemon.jobs.get(request.match_info["job"])
+    if record.plan is None:
+        raise NotFoundError(
+            f"job {record.job} is {record.state} and no node has begun with it, so there is no trace of it yet"
+        )
+    response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
+    await response.prepare(request)
+    head = {"job": record.job, "generation": record.generation, "nodes": [share.name for share in record.plan.nodes]}
+    await response.write(msgspec.json.encode(head) + b"\n")
+    async for found in daemon.traces.collect(record):
+        line = {"missing": found.name, "reason": found.reason} if isinstance(found, Missing) else {"part": found}
+        await response.write(msgspec.json.encode(line) + b"\n")
+    return response
 
 
 async def _datasets(request: web.Request) -> web.Response:

@@ -293,3 +293,12 @@ Out = Annotated[
         help="A new folder for the results.  [default: NAME-1, NAME-2 … where `p2pnn paths` says]",
     ),
 ]
+TraceFile = Annotated[
+    str | None,
+    _option(
+        "--trace",
+        panel=JOB_PANEL,
+        metavar="FILE",
+        help="Write who computed, waited and sent when, for chrome://tracing and Perfetto.",
+    ),
+]

@@ -44,11 +44,28 @@ def list_(
 
 
 @app.command()
-def show(job: Job, socket: SocketFlag = None, json: JsonFlag = False) -> None:
+def show(
+    job: Job,
+    file: Annotated[
+        str, typer.Argument(metavar="[FILE]", help="Where --trace writes.  [default: JOB.trace.json]")
+    ] = "",
+    trace: Annotated[
+        bool,
+        typer.Option("--trace", help="Write who computed, waited and sent when, for chrome://tracing and Perfetto."),
+    ] = False,
+    socket: SocketFlag = None,
+    json: JsonFlag = False,
+) -> None:
     """One job: its state, plan, checkpoints and result."""
     from p2pnn.cli import render, terminal
+    from p2pnn.errors import UsageError
 
     daemon = connect(socket)
+    if trace:
+        _write_trace(daemon, job, file, json)
+        return
+    if file:
+        raise UsageError(f"{file}: a file is written for --trace only; add it")
     found = daemon.get(f"jobs/{_full(daemon, job)}")
     if json:
         terminal.print_json(found)
@@ -178,6 +195,21 @@ def describe(job: dict[str, Any]) -> list[str]:
     if result.get("bits"):
         lines.append(render.label("bits", result["bits"]))
     return lines
+
+
+def _write_trace(daemon: Any, job: str, file: str, json: bool) -> None:
+    from p2pnn.cli import terminal
+    from p2pnn.cli import trace as tracing
+
+    name = _full(daemon, job)
+    path = tracing.target(file or f"{name}.trace.json")
+    found = tracing.fetch(daemon, name)
+    tracing.write(found, path)
+    if json:
+        terminal.print_json(tracing.answer(found, path))
+        return
+    for line in tracing.lines(found, path):
+        terminal.say(line)
 
 
 def _order(job: str, verb: str, socket: str | None, json: bool) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from p2pnn.cli import follow as following
 from p2pnn.cli import render, results, terminal
+from p2pnn.cli import trace as tracing
 from p2pnn.cli.http import segment
 from p2pnn.cli.mesh import Mesh
 from p2pnn.errors import P2pnnError, StorageError, UsageError
@@ -21,6 +22,8 @@ from p2pnn.errors import P2pnnError, StorageError, UsageError
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from p2pnn.job.trace import Trace
 
 
 class Run:
@@ -49,6 +52,7 @@ class Run:
         self._after = after
         self._close = close
         self._results: results.Results | None = None
+        self._trace: Trace | None = None
         self._written: Path | None = None
 
     def __repr__(self) -> str:
@@ -81,8 +85,10 @@ class Run:
             if self.outcome is None:
                 self.close()
         try:
-            if self.outcome.state == "done" and self.mesh.local is not None:
-                self._gathered()
+            if self.mesh.local is not None:
+                self._keep_trace()
+                if self.outcome.state == "done":
+                    self._gathered()
         finally:
             if self.outcome.state in ("failed", "cancelled", "done"):
                 self.close()
@@ -113,6 +119,10 @@ class Run:
                 )
                 terminal.remark(f"{error}; they lie in {self._written} instead")
         return self._written
+
+    def trace(self) -> Trace:
+        """Who computed, waited and sent when; of a job that runs, so far. Raises NotFoundError where nobody recorded it."""
+        return self._trace or tracing.fetch(self.mesh.daemon, self.job)
 
     def cancel(self) -> None:
         """End the job."""
@@ -148,6 +158,13 @@ class Run:
             {key: value for key, value in found.items() if key not in ("number", "time", "kind")}
             for found in (self.outcome.evaluations if self.outcome else ())
         ]
+
+    def _keep_trace(self) -> None:
+        """What a local mesh has recorded goes with it."""
+        try:
+            self._trace = tracing.fetch(self.mesh.daemon, self.job)
+        except P2pnnError as error:
+            terminal.remark(f"{error}; the run has no trace")
 
     def _gathered(self) -> results.Results:
         if self._results is None:
@@ -206,14 +223,18 @@ def train(
     return run
 
 
-def complete(run: Run, *, json: bool = False, demonstration: bool = False, began: float | None = None) -> None:
-    """Follow a run to its end, write its folder, and print what came out."""
+def complete(
+    run: Run, *, json: bool = False, demonstration: bool = False, began: float | None = None, trace: Path | None = None
+) -> None:
+    """Follow a run to its end, write its folder, and print what came out. trace: where its trace goes too, however it ends."""
     began = time.monotonic() if began is None else began
     lines = following.Lines(demonstration=demonstration)
     try:
         run.follow(lines.show)
     except P2pnnError:
         lines.clear()
+        if trace is not None:
+            _write_trace(run, trace)
         if run.mesh.local is not None:
             terminal.remark(
                 "the local mesh has ended and its checkpoints with it; on `p2pnn node start` they would stay"
@@ -228,6 +249,8 @@ def complete(run: Run, *, json: bool = False, demonstration: bool = False, began
             f" get it with `p2pnn jobs fetch {run.job}`"
         )
         return
+    if trace is not None:
+        _write_trace(run, trace)
     if run.outcome.state == "paused":
         terminal.say(f"{run.job} is paused; `p2pnn jobs resume {run.job}` goes on with it")
         return
@@ -241,6 +264,18 @@ def complete(run: Run, *, json: bool = False, demonstration: bool = False, began
         terminal.say(render.evaluation(run.evaluation, seconds))
     for line in result_lines(folder, run.bits, local=run.mesh.local is not None, demonstration=demonstration):
         terminal.say(line)
+
+
+def _write_trace(run: Run, path: Path) -> None:
+    """Write the trace and say what it shows. That it cannot be had or written spoils nothing else."""
+    try:
+        found = run.trace()
+        tracing.write(found, path)
+    except P2pnnError as error:
+        terminal.remark(str(error))
+    else:
+        for line in tracing.lines(found, path):
+            terminal.remark(line)
 
 
 def result_lines(folder: Path, bits: str, *, local: bool = False, demonstration: bool = False) -> Iterator[str]:

@@ -43,6 +43,7 @@ from p2pnn.cli.flags import (
     Seed,
     StepSize,
     Threads,
+    TraceFile,
     Warmup,
     WeightDecay,
 )
@@ -99,12 +100,13 @@ def train(
     detach: Annotated[
         bool, typer.Option("--detach", help="Submit the job and return; it runs on.", rich_help_panel=MESH_PANEL)
     ] = False,
+    trace: TraceFile = None,
     socket: SocketFlag = None,
     json: JsonFlag = False,
 ) -> None:
     """Train a network over the mesh. Without MODEL and --data it is a demonstration on the packaged digits."""
     asked = asked_for(dict(locals()))
-    _train(asked, local=local, socket=socket, out=out, detach=detach, json=json)
+    _train(asked, local=local, socket=socket, out=out, detach=detach, trace=trace, json=json)
 
 
 def plan(
@@ -197,10 +199,13 @@ def asked_for(flags: dict[str, Any]) -> Asked:
     return Asked(resolve(given), demonstration=False)
 
 
-def _train(asked: Asked, *, local: int | None, socket: str | None, out: str | None, detach: bool, json: bool) -> None:
+def _train(
+    asked: Asked, *, local: int | None, socket: str | None, out: str | None, detach: bool, trace: str | None, json: bool
+) -> None:
     import contextlib
 
     from p2pnn.cli import results, session, submit, terminal
+    from p2pnn.cli import trace as tracing
     from p2pnn.cli.mesh import opened, wants_local
     from p2pnn.cli.render import label
     from p2pnn.errors import UsageError
@@ -208,14 +213,14 @@ def _train(asked: Asked, *, local: int | None, socket: str | None, out: str | No
     count = wants_local(local, socket, nodes=asked.request.mesh.nodes)
     if detach and count:
         raise UsageError("--detach needs a daemon that runs on; start one with `p2pnn node start`")
+    if detach and trace is not None:
+        raise UsageError("--trace writes when the job has ended; with --detach use `p2pnn jobs show JOB --trace` later")
+    traced = tracing.target(trace) if trace is not None else None
     if out is not None:
         results.run_folder("", out)
     if asked.demonstration:
         terminal.remark(f"Training {submit.DIGITS_IN_WORDS} as a demonstration: no model was named.")
         terminal.remark(f"The same by name: {demonstration_command()}")
-    if detach and trace is not None:
-        raise UsageError("--trace writes when the job has ended; with --detach use `p2pnn jobs show JOB --trace` later")
-    traced = tracing.target(trace) if trace is not None else None
     prepared = submit.prepare(asked.request)
     for line in prepared.remarks:
         terminal.remark(line)
@@ -235,7 +240,7 @@ def _train(asked: Asked, *, local: int | None, socket: str | None, out: str | No
             return
         run = session.Run(mesh, job, folder, chosen=out is not None, name=prepared.name, close=stack.pop_all().close)
         with run:
-            session.complete(run, json=json, demonstration=asked.demonstration, began=began)
+            session.complete(run, json=json, demonstration=asked.demonstration, began=began, trace=traced)
 
 
 def _plan(asked: Asked, *, local: int | None, socket: str | None, json: bool) -> None:

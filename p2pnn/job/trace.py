@@ -262,6 +262,8 @@ def _us(seconds: float) -> float:
 class Share(NamedTuple):
     """One node within the window: shares of its time. overlap: of the time with a tensor on its way here, that it computed.
 
+    What is left of computing and waiting is neither: messages to the daemon, and time that the system gave to others.
+
     on: what it waited for longest, and the share of that. window_s: from the first to the last span of computing on any
     node, as far back as all nodes remember.
     """

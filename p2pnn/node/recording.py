@@ -34,7 +34,7 @@ DRIFT: Final = 1e-4
 class Offset:
     """What to add to this node's clock to have another's, and how far that was wrong at most when it was measured.
 
-    error_s is −1.0 where nothing is known. measured_s: when, by this node's clock.
+    error_s is 0.0 for the own clock and −1.0 where nothing is known. measured_s: when, by this node's clock.
     """
 
     offset_s: float = 0.0
@@ -43,7 +43,7 @@ class Offset:
 
     def error_at(self, now: float) -> float:
         """The most by which it is wrong at another moment; −1.0 where nothing is known."""
-        return self.error_s if self.error_s < 0 else self.error_s + DRIFT * abs(now - self.measured_s)
+        return self.error_s if self.error_s <= 0 else self.error_s + DRIFT * abs(now - self.measured_s)
 
     def better(self, other: Offset, now: float) -> Offset:
         """The one that errs less at `now`."""
@@ -77,6 +77,7 @@ class Recording:
         self._moved = bytearray(spans.RING_BYTES)
         self._ring = spans.Ring(self._moved)
         self._begun: dict[tuple[int, int], float] = {}
+        self._closed_s: float | None = None
 
     def watch(self, memory: memoryview | None) -> None:
         """The executor's ring; None where that is gone already."""
@@ -99,7 +100,8 @@ class Recording:
 
     def part(self) -> NodePart:
         """What is recorded by now; its copy of the rings is its own."""
-        computed, moved, now = spans.read(self._computed), spans.read(self._moved), clock()
+        computed, moved = spans.read(self._computed), spans.read(self._moved)
+        now = clock() if self._closed_s is None else self._closed_s
         return NodePart(
             job=self.job,
             generation=self.generation,
@@ -120,7 +122,7 @@ class Recording:
 
     def close(self) -> None:
         """The executor writes no more: let its memory go, and keep what is in it."""
-        self._computed = bytearray(self._computed)
+        self._computed, self._closed_s = bytearray(self._computed), clock()
 
 
 def _layers(graph: Graph, ops: tuple[int, ...]) -> str:

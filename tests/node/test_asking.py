@@ -49,3 +49,38 @@ async def test_a_silent_coordinator_is_named(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(module, "ANSWER_TIMEOUT_S", 0.01)
     with pytest.raises(UsageError, match="node b, which coordinates job toy-1, did not answer"):
         await Asking(post()[0], carry_out).ask(B, "b", "toy-1", "pause")
+
+
+async def test_what_is_offered_is_answered_and_its_errors_are_told_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "OFFERED_MAX", 2)
+    here, outside = post()
+    asking, gate = Asking(here, carry_out), asyncio.Event()
+
+    async def answer(message: wire.Ask) -> wire.Traced:
+        await gate.wait()
+        if message.job != "toy-1":
+            raise NotFoundError("nothing is known of it")
+        return wire.Traced(message.request, 5, b"part")
+
+    asking.offer("trace", answer)
+    for number, job in enumerate(("toy-1", "toy-2", "toy-1")):
+        asking.receive(B, wire.Ask(number, job, "trace"))
+    assert outside.of(wire.Answered, B) == [
+        wire.Answered(2, "", "it answers enough questions already; ask again"),
+    ]
+    gate.set()
+    await until(lambda: len(outside.sent) == 3)
+    assert outside.of(wire.Traced, B) == [wire.Traced(0, 5, b"part")]
+    assert outside.of(wire.Answered, B)[1] == wire.Answered(1, "", "nothing is known of it")
+    asking.receive(B, wire.Ask(3, "toy-1", "trace"))
+    await until(lambda: len(outside.sent) == 4)
+    await asking.close()
+
+
+async def test_an_answer_of_another_kind_is_given_as_it_is() -> None:
+    here, outside = post()
+    asking = Asking(here, carry_out)
+    question = asyncio.ensure_future(asking.inquire(B, "b", "toy-1", "clock"))
+    await until(lambda: outside.of(wire.Ask, B))
+    asking.receive(B, wire.Traced(1, 77))
+    assert await question == wire.Traced(1, 77)

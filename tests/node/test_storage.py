@@ -104,3 +104,17 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
         UsageError, match=r"the state folder .*/file/state cannot be made: Not a directory; name another"
     ):
         Storage(tmp_path / "file" / "state")
+
+
+def test_traces_of_the_newest_jobs_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "TRACES_MAX", 2)
+    storage = Storage(tmp_path)
+    for number, job in enumerate((JobId("one-1"), JobId("two-2"), JobId("one-1"), JobId("three-3"))):
+        storage.save_trace(job, bytes([number]))
+        os.utime(tmp_path / "jobs" / f"{job}.trace", ns=(number, number))
+    assert storage.load_trace(JobId("two-2")) is None
+    assert storage.load_trace(JobId("one-1")) == bytes([2])
+    assert storage.load_trace(JobId("three-3")) == bytes([3])
+    with pytest.raises(UsageError, match="is not a job's name"):
+        storage.load_trace(JobId("../node"))
+    storage.close()
