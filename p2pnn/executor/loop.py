@@ -98,6 +98,8 @@ class Session:
             self._send()
             action = self._machine.next_action()
             if isinstance(action, m.Finished):
+                now = time.perf_counter()
+                self._spans.did(action, self._machine.stage, now, now)
                 return
             if action is None:
                 self._spans.waits(time.perf_counter())
