@@ -16,6 +16,11 @@ whose losses have their classes at axis 1: a Gemm of rank 3 is ONNX's MatMul and
 | MaxPool, AveragePool | x (batch, C, H, W) | kernel_shape (2), strides (2), pads (4); AveragePool: count_include_pad |
 | BatchNormalization | x (batch, C, …), scale, bias, running mean, running variance, each (C,) | epsilon, momentum |
 | Reshape | x | shape: (0, extents of a row…) |
+| Split | x | axis, split: the parts' extents |
+| Slice | x | axes, starts, ends, steps ≥ 1 |
+| Squeeze, Unsqueeze | x | axes: of the input, of the output |
+| Clip | x | min, max |
+| Where | condition bool, two values | |
 | LayerNormalization | x, scale and [bias], each of the shape of the axes from `axis` on | axis, epsilon |
 | Gather | a parameter (rows, …), indices int64 (batch, …) | axis = 0 |
 | Attention | queries (batch, n, heads · size), keys and values (batch, m, …) | q_num_heads, kv_num_heads, is_causal, scale |
@@ -25,6 +30,7 @@ whose losses have their classes at axis 1: a Gemm of rank 3 is ONNX's MatMul and
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -114,6 +120,17 @@ _BATCH_NORMALIZATION = {
     "epsilon": AttributeRule("float", 1e-5, 0.0, 1.0),
     "momentum": AttributeRule("float", 0.9, 0.0, 1.0),
 }
+_REDUCE = {"axes": AttributeRule("axes"), "keepdims": _KEEP}
+_WHOLE_NUMBERS = AttributeRule("ints", None, -(2**63), 2**63 - 1)
+_SLICE = {
+    **dict.fromkeys(("axes", "starts", "ends"), _WHOLE_NUMBERS),
+    "steps": AttributeRule("ints", (), -(2**63), 2**63 - 1),
+}
+_FLOATS = (-attributes.FLOAT_MAX, math.nextafter(attributes.FLOAT_MAX, math.inf))
+_CLIP = {
+    "min": AttributeRule("float", -attributes.FLOAT_MAX, *_FLOATS),
+    "max": AttributeRule("float", attributes.FLOAT_MAX, *_FLOATS),
+}
 _CLASSES = {"axis": AttributeRule("axis", 1)}
 _LAYER_NORMALIZATION = {"axis": AttributeRule("axis", -1), "epsilon": AttributeRule("float", 1e-5, 0.0, 1.0)}
 _ATTENTION = {
@@ -150,9 +167,19 @@ TABLE: dict[str, Row] = {
     ),
     "Tanh": Row("", shapes.same, costs.per_output(_TRANSCENDENTAL_FLOPS)),
     "Softmax": Row("", shapes.same, costs.per_output(_SOFTMAX_FLOPS), attributes={"axis": AttributeRule("axis", -1)}),
+    "Exp": Row("", shapes.same, costs.per_output(_TRANSCENDENTAL_FLOPS)),
+    "Log": Row("", shapes.same, costs.per_output(_TRANSCENDENTAL_FLOPS)),
+    "Sqrt": Row("", shapes.same, costs.per_output(2)),
+    "Erf": Row("", shapes.same, costs.per_output(2 * _TRANSCENDENTAL_FLOPS)),
+    "Neg": Row("", shapes.same, costs.per_output(1)),
+    "Clip": Row("", shapes.same, costs.per_output(2), attributes=_CLIP),
+    "Identity": Row("", rearranging.identity, costs.per_output(0)),
     "Add": Row("", shapes.arithmetic, costs.per_output(1), inputs=(2, 2)),
     "Sub": Row("", shapes.arithmetic, costs.per_output(1), inputs=(2, 2)),
     "Mul": Row("", shapes.arithmetic, costs.per_output(1), inputs=(2, 2)),
+    "Div": Row("", shapes.arithmetic, costs.per_output(1), inputs=(2, 2)),
+    "Pow": Row("", shapes.arithmetic, costs.per_output(2 * _TRANSCENDENTAL_FLOPS), inputs=(2, 2)),
+    "Where": Row("", shapes.where, costs.per_output(1), (0,), inputs=(3, 3)),
     "Gather": Row(
         "", rearranging.gather, costs.gather, (1,), inputs=(2, 2), attributes={"axis": AttributeRule("int", 0, 0, 0)}
     ),
@@ -167,9 +194,14 @@ TABLE: dict[str, Row] = {
     ),
     "Flatten": Row("", rearranging.flatten, costs.view, attributes={"axis": AttributeRule("int", 1, 1, 1)}),
     "Transpose": Row("", rearranging.transpose, costs.per_output(0), attributes={"perm": AttributeRule("ints")}),
-    "ReduceMean": Row(
-        "", shapes.reduce, costs.per_input(1), attributes={"axes": AttributeRule("axes"), "keepdims": _KEEP}
+    "Squeeze": Row("", rearranging.squeeze, costs.view, attributes={"axes": AttributeRule("axes")}),
+    "Unsqueeze": Row(
+        "", rearranging.unsqueeze, costs.view, attributes={"axes": _WHOLE_NUMBERS}, resolve=attributes.unsqueeze
     ),
+    "Slice": Row("", rearranging.slices, costs.per_output(0), attributes=_SLICE, resolve=attributes.slices),
+    "ReduceSum": Row("", shapes.reduce, costs.per_input(1), attributes=_REDUCE),
+    "ReduceMax": Row("", shapes.reduce, costs.per_input(1), attributes=_REDUCE),
+    "ReduceMean": Row("", shapes.reduce, costs.per_input(1), attributes=_REDUCE),
     "ArgMax": Row("", shapes.arg_max, costs.per_input(1), (0,), attributes={"axis": _AXIS, "keepdims": _KEEP}),
     "Dropout": Row("", shapes.same, costs.per_output(4), attributes={"ratio": AttributeRule("float", 0.5, 0.0, 1.0)}),
     "SoftmaxCrossEntropyLoss": Row(

@@ -83,6 +83,17 @@ def arithmetic(op: Op, inputs: list[Value]) -> Outputs:
     return [("float32", shape)]
 
 
+def where(op: Op, inputs: list[Value]) -> Outputs:
+    """A bool condition and two values, all three broadcast."""
+    if inputs[0].dtype != "bool":
+        refuse(op, f"the condition {inputs[0].name} has dtype {inputs[0].dtype}, but it needs bool; make it with "
+                   f'nn.Input(…, dtype="bool")')  # fmt: skip
+    shape = broadcast(op, inputs[0].shape, broadcast(op, *(floating(op, v) for v in inputs[1:])))
+    if not shape or shape[0] != BATCH:
+        refuse(op, f"the result of shape {show(shape)} has no batch; one of the three must depend on an input")
+    return [("float32", shape)]
+
+
 def gemm(op: Op, inputs: list[Value]) -> Outputs:
     """y = x·wᵀ (+ b): x (batch, in) or (batch, positions, in), w (out, in), b (out,)."""
     x = batched(op, inputs[0], (2, 3))

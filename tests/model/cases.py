@@ -19,11 +19,14 @@ class Case:
     attributes: dict[str, Any] = field(default_factory=dict)
     dtype: str = "float32"
     labels: bool = False
+    condition: bool = False
     more: tuple[Shape, ...] = ()
     """Further outputs' shapes."""
 
     def values(self) -> list[Value]:
         values = [Value(f"x{i}", "float32", shape) for i, shape in enumerate(self.inputs)]
+        if self.condition:
+            values[0] = Value("x0", "bool", self.inputs[0])
         if self.labels:
             values[1] = Value("x1", "int64", self.inputs[1])
         return values
@@ -83,6 +86,13 @@ CASES = [
     Case("Gather", ((9, 4), (B, 7)), (B, 7, 4), labels=True),
     Case("Gather", ((9,), (B,)), (B,), labels=True),
     Case("Split", ((B, 7, 6),), (B, 7, 2), {"axis": -1, "split": (2, 3, 1)}, more=((B, 7, 3), (B, 7, 1))),
+    *(Case(kind, ((B, 3, 2),), (B, 3, 2)) for kind in ("Exp", "Log", "Sqrt", "Erf", "Neg", "Identity", "Clip")),
+    Case("Clip", ((B, 3),), (B, 3), {"min": -1, "max": 0.5}),
+    Case("Div", ((B, 3), (3,)), (B, 3)),
+    Case("Pow", ((B, 3), ()), (B, 3)),
+    Case("Pow", ((3, 1), (B, 3, 4)), (B, 3, 4)),
+    Case("Where", ((B, 1), (B, 3), (3,)), (B, 3), condition=True),
+    Case("Where", ((B, 4, 1), (3,), ()), (B, 4, 3), condition=True),
     Case("Concat", ((B, 2), (B, 3), (B, 1)), (B, 6), {"axis": 1}),
     Case("Concat", ((B, 2, 5), (B, 2, 3)), (B, 2, 8), {"axis": -1}),
     Case("Reshape", ((B, 2, 6),), (B, 3, 4), {"shape": (0, 3, -1)}),
@@ -91,6 +101,13 @@ CASES = [
     Case("Reshape", ((B, 1),), (B,), {"shape": (-1,)}),
     Case("Flatten", ((B, 2, 6, 2),), (B, 24)),
     Case("Flatten", ((B,),), (B, 1)),
+    Case("Squeeze", ((B, 1, 6, 1),), (B, 1, 6), {"axes": (-1,)}),
+    Case("Squeeze", ((B, 1, 6, 1),), (B, 6), {"axes": (3, 1)}),
+    Case("Unsqueeze", ((B, 6),), (B, 1, 6, 1), {"axes": (-1, 1)}),
+    Case("Slice", ((B, 6, 5),), (B, 2, 5), {"axes": (1,), "starts": (-3,), "ends": (9,), "steps": (2,)}),
+    Case("Slice", ((B, 6, 5),), (B, 4, 1), {"axes": (2, 1), "starts": (2, 1), "ends": (3, -1)}),
+    Case("ReduceSum", ((B, 2, 6, 3),), (B, 2, 1, 1), {"axes": (-1, 2)}),
+    Case("ReduceMax", ((B, 2, 6, 3),), (B, 6), {"axes": (1, 3), "keepdims": 0}),
     Case("Transpose", ((B, 2, 6, 3),), (B, 6, 3, 2), {"perm": (0, 2, 3, 1)}),
     Case("ReduceMean", ((B, 2, 6, 3),), (B, 2, 1, 1), {"axes": (-1, 2)}),
     Case("ReduceMean", ((B, 2, 6, 3),), (B, 6), {"axes": (1, 3), "keepdims": 0}),

@@ -16,7 +16,7 @@ ONNX_CASES = [
     if ops.TABLE[case.kind].domain == "" and not (case.kind == "Gemm" and len(case.inputs[0]) == 3)
 ]
 """Without what we allow beyond ONNX: a Gemm of sequences, which is its MatMul and Add."""
-TYPES = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64}
+TYPES = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64, "bool": TensorProto.BOOL}
 
 
 def dims(shape: Shape) -> list[int | str]:
@@ -30,7 +30,7 @@ def one_op_model(case: Case) -> onnx.ModelProto:
     names, constants = list(op.inputs), []
     if op.kind == "SoftmaxCrossEntropyLoss":
         assert attributes.pop("axis") == 1
-    for key in ("shape", "axes", "ratio", "split"):
+    for key in ("shape", "starts", "ends", "axes", "steps", "ratio", "split", "min", "max"):
         if key in attributes:
             value = attributes.pop(key)
             numbers = value if isinstance(value, tuple) else [value]

@@ -1,4 +1,4 @@
-"""Add, Sub and Mul, with numpy's broadcasting.
+"""Add, Sub, Mul, Div, Pow and Where, with numpy's broadcasting.
 
 An operand with fewer or shorter axes is repeated; its gradient is the sum over the axes along which it is. Operands that
 lie otherwise than the output (a bias of shape (C, 1, 1) beside a value held channels last) are seen through a view.
@@ -20,10 +20,10 @@ class _Arithmetic(Kernel):
     def __init__(self, site: Site) -> None:
         super().__init__(site)
         shape = site.output.shape
-        self._axes = tuple(self._repeated(position) for position in range(2))
+        self._axes = tuple(self._repeated(position) for position in range(len(site.inputs)))
         self._all_but_last = tuple(range(len(shape) - 1))
         self._columns: Columns | None = None
-        if any(site.wants[i] and self._axes[i] == self._all_but_last for i in range(2)):
+        if any(wanted and axes == self._all_but_last for wanted, axes in zip(site.wants, self._axes, strict=True)):
             self._columns = Columns(site, elements(shape[:-1]), shape[-1])
 
     def _repeated(self, position: int) -> tuple[int, ...]:
@@ -80,26 +80,129 @@ class Sub(_Arithmetic):
             self._sum(call.dy, 0, call.dx[0])
 
 
-class Mul(_Arithmetic):
+class _Product(_Arithmetic):
+    """Gradients that are made as large as the output, and then summed for an operand that is repeated."""
+
+    def __init__(self, site: Site) -> None:
+        super().__init__(site)
+        self._product = site.scratch(site.output.shape) if any(site.wants) else None
+
+    def _direct(self, call: Call, position: int) -> Array:
+        """Where to make an operand's gradient: where it belongs, if it is as large and lies as the output does."""
+        out = call.dx[position]
+        if not self._axes[position] and out.shape == call.dy.shape:
+            return out
+        assert self._product is not None
+        return self._product.array
+
+    def _finish(self, call: Call, position: int) -> None:
+        """Sum it to where it belongs, unless it was made there."""
+        made = self._direct(call, position)
+        if made is not call.dx[position]:
+            self._sum(made, position, call.dx[position])
+
+
+class Mul(_Product):
     """y = a · b; da = dy · b, db = dy · a."""
 
     def __init__(self, site: Site) -> None:
         super().__init__(site)
         self.keeps = tuple(i for i in range(2) if site.wants[1 - i])
-        self._product = site.scratch(site.output.shape) if any(site.wants) else None
 
     def forward(self, call: Call) -> None:
         np.multiply(self._view(call.inputs[0], 0), self._view(call.inputs[1], 1), out=call.y)
 
     def backward(self, call: Call) -> None:
-        assert self._product is not None
         for position in range(2):
-            if not self.site.wants[position]:
-                continue
-            other = self._view(call.inputs[1 - position], 1 - position)
-            out, direct = call.dx[position], not self._axes[position]
-            if direct and out.shape == call.dy.shape:
-                np.multiply(call.dy, other, out=out)
-            else:
-                np.multiply(call.dy, other, out=self._product.array)
-                self._sum(self._product.array, position, out)
+            if self.site.wants[position]:
+                other = self._view(call.inputs[1 - position], 1 - position)
+                np.multiply(call.dy, other, out=self._direct(call, position))
+                self._finish(call, position)
+
+
+class Div(_Product):
+    """y = a / b; da = dy / b, db = −dy · y / b."""
+
+    def __init__(self, site: Site) -> None:
+        super().__init__(site)
+        self.keeps = (1,) if any(site.wants) else ()
+        self.keeps_output = site.wants[1]
+
+    def forward(self, call: Call) -> None:
+        np.divide(self._view(call.inputs[0], 0), self._view(call.inputs[1], 1), out=call.y)
+
+    def backward(self, call: Call) -> None:
+        divisor = self._view(call.inputs[1], 1)
+        if self.site.wants[1]:
+            out = self._direct(call, 1)
+            np.multiply(call.dy, call.y, out=out)
+            np.divide(out, divisor, out=out)
+            np.negative(out, out=out)
+            self._finish(call, 1)
+        if self.site.wants[0]:
+            np.divide(call.dy, divisor, out=self._direct(call, 0))
+            self._finish(call, 0)
+
+
+class Pow(_Product):
+    """y = a^e; da = dy · e · a^(e − 1), de = dy · y · ln a (0 where a is 0 and e is not negative, as in PyTorch)."""
+
+    def __init__(self, site: Site) -> None:
+        super().__init__(site)
+        self.keeps = (0, 1) if any(site.wants) else ()
+        self.keeps_output = site.wants[1]
+
+    def forward(self, call: Call) -> None:
+        _power(self._view(call.inputs[0], 0), self._view(call.inputs[1], 1), call.y)
+
+    def backward(self, call: Call) -> None:
+        base, exponent = self._view(call.inputs[0], 0), self._view(call.inputs[1], 1)
+        if self.site.wants[0]:
+            out = self._direct(call, 0)
+            _power(base, exponent - 1, out)
+            np.multiply(out, exponent, out=out)
+            np.multiply(out, call.dy, out=out)
+            self._finish(call, 0)
+        if self.site.wants[1]:
+            out = self._direct(call, 1)
+            np.copyto(out, base)
+            np.log(out, out=out)
+            np.copyto(out, 0, where=(base == 0) & (exponent >= 0))
+            np.multiply(out, call.y, out=out)
+            np.multiply(out, call.dy, out=out)
+            self._finish(call, 1)
+
+
+class Where(_Product):
+    """y = a where the condition holds, else b; each gets the gradient of its places."""
+
+    in_place = False
+
+    def __init__(self, site: Site) -> None:
+        super().__init__(site)
+        self.keeps = (0,) if any(site.wants) else ()
+
+    def forward(self, call: Call) -> None:
+        condition, a, b = (self._view(array, position) for position, array in enumerate(call.inputs))
+        np.copyto(call.y, b)
+        np.copyto(call.y, a, where=condition)
+
+    def backward(self, call: Call) -> None:
+        condition = self._view(call.inputs[0], 0)
+        for position in (1, 2):
+            if self.site.wants[position]:
+                out = self._direct(call, position)
+                np.copyto(out, call.dy)
+                np.copyto(out, 0, where=~condition if position == 1 else condition)
+                self._finish(call, position)
+
+
+def _power(base: Array, exponent: Array, out: Array) -> None:
+    """out = base^exponent; a single exponent of 1 or 2 takes a thirtieth of the time of others."""
+    only = float(exponent.reshape(-1)[0]) if exponent.size == 1 else 0.0
+    if only == 2.0:
+        np.multiply(base, base, out=out)
+    elif only == 1.0:
+        np.copyto(out, base)
+    else:
+        np.power(base, exponent, out=out)

@@ -1,4 +1,4 @@
-"""Elementwise functions: Relu, Sigmoid, Tanh, Dropout."""
+"""Elementwise functions of one value (Erf and Gelu are in `erf`)."""
 
 from __future__ import annotations
 
@@ -68,6 +68,98 @@ class Tanh(Kernel):
         np.multiply(call.y, call.y, out=dx)
         np.subtract(1, dx, out=dx)
         np.multiply(dx, call.dy, out=dx)
+
+
+class Exp(Kernel):
+    """y = e^x; dx = dy · y."""
+
+    keeps_output = True
+    in_place = in_place_backward = True
+
+    def forward(self, call: Call) -> None:
+        np.exp(call.inputs[0], out=call.y)
+
+    def backward(self, call: Call) -> None:
+        np.multiply(call.dy, call.y, out=call.dx[0])
+
+
+class Log(Kernel):
+    """y = ln x; dx = dy / x."""
+
+    in_place = in_place_backward = True
+
+    def __init__(self, site: Site) -> None:
+        super().__init__(site)
+        self.keeps = (0,) if site.wants[0] else ()
+
+    def forward(self, call: Call) -> None:
+        np.log(call.inputs[0], out=call.y)
+
+    def backward(self, call: Call) -> None:
+        np.divide(call.dy, call.inputs[0], out=call.dx[0])
+
+
+class Sqrt(Kernel):
+    """y = √x; dx = dy / 2y."""
+
+    keeps_output = True
+    in_place = in_place_backward = True
+
+    def forward(self, call: Call) -> None:
+        np.sqrt(call.inputs[0], out=call.y)
+
+    def backward(self, call: Call) -> None:
+        np.divide(call.dy, call.y, out=call.dx[0])
+        np.multiply(call.dx[0], 0.5, out=call.dx[0])
+
+
+class Neg(Kernel):
+    """y = −x; dx = −dy."""
+
+    in_place = in_place_backward = True
+
+    def forward(self, call: Call) -> None:
+        np.negative(call.inputs[0], out=call.y)
+
+    def backward(self, call: Call) -> None:
+        np.negative(call.dy, out=call.dx[0])
+
+
+class Identity(Kernel):
+    """y = x; dx = dy."""
+
+    in_place = in_place_backward = True
+
+    def forward(self, call: Call) -> None:
+        np.copyto(call.y, call.inputs[0])
+
+    def backward(self, call: Call) -> None:
+        np.copyto(call.dx[0], call.dy)
+
+
+class Clip(Kernel):
+    """y = x, but at least `min` and at most `max`; dx = dy where min ≤ x ≤ max, as PyTorch's clamp has it, else 0."""
+
+    in_place = in_place_backward = True
+
+    def __init__(self, site: Site) -> None:
+        super().__init__(site)
+        self._least, self._most = site.op.number("min"), site.op.number("max")
+        if site.wants[0]:
+            self.stash = (Spec(site.output.shape, _BOOL),)
+            self._above = site.scratch(site.output.shape, _BOOL)
+
+    def forward(self, call: Call) -> None:
+        x = call.inputs[0]
+        if call.stash:
+            np.less_equal(self._least, x, out=call.stash[0])
+            np.less_equal(x, self._most, out=self._above.array)
+            np.logical_and(call.stash[0], self._above.array, out=call.stash[0])
+        np.maximum(x, self._least, out=call.y)
+        np.minimum(call.y, self._most, out=call.y)
+
+    def backward(self, call: Call) -> None:
+        np.multiply(call.dy, call.stash[0], out=call.dx[0])
 
 
 class Dropout(Kernel):

@@ -1,4 +1,4 @@
-"""Operators that move elements (Reshape, Flatten, Transpose, Concat) or reduce axes (ReduceMean, ArgMax).
+"""Operators that move elements: Reshape, Flatten, Squeeze, Unsqueeze, Transpose, Concat, Split, Slice.
 
 They are written for ONNX's order of axes, through views of the engine's arrays.
 """
@@ -11,11 +11,10 @@ import numpy as np
 
 from p2pnn.engine.numpy.kernel import Call, Kernel, Site
 from p2pnn.engine.numpy.layout import Array, Operand, onnx_view
-from p2pnn.model.graph import elements
 
 
 class Reshape(Kernel):
-    """The same elements in ONNX's order, under another shape. Flatten is the same rule."""
+    """The same elements in ONNX's order, under another shape. Flatten, Squeeze and Unsqueeze are the same rule."""
 
     in_place = in_place_backward = True
 
@@ -105,31 +104,21 @@ class Split(Kernel):
             start = stop
 
 
-class ReduceMean(Kernel):
-    """The mean over `axes`."""
+class Slice(Kernel):
+    """At each of `axes`, every `steps`-th from `starts` to before `ends`; what is left out gets no gradient."""
 
     def __init__(self, site: Site) -> None:
         super().__init__(site)
-        self._axes = site.op.integers("axes")
-        self._keep = bool(site.op.integer("keepdims"))
-        self._count = elements(tuple(site.inputs[0].onnx_shape[axis] for axis in self._axes))
+        index = [slice(None)] * len(site.output.onnx_shape)
+        for axis, start, end, step in zip(*map(site.op.integers, ("axes", "starts", "ends", "steps")), strict=True):
+            index[axis] = slice(start, end, step)
+        self._index = tuple(index)
 
     def forward(self, call: Call) -> None:
-        x, y = onnx_view(call.inputs[0], self.site.inputs[0].order), onnx_view(call.y, self.site.output.order)
-        np.add.reduce(x, axis=self._axes, keepdims=self._keep, out=y)
-        np.divide(call.y, self._count, out=call.y)
+        x = onnx_view(call.inputs[0], self.site.inputs[0].order)
+        np.copyto(onnx_view(call.y, self.site.output.order), x[self._index])
 
     def backward(self, call: Call) -> None:
-        dy = onnx_view(call.dy, self.site.output.order)
-        if not self._keep:
-            dy = np.expand_dims(dy, self._axes)
-        np.divide(dy, self._count, out=onnx_view(call.dx[0], self.site.inputs[0].order))
-
-
-class ArgMax(Kernel):
-    """The first index of the largest element along `axis`."""
-
-    def forward(self, call: Call) -> None:
-        op, x = self.site.op, onnx_view(call.inputs[0], self.site.inputs[0].order)
-        best = np.argmax(x, axis=op.integer("axis"), keepdims=bool(op.integer("keepdims")))
-        np.copyto(onnx_view(call.y, self.site.output.order), best)
+        call.dx[0].fill(0)
+        dx = onnx_view(call.dx[0], self.site.inputs[0].order)
+        np.copyto(dx[self._index], onnx_view(call.dy, self.site.output.order))

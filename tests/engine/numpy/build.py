@@ -112,8 +112,11 @@ def batch(graph: Graph, rows: int, seed: int = 0, classes: int = 10) -> dict[str
     made: dict[str, Array] = {}
     for value in graph.inputs:
         shape = (rows, *value.shape[1:])
-        integer = value.dtype == "int64"
-        made[value.name] = rng.integers(0, classes, shape) if integer else rng.standard_normal(shape).astype(np.float32)
+        if value.dtype == "int64":
+            made[value.name] = rng.integers(0, classes, shape)
+        else:
+            drawn = rng.standard_normal(shape).astype(np.float32)
+            made[value.name] = drawn > 0 if value.dtype == "bool" else drawn
     return made
 
 

@@ -38,12 +38,24 @@ def halves(b: Build, x: str, axis: int, *parts: int) -> str:
     return b.op("Concat", joined, b.op("Tanh", made[0]), axis=axis)
 
 
+def positive(b: Build, x: str) -> str:
+    return b.op("Exp", x)
+
+
 CASES: dict[str, Callable[[Build], str]] = {
     "Relu": lambda b: b.op("Relu", image(b)),
     "Sigmoid": lambda b: b.op("Sigmoid", image(b)),
     "Tanh": lambda b: b.op("Tanh", line(b)),
     "Dropout": lambda b: b.op("Dropout", image(b), ratio=0.4),
     "Dropout none": lambda b: b.op("Dropout", line(b), ratio=0.0),
+    "Exp": lambda b: b.op("Exp", image(b)),
+    "Log": lambda b: b.op("Log", positive(b, sequence(b))),
+    "Sqrt": lambda b: b.op("Sqrt", positive(b, image(b))),
+    "Neg": lambda b: b.op("Neg", line(b)),
+    "Identity": lambda b: b.op("Identity", image(b)),
+    "Clip": lambda b: b.op("Clip", image(b), min=-0.5, max=0.7),
+    "Clip below": lambda b: b.op("Clip", line(b), min=0.1),
+    "Erf": lambda b: b.op("Erf", image(b)),
     "Gelu": lambda b: b.op("Gelu", image(b)),
     "Gelu tanh": lambda b: b.op("Gelu", line(b), approximate="tanh"),
     "Softmax": lambda b: b.op("Softmax", line(b)),
@@ -128,14 +140,36 @@ CASES: dict[str, Callable[[Build], str]] = {
     "Mul conv weight": lambda b: (lambda w: b.op("Mul", b.op("Conv", image(b, 2, 5, 5), w), w))(
         b.parameter(1, 2, 3, 3)
     ),
+    "Div": lambda b: b.op("Div", image(b), positive(b, image(b))),
+    "Div itself": lambda b: (lambda x: b.op("Div", x, x))(positive(b, line(b))),
+    "Div channels": lambda b: b.op("Div", image(b), b.op("Exp", b.op("Add", b.input(4, 1, 1), b.parameter(4, 1, 1)))),
+    "Div row": lambda b: b.op("Div", b.parameter(3), positive(b, sequence(b))),
+    "Pow": lambda b: b.op("Pow", positive(b, image(b)), image(b)),
+    "Pow scalar": lambda b: b.op("Pow", positive(b, sequence(b)), b.parameter(1)),
+    "Pow row": lambda b: b.op("Pow", positive(b, line(b)), b.parameter(5)),
+    "Pow of a parameter": lambda b: b.op("Pow", b.op("Exp", b.op("Add", b.input(1), b.parameter(1))), line(b)),
+    "Where": lambda b: b.op("Where", b.input(4, 7, 6, dtype="bool"), image(b), image(b)),
+    "Where rows": lambda b: b.op("Where", b.input(1, 3, dtype="bool"), sequence(b), b.parameter(4, 1)),
+    "Where channels": lambda b: b.op("Where", b.input(4, 1, 1, dtype="bool"), b.parameter(1), image(b)),
     "Concat": lambda b: b.op("Concat", image(b, 2, 3, 4), b.input(3, 3, 4), image(b, 1, 3, 4), axis=1),
     "Concat width": lambda b: b.op("Concat", image(b, 2, 3, 4), image(b, 2, 3, 1), axis=3),
     "Reshape": lambda b: b.op("Reshape", sequence(b), shape=(0, 2, 6)),
     "Reshape image": lambda b: b.op("Reshape", image(b), shape=(0, 6, 4, 7)),
     "Reshape to image": lambda b: b.op("Reshape", sequence(b), shape=(0, 2, 3, 2)),
     "Flatten": lambda b: b.op("Flatten", image(b)),
+    "Squeeze": lambda b: b.op("Squeeze", image(b, 1, 5, 1), axes=(1, 3)),
+    "Squeeze one": lambda b: b.op("Squeeze", image(b, 4, 1, 3), axes=(2,)),
+    "Unsqueeze": lambda b: b.op("Unsqueeze", sequence(b), axes=(1,)),
+    "Unsqueeze both": lambda b: b.op("Unsqueeze", line(b), axes=(1, -1)),
+    "Slice": lambda b: b.op("Slice", sequence(b), axes=(1,), starts=(1,), ends=(3,)),
+    "Slice image": lambda b: b.op("Slice", image(b), axes=(3, 1), starts=(-5, 0), ends=(99, -1), steps=(2, 1)),
     "Transpose": lambda b: b.op("Transpose", image(b), perm=(0, 3, 1, 2)),
     "Transpose rank 3": lambda b: b.op("Transpose", sequence(b), perm=(0, 2, 1)),
+    "ReduceSum": lambda b: b.op("ReduceSum", image(b), axes=(1, 3), keepdims=0),
+    "ReduceSum keep": lambda b: b.op("ReduceSum", sequence(b), axes=(2,)),
+    "ReduceMax": lambda b: b.op("ReduceMax", image(b), axes=(2, 3), keepdims=0),
+    "ReduceMax channels": lambda b: b.op("ReduceMax", image(b), axes=(1,), keepdims=0),
+    "ReduceMax keep": lambda b: b.op("ReduceMax", sequence(b), axes=(1,)),
     "ReduceMean": lambda b: b.op("ReduceMean", image(b), axes=(2, 3), keepdims=0),
     "ReduceMean one": lambda b: b.op("ReduceMean", image(b), axes=(2,), keepdims=0),
     "ReduceMean keep": lambda b: b.op("ReduceMean", image(b), axes=(1,), keepdims=1),

@@ -22,7 +22,9 @@ from tests.engine.numpy.cases import CASES, FORWARD_ONLY
 ROWS, SCALE = 3, 0.5
 AS_INPUT = {
     "Reshape": (("shape", np.int64),),
-    "ReduceMean": (("axes", np.int64),),
+    **{kind: (("axes", np.int64),) for kind in ("ReduceMean", "ReduceSum", "ReduceMax", "Squeeze", "Unsqueeze")},
+    "Slice": tuple((key, np.int64) for key in ("starts", "ends", "axes", "steps")),
+    "Clip": (("min", np.float32), ("max", np.float32)),
     "Dropout": (("ratio", np.float32),),
     "Split": (("split", np.int64),),
 }
@@ -48,7 +50,11 @@ def check_graph_gradient(graph: Graph) -> None:
         array[...] = rng.standard_normal(array.shape)
     for value in graph.inputs:
         array = run.values[0][value.name]
-        array[...] = rng.integers(0, 10, array.shape) if array.dtype == np.int64 else rng.standard_normal(array.shape)
+        array[...] = (
+            rng.standard_normal(array.shape) > 0
+            if array.dtype == np.bool_
+            else (rng.integers(0, 10, array.shape) if array.dtype == np.int64 else rng.standard_normal(array.shape))
+        )
 
     def loss() -> float:
         program.forward(0, context, run.values[0])
