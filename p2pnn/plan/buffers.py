@@ -37,6 +37,9 @@ IN_PLACE_BACKWARD: Final = frozenset({"Relu", "Dropout", "BatchNormalization", "
 VIEWS: Final = frozenset({"Reshape", "Flatten"})
 """In place in both directions between values that are not of rank 4; those lie channels last and are copied."""
 
+ACCUMULATING: Final = frozenset({"Gemm", "MatMul"})
+"""Kinds that add a weight's gradient to its accumulator as they compute it."""
+
 GAPS: Final = 1.15
 """Buffers that live for different times do not always fit without gaps."""
 
@@ -110,6 +113,8 @@ class Lifetimes:
             if not wanted:
                 continue
             nbytes = self._parameters.get(name) or self._bytes[name]
+            if n == 1 and name in self._parameters and op.kind in ACCUMULATING:
+                continue
             if name in self._parameters or name in seen:
                 self._new(nbytes, position, position)
             else:

@@ -10,9 +10,9 @@ Memory is an upper bound that is known before anything starts, because nothing i
     + frames · (values that arrive here, leave or are needed again, stashes, gradients that cross the border)
     + per segment and mode: the largest scratch that an op works in, and what its ops make for each other (see `buffers`)
 
-With mini-batches in flight (`async:K`) a node that runs d updates behind also keeps d older versions of each parameter that an
-input gradient needs, and one of the others. Where plain SGD's update is part of the weight's own product (one micro-batch
-per step, no clipping, no decay, d = 0), there is neither an accumulator nor a pass for it.
+With mini-batches in flight (`async:K`) a node that runs d updates behind also keeps d older versions of each parameter (of
+some only while no work flows, see `executor.versions`). Where plain SGD's update is part of the weight's own product (one
+micro-batch per step, no clipping, no decay, d = 0), there is neither an accumulator nor a pass for it.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ class Workload:
         self.calls_per_block = UPDATE_CALLS.get(spec.optimizer.kind, 16)
         evaluates = self.training and (spec.validation is not None or spec.test is not None)
         self.flow = flow = Flow(graph)
-        self.active = flow.inference if spec.kind == "predict" else flow.training
+        self.active = flow.inference if spec.forward_only else flow.training
         self.with_gradient = flow.with_gradient if self.training else frozenset()
         self.value_bytes = {v.name: self._bytes(v.dtype, v.shape) for v in (*graph.inputs, *graph.values)}
         self.borders, self.places = self._borders(), self._places()
@@ -124,7 +124,7 @@ class Workload:
         self._count_work()
         self._count_kept()
         self._count_versions(spec)
-        self._count_frames(evaluates, predicts=spec.kind == "predict")
+        self._count_frames(evaluates, predicts=spec.forward_only)
 
     @property
     def count(self) -> int:
@@ -137,9 +137,7 @@ class Workload:
 
     def versions_bytes(self, delay: int) -> Floats:
         """Per op, what its parameters take more, or less, on a node that runs `delay` updates behind."""
-        if not delay:
-            return -self.fused_bytes
-        return delay * self.read_back_bytes + self.rewritten_bytes
+        return delay * self.trained_bytes if delay else -self.fused_bytes
 
     def leaving(self, border: Border) -> float:
         """Bytes per frame that a value made by an op takes more because somebody outside its segment reads it."""
@@ -233,21 +231,20 @@ class Workload:
                 self.kept_bytes[reader] += 4 * p.size
 
     def _count_versions(self, spec: JobSpec) -> None:
-        """At the first op that reads a parameter. read_back_bytes: those that an input gradient needs, each kept version of
-        them; rewritten_bytes: the others. fused_bytes: gradients that plain SGD can do without."""
-        self.read_back_bytes, self.rewritten_bytes = np.zeros(self.count), np.zeros(self.count)
-        self.fused_bytes = np.zeros(self.count)
+        """At the first op that reads a parameter. trained_bytes: those that updates change. fused_bytes: the gradients that
+        plain SGD can do without."""
+        self.trained_bytes, self.fused_bytes = np.zeros(self.count), np.zeros(self.count)
         optimizer = spec.optimizer
         plain = self.training and optimizer.kind == "sgd" and not optimizer.clip_norm and spec.micro_batches == 1
-        made = self.flow.producer.keys()
         for p in self.graph.parameters:
             readers = self.flow.consumers.get(p.name, [])
-            if not readers:
+            if self.with_gradient.isdisjoint(readers):
                 continue
-            ops = [(self.graph.ops[r], wants(self.graph, self.flow, r)) for r in readers if self.training]
-            back = any(wanted and v in made for op, row in ops for v, wanted in zip(op.inputs, row, strict=True))
-            (self.read_back_bytes if back else self.rewritten_bytes)[readers[0]] += 4 * p.size
-            factor = len(ops) == 1 and ops[0][0].kind in ("Gemm", "MatMul") and p.name in ops[0][0].inputs[:2]
+            self.trained_bytes[readers[0]] += 4 * p.size
+            op = self.graph.ops[readers[0]]
+            factor = (
+                len(readers) == 1 and len(p.shape) == 2 and op.kind in ("Gemm", "MatMul") and p.name == op.inputs[1]
+            )
             if plain and factor and not (optimizer.weight_decay and p.decay):
                 self.fused_bytes[readers[0]] += 4 * p.size
 

@@ -191,7 +191,8 @@ class Problem:
                 kept, updating = work.versions_bytes(delay), spent.updating(delay)
                 update = self._between(updating * free) + float(updating[mine].sum())
                 taken = pinned_memory(work, n, frames, pinned) + float(kept[mine].sum())
-                legal = (memory + self._between(kept * free) + taken <= room[n]) & upper
+                needed = np.floor(memory + self._between(kept * free) + taken)  # whole bytes, as memory_bytes
+                legal = (needed <= room[n]) & upper
                 if bool((work.parameter_ops[mine] > 0).any()):
                     legal |= np.eye(len(self.edges), dtype=bool) & (taken <= room[n])
                 elif len(chosen) > 1:
