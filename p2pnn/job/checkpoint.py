@@ -31,7 +31,8 @@ class Part(msgspec.Struct, frozen=True):
 class Manifest(msgspec.Struct, frozen=True):
     """One cut of a run after `step` updates, with everything that `jobs resume` needs beside the spec.
 
-    best_value, best_epoch: the best monitored value so far (patience counts from there).
+    best_value, best_epoch: the best monitored value so far (patience counts from there). cut: `job.plan.cut` of the plan
+    that it was written under.
     """
 
     job: JobId
@@ -43,6 +44,7 @@ class Manifest(msgspec.Struct, frozen=True):
     best_epoch: int = 0
     finished: bool = False
     format: int = FORMAT
+    cut: str = ""
 
 
 def version_name(updates: int, parameter: str) -> str:

@@ -6,10 +6,12 @@ functions in `job.segment`, so only the assignment travels.
 
 from __future__ import annotations
 
+import hashlib
 from typing import Final
 
 import msgspec
 
+from p2pnn.job.spec import JobSpec
 from p2pnn.types import NodeId
 
 FORMAT: Final = 1
@@ -52,3 +54,16 @@ class Plan(msgspec.Struct, frozen=True):
     reasons: tuple[str, ...] = ()
     format: int = FORMAT
     delays: tuple[int, ...] = ()
+
+
+def cut(spec: JobSpec, plan: Plan) -> str:
+    """What of a plan the bits of a run depend on, as a short word: the same word, the same bits; empty for `sync`, whose bits
+    depend on nothing.
+
+    With several mini-batches in flight those are the delay of each op and, where gradients are clipped, who owns which.
+    """
+    if spec.in_flight < 2:
+        return ""
+    late = [plan.delays[node] for node in plan.assignment]
+    owners = plan.assignment if spec.optimizer.clip_norm else ()
+    return hashlib.sha256(msgspec.msgpack.encode((late, owners))).hexdigest()[:16]

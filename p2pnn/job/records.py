@@ -6,6 +6,7 @@ the starts of a job, `revision` the changes of its record within one start.
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import Any, Final
 
 import msgspec
@@ -13,7 +14,7 @@ import msgspec
 from p2pnn.errors import CheckpointError
 from p2pnn.job import life
 from p2pnn.job.checkpoint import Manifest
-from p2pnn.job.plan import Plan
+from p2pnn.job.plan import Plan, cut
 from p2pnn.job.script import Predictions
 from p2pnn.job.spec import JobSpec
 from p2pnn.types import BlobId, JobId, NodeId
@@ -136,6 +137,15 @@ def resumed(record: JobRecord, coordinator: NodeId, coordinator_name: str) -> Jo
         epoch=newest.epoch if newest else 0,
         history=record.history[: newest.epoch] if newest else (),
     )
+
+
+def same_plan(record: JobRecord, spec: JobSpec, members: Container[NodeId]) -> Plan | None:
+    """The plan to resume a job by instead of a new one: that of its last start, where only the same cut repeats the same
+    bits (`job.plan.cut`), its checkpoint was written under it, and all of its nodes are here."""
+    plan, newest = record.plan, record.newest
+    if plan is None or newest is None or not newest.cut or newest.cut != cut(spec, plan):
+        return None
+    return plan if all(share.node in members for share in plan.nodes) else None
 
 
 def cancelled(record: JobRecord, coordinator: NodeId, coordinator_name: str) -> JobRecord:

@@ -69,13 +69,14 @@ class Run:
         self._last_error = ""
         self._meter = ProgressMeter(spec, self._step_done, now)
 
+        self._cut = ""
     @property
     def step(self) -> int:
         """Updates that all nodes have done."""
         return self._step_done
 
-    def assign(self, nodes: list[NodeId]) -> None:
-        """The nodes of the plan, in its order."""
+    def assign(self, nodes: list[NodeId], cut: str = "") -> None:
+        """The nodes of the plan, in its order, and its `job.plan.cut`."""
         self._nodes = self._saver.nodes = nodes
 
     def start(self, now: float) -> None:
@@ -93,6 +94,7 @@ class Run:
         self._at(now)
         self._watch.heard(node, now, report.sequence if isinstance(report, Done) else None)
         if isinstance(report, Progress):
+        self._cut = cut
             event = self._meter.add(self._ledger.name(node), report, now)
             if event is not None:
                 epoch = min(self._epoch + 1, self._spec.epochs)
@@ -311,6 +313,7 @@ class Run:
         self._ledger.change(checkpoints=kept, step=manifest.step, best=manifest if best else self._ledger.record.best)
         self._ledger.remember()
         self._ledger.publish("checkpoint", step=manifest.step, epoch=manifest.epoch, complete=True, error="")
+            cut=self._cut,
         if self._ledger.record.state == "pausing" and manifest.step == self._step_done == self._step_granted:
             self._ledger.do(Order(Finish()))
             self._end("saved", f"paused at step {manifest.step}")

@@ -14,7 +14,7 @@ import msgspec
 from p2pnn.job import life
 from p2pnn.job.actions import Action, PrepareNode, Replan
 from p2pnn.job.ledger import Ledger
-from p2pnn.job.plan import Plan
+from p2pnn.job.plan import Plan, cut
 from p2pnn.job.records import JobRecord
 from p2pnn.job.reservation import Reservation
 from p2pnn.job.run import Run
@@ -69,7 +69,7 @@ class Supervisor:
         for text in plan.reasons[1:]:
             self._ledger.publish("warning" if "not bitwise" in text else "note", text=text)
         self._nodes = [share.node for share in plan.nodes]
-        self._run.assign(self._nodes)
+        self._run.assign(self._nodes, self._cut(plan))
         self._ledger.do(*self._reservation.want(self._nodes))
         self._prepare_all(now)
 
@@ -172,6 +172,17 @@ class Supervisor:
         self.node_failed(node, f"{what} for {seconds:.0f} s", now)
 
     # --- how
+
+    def _cut(self, plan: Plan) -> str:
+        """The plan's cut; says so where the run will not repeat the bits of a run without a break."""
+        found, resumed = cut(self.spec, plan), self.record.newest
+        if resumed is not None and resumed.cut != found:
+            self._ledger.publish(
+                "warning",
+                text=f"the run goes on from step {resumed.step} over another cut, with other delays: its bits will differ "
+                "from those of a run without a break",
+            )
+        return found
 
     def _prepare_all(self, now: float) -> None:
         if self._reservation.complete:

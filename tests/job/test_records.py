@@ -8,8 +8,10 @@ import pytest
 from p2pnn.errors import CheckpointError
 from p2pnn.job import records
 from p2pnn.job.checkpoint import Manifest, Part, add_bits, fingerprint, tensor_bits
+from p2pnn.job.plan import Plan
 from p2pnn.job.records import JobRecord
 from p2pnn.types import BlobId, JobId, NodeId
+from tests.job.test_supervisor import make_spec
 
 
 def record() -> JobRecord:
@@ -54,3 +56,8 @@ def test_the_fingerprint_does_not_depend_on_how_tensors_are_spread() -> None:
     assert fingerprint(one) != fingerprint(two[:1])
     assert tensor_bits("w", b"bb") != tensor_bits("b", b"bb")
     assert tensor_bits("w", b"") != tensor_bits("w\0", b"")
+
+
+def test_a_job_of_sync_is_planned_anew() -> None:
+    found = msgspec.structs.replace(record(), plan=Plan((), (), 1, 1.0, 1.0))
+    assert records.same_plan(found, make_spec(), ()) is None

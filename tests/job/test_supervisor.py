@@ -16,7 +16,7 @@ from p2pnn.errors import UsageError
 from p2pnn.job import actions, life
 from p2pnn.job.checkpoint import Part
 from p2pnn.job.plan import NodeShare, Plan
-from p2pnn.job.records import JobRecord
+from p2pnn.job.records import JobRecord, same_plan
 from p2pnn.job.script import (
     Checkpoint,
     Done,
@@ -247,6 +247,37 @@ def test_a_lost_node_fails_the_job_with_its_name_and_a_resume_goes_on_from_the_n
     assert [c.until_step for c in second.orders if isinstance(c, Train)][-1] == 30
     assert all(c.until_step > 20 for c in second.orders if isinstance(c, Train))
     assert [entry["epoch"] for entry in second.record.history] == [1, 2, 3]
+
+
+def test_a_resume_over_another_cut_warns_once_where_bits_depend_on_the_cut() -> None:
+    spec = make_spec(schedule="async:2", micro_batches=1)
+
+    def plan(assignment: tuple[int, ...]) -> Plan:
+        return msgspec.structs.replace(make_plan(NODES[:2]), assignment=assignment, delays=(1, 0))
+
+    def start(record: JobRecord | None, assignment: tuple[int, ...]) -> World:
+        world = World(spec, 1, record, NODES[:2], planned=False)
+        world.supervisor.planned(plan(assignment), 0.0)
+        world.take()
+        return world
+
+    world = start(None, (0, 0, 1))
+    world.run(lambda: len(world.record.checkpoints) == 1)
+    world.supervisor.member_failed(NODES[1], "connection reset", world.now)
+    world.take()
+    again = msgspec.structs.replace(world.record, state="queued", generation=2)
+    assert again.newest is not None
+    assert same_plan(again, spec, set(NODES)) == plan((0, 0, 1))
+    assert same_plan(again, spec, {NODES[0], NODES[2]}) is None
+    warnings = {}
+    for assignment in ((0, 0, 1), (0, 1, 1)):
+        second = start(again, assignment)
+        warnings[assignment] = [fields["text"] for kind, fields in second.events if kind == "warning"]
+    assert warnings[0, 0, 1] == []
+    assert warnings[0, 1, 1] == [
+        f"the run goes on from step {again.newest.step} over another cut, with other delays: its bits will differ from those "
+        "of a run without a break"
+    ]
 
 
 def test_a_resume_from_the_last_checkpoint_of_all_only_evaluates() -> None:
