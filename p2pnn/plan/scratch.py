@@ -2,7 +2,7 @@
 
 The rules follow the numpy engine's kernels, rounded up where an exact figure would need their code: work goes in blocks of
 images of at most BLOCK_BYTES, or of one row where a row is larger. A convolution of few channels runs as a product with a
-banded matrix (`bands`); the matrix stays.
+banded matrix (`bands`); the matrix stays. One of 3 × 3 with many runs in tiles (`tiled`).
 """
 
 from __future__ import annotations
@@ -23,6 +23,10 @@ WIDE: Final = 1024
 BANDED_ELEMENTS_MAX: Final = 1 << 18
 RUN_NS, ELEMENT_NS, COLUMNS_FLOPS_PER_NS, BANDED_FLOPS_PER_NS = 4.0, 0.12, 90.0, 150.0
 """The rates by which the numpy engine chooses a convolution's method."""
+
+TILED_CHANNELS_MIN: Final = 16
+TILED_BLOCK_BYTES: Final = 1 << 20
+"""What a convolution in tiles of 4 × 4 inputs takes for the tiles of a block."""
 
 SLOTS_BYTES: Final = 16 * 64
 """What aligning a kernel's arrays to cache lines can add."""
@@ -85,6 +89,12 @@ def bands(w: Window, wants_input: bool) -> bool:
     return banded < columns
 
 
+def tiled(w: Window) -> bool:
+    """Whether the engine convolves in tiles of 4 × 4 inputs and 2 × 2 outputs. It decides by shapes alone, and first."""
+    plain = w.group == 1 and set(w.strides) | set(w.dilations) == {1} and w.kernel == (3, 3)
+    return plain and max(w.pads) <= 2 and min(w.channels, w.outputs) >= TILED_CHANNELS_MIN
+
+
 def band_elements(w: Window) -> int:
     """kernel rows · width · channels × output columns · output channels."""
     return w.kernel[0] * w.width * w.channels * w.out_columns * w.outputs
@@ -106,7 +116,7 @@ def room(op: Op, inputs: Sequence[Shape], output: Shape, wanted: Sequence[bool],
         found.scratch += 3 * read if len(inputs[0]) not in (2, 4) else 0
         found.stash = 8 * channels if training else 0
     elif kind == "Gemm" and len(inputs) > 2:
-        _columns(found, *output)
+        _columns(found, elements(output[:-1]), output[-1])
     elif kind in ("MatMul", "Reshape", "Flatten", "Mul", "Add", "Sub", "GlobalAveragePool"):
         _moves(found, op, inputs, output, back)
     elif kind == "Relu":
@@ -167,6 +177,9 @@ def _pool(found: Room, w: Window, kind: str, back: bool) -> None:
 def _conv(found: Room, w: Window, wanted: Sequence[bool], bias: bool) -> None:
     if bias:
         _columns(found, w.images * w.out_rows * w.out_columns, w.outputs)
+    if tiled(w):
+        _tiles(found, w, wanted)
+        return
     if bands(w, wanted[0]):
         matrix, row = 4 * band_elements(w), w.kernel[0] * w.width * w.channels * 4
         found.own += matrix
@@ -183,6 +196,26 @@ def _conv(found: Room, w: Window, wanted: Sequence[bool], bias: bool) -> None:
     if wanted[0]:
         columns = max(columns, _phases(found, w, inner, outer))
     found.scratch += columns
+
+
+def _tiles(found: Room, w: Window, wanted: Sequence[bool]) -> None:
+    """Padded rows, tiles and their products for a block, forward or backward, whichever is more; and the kernel's tiles."""
+    sweeps = [(w.out_rows, w.out_columns, w.channels, w.outputs)]
+    if wanted[0]:
+        sweeps.append((w.height, w.width, w.outputs, w.channels))
+    most = [0.0, 0.0, 0.0]
+    for rows, columns, inner, outer in sweeps:
+        down, along = -(-rows // 2), -(-columns // 2)
+        fitting = max(1, TILED_BLOCK_BYTES // (64 * along * (inner + outer)))
+        images, tiles = max(1, min(w.images, fitting // down)), min(down, fitting)
+        places = images * tiles * along
+        sizes = (
+            8 * images * (2 * tiles + 2) * (along + 1) * inner,
+            64 * places * inner,
+            max(64 * places * outer, 32 * images * tiles * (along + 1) * inner),
+        )
+        most = [max(pair) for pair in zip(most, sizes, strict=True)]
+    found.scratch += sum(most) + (64 + 4 * wanted[1]) * w.channels * w.outputs
 
 
 def _phases(found: Room, w: Window, inner: int, outer: int) -> float:

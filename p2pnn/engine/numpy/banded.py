@@ -13,10 +13,11 @@ back in kh strided additions of long runs. Padding in width is a cut of the band
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 
-from p2pnn.engine.numpy.geometry import Geometry
+from p2pnn.engine.numpy.geometry import Geometry, Steps
 from p2pnn.engine.numpy.kernel import Site, blocks
 from p2pnn.engine.numpy.layout import Array
 
@@ -40,15 +41,21 @@ class BandedConvolution:
         ]
         self._whole = all(out == slice(0, g.out_rows) for _, out, _ in self._taps)
 
-    def forward(self, x: Array, w: Array, y: Array) -> None:
+    def forward(self, x: Array, w: Array, y: Array) -> Steps:
         """y = x ∗ w."""
+        return [partial(self._forward, x, w, y)]
+
+    def _forward(self, x: Array, w: Array, y: Array) -> None:
         t = self._band(w)
         for start, count in self._blocks():
             rows = self._gather(x[start : start + count])
             np.matmul(rows, t, out=y[start : start + count].reshape(-1, self._out_row))
 
-    def weight_gradient(self, x: Array, dy: Array, dw: Array) -> None:
+    def weight_gradient(self, x: Array, dy: Array, dw: Array) -> Steps:
         """dw = the sum along the bands of rowsᵀ · dy."""
+        return [partial(self._weight_gradient, x, dy, dw)]
+
+    def _weight_gradient(self, x: Array, dy: Array, dw: Array) -> None:
         total, part = (slot.array.reshape(-1, self._out_row) for slot in (self._dmatrix, self._part))
         for start, count in self._blocks():
             rows = self._gather(x[start : start + count])
@@ -58,8 +65,11 @@ class BandedConvolution:
         for j, band in self._bands(self._dmatrix.array):
             np.add.reduce(band, axis=0, out=dw[:, j])
 
-    def input_gradient(self, w: Array, dy: Array, dx: Array) -> None:
+    def input_gradient(self, w: Array, dy: Array, dx: Array) -> Steps:
         """dx = the rows' gradients dy · Tᵀ, added up."""
+        return [partial(self._input_gradient, w, dy, dx)]
+
+    def _input_gradient(self, w: Array, dy: Array, dx: Array) -> None:
         t = self._band(w).T
         images = dx.reshape(*dx.shape[:2], self._row)
         images.fill(0)

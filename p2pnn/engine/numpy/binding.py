@@ -19,7 +19,6 @@ from p2pnn.engine.numpy.kernel import NOTHING, Call, carve
 from p2pnn.engine.numpy.layout import Array
 from p2pnn.engine.numpy.planning import Backward, Forward, Plan, Total
 
-
 BUFFER_ELEMENTS = 1024
 """numpy's ufuncs copy operands whose rows are not behind each other through a buffer, unless a row alone fills it.
 

@@ -18,11 +18,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import gcd
 
 import numpy as np
 
-from p2pnn.engine.numpy.geometry import Geometry
+from p2pnn.engine.numpy.geometry import Geometry, Steps
 from p2pnn.engine.numpy.kernel import Site, Slot, blocks
 from p2pnn.engine.numpy.layout import Array
 
@@ -79,19 +80,22 @@ class ColumnConvolution:
         self._inner, self._outer = g.channels // g.group, g.outputs // g.group
         self._direct = g.group == 1 and {*g.kernel, *g.strides} == {1} and not any(g.pads)
         kernel, places = (g.kernel[0], g.kernel[1]), (g.out_rows, g.out_columns)
-        self._forward = self._sweep(places, kernel, self._inner, g.strides, g.dilations, (0, 0))
+        self._gathered = self._sweep(places, kernel, self._inner, g.strides, g.dilations, (0, 0))
         self._phases = [_phases(g, axis) for axis in range(2)]
         self._lead = [max(0, *(-p.start for p in phases)) for phases in self._phases]
         self._columns = site.scratch((self._column_elements(site.wants[0]),))
         padded = (g.height + g.pads[0] + g.pads[2], g.width + g.pads[1] + g.pads[3])
-        self._source = site.scratch((self._forward.block[0], *padded, g.channels)) if any(g.pads) else None
+        self._source = site.scratch((self._gathered.block[0], *padded, g.channels)) if any(g.pads) else None
         if site.wants[1]:
             self._part = site.scratch((g.kernel[0] * g.kernel[1] * self._inner, self._outer))
         if site.wants[0]:
             self._plan_input_gradient(site)
 
-    def forward(self, x: Array, w: Array, y: Array) -> None:
+    def forward(self, x: Array, w: Array, y: Array) -> Steps:
         """y = x ∗ w."""
+        return [partial(self._forward, x, w, y)]
+
+    def _forward(self, x: Array, w: Array, y: Array) -> None:
         g, matrix = self._g, w.reshape(-1, self._g.outputs)
         if self._direct:
             np.matmul(x.reshape(-1, g.channels), matrix, out=y.reshape(-1, g.outputs))
@@ -99,11 +103,14 @@ class ColumnConvolution:
         for images, rows, source in self._blocks(x):
             out = y[images, rows].reshape(-1, g.outputs)
             for group, outputs in self._groups():
-                columns = self._forward.gather(source, rows, group * self._inner, self._columns.array)
+                columns = self._gathered.gather(source, rows, group * self._inner, self._columns.array)
                 np.matmul(columns, matrix[:, outputs], out=out[:, outputs])
 
-    def weight_gradient(self, x: Array, dy: Array, dw: Array) -> None:
+    def weight_gradient(self, x: Array, dy: Array, dw: Array) -> Steps:
         """dw = Σ over blocks of columnsᵀ · dy."""
+        return [partial(self._weight_gradient, x, dy, dw)]
+
+    def _weight_gradient(self, x: Array, dy: Array, dw: Array) -> None:
         g, total = self._g, dw.reshape(-1, self._g.outputs)
         if self._direct:
             np.matmul(x.reshape(-1, g.channels).T, dy.reshape(-1, g.outputs), out=total)
@@ -112,14 +119,17 @@ class ColumnConvolution:
         for images, rows, source in self._blocks(x):
             gradient = dy[images, rows].reshape(-1, g.outputs)
             for group, outputs in self._groups():
-                columns = self._forward.gather(source, rows, group * self._inner, self._columns.array)
+                columns = self._gathered.gather(source, rows, group * self._inner, self._columns.array)
                 np.matmul(columns.T, gradient[:, outputs], out=total[:, outputs] if first else self._part.array)
                 if not first:
                     np.add(total[:, outputs], self._part.array, out=total[:, outputs])
             first = False
 
-    def input_gradient(self, w: Array, dy: Array, dx: Array) -> None:
+    def input_gradient(self, w: Array, dy: Array, dx: Array) -> Steps:
         """dx, phase by phase."""
+        return [partial(self._input_gradient, w, dy, dx)]
+
+    def _input_gradient(self, w: Array, dy: Array, dx: Array) -> None:
         g = self._g
         if self._direct:
             np.matmul(dy.reshape(-1, g.outputs), w.reshape(-1, g.outputs).T, out=dx.reshape(-1, g.channels))
@@ -200,7 +210,7 @@ class ColumnConvolution:
 
     def _blocks(self, x: Array) -> Iterator[tuple[slice, slice, Array]]:
         """(images, output rows, the padded images) of every block, in order."""
-        g, (count, rows) = self._g, self._forward.block
+        g, (count, rows) = self._g, self._gathered.block
         for images in _slices(g.images, count):
             source = x[images]
             if self._source is not None:
@@ -235,7 +245,7 @@ class ColumnConvolution:
         return self._sweep((y.count, x.count), window, self._outer, (1, 1), (y.spread, x.spread), start)
 
     def _column_elements(self, wants_input_gradient: bool) -> int:
-        sweeps = [self._forward]
+        sweeps = [self._gathered]
         if wants_input_gradient:
             every = [(y, x) for y in self._phases[0] for x in self._phases[1] if y.spread and x.spread]
             sweeps += [self._phase_sweep(phase) for phase in every if phase[0].count and phase[1].count]

@@ -16,9 +16,12 @@ import numpy as np
 from p2pnn.engine.numpy.banded import BandedConvolution
 from p2pnn.engine.numpy.channels import Columns
 from p2pnn.engine.numpy.columns import ColumnConvolution
-from p2pnn.engine.numpy.geometry import Geometry
+from p2pnn.engine.numpy.geometry import Geometry, Steps
 from p2pnn.engine.numpy.kernel import Call, Kernel, Site
+from p2pnn.engine.numpy.winograd import WinogradConvolution
 
+WINOGRAD_CHANNELS_MIN = 16
+"""Of both inputs and outputs: products of fewer are slower than the columns that they save."""
 RUN_NS = 4.0
 """Of copying one contiguous run in a strided copy, plus ELEMENT_NS per number in it."""
 ELEMENT_NS = 0.12
@@ -35,29 +38,46 @@ class Conv(Kernel):
     def __init__(self, site: Site) -> None:
         super().__init__(site)
         geometry = Geometry.of(site)
-        method = BandedConvolution if prefers_bands(geometry, site.wants[0]) else ColumnConvolution
-        self._method = method(site, geometry)
+        self._method = method_of(geometry, site.wants[0])(site, geometry)
         self.keeps = tuple(i for i in range(2) if site.wants[1 - i])
         self._columns: Columns | None = None
         if len(site.inputs) > 2:
             self._columns = Columns(site, geometry.images * geometry.out_rows * geometry.out_columns, geometry.outputs)
             self._bias = site.scratch((self._columns.shape[1],))
 
+    def bind_forward(self, call: Call) -> Steps:
+        return self._method.forward(call.inputs[0], call.inputs[1], call.y)
+
+    def bind_backward(self, call: Call) -> Steps:
+        wants, (x, w), dy, steps = self.site.wants, call.inputs[:2], call.dy, []
+        if wants[0]:
+            steps += self._method.input_gradient(w, dy, call.dx[0])
+        if wants[1]:
+            steps += self._method.weight_gradient(x, dy, call.dx[1])
+        return steps
+
     def forward(self, call: Call) -> None:
-        self._method.forward(call.inputs[0], call.inputs[1], call.y)
+        for step in call.bound:
+            step()
         if self._columns is not None:
             self._columns.repeat(call.inputs[2], self._bias.array)
             wide = self._columns.wide(call.y)
             np.add(wide, self._bias.array, out=wide)
 
     def backward(self, call: Call) -> None:
-        wants = self.site.wants
-        if wants[0]:
-            self._method.input_gradient(call.inputs[1], call.dy, call.dx[0])
-        if wants[1]:
-            self._method.weight_gradient(call.inputs[0], call.dy, call.dx[1])
-        if self._columns is not None and wants[2]:
+        for step in call.bound:
+            step()
+        if self._columns is not None and self.site.wants[2]:
             self._columns.sums(call.dy, call.dx[2])
+
+
+def method_of(
+    g: Geometry, wants_input_gradient: bool
+) -> type[BandedConvolution | ColumnConvolution | WinogradConvolution]:
+    """The method that is expected to take the least time over forward and backward."""
+    if WinogradConvolution.fits(g) and min(g.channels, g.outputs) >= WINOGRAD_CHANNELS_MIN:
+        return WinogradConvolution
+    return BandedConvolution if prefers_bands(g, wants_input_gradient) else ColumnConvolution
 
 
 def prefers_bands(g: Geometry, wants_input_gradient: bool) -> bool:

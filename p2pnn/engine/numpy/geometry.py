@@ -1,11 +1,16 @@
-"""The numbers of one convolution, by name."""
+"""The numbers of one convolution, by name, and what a method is made of."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from p2pnn.engine.numpy.kernel import Site
+
+Steps = list[Callable[[], Any]]
+"""Calls bound to their arrays. A method makes them once per pass of a frame, and the pass runs them in order: what to
+slice, and which products there are, costs nothing while a job runs."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,8 @@ import pytest
 
 from p2pnn.engine.numpy import convolution
 from p2pnn.engine.numpy.banded import BandedConvolution
+from p2pnn.engine.numpy.columns import ColumnConvolution
+from p2pnn.engine.numpy.winograd import WinogradConvolution
 from tests.engine.numpy.build import Build, Run
 from tests.engine.numpy.cases import cases_of
 from tests.engine.numpy.checks import check_forward, check_gradient
@@ -22,12 +24,20 @@ def test_forward(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("channels", "size", "outputs", "kernel_size", "bands"),
-    [(1, 28, 6, 5, True), (16, 28, 16, 3, False), (64, 14, 64, 3, False)],
+    ("channels", "size", "outputs", "kernel_size", "method"),
+    [
+        (1, 28, 6, 5, BandedConvolution),
+        (16, 28, 16, 5, ColumnConvolution),
+        (32, 28, 16, 3, WinogradConvolution),
+        (64, 14, 64, 3, WinogradConvolution),
+        (64, 14, 64, 1, ColumnConvolution),
+    ],
 )
-def test_bands_are_for_few_channels(channels: int, size: int, outputs: int, kernel_size: int, bands: bool) -> None:
+def test_the_method_follows_from_the_shapes(
+    channels: int, size: int, outputs: int, kernel_size: int, method: type
+) -> None:
     b = Build()
     y = b.conv(b.input(channels, size, size), outputs, kernel_size)
-    run = Run(b.graph({"y": y}), [0], rows=2, mode="predict")
-    method = run.programs[0]._plan.forward[0].kernel._method  # type: ignore[attr-defined]
-    assert isinstance(method, BandedConvolution) is bands
+    for rows in (2, 5):
+        run = Run(b.graph({"y": y}), [0], rows=rows, mode="predict")
+        assert isinstance(run.programs[0]._plan.forward[0].kernel._method, method)  # type: ignore[attr-defined]
