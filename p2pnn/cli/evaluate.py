@@ -1,12 +1,12 @@
 """`p2pnn eval` and `p2pnn predict`: a run's network on other data, over the mesh or on this machine.
 
 Both are jobs like any other: the run's weights go to the mesh as a blob, the data as chunks, and the network runs forward
-only. Scaling and class names are those of the run.
+only. Scaling and class names are those of the run. What a network of text writes by itself is `sample`'s.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -18,13 +18,29 @@ if TYPE_CHECKING:
     from p2pnn.model.graph import Graph
 
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, or its name, such as digits-1.")]
-Data = Annotated[
-    str,
-    typer.Option(
-        "--data",
-        metavar="PATH|digits",
-        help="A file (IDX, npz, npy, CSV) or MNIST's folder; digits: the packaged ones.",
-    ),
+_DATA: Final = typer.Option(
+    "--data",
+    metavar="PATH|digits",
+    help="A file (IDX, npz, npy, CSV, text, image), a folder of images, or MNIST's; digits: the packaged ones.",
+)
+Data = Annotated[str, _DATA]
+DataOrNone = Annotated[str | None, _DATA]
+Prompt = Annotated[
+    str | None,
+    typer.Option("--prompt", metavar="TEXT", help="Of a network of text: go on with TEXT.  [default: a new line]"),
+]
+Length = Annotated[
+    int | None, typer.Option("--length", metavar="N", help="How many characters to write.  [default: 500]")
+]
+Temperature = Annotated[
+    float | None,
+    typer.Option("--temperature", metavar="T", help="Below 1 bolder, 0 the likeliest always.  [default: 0.8]"),
+]
+TopK = Annotated[
+    int | None, typer.Option("--top-k", metavar="K", help="Choose from the K likeliest; 0 for all.  [default: 0]")
+]
+SampleSeed = Annotated[
+    int | None, typer.Option("--seed", metavar="N", help="Another number, another text.  [default: 0]")
 ]
 Label = Annotated[
     str | None,
@@ -69,20 +85,36 @@ def evaluate(
 
 def predict(
     run: RunArgument,
-    data: Data,
+    data: DataOrNone = None,
     label: Label = None,
     out: Annotated[str | None, typer.Option("--out", metavar="FILE.npz", help="Save the outputs as arrays.")] = None,
     batch_size: Batch = 256,
+    prompt: Prompt = None,
+    length: Length = None,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    seed: SampleSeed = None,
     local: Local = None,
     socket: SocketFlag = None,
     json: JsonFlag = False,
 ) -> None:
-    """Run a network on data; print or save its outputs. There is one line per row, in the data's order."""
+    """Run a network on data; print or save its outputs. There is one line per row, in the data's order.
+
+    Without --data a network of text writes one: it goes on with --prompt.
+    """
     from pathlib import Path
 
     from p2pnn.cli import submit, terminal
     from p2pnn.errors import UsageError
 
+    numbers = {"length": length, "temperature": temperature, "top_k": top_k, "seed": seed}
+    given: dict[str, Any] = {name: value for name, value in numbers.items() if value is not None}
+    if data is None:
+        _write(run, prompt, given, out, local, socket, json)
+        return
+    if prompt is not None or given:
+        flag = "--prompt" if prompt is not None else "--" + next(iter(given)).replace("_", "-")
+        raise UsageError(f"{flag} is for a text that is gone on with, --data for rows to predict: give one of them")
     target = Path(out).expanduser() if out else None
     if target is not None and target.exists():
         raise UsageError(f"{target} exists already; name another file")
@@ -141,6 +173,30 @@ def prediction_lines(outputs: dict[str, Any], classes: tuple[str, ...]) -> list[
             else:
                 lines.append(f"{name}\t" + " ".join(f"{value:.6g}" for value in row))
     return lines
+
+
+def _write(
+    run: str,
+    prompt: str | None,
+    given: dict[str, Any],
+    out: str | None,
+    local: int | None,
+    socket: str | None,
+    json: bool,
+) -> None:
+    """Go on with a text; where nothing says that it is one, a run of another kind asks for data."""
+    from p2pnn.cli import sample
+    from p2pnn.errors import ModelError, UsageError
+
+    if out is not None:
+        raise UsageError("--out saves arrays of what is predicted on --data; a text goes to a file with > FILE")
+    try:
+        prepared = sample.prepare(run, prompt=prompt or "", **given)
+    except ModelError as error:
+        if prompt is not None or given:
+            raise
+        raise UsageError(f"name the rows to predict with --data; {error}") from error
+    sample.write(prepared, prompt or "", local=local, socket=socket, json=json)
 
 
 def _run(prepared: Prepared, local: int | None, socket: str | None, fetch: Any) -> tuple[Any, Any]:

@@ -20,6 +20,7 @@ NETWORKS: Final = {
     "mlp": "two dense layers of 128 with dropout; rows of any shape",
     "lenet5": "two convolutions, three dense layers; images from 12 × 12",
     "resnet8": "three residual blocks of convolutions; images from 8 × 8",
+    "char-gpt": "four blocks of attention, 128 wide; a text, to go on with it by `p2pnn predict`",
 }
 """The zoo in words. It is told here, because importing the zoo itself takes too long for a help text."""
 
@@ -27,6 +28,7 @@ EXAMPLES: Final = (
     "p2pnn {verb} lenet5 --data ~/mnist --epochs 3",
     "p2pnn {verb} my_model.py:net --data flowers.npz --pin 'head*=a'",
     "p2pnn {verb} mlp --data flowers.csv --label species --local 3",
+    "p2pnn {verb} char-gpt --data shakespeare.txt --optimizer adamw",
     "p2pnn {verb} ~/.local/share/p2pnn/runs/digits-1/job.toml --epochs 40",
 )
 

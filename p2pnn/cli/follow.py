@@ -22,8 +22,8 @@ from p2pnn.cli.http import Daemon, segment
 from p2pnn.errors import JobFailedError, NoDaemonError, P2pnnError
 
 TERMINAL_STATES: Final = ("done", "failed", "cancelled", "paused")
-PASSING: Final = ("progress", "preparing")
-"""Kinds of events that only say how far it is."""
+PASSING: Final = ("progress", "preparing", "tokens")
+"""Kinds of events that nobody wants to see any more once the job is being cancelled."""
 
 EPOCH_STAYS_S: Final = 10.0
 REDIAL_DEADLINE_S: Final = 5.0

@@ -57,7 +57,7 @@ class Prepared:
     remarks: list[str] = field(default_factory=list)
 
 
-class _Keeper:
+class Keeper:
     """Names chunks, and keeps them while there is room."""
 
     def __init__(self) -> None:
@@ -122,11 +122,11 @@ def prepare(
             normalize=asked.data.scale,
         )
 
-    keeper = _Keeper()
+    keeper = Keeper()
     found = read(keeper.put)
     graph = found.complete(graph)
     initial = _initial(asked.train.init, graph, keeper)
-    name = _plain(asked.name or source.name)
+    name = plain(asked.name or source.name)
     spec = _spec(asked, name, graph, found, initial)
     return Prepared(name, spec, keeper.kept, read, _remarks(spec))
 
@@ -153,21 +153,21 @@ def prepare_run(named: str, data: str, *, label: str | None, kind: str, batch_si
     def read(put: Put) -> Split:
         return ingest_rows(table, source.name, wanted, put)
 
-    keeper = _Keeper()
+    keeper = Keeper()
     rows = read(keeper.put)
     remarks = []
     if kind == "evaluate":
         rows, remark = _measured(rows, asked, apart=table is not source.train, ordered=source.ordered)
         remarks.append(remark)
     spec = JobSpec(
-        name=_plain(f"{kind}-{run.name}"),
+        name=plain(f"{kind}-{run.name}"),
         graph=graph,
         inputs={feature.input: feature.column for feature in wanted},
         kind=kind,
         test=rows,
         batch_size=batch_size,
         micro_batches=1,
-        initial=_parts(run.tensors(), keeper),
+        initial=parts(run.tensors(), keeper),
     )
     return Prepared(source.name, spec, keeper.kept, read, remarks)
 
@@ -282,7 +282,7 @@ def _spec(asked: request.Request, name: str, graph: Graph, data: Ingested, initi
     )
 
 
-def _initial(named: str, graph: Graph, keeper: _Keeper) -> tuple[BlobId, ...]:
+def _initial(named: str, graph: Graph, keeper: Keeper) -> tuple[BlobId, ...]:
     if not named:
         return ()
     path = Path(named)
@@ -292,21 +292,21 @@ def _initial(named: str, graph: Graph, keeper: _Keeper) -> tuple[BlobId, ...]:
                 f"there is no file {path} to start from; name a model.safetensors, or a run, such as digits-1"
             )
         path = runs.opened_run(path.name).folder
-    return _parts(runs.read_tensors(path / "model.safetensors" if path.is_dir() else path, graph), keeper)
+    return parts(runs.read_tensors(path / "model.safetensors" if path.is_dir() else path, graph), keeper)
 
 
-def _parts(tensors: Mapping[str, NDArray[np.float32]], keeper: _Keeper) -> tuple[BlobId, ...]:
+def parts(tensors: Mapping[str, NDArray[np.float32]], keeper: Keeper) -> tuple[BlobId, ...]:
     """Tensors as safetensors blobs of about INITIAL_BYTES. They are always kept: nothing could give them again."""
-    parts: list[dict[str, NDArray[np.float32]]] = [{}]
+    cut: list[dict[str, NDArray[np.float32]]] = [{}]
     room = INITIAL_BYTES
     for name, tensor in tensors.items():
-        if parts[-1] and tensor.nbytes > room:
-            parts.append({})
+        if cut[-1] and tensor.nbytes > room:
+            cut.append({})
             room = INITIAL_BYTES
-        parts[-1][name] = tensor
+        cut[-1][name] = tensor
         room -= tensor.nbytes
     names = []
-    for part in parts:
+    for part in cut:
         data = to_safetensors(part, {})
         names.append(blob_id(data))
         keeper.kept[names[-1]] = data
@@ -374,6 +374,6 @@ def _chunks(spec: JobSpec) -> list[BlobId]:
     return list(dict.fromkeys(chunk.blob for d in datasets for column in d.columns for chunk in column.chunks))
 
 
-def _plain(name: str) -> str:
+def plain(name: str) -> str:
     """A name for a job and a folder: letters, digits, `-`, `_`."""
     return re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-")[:60] or "job"

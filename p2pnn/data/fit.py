@@ -17,14 +17,15 @@ from p2pnn.errors import DataError
 from p2pnn.model.graph import Graph, Shape, Value
 
 CLASS_LABELS: Final = ("SoftmaxCrossEntropyLoss", "Accuracy", "TopKAccuracy", "TokenLoss")
-"""Ops whose second input is a class number below the first input's extent at axis 1."""
+"""Ops whose second input is a class number below the first input's extent at their `axis`."""
 
 TARGETS: Final = (*CLASS_LABELS, "MeanSquaredError", "AbsoluteError", "SquaredError")
 """Ops whose second input is what is to be learnt."""
 
 
 class Feature(msgspec.Struct, frozen=True):
-    """One graph input and its column. shape: of a row, the input's. classes: labels are 0 … classes − 1; 0 for others.
+    """One graph input and its column. shape: of a row, the input's. classes: labels, and numbers that choose a row of a
+    table of parameters, are 0 … classes − 1; 0 for others.
 
     target: it is what is learnt, and is never scaled. whole: the input takes whole numbers.
     """
@@ -56,7 +57,7 @@ def fit(
     pairs = _pair(names, targets(graph), columns, source, wanted or {}, label)
     for name, column in pairs.items():
         _check(values[name], columns[column], column, source)
-    counts = class_counts(graph)
+    counts = _rows_chosen(graph) | class_counts(graph)
     return tuple(
         Feature(
             name,
@@ -97,9 +98,17 @@ def class_counts(graph: Graph) -> dict[str, int]:
     counts: dict[str, int] = {}
     for op in graph.ops:
         if op.kind in CLASS_LABELS and op.inputs[1] in names and len(shapes[op.inputs[0]]) > 1:
-            count = shapes[op.inputs[0]][1]
+            count = shapes[op.inputs[0]][op.integer("axis")]
             counts[op.inputs[1]] = min(count, counts.get(op.inputs[1], count))
     return counts
+
+
+def _rows_chosen(graph: Graph) -> dict[str, int]:
+    """Input → rows of the table of parameters that it chooses from."""
+    rows = {parameter.name: parameter.shape[0] for parameter in graph.parameters if parameter.shape}
+    names = {value.name for value in graph.inputs}
+    chosen = [op.inputs for op in graph.ops if op.kind == "Gather" and op.inputs[1] in names and op.inputs[0] in rows]
+    return {name: min(rows[table] for table, other in chosen if other == name) for _, name in chosen}
 
 
 def _pair(

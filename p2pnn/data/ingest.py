@@ -212,7 +212,7 @@ def _check_values(table: Table, name: str, rows: NDArray[Any], first: int, class
         if wrong.any():
             row, *entry = (int(index) for index in np.argwhere(wrong)[0])
             raise DataError(
-                f"{table.where(name, first + row, tuple(entry))}: the label is {rows[(row, *entry)]}, "
+                f"{table.where(name, first + row, tuple(entry))}: the number is {rows[(row, *entry)]}, "
                 f"but the model has {classes} classes, 0 to {classes - 1}"
             )
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import msgspec
 
-from p2pnn.job.script import Checkpoint, Done, Evaluate, Finish, Predict, Progress, Restore, Train
+from p2pnn.job.script import Checkpoint, Done, Evaluate, Finish, Predict, Progress, Restore, Sample, Train
 
 
 class _Message(msgspec.Struct, array_like=True):
@@ -100,6 +100,6 @@ class Failed(_Message, tag=26):
 
 
 ToExecutor = (
-    Prepare | Train | Evaluate | Predict | Checkpoint | Restore | Finish | Arrived | Sent | PeerRetired | PeerSquares
+    Prepare | Train | Evaluate | Predict | Sample | Checkpoint | Restore | Finish | Arrived | Sent | PeerRetired | PeerSquares
 )  # fmt: skip
 FromExecutor = Prepared | Send | Retired | Squares | Progress | Done | Failed

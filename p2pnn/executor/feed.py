@@ -39,7 +39,7 @@ class Feed:
 
     def valid_rows(self, stage: Stage, micro_batch: int) -> int:
         """Rows of a micro-batch that are not padding."""
-        if stage.mode == "train":
+        if stage.mode == "train" or stage.tokens:
             return self._rows
         done = (micro_batch - stage.first) * self._rows
         return min(self._rows, self._split(stage.split).rows - done)
@@ -47,6 +47,10 @@ class Feed:
     def fill(self, stage: Stage, micro_batch: int, arrays: dict[str, Array], inputs: tuple[str, ...]) -> None:
         """Write the rows of a micro-batch into `arrays[input]` for each of `inputs`."""
         if not inputs:
+            return
+        if stage.tokens:
+            for name in inputs:
+                self._engine.import_value(self._values[name], self._row(self._values[name], stage.tokens), arrays[name])
             return
         indices = self.indices(stage, micro_batch)
         split = "train" if stage.mode == "train" else stage.split
@@ -69,6 +73,17 @@ class Feed:
         if len(found) < self._rows:
             found = np.concatenate((found, np.repeat(found[-1:], self._rows - len(found))))
         return found
+
+    def _row(self, value: Value, tokens: tuple[int, ...]) -> NDArray[np.int64]:
+        """Rows that begin with these tokens. What is behind them is nothing: no earlier position looks there."""
+        row = np.zeros((self._rows, *value.shape[1:]), np.int64)
+        known = len(self._spec.graph.classes)
+        if row.ndim != 2 or len(tokens) > row.shape[1] or not all(0 <= token < known for token in tokens):
+            raise DataError(
+                f"{len(tokens)} tokens do not go into the input {value.name} of the shape {value.shape[1:]}"
+            )
+        row[:, : len(tokens)] = tokens
+        return row
 
     def _order(self, name: str, epoch: int) -> NDArray[np.int64]:
         """The rows of a split in the order of an epoch, or with -1 in its own."""

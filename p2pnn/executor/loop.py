@@ -190,6 +190,8 @@ class Session:
                 done = script.Done(command.sequence, msgspec.msgpack.encode(sums.evaluation()))
             case script.Predict():
                 done = script.Done(command.sequence, msgspec.msgpack.encode(self._runner.outputs.finish()))
+            case script.Sample():
+                done = script.Done(command.sequence, self._runner.take_scores())
             case script.Restore():
                 self._runner.weights.restore(self._blobs, command.parts)
                 done = script.Done(command.sequence)

@@ -22,6 +22,7 @@ from p2pnn.executor.weights import Weights
 from p2pnn.job.plan import Plan
 from p2pnn.job.spec import JobSpec
 from p2pnn.model.graph import Value
+from p2pnn.model.text import ports
 from p2pnn.train import rates
 from p2pnn.train.frames import Layout, layout
 from p2pnn.train.machine import Backward, Forward, Stage
@@ -30,7 +31,7 @@ from p2pnn.train.schedule import Routes
 
 def modes(spec: JobSpec) -> tuple[Mode, ...]:
     """The modes that a job of this kind needs."""
-    if spec.kind == "predict":
+    if spec.forward_only:
         return ("predict",)
     if spec.kind == "evaluate":
         return ("evaluate",)
@@ -57,6 +58,8 @@ class Runner:
         names = {name for mode in self._modes for name in routes.modes[mode].inputs}
         self.feed = Feed(spec, engine, blobs, frozenset(names))
         self.outputs = Outputs(blobs)
+        self._ports = ports(spec.graph) if spec.sampling is not None else None
+        self._scores = b""
         self._programs = {
             (mode, task.position): engine.compile(
                 spec.graph,
@@ -115,6 +118,11 @@ class Runner:
             versions.lend(context.step)
         self._collect(task.ops, stage, context, values, sums)
 
+    def take_scores(self) -> bytes:
+        """Of the last Sample, where this node has them: float32[classes], little-endian; else nothing."""
+        found, self._scores = self._scores, b""
+        return found
+
     def backward(self, action: Backward, stage: Stage) -> None:
         """One segment's backward pass."""
         task, m = action
@@ -143,6 +151,10 @@ class Runner:
         """Losses, metrics or named outputs that these ops made."""
         graph, producer, rows = self._spec.graph, self._routes.flow.producer, context.rows
         mine = set(ops)
+        if stage.tokens:
+            if self._ports is not None and producer.get(self._ports.output) in mine:
+                self._scores = self._at_last_token(self._ports.output, stage, values)
+            return
         if stage.mode == "predict":
             described = {value.name: value for value in graph.values}
             for name, value in graph.outputs.items():
@@ -164,6 +176,11 @@ class Runner:
         for metric in graph.metrics:
             if producer.get(metric.value) in mine:
                 sums.add_metric(metric.name, values[metric.value])
+
+    def _at_last_token(self, name: str, stage: Stage, values: dict[str, Array]) -> bytes:
+        described = next(value for value in self._spec.graph.values if value.name == name)
+        scores = self._engine.export_value(described, values[name])[0, len(stage.tokens) - 1]
+        return bytes(scores.astype("<f4").tobytes())
 
     # how arrays are laid out
 

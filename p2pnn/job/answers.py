@@ -38,6 +38,11 @@ def predictions(nodes: Sequence[NodeId], answers: Answers) -> Predictions:
     return Predictions({name: chunks for found in outputs for name, chunks in found.items()})
 
 
+def scores(nodes: Sequence[NodeId], answers: Answers) -> bytes:
+    """Of a Sample, from the node that has them."""
+    return next((answers[node].result for node in nodes if answers[node].result), b"")
+
+
 def parts(nodes: Sequence[NodeId], answers: Answers) -> tuple[Part, ...]:
     """The parts of a checkpoint, in the plan's order."""
     return tuple(msgspec.msgpack.decode(answers[node].result, type=Part) for node in nodes)

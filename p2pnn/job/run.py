@@ -2,6 +2,7 @@
 
     per epoch: Train … Train (pieces of half a second, two ahead), Evaluate(validation), Checkpoint
     at the end: Restore (only where the best epoch was not the last), Evaluate(test), Finish
+    to go on with a text: Sample … Sample (each with the token that the answer before it gave), Finish
 
 Nothing that was granted is taken back: a pause takes effect where the granted steps end, at the same step on every node.
 A checkpoint counts when each node's part is verified there and on a buddy (see `job.saving`).
@@ -15,6 +16,7 @@ from typing import Final
 
 import msgspec
 
+from p2pnn.errors import JobFailedError
 from p2pnn.job import answers
 from p2pnn.job.actions import Order
 from p2pnn.job.checkpoint import Manifest, fingerprint
@@ -22,8 +24,21 @@ from p2pnn.job.ledger import Ledger
 from p2pnn.job.monitor import Monitor
 from p2pnn.job.progress import ProgressMeter
 from p2pnn.job.records import KEPT_CHECKPOINTS, SplitResult
+from p2pnn.job.sampling import Sampler
 from p2pnn.job.saving import Complete, DataAlone, Saver
-from p2pnn.job.script import Checkpoint, Command, Done, Evaluate, Finish, Predict, Progress, Report, Restore, Train
+from p2pnn.job.script import (
+    Checkpoint,
+    Command,
+    Done,
+    Evaluate,
+    Finish,
+    Predict,
+    Progress,
+    Report,
+    Restore,
+    Sample,
+    Train,
+)
 from p2pnn.job.spec import JobSpec
 from p2pnn.job.watch import Watch
 from p2pnn.types import BlobId, NodeId
@@ -63,13 +78,13 @@ class Run:
         self._epoch = resumed.epoch if resumed else 0
         self._history = record.history[: resumed.epoch] if resumed else ()
         self._monitor = Monitor(spec, resumed)
-        self._stage = "train" if spec.kind == "train" else spec.kind
+        self._sampler = Sampler(spec) if spec.sampling is not None else None
+        self._stage = spec.kind
         self._steps_per_s = 0.0
         self._evaluating = False
         self._last_error = ""
         self._meter = ProgressMeter(spec, self._step_done, now)
 
-        self._cut = ""
     @property
     def step(self) -> int:
         """Updates that all nodes have done."""
@@ -78,6 +93,7 @@ class Run:
     def assign(self, nodes: list[NodeId], cut: str = "") -> None:
         """The nodes of the plan, in its order, and its `job.plan.cut`."""
         self._nodes = self._saver.nodes = nodes
+        self._cut = cut
 
     def start(self, now: float) -> None:
         """All nodes are prepared."""
@@ -94,7 +110,6 @@ class Run:
         self._at(now)
         self._watch.heard(node, now, report.sequence if isinstance(report, Done) else None)
         if isinstance(report, Progress):
-        self._cut = cut
             event = self._meter.add(self._ledger.name(node), report, now)
             if event is not None:
                 epoch = min(self._epoch + 1, self._spec.epochs)
@@ -155,6 +170,9 @@ class Run:
             self._stage = "answer"
         elif self._stage == "train":
             self._advance_training()
+        elif self._stage == "sample":
+            if self._sampler is not None and not self._outstanding:
+                self._order(Sample(self._next(), self._sampler.window()))
         elif self._outstanding or self._saver.busy:
             return
         elif self._stage == "close":
@@ -214,8 +232,22 @@ class Run:
             self._ledger.change(predictions=answers.predictions(self._nodes, found))
             self._stage = "end"
             self._ledger.move("complete", "", self._step_done)
+        elif isinstance(command, Sample):
+            self._drawn(answers.scores(self._nodes, found))
         elif isinstance(command, Checkpoint):
             self._parts_written(command.sequence, found)
+
+    def _drawn(self, scores: bytes) -> None:
+        """The text has one more token."""
+        assert self._sampler is not None
+        try:
+            self._ledger.publish("tokens", tokens=[self._sampler.take(scores)])
+        except JobFailedError as error:
+            self._end("fail", str(error))
+            return
+        if self._sampler.done:
+            self._stage = "end"
+            self._ledger.move("complete", "", self._step_done)
 
     def _epoch_done(self, validation: SplitResult | None) -> None:
         self._epoch += 1
@@ -313,7 +345,6 @@ class Run:
         self._ledger.change(checkpoints=kept, step=manifest.step, best=manifest if best else self._ledger.record.best)
         self._ledger.remember()
         self._ledger.publish("checkpoint", step=manifest.step, epoch=manifest.epoch, complete=True, error="")
-            cut=self._cut,
         if self._ledger.record.state == "pausing" and manifest.step == self._step_done == self._step_granted:
             self._ledger.do(Order(Finish()))
             self._end("saved", f"paused at step {manifest.step}")

@@ -36,6 +36,16 @@ class Predict(_Message, tag=4):
     sequence: int
 
 
+class Sample(_Message, tag=12):
+    """Run the named outputs over one row that begins with `tokens`; answer Done.
+
+    The node that has the scores answers with those of the last token's position, raw float32, the others with nothing.
+    """
+
+    sequence: int
+    tokens: tuple[int, ...]
+
+
 class Checkpoint(_Message, tag=5):
     """Write this node's part, after all earlier commands; answer Done with a Part, or with `error` (training goes on)."""
 
@@ -73,7 +83,8 @@ class Progress(_Message, tag=24):
 class Done(_Message, tag=25):
     """The command numbered `sequence` is done.
 
-    result: MessagePack of Evaluation, `job.checkpoint.Part` or Predictions, or empty. error: a checkpoint that failed.
+    result: MessagePack of Evaluation, `job.checkpoint.Part` or Predictions, the scores of a Sample, or empty. error: a
+    checkpoint that failed.
     """
 
     sequence: int
@@ -81,7 +92,7 @@ class Done(_Message, tag=25):
     error: str = ""
 
 
-Command = Train | Evaluate | Predict | Checkpoint | Restore | Finish
+Command = Train | Evaluate | Predict | Sample | Checkpoint | Restore | Finish
 Report = Progress | Done
 
 

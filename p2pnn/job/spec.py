@@ -122,13 +122,26 @@ class Pin(msgspec.Struct, frozen=True):
     node: str
 
 
+class Sampling(msgspec.Struct, frozen=True):
+    """How a job of kind `sample` goes on with a text; see `job.sampling`. prompt: its last tokens; length: how many to make.
+
+    temperature: 0 takes the likeliest always. top_k: how many are drawn from; 0 for all.
+    """
+
+    prompt: tuple[int, ...]
+    length: int = 500
+    temperature: float = 0.8
+    top_k: int = 0
+    seed: int = 0
+
+
 class JobSpec(msgspec.Struct, frozen=True):
     """Everything that decides what a job computes and where.
 
     inputs: graph input → column. train, validation, test: None where there is none (evaluate and predict use only
-    `test`). node_count: 0 for every node that has room. patience: epochs without a better monitored value before the
-    run stops; 0 never stops early. monitor: a metric's name or `loss`, on the validation split. checkpoint_steps: 0 for
-    once per epoch. initial: safetensors blobs to start from, by parts; () to draw from the seed.
+    `test`, sample none of them). node_count: 0 for every node that has room. patience: epochs without a better monitored
+    value before the run stops; 0 never stops early. monitor: a metric's name or `loss`, on the validation split.
+    checkpoint_steps: 0 for once per epoch. initial: safetensors blobs to start from, by parts; () to draw from the seed.
     schedule: `sync`, or `async:K` with K mini-batches in flight (then micro_batches is 1).
     threads: BLAS threads per executor; part of the numeric fingerprint.
     request: the job file that led here, as text, so that whoever fetches the results gets it with them.
@@ -159,6 +172,12 @@ class JobSpec(msgspec.Struct, frozen=True):
     memory_bytes_max: int = 0
     format: int = FORMAT
     request: str = ""
+    sampling: Sampling | None = None
+
+    @property
+    def forward_only(self) -> bool:
+        """Whether the job runs the ops of the named outputs, not those of losses and metrics."""
+        return self.kind in ("predict", "sample")
 
     @property
     def in_flight(self) -> int:

@@ -58,18 +58,21 @@ class Layer(ABC):
 class Linear(Layer):
     """y = x·wᵀ + b: (batch, in) → (batch, features), or at every position (batch, n, in) → (batch, n, features).
 
-    Parameters: weight (features, in), bias (features,).
+    Parameters: weight (features, in), bias (features,). scale: the weight starts normal with this standard deviation and the
+    bias at 0; None for PyTorch's start.
     """
 
     stem = "linear"
 
-    def __init__(self, features: int, *, bias: bool = True, name: str | None = None) -> None:
+    def __init__(
+        self, features: int, *, bias: bool = True, scale: float | None = None, name: str | None = None
+    ) -> None:
         super().__init__(name)
-        self.features, self.bias = positive(self, "features", features), bias
+        self.features, self.bias, self.scale = positive(self, "features", features), bias, scale
 
     def make(self, x: Value) -> tuple[Value, ...]:
         self.needs(x, 2, 3)
-        return weight_and_bias(self.owner, (self.features, x.shape[-1]), self.bias)
+        return weight_and_bias(self.owner, (self.features, x.shape[-1]), self.bias, scale=self.scale)
 
     def apply(self, x: Value, parameters: tuple[Value, ...]) -> Value:
         return call("Gemm", self.owner, (x, *parameters))
@@ -214,11 +217,17 @@ class Dropout(Layer):
         return call("Dropout", self.owner, (x,), ratio=self.ratio)
 
 
-def weight_and_bias(owner: Owner, shape: tuple[int, ...], bias: bool, part: str = "") -> tuple[Value, ...]:
-    """Kaiming uniform with a = √5, as in PyTorch: both uniform in ±1/√fan_in. part: before their names, as `qkv/`."""
+def weight_and_bias(
+    owner: Owner, shape: tuple[int, ...], bias: bool, part: str = "", scale: float | None = None
+) -> tuple[Value, ...]:
+    """Kaiming uniform with a = √5, as in PyTorch: both uniform in ±1/√fan_in. part: before their names, as `qkv/`.
+
+    scale: the weight is normal with this standard deviation instead, and the bias 0, as language models start.
+    """
     start = Initializer("uniform", scale=1.0 / math.sqrt(math.prod(shape[1:])))
-    weight = tensor(owner, f"{part}weight", shape, start)
-    return (weight, tensor(owner, f"{part}bias", shape[:1], start, decay=False)) if bias else (weight,)
+    weight, biased = (start, start) if scale is None else (Initializer("normal", scale=scale), Initializer("constant"))
+    made = tensor(owner, f"{part}weight", shape, weight)
+    return (made, tensor(owner, f"{part}bias", shape[:1], biased, decay=False)) if bias else (made,)
 
 
 def positive(layer: Layer, what: str, value: object) -> int:

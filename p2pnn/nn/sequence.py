@@ -69,22 +69,33 @@ class MultiHeadAttention(Layer):
 
     One projection makes queries, keys and values, another joins the heads. causal: a position sees itself and those before
     it. Parameters: qkv/weight (3 · features, features), queries first, qkv/bias; projection/weight (features, features),
-    projection/bias.
+    projection/bias. scale, projection_scale: standard deviations of the first weights, as of `nn.Linear`.
     """
 
     stem = "attention"
 
-    def __init__(self, heads: int, *, causal: bool = False, bias: bool = True, name: str | None = None) -> None:
+    def __init__(
+        self,
+        heads: int,
+        *,
+        causal: bool = False,
+        bias: bool = True,
+        scale: float | None = None,
+        projection_scale: float | None = None,
+        name: str | None = None,
+    ) -> None:
         super().__init__(name)
         self.heads, self.causal, self.bias = positive(self, "heads", heads), causal, bias
+        self.scale, self.projection_scale = scale, scale if projection_scale is None else projection_scale
 
     def make(self, x: Value) -> tuple[Value, ...]:
         self.needs(x, 3)
         features = x.shape[2]
         if features % self.heads:
             raise ModelError(f"{self.owner}: {features} features do not divide into {self.heads} heads")
-        joined = weight_and_bias(self.owner, (3 * features, features), self.bias, "qkv/")
-        return (*joined, *weight_and_bias(self.owner, (features, features), self.bias, "projection/"))
+        joined = weight_and_bias(self.owner, (3 * features, features), self.bias, "qkv/", self.scale)
+        last = weight_and_bias(self.owner, (features, features), self.bias, "projection/", self.projection_scale)
+        return (*joined, *last)
 
     def apply(self, x: Value, parameters: tuple[Value, ...]) -> Value:
         half = len(parameters) // 2

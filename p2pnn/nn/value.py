@@ -7,17 +7,21 @@ knows its scope and, perhaps, its name. So the same function can build a model t
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 from p2pnn.errors import ModelError
 from p2pnn.model import graph as ir
 from p2pnn.model import ops
 from p2pnn.model.graph import BATCH, Initializer, Shape, show
+
+Operand = "Value | float"
+"""What stands beside a value of a model in arithmetic."""
 
 _scope: ContextVar[str] = ContextVar("scope", default="")
 _sequence = itertools.count()
@@ -71,7 +75,9 @@ class Call:
 class Value:
     """A tensor of a model that is being written: `shape` (with `nn.BATCH` at axis 0) and `dtype`, and no numbers.
 
-    Made by `nn.Input`, layers and functions. `a + b`, `a - b`, `a * b` and `a @ b` are ops with numpy's broadcasting.
+    Made by `nn.Input`, layers and functions. `+`, `-`, `*`, `/`, `**` and `@` are ops with numpy's broadcasting; but for `@`
+    one side may be a number, which is saved with the model and not trained. `x[:, 1:3, ::2, 0]` takes slices, never of the
+    batch.
     """
 
     __slots__ = ("dtype", "origin", "position", "shape")
@@ -94,34 +100,52 @@ class Value:
     def __repr__(self) -> str:
         return f"<nn.Value {self.label} {self.dtype}{show(self.shape)}>"
 
-    def __add__(self, other: Value) -> Value:
+    def __add__(self, other: Operand) -> Value:
         return _arithmetic("Add", "add", "+", self, other)
 
-    def __sub__(self, other: Value) -> Value:
+    def __sub__(self, other: Operand) -> Value:
         return _arithmetic("Sub", "sub", "-", self, other)
 
-    def __mul__(self, other: Value) -> Value:
+    def __mul__(self, other: Operand) -> Value:
         return _arithmetic("Mul", "mul", "*", self, other)
+
+    def __truediv__(self, other: Operand) -> Value:
+        return _arithmetic("Div", "div", "/", self, other)
+
+    def __pow__(self, other: Operand) -> Value:
+        return _arithmetic("Pow", "pow", "**", self, other)
 
     def __matmul__(self, other: Value) -> Value:
         return _arithmetic("MatMul", "matmul", "@", self, other)
 
-    def __radd__(self, other: object) -> NoReturn:
-        _no_number("+", other)
+    def __radd__(self, other: float) -> Value:
+        return _arithmetic("Add", "add", "+", other, self)
 
-    def __rsub__(self, other: object) -> NoReturn:
-        _no_number("-", other)
+    def __rsub__(self, other: float) -> Value:
+        return _arithmetic("Sub", "sub", "-", other, self)
 
-    def __rmul__(self, other: object) -> NoReturn:
-        _no_number("*", other)
+    def __rmul__(self, other: float) -> Value:
+        return _arithmetic("Mul", "mul", "*", other, self)
 
-    def __rmatmul__(self, other: object) -> NoReturn:
-        _no_number("@", other)
+    def __rtruediv__(self, other: float) -> Value:
+        return _arithmetic("Div", "div", "/", other, self)
+
+    def __rpow__(self, other: float) -> Value:
+        return _arithmetic("Pow", "pow", "**", other, self)
+
+    def __rmatmul__(self, other: object) -> Value:
+        return _arithmetic("MatMul", "matmul", "@", other, self)
+
+    def __neg__(self) -> Value:
+        return call("Neg", Owner.here(None, "neg"), (self,))
+
+    def __getitem__(self, index: object) -> Value:
+        return _indexed(self, index)
 
     def _no_numbers(self) -> NoReturn:
         raise ModelError(
-            f"{self.label} is a value of a model and holds no numbers while the model is written, so it cannot be tested, "
-            f"converted or indexed; decide by value.shape, and get numbers with p2pnn predict"
+            f"{self.label} is a value of a model and holds no numbers while the model is written, so it cannot be tested "
+            f"or converted; decide by value.shape, and get numbers with p2pnn predict"
         )
 
     def __bool__(self) -> bool:
@@ -139,9 +163,6 @@ class Value:
     def __iter__(self) -> Iterator[Value]:
         self._no_numbers()
 
-    def __getitem__(self, index: object) -> Value:
-        self._no_numbers()
-
 
 @dataclass(frozen=True, slots=True)
 class Metric:
@@ -155,20 +176,26 @@ class Metric:
 def Input(name: str, shape: Sequence[int], dtype: str = "float32") -> Value:
     """A column of the data. shape: of one row, () for a number per row; the batch is implied.
 
-    dtype: `float32`, or `int64` for labels.
+    dtype: `float32`, `int64` for labels and indices, or `bool` for conditions.
     """
     check_name(name)
     extents = _extents(name, shape)
-    if dtype not in ("float32", "int64"):
+    if dtype not in ("float32", "int64", "bool"):
         raise ModelError(
-            f"input {name} has dtype {dtype!r}; use 'float32' (numbers are converted), or 'int64' for labels"
+            f"input {name} has dtype {dtype!r}; use 'float32' (numbers are converted), 'int64' for labels and indices, or "
+            f"'bool' for conditions"
         )
     return Value((BATCH, *extents), dtype, name)
 
 
-def parameter(name: str, shape: Sequence[int], *, value: float = 0.0, scale: float = 0.0, decay: bool = True) -> Value:
-    """A trained tensor of its own: all `value`, or, where scale > 0, uniform in ±scale. It has no batch."""
+def parameter(
+    name: str, shape: Sequence[int], *, value: float = 0.0, scale: float = 0.0, std: float = 0.0, decay: bool = True
+) -> Value:
+    """A trained tensor of its own: all `value`, or, where scale > 0, uniform in ±scale, or, where std > 0, normal with this
+    standard deviation. It has no batch."""
     initializer = Initializer("uniform", scale=scale) if scale > 0 else Initializer("constant", value=value)
+    if std > 0:
+        initializer = Initializer("normal", scale=std)
     return tensor(Owner.here(name, "parameter"), "", _extents(name, shape), initializer, decay=decay)
 
 
@@ -228,14 +255,56 @@ def _extents(name: str, shape: object) -> Shape:
     return tuple(shape)
 
 
-def _arithmetic(kind: str, stem: str, sign: str, a: Value, b: Value) -> Value:
-    if not isinstance(b, Value):
-        _no_number(sign, b)
-    return call(kind, Owner.here(None, stem), (a, b))
+def _arithmetic(kind: str, stem: str, sign: str, *sides: object) -> Value:
+    owner = Owner.here(None, stem)
+    return call(kind, owner, [_side(owner, sign, side) for side in sides])
 
 
-def _no_number(sign: str, other: object) -> NoReturn:
-    raise ModelError(
-        f"'{sign}' joins two values of a model, but one side is a {type(other).__name__}; for a constant to be trained use "
-        f"nn.parameter(name, shape, value=…)"
-    )
+def _side(owner: Owner, sign: str, side: object) -> Value:
+    if isinstance(side, Value):
+        return side
+    number = isinstance(side, int | float) and not isinstance(side, bool) and math.isfinite(side)
+    if not number or sign == "@":
+        raise ModelError(
+            f"'{sign}' joins two values of a model{'' if sign == '@' else ', or one and a finite number'}, but one side is a "
+            f"{type(side).__name__}; for a tensor to be trained use nn.parameter(name, shape, value=…)"
+        )
+    return tensor(owner, "number", (1,), Initializer("constant", value=float(side)), trained=False)  # type: ignore[arg-type]
+
+
+def _indexed(x: Value, index: object) -> Value:
+    """A Slice, and a Squeeze of the axes that an integer takes away."""
+    owner = Owner.here(None, "slice")
+    entries = index if isinstance(index, tuple) else (index,)
+    if entries.count(Ellipsis) == 1:
+        at = entries.index(Ellipsis)
+        entries = (*entries[:at], *[slice(None)] * (len(x.shape) - len(entries) + 1), *entries[at + 1 :])
+    fitting = all(type(e) is int or (isinstance(e, slice) and _whole(e)) for e in entries)
+    if not fitting or len(entries) > len(x.shape) or not entries or entries[0] != slice(None):
+        raise ModelError(
+            f"{owner}: {x.label} of shape {show(x.shape)} cannot be indexed by {index!r}; begin with ':' for the batch, and "
+            f"take slices of whole numbers, or single ones, of the axes behind it"
+        )
+    chosen = [(axis, e) for axis, e in enumerate(entries) if e != slice(None)]
+    if not chosen:
+        return x
+    for axis, e in chosen:
+        if type(e) is int and not -x.shape[axis] <= e < x.shape[axis]:
+            raise ModelError(f"{owner}: there is no {e} at axis {axis} of {x.label}, whose shape is {show(x.shape)}")
+    bounds = [(e, e + 1 or _END, 1) if type(e) is int else _bounds(e) for _, e in chosen]
+    starts, ends, steps = zip(*bounds, strict=True)
+    cut = call("Slice", owner, (x,), axes=tuple(a for a, _ in chosen), starts=starts, ends=ends, steps=steps)
+    single = tuple(axis for axis, e in chosen if type(e) is int)
+    return call("Squeeze", owner, (cut,), "squeeze", axes=single) if single else cut
+
+
+_END: Final = 2**31 - 1
+
+
+def _whole(entry: slice) -> bool:
+    return all(n is None or type(n) is int for n in (entry.start, entry.stop, entry.step))
+
+
+def _bounds(entry: object) -> tuple[int, int, int]:
+    assert isinstance(entry, slice)
+    return entry.start or 0, _END if entry.stop is None else entry.stop, 1 if entry.step is None else entry.step

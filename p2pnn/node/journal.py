@@ -1,6 +1,7 @@
 """What has happened to a job, as numbered events that any number of readers follow.
 
 Progress is kept in memory only, and only the newest: who comes late wants to know where it stands, not every step on the way.
+The tokens of a text are kept in memory only, too, but all of them: they are for who reads along.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ EVENTS_MAX: Final = 5_000
 """Events of one job in memory; the oldest are forgotten there, the file has them."""
 
 PASSING: Final = frozenset({"progress", "preparing"})
+UNWRITTEN: Final = PASSING | {"tokens"}
 
 
 class Journal:
@@ -50,7 +52,7 @@ class Journal:
         if kind in PASSING and self._events and self._events[-1]["kind"] == kind:
             self._events.pop()
         self._events.append(event)
-        if kind not in PASSING:
+        if kind not in UNWRITTEN:
             log.info("job=%s event=%s %s", self._job, kind, fields.get("state") or fields.get("text") or "")
             try:
                 self._storage.append_events(self._job, [event])

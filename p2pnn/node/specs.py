@@ -53,6 +53,9 @@ def check(spec: JobSpec) -> None:
         )
     if not 1 <= spec.threads <= 256 or spec.epochs < 1:
         raise UsageError(f"epochs ({spec.epochs}) and threads ({spec.threads}) must be at least 1, threads at most 256")
+    if spec.kind == "sample":
+        sampling.check(spec)
+        return
     needed = spec.train if spec.kind == "train" else spec.test
     if needed is None:
         raise UsageError("the job names no data")
@@ -75,6 +78,8 @@ def check(spec: JobSpec) -> None:
 
 def splits(spec: JobSpec) -> list[Split]:
     """The splits that the job reads."""
+    if spec.kind == "sample":
+        return []
     wanted = (spec.train, spec.validation, spec.test) if spec.kind == "train" else (spec.test,)
     return [split for split in wanted if split is not None]
 
@@ -86,7 +91,7 @@ def column_of(split: Split, name: str) -> Column | None:
 def active_ops(spec: JobSpec) -> frozenset[int]:
     """The ops that this kind of job runs."""
     flow = Flow(spec.graph)
-    return flow.inference if spec.kind == "predict" else flow.training
+    return flow.inference if spec.forward_only else flow.training
 
 
 def inputs_read(spec: JobSpec) -> list[str]:
@@ -98,13 +103,13 @@ def inputs_read(spec: JobSpec) -> list[str]:
 def blobs_read_by(spec: JobSpec, plan: Plan, index: int) -> dict[BlobId, int]:
     """The data chunks that node `index` of the plan reads, with their sizes in bytes (of rows, without header)."""
     mine = {name for op in active_ops(spec) if plan.assignment[op] == index for name in spec.graph.ops[op].inputs}
-    columns = {spec.inputs[value.name] for value in spec.graph.inputs if value.name in mine}
+    columns = {spec.inputs.get(value.name, "") for value in spec.graph.inputs if value.name in mine}
     return chunks_of(spec, columns)
 
 
 def read_by_job(spec: JobSpec) -> set[BlobId]:
     """Every blob that some node of the job reads; the spec itself and checkpoints aside."""
-    return {*chunks_of(spec, {spec.inputs[name] for name in inputs_read(spec)}), *spec.initial}
+    return {*chunks_of(spec, {spec.inputs.get(name, "") for name in inputs_read(spec)}), *spec.initial}
 
 
 def held_by_one(spec: JobSpec, plan: Plan, here: NodeId, absent: set[BlobId]) -> dict[NodeId, tuple[BlobId, ...]]:

@@ -62,7 +62,7 @@ class Update(NamedTuple):
 class Answer(NamedTuple):
     """A command is done: say so, with its result. A Checkpoint or Restore is carried out now, before anything else."""
 
-    command: script.Train | script.Evaluate | script.Predict | script.Checkpoint | script.Restore
+    command: script.Train | script.Evaluate | script.Predict | script.Sample | script.Checkpoint | script.Restore
 
 
 class Finished(NamedTuple):
@@ -87,7 +87,7 @@ class Retired(NamedTuple):
 
 class Stage(NamedTuple):
     """The micro-batches from number `first` to before `end`. step: the training step of the first one; per_step: how many
-    make a step; split: what is evaluated."""
+    make a step; split: what is evaluated; tokens: the row of a Sample."""
 
     mode: Mode
     first: int
@@ -95,6 +95,7 @@ class Stage(NamedTuple):
     step: int = 0
     per_step: int = 1
     split: str = ""
+    tokens: tuple[int, ...] = ()
 
     def at(self, micro_batch: int) -> tuple[int, int]:
         """The training step of a micro-batch, and which of that step's it is; an evaluation is all one step 0."""
@@ -267,6 +268,8 @@ class Machine:
             self._start(Stage("evaluate", first, first + self._split_batches[command.split], split=command.split))
         elif isinstance(command, script.Predict):
             self._start(Stage("predict", first, first + self._split_batches["test"], split="test"))
+        elif isinstance(command, script.Sample):
+            self._start(Stage("predict", first, first + 1, tokens=command.tokens))
         return True
 
     def _start(self, stage: Stage) -> None:
@@ -295,7 +298,7 @@ class Machine:
                 return None
             case script.Train():
                 return Answer(command) if command.until_step <= self.step else None
-            case script.Evaluate() | script.Predict():
+            case script.Evaluate() | script.Predict() | script.Sample():
                 return Answer(command) if self._computed[0] == (stage.end - stage.first) * per_batch else None
             case script.Finish():
                 return Finished() if self.retired >= stage.end else None

@@ -1,6 +1,7 @@
 """Known networks by name. Each file's `build(shape, classes)` returns an `nn.Model` with inputs `image` and `label`.
 
-shape: of one row of `image`, such as (1, 28, 28); classes: how many labels there are.
+shape: of one row of `image`, such as (1, 28, 28); classes: how many labels there are. A network of text has `tokens` and
+`next` instead: its shape is (characters of a row,), and its classes are the characters.
 """
 
 from __future__ import annotations
@@ -10,11 +11,16 @@ from collections.abc import Callable
 
 from p2pnn import nn
 from p2pnn.errors import UsageError
-from p2pnn.zoo import lenet5, mlp, resnet8
+from p2pnn.zoo import char_gpt, lenet5, mlp, resnet8
 
 Build = Callable[[tuple[int, ...], int], nn.Model]
 
-MODELS: dict[str, Build] = {"lenet5": lenet5.build, "mlp": mlp.build, "resnet8": resnet8.build}
+MODELS: dict[str, Build] = {
+    "char-gpt": char_gpt.build,
+    "lenet5": lenet5.build,
+    "mlp": mlp.build,
+    "resnet8": resnet8.build,
+}
 
 
 def names() -> list[str]:

@@ -6,7 +6,6 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from PIL import Image
 
 from p2pnn import nn
 from p2pnn.cli import submit
@@ -117,6 +116,8 @@ def test_a_network_of_the_zoo_takes_the_shape_and_classes_of_the_data(tmp_path: 
 
 
 def image_folder(folder: Path, size: tuple[int, int] = (5, 4), mode: str = "RGB") -> Path:
+    from PIL import Image
+
     for number in range(12):
         place = folder / ("cat", "dog")[number % 2]
         place.mkdir(parents=True, exist_ok=True)

@@ -112,8 +112,8 @@ def test_floats_that_are_no_features_stay_as_they_are(tmp_path: Path) -> None:
         (np.nan, 0, r"data, row 4 of x, entry \[1\]: the value is NaN"),
         (-np.inf, 0, r"row 4 of x, entry \[1\]: the value is infinite, or too large for float32"),
         (1e39, 0, r"row 4 of x, entry \[1\]: the value is infinite, or too large for float32"),
-        (0.0, 4, "row 4 of y: the label is 4, but the model has 4 classes, 0 to 3"),
-        (0.0, -1, "row 4 of y: the label is -1, but the model has 4 classes"),
+        (0.0, 4, "row 4 of y: the number is 4, but the model has 4 classes, 0 to 3"),
+        (0.0, -1, "row 4 of y: the number is -1, but the model has 4 classes"),
     ],
 )
 @pytest.mark.parametrize("block_bytes", [1 << 20, 50])
@@ -129,7 +129,7 @@ def test_wrong_values_are_named(
 
 def test_a_wrong_label_in_a_csv_is_named_by_its_line(tmp_path: Path) -> None:
     (tmp_path / "d.csv").write_text("a,b,c,kind\n1,2,3,0\n1,2,3,9\n1,2,3,1\n")
-    with pytest.raises(DataError, match=r"d.csv, line 3, column kind: the label is 9"):
+    with pytest.raises(DataError, match=r"d.csv, line 3, column kind: the number is 9"):
         ingest(open_source(tmp_path / "d.csv", "kind"), FEATURES, BlobStore(tmp_path / "blobs").put)
 
 

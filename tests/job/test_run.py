@@ -11,9 +11,10 @@ from p2pnn.job.actions import Order, Publish
 from p2pnn.job.checkpoint import Part
 from p2pnn.job.ledger import Ledger
 from p2pnn.job.run import FIRST_PIECE_STEPS, Run
-from p2pnn.job.script import Checkpoint, Done, Evaluate, Progress, Train
+from p2pnn.job.script import Checkpoint, Done, Evaluate, Finish, Progress, Sample, Train
 from p2pnn.job.spec import JobSpec
 from p2pnn.job.watch import Watch
+from tests.job.test_sampling import job, scores
 from tests.job.test_supervisor import NAMES, NODES, make_plan, make_record, make_spec
 
 
@@ -103,3 +104,28 @@ def test_progress_names_the_epoch_and_never_one_after_the_last() -> None:
     bench.orders()
     progress = [e.fields for e in bench.events if e.kind == "progress"]
     assert [(p["epoch"], p["epochs"], p["loss"]) for p in progress] == [(1, 1, 0.5)]
+
+
+def test_a_text_grows_by_one_token_per_answer() -> None:
+    bench = Bench(job(prompt=(1,), length=2, temperature=0.0))
+    assert bench.orders() == [Sample(1, (1,))]
+    bench.run.report(NODES[0], Done(1, scores(0.1, 0.2, 0.7)), 0.1)  # one node has the scores
+    assert bench.orders() == []
+    bench.run.report(NODES[1], Done(1), 0.2)
+    assert bench.orders() == [Sample(2, (1, 2))]
+    bench.answer(2, 0.3, scores(0.7, 0.2, 0.1))
+    assert bench.orders() == [Finish()]
+    assert bench.ends == [("gathered", "")]
+    assert [e.fields["tokens"] for e in bench.events if e.kind == "tokens"] == [[2], [0]]
+
+
+def test_scores_that_are_none_fail_the_text() -> None:
+    bench = Bench(job())
+    bench.orders()
+    bench.answer(1, 0.1, scores(float("nan"), 0, 0))
+    assert [event for event, _ in bench.ends] == ["fail"]
+    assert "NaN" in bench.ends[0][1]
+    other = Bench(job())
+    other.orders()
+    with pytest.raises(msgspec.MsgspecError):
+        other.answer(1, 0.1)  # no node had them
