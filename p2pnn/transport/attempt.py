@@ -80,12 +80,7 @@ class Attempt:
             self.link.abort("nobody waits for this link any more")
 
     async def _connect(self) -> str:
-        """Connect to the first IP address of the host that answers; the last one's trouble, or an empty string.
-
-        Connecting and handing the socket to the loop are two steps, because only the first may be cancelled: uvloop never
-        tells a protocol of its loss when its create_connection was.
-        """
-        loop = asyncio.get_running_loop()
+        """Connect to the first IP address of the host that answers; the last one's trouble, or an empty string."""
         trouble = "no such host"
         try:
             async with asyncio.timeout(self._limits.connect_deadline_s):
@@ -101,11 +96,8 @@ class Attempt:
                     return trouble
         except OSError as error:
             return why(error)
-        self.link = link = self._open_link()
-        try:
-            await loop.create_connection(lambda: link, sock=sock)
-        except OSError as error:  # it broke between the two steps
-            link.abort(why(error))
+        self.link = self._open_link()
+        self.link.attach(sock)
         return ""
 
 

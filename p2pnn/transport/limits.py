@@ -43,11 +43,8 @@ class Limits:
     bodies_max: int = 1024
     """Calls of send_body that wait for one peer. Frames and credits keep the real number far below; more is a bug."""
 
-    high_water_bytes: int = 64 * 1024
-    """When more than this waits in a socket's write buffer, the link is not fed until the buffer is empty."""
-
     turn_bytes: int = 4 * 1024 * 1024
-    """How much one link may write before the loop's other links get their turn: about a millisecond's worth."""
+    """How much one link may write, or read, before the loop's other links get their turn: about a millisecond's worth."""
 
     def __post_init__(self) -> None:
         relations = {
@@ -58,7 +55,7 @@ class Limits:
             "0 < cancel_grace_s <= cancel_max_s": 0 < self.cancel_grace_s <= self.cancel_max_s,
             "0 < handshakes_max <= links_max": 0 < self.handshakes_max <= self.links_max,
             "0 < bodies_max < wire.queue_messages_max": 0 < self.bodies_max < self.wire.queue_messages_max,
-            "0 < high_water_bytes < turn_bytes": 0 < self.high_water_bytes < self.turn_bytes,
+            "wire.piece_bytes <= turn_bytes": self.wire.piece_bytes <= self.turn_bytes,
         }
         for relation, holds in relations.items():
             if not holds:

@@ -1,12 +1,12 @@
-"""One TCP link: a `wire.Connection` under an asyncio `BufferedProtocol`.
+"""One TCP link: a `wire.Connection` over a `Stream`.
 
 Three beats, always in this order: feed (bytes, an end, a timer), route events to the owner, transmit and re-arm.
 
 Receiving copies nothing: the connection names the memory into which the next bytes go, in the middle of a body the body's
-very place. Sending copies nothing in Python either: header and body are two writes (joining them would copy). The price
-is a rule: a transport's `write` returning does not mean sent. uvloop keeps a reference and reads the memory later, so a
-body is released only when the transport's write buffer was seen *empty* after its last piece was written. `low = 0` makes
-resume_writing mean empty; where less than the high-water mark waits, the mark is lowered to 0 until it has left.
+very place and behind it room for the next header. Sending copies nothing in Python either. The price is a rule: written
+does not mean sent. A body is released only when the stream's write buffer was seen *empty* after its last piece was
+written, and nothing is written before it is. Where the system's own buffer has room, which is the rule, that is at once:
+`send_body` then needs neither queue nor future. Messages without bodies leave together at the end of a turn of the loop.
 
 After a Close was sent the write side is shut and what still arrives is thrown away until the peer closes, for `goodbye_s`:
 closing a socket with unread bytes would reset the connection, and the peer might never read the reason.
@@ -16,13 +16,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
+from functools import partial
 from time import monotonic
-from typing import Protocol, cast
+from typing import Protocol
 
-from p2pnn.errors import PeerGone, RemoteProtocolError
+from p2pnn.errors import RemoteProtocolError
 from p2pnn.transport.limits import Limits
+from p2pnn.transport.sending import Sending
 from p2pnn.transport.sockets import tune, why
-from p2pnn.types import Address
+from p2pnn.transport.stream import Stream
+from p2pnn.types import Address, NodeId
 from p2pnn.wire.connection import Connection, Role
 from p2pnn.wire.events import BodyReceived, Closed, Event, HelloReceived, Opened, Received
 from p2pnn.wire.messages import CloseReason, Hello, LinkKind, Message
@@ -43,29 +47,7 @@ class Owner(Protocol):
     def link_lost(self, link: Link) -> None: ...
 
 
-class Sending:
-    """A body on its way. done: resolved when its memory is free: sent, or PeerGone."""
-
-    __slots__ = ("body", "done", "link", "message", "priority", "ticket")
-
-    def __init__(self, message: Message, body: memoryview, priority: int, done: asyncio.Future[None]) -> None:
-        self.message = message
-        self.body = body
-        self.priority = priority
-        self.done = done
-        self.link: Link | None = None
-        self.ticket = -1
-
-    def finish(self) -> None:
-        if not self.done.done():
-            self.done.set_result(None)
-
-    def fail(self, reason: str) -> None:
-        if not self.done.done():
-            self.done.set_exception(PeerGone(reason))
-
-
-class Link(asyncio.BufferedProtocol):
+class Link:
     """hello: what to say first on a link that this node dialled; None on one that it accepted.
 
     greeted: the first of Opened and Closed, for whoever dialled. lost: done when the socket is gone.
@@ -74,7 +56,7 @@ class Link(asyncio.BufferedProtocol):
     def __init__(self, owner: Owner, hello: Hello | None, limits: Limits) -> None:
         self.dialled = hello is not None
         self.remote = Address("", 0)
-        self.node = ""
+        self.node = NodeId("")
         self.session = ""
         self.received_bytes = 0
         self.sent_bytes = 0
@@ -84,14 +66,15 @@ class Link(asyncio.BufferedProtocol):
         self._owner = owner
         self._limits = limits
         role = Role.DIALER if hello is not None else Role.LISTENER
-        self.connection = Connection(role, hello, self._body_for, limits.wire, monotonic())
-        self._transport: asyncio.Transport | None = None
-        self._paused = False
+        self.connection = Connection(role, hello, partial(owner.link_body_for, self), limits.wire, monotonic())
+        self._transport: Stream | None = None
         self._routing = False
         self._turn: asyncio.Handle | None = None
+        self._turn_bytes = limits.turn_bytes  # that may leave before the loop has its turn
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due = 0.0
         self._stall: asyncio.TimerHandle | None = None
+        self._left_before = 0
         self._goodbye: asyncio.TimerHandle | None = None
         self._ended = False
         self._muted = False
@@ -112,14 +95,37 @@ class Link(asyncio.BufferedProtocol):
     @property
     def left_bytes(self) -> int:
         """How many bytes the system has taken from this link: it grows while anything moves."""
-        return self.sent_bytes - self._waiting_bytes()
+        return self.sent_bytes - (self._transport.waiting if self._transport is not None else 0)
 
     def send(self, message: Message) -> None:
         """Queue a message without a body. Raises LocalProtocolError, QueueFullError among them."""
         self.connection.send(message)
-        self._transmit()
+        self._transmit_soon()
 
-    def send_body(self, sending: Sending) -> None:
+    def send_body(self, message: Message, body: memoryview, priority: int) -> Sending | None:
+        """Send a message with its body; None when it has left already and its memory is free, which is the rule.
+
+        Raises LocalProtocolError.
+        """
+        stream = self._transport
+        if stream is None or stream.waiting or self._turn is not None or self._routing or self._turn_bytes <= 0:
+            return self._queue(message, body, priority)
+        out = self.connection.send_at_once(message, body)
+        if out is None:
+            return self._queue(message, body, priority)
+        frame, view = out
+        size = len(frame) + len(view)
+        self.sent_bytes += size
+        self._turn_bytes -= size
+        if stream.write(frame, view):
+            return None
+        sending = Sending(message, body, priority, self._loop.create_future())
+        sending.link = self
+        self._draining.append(sending)
+        self._watch()
+        return sending
+
+    def submit(self, sending: Sending) -> None:
         """Queue a body; `sending.done` tells when its memory is free. Raises LocalProtocolError."""
         sending.ticket = self.connection.send(sending.message, sending.body, sending.priority)
         sending.link = self
@@ -147,35 +153,50 @@ class Link(asyncio.BufferedProtocol):
             self._muted = True
         self._beat()
 
-    # --- what asyncio calls
+    # --- from and to the socket
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
-        sock = transport.get_extra_info("socket")
-        peer = transport.get_extra_info("peername")
-        if peer:
-            self.remote = Address(str(peer[0]), int(peer[1]))
-        if sock is not None:
-            tune(sock)
-        self._transport.set_write_buffer_limits(high=self._limits.high_water_bytes, low=0)
+    def attach(self, sock: socket.socket) -> None:
+        """The connection is there; the link owns its socket from now on."""
+        try:
+            peer = sock.getpeername()
+        except OSError:  # it broke already; reading will tell
+            peer = ("", 0)
+        self.remote = Address(str(peer[0]), int(peer[1]))
+        tune(sock)
+        self._transport = Stream(sock, self)
+        self._transport.resume_reading()
         self._owner.link_made(self)
         if self._muted:
             self._transport.abort()
         else:
             self._beat()
 
-    def get_buffer(self, sizehint: int) -> memoryview:
-        return self.connection.get_buffer()
+    def readable(self) -> None:
+        """Receive what is there, at most turn_bytes of it; then the loop's other links have their turn."""
+        stream, connection = self._transport, self.connection
+        assert stream is not None
+        budget = self._limits.turn_bytes
+        now = monotonic()
+        while budget > 0 and stream.is_reading:
+            views = connection.get_buffers()
+            count = stream.receive(views)
+            if count is None:
+                break
+            if count == 0:
+                self._end_of_file(now)
+                return
+            self.received_bytes += count
+            budget -= count
+            connection.buffer_updated(count, now)
+            self._route()
+            if count < len(views[0]) and not connection.in_body:
+                break  # all of it was read
+        self._transmit()
+        self._arm()
 
-    def buffer_updated(self, nbytes: int) -> None:
-        self.received_bytes += nbytes
-        self.connection.buffer_updated(nbytes, monotonic())
-        self._beat()
-
-    def eof_received(self) -> bool:
-        self.connection.eof_received(monotonic())
-        self._beat()
-        return False
+    def drained(self) -> None:
+        self._release()
+        self._transmit()
 
     def connection_lost(self, exc: Exception | None) -> None:
         if exc is not None:
@@ -194,20 +215,11 @@ class Link(asyncio.BufferedProtocol):
         self.lost.set_result(None)
         self._owner.link_lost(self)
 
-    def pause_writing(self) -> None:
-        self._paused = True
-        if self._stall is None:
-            self._watch(self._waiting_bytes())
-
-    def resume_writing(self) -> None:
-        self._paused = False
-        if self._stall is not None:
-            self._stall.cancel()
-            self._stall = None
+    def _end_of_file(self, now: float) -> None:
+        self.connection.eof_received(now)
+        self._beat()
         if self._transport is not None:
-            self._transport.set_write_buffer_limits(high=self._limits.high_water_bytes, low=0)
-            self._release()
-            self._transmit()
+            self._transport.close()
 
     # --- beats
 
@@ -219,34 +231,33 @@ class Link(asyncio.BufferedProtocol):
 
     def _route(self) -> None:
         """Take all events. What the owner raises about a peer's message closes the link; a fault of ours as well, loudly."""
+        next_event = self.connection.next_event
         self._routing = True
-        try:
-            while True:
-                try:
-                    event = self.connection.next_event()
-                    if event is None:
-                        return
-                    self._tell(event)
-                except RemoteProtocolError as error:
-                    self.connection.close(error.reason, str(error))
-                except Exception:
-                    log.exception("a message could not be dealt with remote=%s node=%s", self.remote, self.node[:8])
-                    self.connection.close(CloseReason.FAILED, "this node failed to deal with a message; see its log")
-        finally:
-            self._routing = False
+        while True:
+            try:
+                while (event := next_event()) is not None:
+                    if type(event) is BodyReceived:
+                        self._owner.link_body(self, event.message)
+                    else:
+                        self._tell(event)
+                break
+            except RemoteProtocolError as error:
+                self.connection.close(error.reason, str(error))
+            except Exception:
+                log.exception("a message could not be dealt with remote=%s node=%s", self.remote, self.node[:8])
+                self.connection.close(CloseReason.FAILED, "this node failed to deal with a message; see its log")
+        self._routing = False
 
     def _tell(self, event: Event) -> None:
         match event:
+            case Received(message):
+                self._owner.link_message(self, message)
             case HelloReceived():
                 self._owner.link_hello(self, event)
             case Opened():
                 self._owner.link_opened(self, event)
                 if not self.greeted.done():
                     self.greeted.set_result(event)
-            case Received(message):
-                self._owner.link_message(self, message)
-            case BodyReceived(message):
-                self._owner.link_body(self, message)
             case Closed():
                 self._why = event.text or "the link was closed"
                 if not self.greeted.done():
@@ -256,73 +267,81 @@ class Link(asyncio.BufferedProtocol):
 
     def _transmit(self) -> None:
         """Write until nothing is left, the socket is full or the turn is over."""
-        transport = self._transport
-        if transport is None or transport.is_closing() or self._routing or self._turn is not None:
+        stream = self._transport
+        if stream is None or stream.is_closing() or self._routing or self._turn is not None:
             return
-        budget = self._limits.turn_bytes
-        while not self._paused and budget > 0:
+        while not stream.waiting:
+            if self._turn_bytes <= 0:
+                self._transmit_soon()
+                break
             out = self.connection.data_to_send()
             if out is None:
                 break
-            transport.write(out.header)
             size = len(out.header)
-            if out.body is not None:
-                transport.write(out.body)
+            if out.body is None:
+                stream.write(out.header)
+            else:
+                stream.write(out.header, out.body)
                 size += len(out.body)
             self.sent_bytes += size
-            budget -= size
+            self._turn_bytes -= size
             if out.finished is not None and out.finished in self._sendings:
                 self._draining.append(self._sendings.pop(out.finished))
-        else:
-            if not self._paused:
-                self._release()
-                self._turn = self._loop.call_soon(self._next_turn)
+        if stream.waiting:
+            self._watch()
             return
         self._release()
-        if self.connection.is_closed and not self._paused:
+        if self.connection.is_closed and self._turn is None:
             self._shut()
+
+    def _transmit_soon(self) -> None:
+        """Transmit when the loop has done what is due in this turn: messages of one turn leave together."""
+        if self._turn is None and self._transport is not None:
+            self._turn = self._loop.call_soon(self._next_turn)
 
     def _next_turn(self) -> None:
         self._turn = None
+        self._turn_bytes = self._limits.turn_bytes
         self._transmit()
 
+    def _queue(self, message: Message, body: memoryview, priority: int) -> Sending:
+        sending = Sending(message, body, priority, self._loop.create_future())
+        self.submit(sending)
+        return sending
+
     def _release(self) -> None:
-        """Give bodies back to their senders if the write buffer is empty; else ask to be told when it is."""
-        if not self._draining or self._transport is None:
-            return
-        if self._waiting_bytes() == 0:
+        """Give bodies back to their senders if the write buffer is empty."""
+        if self._draining and self._transport is not None and not self._transport.waiting:
             drained, self._draining = self._draining, []
             for sending in drained:
                 sending.finish()
-        elif not self._paused:
-            self._transport.set_write_buffer_limits(high=0, low=0)
 
-    def _waiting_bytes(self) -> int:
-        return self._transport.get_write_buffer_size() if self._transport is not None else 0
+    @property
+    def _paused(self) -> bool:
+        return self._transport is not None and self._transport.waiting > 0
 
-    def _watch(self, before: int) -> None:
-        self._stall = self._loop.call_later(self._limits.wire.stall_deadline_s, self._check_progress, before)
+    def _watch(self) -> None:
+        """The peer must take something of what waits within stall_deadline_s; one timer for many waits in a row."""
+        if self._stall is None:
+            self._left_before = self.left_bytes
+            self._stall = self._loop.call_later(self._limits.wire.stall_deadline_s, self._check_progress)
 
-    def _check_progress(self, before: int) -> None:
-        """The peer must take something of what waits within stall_deadline_s."""
+    def _check_progress(self) -> None:
         self._stall = None
-        waiting = self._waiting_bytes()
-        if self._paused and waiting < before:
-            self._watch(waiting)
-        elif self._paused:
-            stall_s = self._limits.wire.stall_deadline_s
-            self.close(CloseReason.OVERFLOW, f"the peer read nothing for {stall_s:g} s while {waiting} bytes waited")
+        if not self._paused or self._transport is None:
+            return
+        if self.left_bytes > self._left_before:
+            self._watch()
+            return
+        stall_s = self._limits.wire.stall_deadline_s
+        waiting = self._transport.waiting
+        self.close(CloseReason.OVERFLOW, f"the peer read nothing for {stall_s:g} s while {waiting} bytes waited")
 
     def _shut(self) -> None:
         """All was written: wait for the peer to close, or close at once if it did."""
-        if self._transport is None or self._ended or self._transport.is_closing():
-            return
-        self._ended = True
-        if self._transport.can_write_eof():
-            try:
-                self._transport.write_eof()
-            except (OSError, RuntimeError):
-                self._transport.abort()
+        if self._transport is not None and not self._ended:
+            self._ended = True
+            self._transport.write_eof()
 
     def _hang_up(self) -> None:
         if self._transport is not None:
@@ -346,5 +365,23 @@ class Link(asyncio.BufferedProtocol):
             self.connection.handle_timer(now)
         self._beat()
 
-    def _body_for(self, message: Message, nbytes: int) -> memoryview | None:
-        return self._owner.link_body_for(self, message, nbytes)
+
+def log_closed(link: Link, event: Closed) -> None:
+    """One line per link that ends; a warning where somebody erred."""
+    if link.dialled and not link.node:
+        level = logging.DEBUG  # a dial that failed; told once by whoever dialled
+    else:
+        erred = event.reason >= CloseReason.MALFORMED and event.reason != CloseReason.SELF
+        level = logging.WARNING if erred else logging.DEBUG
+    kind = link.kind.name.lower() if link.kind is not None else "unknown"
+    by = "peer" if event.by_peer else "us"
+    log.log(
+        level,
+        "link closed remote=%s node=%s kind=%s by=%s reason=%d text=%s",
+        link.remote,
+        link.node[:8],
+        kind,
+        by,
+        event.reason,
+        event.text,
+    )

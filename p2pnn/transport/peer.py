@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from p2pnn.errors import LocalProtocolError, PeerGone
 from p2pnn.transport.attempt import Attempt
 from p2pnn.transport.events import LinkSnapshot, PeerIdentity
 from p2pnn.transport.limits import Limits
-from p2pnn.transport.link import Link, Sending
+from p2pnn.transport.link import Link
+from p2pnn.transport.sending import Sending
 from p2pnn.types import NodeId
 from p2pnn.wire.messages import LinkKind, Message
 
@@ -46,18 +48,23 @@ class Peer:
     def node(self) -> NodeId:
         return self.identity.node
 
-    async def send_body(self, message: Message, body: memoryview, priority: int) -> None:
-        """Returns when the memory is free. Raises PeerGone, LocalProtocolError; see Transport.send_body."""
+    def start_body(self, message: Message, body: memoryview, priority: int) -> Coroutine[Any, Any, None] | None:
+        """None when the body has left; otherwise await what is returned. Raises PeerGone, LocalProtocolError."""
         if self.gone:
             raise PeerGone(self.gone)
         if self._bodies >= self._limits.bodies_max:
             raise LocalProtocolError(
                 f"{self._bodies} bodies wait for node {self.identity.name!r}; the limit is {self._limits.bodies_max}"
             )
-        sending = Sending(message, body, priority, asyncio.get_running_loop().create_future())
+        link = self.data
+        if link is None or not link.is_open:
+            return self._wait(self._wait_for_link(message, body, priority))
+        sending = link.send_body(message, body, priority)
+        return None if sending is None else self._wait(sending)
+
+    async def _wait(self, sending: Sending) -> None:
         self._bodies += 1
         try:
-            self._submit(sending)
             await asyncio.shield(sending.done)
         except asyncio.CancelledError:
             await self._give_up(sending)
@@ -74,7 +81,7 @@ class Peer:
         while self._waiting:
             sending = self._waiting.popleft()
             try:
-                link.send_body(sending)
+                link.submit(sending)
             except LocalProtocolError as error:
                 if not sending.done.done():
                     sending.done.set_exception(error)
@@ -107,13 +114,12 @@ class Peer:
             for link in links
         )
 
-    def _submit(self, sending: Sending) -> None:
-        if self.data is not None and self.data.is_open:
-            self.data.send_body(sending)
-            return
+    def _wait_for_link(self, message: Message, body: memoryview, priority: int) -> Sending:
+        sending = Sending(message, body, priority, asyncio.get_running_loop().create_future())
         self._waiting.append(sending)
         if self._dialling is None:
             self._dialling = self._dial_data(self)
+        return sending
 
     async def _give_up(self, sending: Sending) -> None:
         """The caller was cancelled, and its memory must be free when this returns.

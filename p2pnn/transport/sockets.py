@@ -26,6 +26,12 @@ _WORDS = {
     errno.EPERM: "the operating system does not allow it",
 }
 
+LOOPBACK_CONGESTION = b"reno"
+"""BBR, a usual default, paces loopback to half its speed. Empty: the system's default, for comparisons."""
+
+_BACKLOG = 128
+"""Connections that wait to be accepted: a mesh that starts at once."""
+
 
 def why(error: BaseException) -> str:
     """An error of the operating system as one clause for a person."""
@@ -39,11 +45,11 @@ def why(error: BaseException) -> str:
 
 
 def tune(sock: socket.socket) -> None:
-    """Send at once (TCP_NODELAY); on loopback use reno: BBR, a usual default, paces loopback to half its speed."""
+    """Send at once (TCP_NODELAY); on loopback use LOOPBACK_CONGESTION."""
     with contextlib.suppress(OSError):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if is_loopback(str(sock.getpeername()[0])) and hasattr(socket, "TCP_CONGESTION"):
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
+        if LOOPBACK_CONGESTION and is_loopback(str(sock.getpeername()[0])) and hasattr(socket, "TCP_CONGESTION"):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, LOOPBACK_CONGESTION)
 
 
 def is_loopback(host: str) -> bool:
@@ -83,6 +89,12 @@ async def bindable(listen: Address) -> Address:
             f"and {listen.host} can be reached from other machines; listen on 127.0.0.1:{listen.port}"
         )
     return endpoints[0]
+
+
+def listening(endpoint: Address) -> socket.socket:
+    """A socket that listens on an IP address. Raises OSError."""
+    family = socket.AF_INET6 if ":" in endpoint.host else socket.AF_INET
+    return socket.create_server((endpoint.host, endpoint.port), family=family, backlog=_BACKLOG)
 
 
 def bind_error(listen: Address, error: OSError) -> P2pnnError:

@@ -10,8 +10,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import socket
+from collections.abc import Coroutine
 from functools import partial
 from random import Random
+from typing import Any
 
 from p2pnn.errors import LocalProtocolError, PeerGone, QueueFullError
 from p2pnn.transport.admission import Accept, Introduce, Linked, Refuse, admit
@@ -19,9 +22,10 @@ from p2pnn.transport.attempt import Attempt, furthest, trouble_of
 from p2pnn.transport.dial import Backoff, Dialled
 from p2pnn.transport.events import Events, LinkSnapshot, LocalIdentity, PeerIdentity
 from p2pnn.transport.limits import Limits
-from p2pnn.transport.link import Link
+from p2pnn.transport.link import Link, log_closed
+from p2pnn.transport.listener import Listener
 from p2pnn.transport.peer import Peer
-from p2pnn.transport.sockets import bind_error, bindable
+from p2pnn.transport.sockets import bind_error, bindable, listening
 from p2pnn.types import Address, NodeId
 from p2pnn.wire.events import Closed, HelloReceived, Opened
 from p2pnn.wire.messages import (
@@ -45,7 +49,7 @@ class Transport:
         self._events = events
         self._limits = limits or Limits()
         self._random = Random()
-        self._server: asyncio.Server | None = None
+        self._listener: Listener | None = None
         self._listen_port = 0
         self._links: set[Link] = set()
         self._peers: dict[NodeId, Peer] = {}
@@ -61,12 +65,11 @@ class Transport:
         Raises NotAllowedError for an address that other machines can reach, UsageError for one that cannot be had.
         """
         endpoint = await bindable(listen)
-        loop = asyncio.get_running_loop()
         try:
-            self._server = await loop.create_server(self._accept_link, endpoint.host, endpoint.port)
+            self._listener = Listener(listening(endpoint), self._accept)
         except OSError as error:
             raise bind_error(listen, error) from None
-        self._listen_port = int(self._server.sockets[0].getsockname()[1])
+        self._listen_port = self._listener.port
         bound = Address(listen.host, self._listen_port)
         log.debug("listening address=%s; without credentials on this machine only", bound)
         return bound
@@ -112,7 +115,15 @@ class Transport:
         a body that has begun may still be finished, while its bytes move, before CancelledError is raised; if it cannot, both
         links to the peer are given up. Raises PeerGone when they break before; LocalProtocolError over a limit.
         """
-        await self._peer(node).send_body(message, body, priority)
+        rest = self._peer(node).start_body(message, body, priority)
+        if rest is not None:
+            await rest
+
+    def start_body(
+        self, node: NodeId, message: Message, body: memoryview, priority: int = 0
+    ) -> Coroutine[Any, Any, None] | None:
+        """The same for who sends many: None where the body has left at once, which is the rule; else await the rest."""
+        return self._peer(node).start_body(message, body, priority)
 
     def snapshot(self) -> tuple[LinkSnapshot, ...]:
         """All links of peers, by name."""
@@ -122,8 +133,8 @@ class Transport:
     async def close(self, reason: str) -> None:
         """Say goodbye to all peers (LEAVING), close all links. No event comes after this call has begun."""
         self._closing = reason or "this node is stopping"
-        if self._server is not None:
-            self._server.close()
+        if self._listener is not None:
+            self._listener.close()
         for address in list(self._dialled):
             self.forget(address)
         for link in list(self._links):
@@ -173,7 +184,7 @@ class Transport:
 
     def link_opened(self, link: Link, event: Opened) -> None:
         greeting = event.greeting
-        link.node = greeting.node
+        link.node = NodeId(greeting.node)
         if link.dialled and isinstance(greeting, Welcome):
             if link.kind is LinkKind.CONTROL:
                 link.session = greeting.session
@@ -186,26 +197,26 @@ class Transport:
             self._control_opened(link, greeting)
 
     def link_message(self, link: Link, message: Message) -> None:
-        peer = self._peers.get(NodeId(link.node))
+        peer = self._peers.get(link.node)
         if link.kind is LinkKind.DATA:
             link.close(CloseReason.UNEXPECTED, f"{type(message).__name__} belongs on the control link")
         elif peer is not None and peer.control is link and not self._closing:
             self._events.message(peer.node, message)
 
     def link_body_for(self, link: Link, message: Message, nbytes: int) -> memoryview | None:
-        peer = self._peers.get(NodeId(link.node))
+        peer = self._peers.get(link.node)
         if peer is None or peer.data is not link or self._closing:
             return None
         return self._events.body_for(peer.node, message, nbytes)
 
     def link_body(self, link: Link, message: Message) -> None:
-        peer = self._peers.get(NodeId(link.node))
+        peer = self._peers.get(link.node)
         if peer is not None and peer.data is link and not self._closing:
             self._events.body(peer.node, message)
 
     def link_closed(self, link: Link, event: Closed) -> None:
-        _log_closed(link, event)
-        peer = self._peers.get(NodeId(link.node))
+        log_closed(link, event)
+        peer = self._peers.get(link.node)
         if peer is None or self._closing:
             return
         if link is peer.control:
@@ -221,8 +232,8 @@ class Transport:
 
     # --- opening
 
-    def _accept_link(self) -> Link:
-        return Link(self, None, self._limits)
+    def _accept(self, sock: socket.socket) -> None:
+        Link(self, None, self._limits).attach(sock)
 
     def _control_opened(self, link: Link, greeting: Hello | Welcome) -> None:
         node = NodeId(greeting.node)
@@ -257,7 +268,7 @@ class Transport:
         return link.dialled == smaller_dials and existing.dialled != smaller_dials
 
     def _data_opened(self, link: Link) -> None:
-        peer = self._peers.get(NodeId(link.node))
+        peer = self._peers.get(link.node)
         if peer is None or peer.data is not None or peer.session != link.session:
             link.close(CloseReason.REPLACED, "another data link between these nodes is open")
             return
@@ -375,24 +386,3 @@ class Transport:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
             log.error("a task of the transport failed", exc_info=task.exception())
-
-
-def _log_closed(link: Link, event: Closed) -> None:
-    """One line per link that ends; a warning where somebody erred."""
-    if link.dialled and not link.node:
-        level = logging.DEBUG  # a dial that failed; told once by whoever dialled
-    else:
-        erred = event.reason >= CloseReason.MALFORMED and event.reason != CloseReason.SELF
-        level = logging.WARNING if erred else logging.DEBUG
-    kind = link.kind.name.lower() if link.kind is not None else "unknown"
-    by = "peer" if event.by_peer else "us"
-    log.log(
-        level,
-        "link closed remote=%s node=%s kind=%s by=%s reason=%d text=%s",
-        link.remote,
-        link.node[:8],
-        kind,
-        by,
-        event.reason,
-        event.text,
-    )

@@ -73,6 +73,11 @@ def encode(message: Message) -> bytes:
     return header
 
 
+def printable(text: str) -> str:
+    """A peer's words as they may reach a terminal or a log."""
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
 def _cut(message: Message, field: str) -> Message:
     """The message with a sentence that fits: a long complaint cut is worth more than none."""
     text = getattr(message, field)

@@ -20,8 +20,9 @@ from typing import Final
 
 from p2pnn.errors import LocalProtocolError, RemoteProtocolError
 from p2pnn.wire.clocks import Clocks
-from p2pnn.wire.codec import encode
+from p2pnn.wire.codec import encode, printable
 from p2pnn.wire.events import BodyReceived, Closed, Event, HelloReceived, Opened, Outgoing, Received
+from p2pnn.wire.handshake import check_choice, choose_version
 from p2pnn.wire.inbound import Inbound
 from p2pnn.wire.limits import DEFAULTS, Limits
 from p2pnn.wire.messages import (
@@ -58,6 +59,7 @@ class _State(Enum):
     CLOSED = "closed"
 
 
+_CLOSED: Final = _State.CLOSED
 _GREETINGS: Final = (Hello, Welcome)
 _EXPECTED: Final[dict[_State, tuple[type[Message], ...]]] = {
     _State.CONNECTING: (Welcome, Close),
@@ -92,7 +94,9 @@ class Connection:
             raise LocalProtocolError("a dialler needs the Hello that it sends, and a listener must have none")
         self._body_for = body_for
         self._limits = limits
+        self._piece_bytes = min(limits.piece_bytes, limits.body_bytes_max)
         self._now = now
+        self._heard = now  # when bytes came last; the clocks learn of it when they are asked
         self._clocks = Clocks(limits, now)
         self._inbound = Inbound(limits, self._admit)
         self._outbound = Outbound(limits)
@@ -100,6 +104,7 @@ class Connection:
         self._ended = False  # the peer's side of the TCP connection
         self._hello: Hello | None = local
         self._version = 0  # agreed on; 0 before
+        self._takes_bodies = False  # an open data link
         if local is None:
             self._versions = versions
             self._state = _State.LISTENING
@@ -135,6 +140,11 @@ class Connection:
         """Messages, with bodies and without, whose last byte was not handed out yet."""
         return self._outbound.queued
 
+    @property
+    def in_body(self) -> bool:
+        """A body is being received: more can be expected right now."""
+        return self._inbound.in_piece
+
     # --- receiving
 
     def get_buffer(self) -> memoryview:
@@ -144,11 +154,14 @@ class Connection:
         """
         return self._inbound.get_buffer()
 
+    def get_buffers(self) -> list[memoryview]:
+        """The same for a system call that scatters: behind the rest of a piece, some room for the next header."""
+        return self._inbound.get_buffers()
+
     def buffer_updated(self, count: int, now: float) -> None:
         """`count` bytes were written to the start of `get_buffer`'s view. Then take the events."""
-        self._now = now
-        if self._state is not _State.CLOSED:
-            self._clocks.heard(now)
+        self._now = self._heard = now
+        if self._state is not _CLOSED:
             self._inbound.buffer_updated(count)
 
     def receive(self, data: bytes | bytearray | memoryview, now: float) -> list[Event]:
@@ -172,24 +185,29 @@ class Connection:
 
     def next_event(self) -> Event | None:
         """The next thing that happened, or None when more bytes are needed. After Closed there are no more."""
-        while not self._events and not self.is_closed:
+        events = self._events
+        while not events and self._state is not _CLOSED:
             try:
                 arrived = self._inbound.next()
-                if arrived is None:
-                    break
-                if not self.is_closed:  # body_for may have closed
-                    self._route(*arrived)
             except RemoteProtocolError as error:
                 self.close(error.reason, str(error))
-        if self._events:
-            return self._events.popleft()
-        if not self.is_closed:
+                break
+            if arrived is None or self.is_closed:  # body_for may have closed
+                break
+            message, body = arrived
+            if body is not None:
+                return BodyReceived(message, body)
+            try:
+                self._route(message)
+            except RemoteProtocolError as error:
+                self.close(error.reason, str(error))
+        if events:
+            return events.popleft()
+        if self._ended and not self.is_closed:
             inbound = self._inbound
-            if self._ended:
-                where = " in the middle of a message" if inbound.in_frame or inbound.in_body else ""
-                self._end(CloseReason.FAILED, f"the peer's connection ended{where} without a reason", by_peer=True)
-                return self._events.popleft()
-            self._clocks.receiving(inbound.frames, inbound.in_frame, inbound.in_body, self._now)
+            where = " in the middle of a message" if inbound.in_frame or inbound.in_body else ""
+            self._end(CloseReason.FAILED, f"the peer's connection ended{where} without a reason", by_peer=True)
+            return events.popleft()
         return None
 
     # --- handshake of the listener
@@ -197,8 +215,7 @@ class Connection:
     def accept(self, welcome: Welcome) -> None:
         """Answer HelloReceived: the link is open, and the Welcome waits in `data_to_send`. Event: Opened.
 
-        Raises LocalProtocolError without a pending Hello, or when welcome.version is not the event's version.
-        """
+        Raises LocalProtocolError without a pending Hello, or when welcome.version is not the event's version."""
         hello = self._pending_hello()
         if welcome.version != self._version:
             raise LocalProtocolError(f"a Welcome of version {welcome.version}, though {self._version} was agreed on")
@@ -238,7 +255,17 @@ class Connection:
             raise LocalProtocolError(
                 f"{name}'s body has {body.nbytes} bytes; the limit is {self._limits.body_bytes_max}"
             )
-        return self._outbound.put_body(encode(message), _as_bytes(body, name), priority)
+        return self._outbound.put_body(encode(message), _as_bytes(body, message), priority)
+
+    def send_at_once(self, message: Message, body: memoryview) -> tuple[bytes, memoryview] | None:
+        """Header and body as `send` and `data_to_send` would give, for a body in one piece with nothing queued before it.
+
+        None: use `send`. Raises LocalProtocolError as `send` does."""
+        outbound = self._outbound
+        size = body.nbytes
+        if not self._takes_bodies or outbound.is_busy or not message.BODY or size > self._piece_bytes:
+            return None
+        return outbound.only_piece(encode(message), size), _as_bytes(body, message)
 
     def cancel(self, ticket: int) -> bool:
         """Withdraw a body of which nothing was handed out yet. False: it has begun (or ended), and must go on."""
@@ -247,8 +274,7 @@ class Connection:
     def data_to_send(self) -> Outgoing | None:
         """The next thing to write, or None. One piece at a time, so that the caller can wait for its socket in between.
 
-        When `is_closed` and this returns None, close the socket.
-        """
+        When `is_closed` and this returns None, close the socket."""
         return self._outbound.next()
 
     def close(self, reason: int, text: str = "") -> None:
@@ -258,20 +284,24 @@ class Connection:
         """
         if self._state is _State.CLOSED:
             return
-        self._outbound.close(Close(reason=int(reason), text=_printable(text)), flush=reason < _GRACEFUL_BELOW)
+        self._outbound.close(Close(reason=int(reason), text=printable(text)), flush=reason < _GRACEFUL_BELOW)
         self._end(reason, text, by_peer=False)
 
     # --- time
 
     def get_timer(self) -> float | None:
         """When `handle_timer` wants to be called, on the clock of `now`; None for never."""
-        return None if self._state is _State.CLOSED else self._clocks.due()
+        if self._state is _State.CLOSED:
+            return None
+        self._set_clocks()
+        return self._clocks.due()
 
     def handle_timer(self, now: float) -> None:
         """Ping, or close as TOO_SLOW or SILENT, whatever is due. Then take the events and `data_to_send`."""
         self._now = now
         if self._state is _State.CLOSED:
             return
+        self._set_clocks()
         overdue = self._clocks.overdue(now)
         if overdue is not None:
             self.close(*overdue)
@@ -282,8 +312,23 @@ class Connection:
 
     # --- inside
 
+    def _set_clocks(self) -> None:
+        """Tell the clocks what came in: once per beat, not for each of its frames."""
+        inbound = self._inbound
+        self._clocks.heard(self._heard)
+        self._clocks.receiving(inbound.frames, inbound.in_frame, inbound.in_body, self._heard)
+
     def _admit(self, message: Message, total: int | None) -> memoryview | None:
         """Is this message welcome now, and where does its body go? Raises RemoteProtocolError (UNEXPECTED)."""
+        if total is not None and self._takes_bodies and message.BODY:
+            place = self._body_for(message, total)
+            if place is None:
+                return None
+            if place.readonly or place.nbytes != total:
+                raise LocalProtocolError(
+                    f"the place for a body of {total} bytes has {place.nbytes}, or is read-only ({type(message).__name__})"
+                )
+            return _as_bytes(place, message)
         name = type(message).__name__
         expected = _EXPECTED.get(self._state)
         if not (not isinstance(message, _GREETINGS) if expected is None else isinstance(message, expected)):
@@ -293,60 +338,33 @@ class Connection:
             raise RemoteProtocolError(
                 CloseReason.UNEXPECTED, f"{name} came {'without' if message.BODY else 'with'} a body"
             )
-        if total is None:
-            return None
-        if self.link is LinkKind.CONTROL:
+        if total is not None:
             raise RemoteProtocolError(CloseReason.UNEXPECTED, f"{name} with a body came on a control link")
-        place = self._body_for(message, total)
-        if place is None:
-            return None
-        if place.readonly or place.nbytes != total:
-            raise LocalProtocolError(
-                f"the place for {name}'s body of {total} bytes has {place.nbytes}, or is read-only"
-            )
-        return _as_bytes(place, name)
+        return None
 
-    def _route(self, message: Message, body: memoryview | None) -> None:
-        """Deal with a message that was admitted; an event for the rest."""
+    def _route(self, message: Message) -> None:
+        """Deal with a message without a body that was admitted; an event for the rest."""
         match message:
             case Hello():
                 self._negotiate(message)
             case Welcome():
-                low, high = self._versions
-                if not low <= message.version <= high:
-                    raise RemoteProtocolError(
-                        CloseReason.VERSION,
-                        f"the peer chose version {message.version}; this node offered {low} to {high}",
-                    )
+                check_choice(self._versions, message)
                 self._version = message.version
                 self._open(message)
             case Close():
                 self._outbound.drop()
-                self._end(message.reason, _printable(message.text), by_peer=True)
+                self._end(message.reason, printable(message.text), by_peer=True)
             case Ping():
                 self._outbound.put_pong(Pong(message.nonce))
             case Pong():
                 if not self._clocks.pong(message.nonce, self._now):
                     raise RemoteProtocolError(CloseReason.UNEXPECTED, f"Pong {message.nonce} answers no Ping")
             case _:
-                self._events.append(Received(message) if body is None else BodyReceived(message, body))
+                self._events.append(Received(message))
 
     def _negotiate(self, hello: Hello) -> None:
-        """Take the highest version that both speak, and let the owner decide on the rest of the Hello."""
-        low, high = self._versions
-        if hello.version_min > hello.version_max:
-            raise RemoteProtocolError(
-                CloseReason.MALFORMED, f"Hello offers versions {hello.version_min} to {hello.version_max}"
-            )
-        version = min(high, hello.version_max)
-        if version < max(low, hello.version_min):
-            raise RemoteProtocolError(
-                CloseReason.VERSION,
-                f"no common protocol version: this node speaks {low} to {high}, the peer {hello.version_min} to "
-                f"{hello.version_max}; upgrade the older one",
-            )
-        if hello.link is LinkKind.DATA and not hello.session:
-            raise RemoteProtocolError(CloseReason.NO_SESSION, "a data link must name the session of a control link")
+        """Agree on a version, and let the owner decide on the rest of the Hello."""
+        version = choose_version(self._versions, hello)
         self._hello = hello
         self._version = version
         self._state = _State.DECIDING
@@ -362,21 +380,20 @@ class Connection:
         self._clocks.opened(self._now, control=self.link is LinkKind.CONTROL)
         if self.link is LinkKind.DATA:
             self._inbound.use_data_window()
+            self._takes_bodies = True
         self._events.append(Opened(greeting, self._version))
 
     def _end(self, reason: int, text: str, by_peer: bool) -> None:
         self._state = _State.CLOSED
+        self._takes_bodies = False
         self._inbound = Inbound(self._limits, self._admit)  # later bytes go nowhere, and no body's memory is held
         self._events.append(Closed(int(reason), text, by_peer))
 
 
-def _as_bytes(view: memoryview, name: str) -> memoryview:
+def _as_bytes(view: memoryview, message: Message) -> memoryview:
     """The same memory as a flat view of bytes. Raises LocalProtocolError where it is not contiguous."""
     if not view.c_contiguous:
-        raise LocalProtocolError(f"the memory for {name}'s body is not contiguous")
+        raise LocalProtocolError(f"the memory for {type(message).__name__}'s body is not contiguous")
+    if view.ndim == 1 and view.format == "B":
+        return view
     return view.cast("B") if view.nbytes else memoryview(bytearray())
-
-
-def _printable(text: str) -> str:
-    """A peer's words as they may reach a terminal or a log."""
-    return "".join(character if character.isprintable() else "?" for character in text)

@@ -20,7 +20,9 @@ from __future__ import annotations
 
 import zlib
 from struct import Struct
-from typing import Final, NamedTuple
+from typing import Final
+
+import msgspec
 
 from p2pnn.errors import RemoteProtocolError
 from p2pnn.wire.limits import ALIGN_BYTES, BODY_BYTES_MAX, HEADER_BYTES_MAX, PIECE_BYTES_MAX, PREFIX_BYTES
@@ -33,14 +35,18 @@ FLAG_FOLLOWING: Final = 2
 
 _FIELDS: Final = Struct("<4sBBHIIIQI")
 _CHECKED: Final = Struct("<4sBBHIIIQ")  # all fields before the checksum
+_CHECKED_BYTES: Final = _CHECKED.size
 _CHECKSUM: Final = Struct("<I")
+_STARTED: Final = Struct("<QIIIQI")  # the same as _FIELDS, with all up to `reserved` as one number
+_ALONE: Final = int.from_bytes(MAGIC + bytes([LAYOUT, 0, 0, 0]), "little")
+"""How a frame starts that holds all of its message: no flags."""
 _PADDING: Final = tuple(bytes(n) for n in range(ALIGN_BYTES))
 
 assert _FIELDS.size == PREFIX_BYTES
 assert _CHECKED.size == PREFIX_BYTES - _CHECKSUM.size
 
 
-class Prefix(NamedTuple):
+class Prefix(msgspec.Struct, frozen=True):
     """A frame's fixed part, its fields found consistent with each other; the checksum not yet compared."""
 
     flags: int
@@ -66,9 +72,10 @@ def padding(header_length: int) -> int:
 
 def encode_frame(header: bytes, flags: int = 0, piece_length: int = 0, stream: int = 0, total: int = 0) -> bytes:
     """Prefix, header and padding: everything of a frame but its piece. The caller has checked the limits."""
-    checked = _CHECKED.pack(MAGIC, LAYOUT, flags, 0, len(header), piece_length, stream, total)
+    length = len(header)
+    checked = _CHECKED.pack(MAGIC, LAYOUT, flags, 0, length, piece_length, stream, total)
     checksum = zlib.crc32(header, zlib.crc32(checked))
-    return b"".join((checked, _CHECKSUM.pack(checksum), header, _PADDING[padding(len(header))]))
+    return b"%b%b%b%b" % (checked, _CHECKSUM.pack(checksum), header, _PADDING[-length % ALIGN_BYTES])
 
 
 def check_magic(start: memoryview) -> None:
@@ -81,15 +88,23 @@ def check_magic(start: memoryview) -> None:
             )
 
 
-def decode_prefix(data: memoryview) -> Prefix:
-    """Read 32 bytes and check everything that they tell alone, before a byte of memory is taken for what they announce.
+def decode_prefix(data: memoryview, at: int = 0) -> Prefix:
+    """Read the 32 bytes at `at` and check all that they tell alone, before memory is taken for what they announce.
 
     Raises RemoteProtocolError: VERSION for another layout, TOO_LARGE for a length over its limit, MALFORMED for fields that
     contradict each other.
     """
-    magic, layout, flags, reserved, header_length, piece_length, stream, total, checksum = _FIELDS.unpack_from(data)
+    start, header_length, piece_length, stream, total, checksum = _STARTED.unpack_from(data, at)
+    if (
+        start == _ALONE
+        and 0 < header_length <= HEADER_BYTES_MAX
+        and piece_length == total <= PIECE_BYTES_MAX
+        and (stream or not total)
+    ):
+        return Prefix(0, header_length, piece_length, stream, total, checksum)  # nothing below could be wrong with it
+    magic, layout, flags, reserved, *_ = _FIELDS.unpack_from(data, at)
     if magic != MAGIC:
-        check_magic(data)
+        check_magic(data[at:])
     if layout != LAYOUT:
         raise RemoteProtocolError(CloseReason.VERSION, f"a frame has layout {layout}; this node reads layout {LAYOUT}")
     for name, value, limit in (
@@ -105,12 +120,15 @@ def decode_prefix(data: memoryview) -> Prefix:
     return Prefix(flags, header_length, piece_length, stream, total, checksum)
 
 
-def check_header(prefix_bytes: memoryview, header: memoryview, pad: memoryview, checksum: int) -> None:
-    """Compare the checksum and see that the padding is zero; raises RemoteProtocolError (MALFORMED)."""
-    if zlib.crc32(header, zlib.crc32(prefix_bytes[: _CHECKED.size])) != checksum:
+def check_header(data: memoryview, at: int, header: memoryview, checksum: int) -> None:
+    """Compare the checksum of the frame at `at` and see that its padding is zero; raises RemoteProtocolError (MALFORMED)."""
+    if zlib.crc32(header, zlib.crc32(data[at : at + _CHECKED_BYTES])) != checksum:
         raise RemoteProtocolError(CloseReason.MALFORMED, "a frame's checksum does not fit its prefix and header")
-    if any(pad):
-        raise RemoteProtocolError(CloseReason.MALFORMED, "a frame's padding is not zero")
+    length = len(header)
+    if length % ALIGN_BYTES:
+        pad_at = at + PREFIX_BYTES + length
+        if any(data[pad_at : pad_at + padding(length)]):
+            raise RemoteProtocolError(CloseReason.MALFORMED, "a frame's padding is not zero")
 
 
 def _contradiction(flags: int, reserved: int, header_length: int, piece_length: int, stream: int, total: int) -> str:

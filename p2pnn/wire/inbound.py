@@ -12,20 +12,28 @@ when the owner asks for the next, so that it decides knowing all that came befor
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+
+import msgspec
 
 from p2pnn.errors import LocalProtocolError, RemoteProtocolError
 from p2pnn.wire.codec import decode
-from p2pnn.wire.frame import Prefix, check_header, check_magic, decode_prefix, padding
-from p2pnn.wire.limits import DATA_WINDOW_BYTES, PREFIX_BYTES, RECEIVE_BUFFER_BYTES, STREAMS_MAX, Limits
+from p2pnn.wire.frame import FLAG_FOLLOWING, Prefix, check_header, check_magic, decode_prefix
+from p2pnn.wire.limits import (
+    ALIGN_BYTES,
+    DATA_WINDOW_BYTES,
+    PREFIX_BYTES,
+    READ_AHEAD_BYTES,
+    RECEIVE_BUFFER_BYTES,
+    STREAMS_MAX,
+    Limits,
+)
 from p2pnn.wire.messages import CloseReason, Message
 
 Admit = Callable[[Message, "int | None"], "memoryview | None"]
 """Called once per message, with its body's size or None; returns the body's place, or None. Raises RemoteProtocolError."""
 
 
-@dataclass(slots=True)
-class _Body:
+class _Body(msgspec.Struct):
     """A body on its way in. place: None when it is dropped."""
 
     message: Message
@@ -43,6 +51,7 @@ class Inbound:
         self._limits = limits
         self._admit = admit
         self._buffer = memoryview(bytearray(RECEIVE_BUFFER_BYTES))
+        self._ahead = self._buffer[:READ_AHEAD_BYTES]
         self._start = 0  # of what was received and not read
         self._end = 0
         self._prefix: Prefix | None = None  # of the frame at _start, when it is known
@@ -55,6 +64,11 @@ class Inbound:
     def in_frame(self) -> bool:
         """A frame has begun and is not complete."""
         return self._end > self._start or self._body is not None
+
+    @property
+    def in_piece(self) -> bool:
+        """A piece of a body has begun and is not complete."""
+        return self._body is not None
 
     @property
     def in_body(self) -> bool:
@@ -82,12 +96,24 @@ class Inbound:
             raise LocalProtocolError("take all events of a link before more bytes are received")
         return self._buffer[self._end : self._end + self.window_bytes]
 
+    def get_buffers(self) -> list[memoryview]:
+        """The same for a system call that fills several views: behind the rest of a piece comes the link's own buffer."""
+        body = self._body
+        if body is None or body.place is None or self._start < self._end:
+            return [self.get_buffer()]
+        received = body.received
+        return [body.place[received : received + self._piece_left], self._ahead]
+
     def buffer_updated(self, count: int) -> None:
-        """`count` bytes are in the view that get_buffer gave."""
-        if self._body is not None:
-            self._take_piece(count)
-        else:
+        """`count` bytes are in the views that get_buffer or get_buffers gave."""
+        body = self._body
+        if body is None:
             self._end += count
+            return
+        taken = min(count, self._piece_left)
+        body.received += taken
+        self._piece_left -= taken
+        self._start, self._end = 0, count - taken
 
     def next(self) -> tuple[Message, memoryview | None] | None:
         """The next message without a body, or message with its whole body; None when more bytes are needed.
@@ -95,20 +121,22 @@ class Inbound:
         Raises RemoteProtocolError, after which this object must not be used.
         """
         while True:
-            if self._body is not None:
+            body = self._body
+            if body is not None:
                 if self._piece_left:
                     if self._start == self._end:
                         return None
-                    self._copy_piece()
+                    self._copy_piece(body)
                     continue
-                arrived = self._finish_piece()
-                if arrived is not None:
-                    return arrived
+                self._body = None
+                self.frames += 1
+                if body.received == body.total:
+                    if self._bodies:
+                        self._bodies.pop(self._stream, None)
+                    if body.place is not None:
+                        return body.message, body.place
                 continue
-            prefix = self._read_prefix()
-            if prefix is None:
-                return None
-            message = self._read_header(prefix)
+            message = self._read_frame()
             if message is not None:
                 self.frames += 1
                 return message, None
@@ -117,21 +145,49 @@ class Inbound:
 
     # --- frames
 
-    def _read_prefix(self) -> Prefix | None:
-        """The prefix of the next frame, checked against the streams that are open; None when it is not all here."""
-        if self._prefix is not None:
-            return self._prefix
-        data = self._buffer[self._start : self._end]
-        if len(data) < PREFIX_BYTES:
-            check_magic(data)
+    def _read_frame(self) -> Message | None:
+        """Take prefix, header and padding. Returns a message without a body, or sets _body; neither when bytes are missing."""
+        start = self._start
+        prefix = self._prefix
+        if prefix is None:
+            if self._end - start < PREFIX_BYTES:
+                check_magic(self._buffer[start : self._end])
+                return None
+            prefix = decode_prefix(self._buffer, start)
+            self._check_streams(prefix)
+        header_at = start + PREFIX_BYTES
+        pad_at = header_at + prefix.header_length
+        piece_at = pad_at + -prefix.header_length % ALIGN_BYTES
+        if self._end < piece_at:
+            self._prefix = prefix
             return None
-        prefix = decode_prefix(data)
+        header = self._buffer[header_at:pad_at]
+        check_header(self._buffer, start, header, prefix.checksum)
+        if prefix.flags & FLAG_FOLLOWING:
+            self._body = self._bodies[prefix.stream]
+        else:
+            message = decode(header)
+            if not prefix.stream:
+                self._admit(message, None)
+                self._prefix = None
+                self._start = piece_at
+                return message
+            self._body = body = _Body(message, self._admit(message, prefix.total), prefix.total)
+            if prefix.flags:
+                self._bodies[prefix.stream] = body
+        self._prefix = None
+        self._start = piece_at
+        self._stream, self._piece_left = prefix.stream, prefix.piece_length
+        return None
+
+    def _check_streams(self, prefix: Prefix) -> None:
+        """Does this frame fit the bodies that have begun and not ended?"""
         if prefix.total > self._limits.body_bytes_max:
             raise RemoteProtocolError(
                 CloseReason.TOO_LARGE,
                 f"a body of {prefix.total} bytes is over this node's limit of {self._limits.body_bytes_max}",
             )
-        if prefix.following:
+        if prefix.flags & FLAG_FOLLOWING:
             self._check_following(prefix)
         elif prefix.stream in self._bodies:
             raise RemoteProtocolError(
@@ -141,8 +197,6 @@ class Inbound:
             raise RemoteProtocolError(
                 CloseReason.UNEXPECTED, f"more than {STREAMS_MAX} bodies have begun and not ended"
             )
-        self._prefix = prefix
-        return prefix
 
     def _check_following(self, prefix: Prefix) -> None:
         body = self._bodies.get(prefix.stream)
@@ -157,54 +211,14 @@ class Inbound:
                 f"a piece of {prefix.piece_length} bytes on stream {prefix.stream} does not fit its body of {body.total}",
             )
 
-    def _read_header(self, prefix: Prefix) -> Message | None:
-        """Take prefix, header and padding. Returns a message without a body, or sets _body; neither when bytes are missing."""
-        header_at = self._start + PREFIX_BYTES
-        pad_at = header_at + prefix.header_length
-        piece_at = pad_at + padding(prefix.header_length)
-        if self._end < piece_at:
-            return None
-        header = self._buffer[header_at:pad_at]
-        check_header(self._buffer[self._start : header_at], header, self._buffer[pad_at:piece_at], prefix.checksum)
-        if prefix.following:
-            self._body = self._bodies[prefix.stream]
-        else:
-            message = decode(header)
-            place = self._admit(message, prefix.total if prefix.stream else None)
-            if prefix.stream:
-                self._body = self._bodies[prefix.stream] = _Body(message, place, prefix.total)
-        self._prefix = None
-        self._start = piece_at
-        if prefix.stream == 0:
-            return message
-        self._stream, self._piece_left = prefix.stream, prefix.piece_length
-        return None
-
     # --- pieces
 
-    def _copy_piece(self) -> None:
+    def _copy_piece(self, body: _Body) -> None:
         """Move what came along with the prefix to the body's place."""
-        body = self._body
-        assert body is not None
-        count = min(self._piece_left, self._end - self._start)
+        start = self._start
+        count = min(self._piece_left, self._end - start)
         if body.place is not None:
-            body.place[body.received : body.received + count] = self._buffer[self._start : self._start + count]
-        self._start += count
-        self._take_piece(count)
-
-    def _take_piece(self, count: int) -> None:
-        assert self._body is not None
-        assert count <= self._piece_left
-        self._body.received += count
+            body.place[body.received : body.received + count] = self._buffer[start : start + count]
+        self._start = start + count
+        body.received += count
         self._piece_left -= count
-
-    def _finish_piece(self) -> tuple[Message, memoryview] | None:
-        """End the frame; returns message and body when that was the last piece of a body that is wanted."""
-        body = self._body
-        assert body is not None
-        self._body = None
-        self.frames += 1
-        if body.received < body.total:
-            return None
-        del self._bodies[self._stream]
-        return None if body.place is None else (body.message, body.place)

@@ -43,6 +43,10 @@ DATA_WINDOW_BYTES: Final = 16 * 1024
 """On a data link, how much of that buffer is offered: what is read of a body with its prefix has to be copied to its place, so
 read little of it; but enough that small tensors come with one system call."""
 
+READ_AHEAD_BYTES: Final = 4 * 1024
+"""How much is received into that buffer behind the rest of a piece, by the same system call: the next frame's header, and
+the first bytes of its piece, which have to be copied; so again little, but enough for a stream of small tensors."""
+
 COALESCE_BYTES_MAX: Final = 64 * 1024
 """Small messages that leave with one write."""
 
@@ -51,6 +55,7 @@ assert HEADER_BYTES_MAX % ALIGN_BYTES == 0
 assert RECEIVE_BUFFER_BYTES >= PREFIX_BYTES + HEADER_BYTES_MAX
 assert PREFIX_BYTES < DATA_WINDOW_BYTES <= RECEIVE_BUFFER_BYTES
 assert PRIORITIES * ROUND_STREAMS <= STREAMS_MAX, "a sender that obeys its own rules never passes the peer's limit"
+assert PREFIX_BYTES < READ_AHEAD_BYTES <= DATA_WINDOW_BYTES
 assert PIECE_BYTES_MAX < BODY_BYTES_MAX < 2**63
 assert PIECE_BYTES_MAX < 2**32
 

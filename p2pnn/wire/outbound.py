@@ -59,6 +59,16 @@ class Outbound:
         """Messages, with bodies and without, that have not left whole."""
         return self._queued
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether anything waits to be handed out."""
+        return bool(self._queued or self._link or self._pong or self._close)
+
+    def only_piece(self, header: bytes, size: int) -> bytes:
+        """The frame before a body that leaves whole and at once, so that it is never queued."""
+        self._tickets += 1
+        return encode_frame(header, 0, size, (self._tickets - 1) % _STREAMS + 1, size)
+
     def put_link(self, message: Message) -> None:
         """Queue a message of the link itself (Hello, Welcome, Ping) before all others."""
         self._link.append(encode_frame(encode(message)))

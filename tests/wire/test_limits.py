@@ -17,6 +17,7 @@ def test_the_document_has_every_limit() -> None:
     own = {
         "RECEIVE_BUFFER_BYTES",
         "DATA_WINDOW_BYTES",
+        "READ_AHEAD_BYTES",
         "COALESCE_BYTES_MAX",
     }  # how we receive is not the peer's business
     ours = {

@@ -1,0 +1,391 @@
+"""Four ways to move a tensor from process to process, each in two processes of its own.
+
+    python -m benchmarks._contestants NAME receive CONGESTION           prints its port, serves until its stdin ends
+    python -m benchmarks._contestants NAME send CONGESTION PORT         obeys lines on stdin, answers each by one line
+
+A line to the sender is `one-way SIZE COUNT` or `round-trip SIZE COUNT PAUSE_S`; the answer is the seconds from the first
+byte sent to the receiver's word that the last one is in its place, or the seconds of each round trip. All of them have
+TCP_NODELAY, all receive into memory that lasts where their interface lets them, and all sockets use the congestion
+control that the command line names (grpc's excepted, which cannot be reached): `reno`, as p2pnn chooses on loopback, or
+`system`, whatever the machine's default is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import struct
+import sys
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
+
+ONE_WAY, ROUND_TRIP = 0, 1
+WINDOW = 4
+"""Bodies that p2pnn has under way at once: a job's frames."""
+_ROUND = struct.Struct("<IIII")  # what, size, count, nothing
+_LENGTH = struct.Struct("<I")
+
+
+class Sender(Protocol):
+    """An open connection. Both verbs take bytes and counts; see the module's docstring."""
+
+    async def one_way(self, size: int, count: int) -> None: ...
+    async def round_trip(self, body: memoryview) -> None: ...
+
+
+def tune(sock: socket.socket, congestion: str) -> None:
+    """TCP_NODELAY, and reno where it was asked for."""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if congestion != "system":
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, congestion.encode())
+
+
+# --- raw sockets: blocking, nothing but system calls and memory that is used again
+
+
+def raw_receive(congestion: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        tune(server, congestion)
+        announce(server.getsockname()[1])
+        sock, _ = server.accept()
+        head = memoryview(bytearray(_ROUND.size))
+        while True:
+            fill(sock, head)
+            what, size, count, _ = _ROUND.unpack(head)
+            body = memoryview(bytearray(size))
+            for _ in range(count):
+                fill(sock, body)
+                if what == ROUND_TRIP:
+                    sock.sendall(body)
+            if what == ONE_WAY:
+                sock.sendall(b"!")
+
+
+class RawSender:
+    def __init__(self, port: int, congestion: str) -> None:
+        self._sock = socket.create_connection(("127.0.0.1", port))
+        tune(self._sock, congestion)
+        self._answer = memoryview(bytearray(0))
+
+    async def one_way(self, size: int, count: int) -> None:
+        body = memoryview(bytearray(size))
+        self._sock.sendall(_ROUND.pack(ONE_WAY, size, count, 0))
+        for _ in range(count):
+            self._sock.sendall(body)
+        fill(self._sock, memoryview(bytearray(1)))
+
+    async def round_trip(self, body: memoryview) -> None:
+        if len(self._answer) != len(body):
+            self._answer = memoryview(bytearray(len(body)))
+        self._sock.sendall(_ROUND.pack(ROUND_TRIP, len(body), 1, 0))
+        self._sock.sendall(body)
+        fill(self._sock, self._answer)
+
+
+def fill(sock: socket.socket, view: memoryview) -> None:
+    """Receive until the view is full; the other end's going ends the process."""
+    done = 0
+    while done < len(view):
+        count = sock.recv_into(view[done:])
+        if not count:
+            sys.exit(0)
+        done += count
+
+
+# --- asyncio streams, the tensor inside MessagePack: what most would write first
+
+
+async def streams_receive(congestion: str) -> None:
+    import msgpack
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        tune(writer.get_extra_info("socket"), congestion)
+        while True:
+            (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
+            message = msgpack.unpackb(await reader.readexactly(length))
+            if message["echo"]:
+                await write(writer, message)
+            elif message["last"]:
+                writer.write(b"!")
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, limit=1 << 22)
+    announce(server.sockets[0].getsockname()[1])
+    await server.serve_forever()
+
+
+async def write(writer: asyncio.StreamWriter, message: dict[str, Any]) -> None:
+    import msgpack
+
+    data = msgpack.packb(message)
+    writer.write(_LENGTH.pack(len(data)))
+    writer.write(data)
+    await writer.drain()
+
+
+class StreamsSender:
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader, self._writer = reader, writer
+
+    @classmethod
+    async def open(cls, port: int, congestion: str) -> StreamsSender:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 22)
+        tune(writer.get_extra_info("socket"), congestion)
+        return cls(reader, writer)
+
+    async def one_way(self, size: int, count: int) -> None:
+        body = bytes(size)
+        for number in range(count):
+            await write(self._writer, {"echo": False, "last": number == count - 1, "tensor": body})
+        await self._reader.readexactly(1)
+
+    async def round_trip(self, body: memoryview) -> None:
+        import msgpack
+
+        await write(self._writer, {"echo": True, "last": False, "tensor": bytes(body)})
+        (length,) = _LENGTH.unpack(await self._reader.readexactly(_LENGTH.size))
+        msgpack.unpackb(await self._reader.readexactly(length))
+
+
+# --- grpc.aio, bytes without any serializer
+
+
+async def grpc_receive(congestion: str) -> None:
+    import grpc
+
+    async def take(requests: Any, context: Any) -> bytes:
+        async for _ in requests:
+            pass
+        return b"!"
+
+    async def echo(request: bytes, context: Any) -> bytes:
+        return request
+
+    server = grpc.aio.server(options=_unlimited())
+    table = {
+        "take": grpc.stream_unary_rpc_method_handler(take),
+        "echo": grpc.unary_unary_rpc_method_handler(echo),
+    }
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("p2pnn", table),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    announce(port)
+    await server.wait_for_termination()
+
+
+class GrpcSender:
+    def __init__(self, port: int) -> None:
+        import grpc
+
+        channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=_unlimited())
+        self._take = channel.stream_unary("/p2pnn/take")
+        self._echo = channel.unary_unary("/p2pnn/echo")
+
+    async def one_way(self, size: int, count: int) -> None:
+        body = bytes(size)
+        call = self._take()
+        for _ in range(count):
+            await call.write(body)
+        await call.done_writing()
+        await call
+
+    async def round_trip(self, body: memoryview) -> None:
+        await self._echo(bytes(body))
+
+
+def _unlimited() -> list[tuple[str, int]]:
+    return [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+
+
+# --- p2pnn: its transport as the daemon uses it
+
+
+class Ours:
+    """Events of a transport whose bodies all go to one place; `arrived` is called with each message."""
+
+    def __init__(self, number: int) -> None:
+        from p2pnn.transport import LocalIdentity, Transport
+        from p2pnn.types import NodeId
+
+        identity = LocalIdentity(NodeId(f"{number:032x}"), f"n{number}", "bench", "boot")
+        self.transport = Transport(identity, self)
+        self.peer = asyncio.get_running_loop().create_future()
+        self.place = memoryview(bytearray(0))
+        self.arrived: Callable[[Any], None] = lambda message: None
+        self.acknowledged: Callable[[Any], None] = lambda message: None
+
+    def peer_connected(self, node: Any, hello: Any) -> None:
+        self.peer.set_result(node)
+
+    def peer_lost(self, node: Any, reason: str, left: bool) -> None: ...
+    def dial_reached(self, address: Any, node: Any) -> None: ...
+    def dial_failed(self, address: Any, reason: str) -> None: ...
+
+    def message(self, node: Any, message: Any) -> None:
+        self.acknowledged(message)
+
+    def body_for(self, node: Any, message: Any, nbytes: int) -> memoryview:
+        if nbytes and len(self.place) != nbytes:
+            self.place = memoryview(bytearray(nbytes))
+        return self.place[:nbytes]
+
+    def body(self, node: Any, message: Any) -> None:
+        self.arrived(message)
+
+
+async def ours_receive(congestion: str) -> None:
+    from p2pnn.types import Address
+    from p2pnn.wire.messages import Retired, Tensor
+
+    _use(congestion)
+    ours = Ours(1)
+    port = (await ours.transport.start(Address("127.0.0.1", 0))).port
+    announce(port)
+    node = await ours.peer
+    echoes: asyncio.Queue[Any] = asyncio.Queue()
+
+    def arrived(message: Any) -> None:
+        if message.transfer == ROUND_TRIP:
+            echoes.put_nowait(message)
+        elif message.generation:
+            ours.transport.send(node, Retired("bench", 0, 0, 0))
+
+    ours.arrived = arrived
+    while True:
+        message = await echoes.get()
+        await ours.transport.send_body(node, Tensor("bench", 0, ROUND_TRIP, message.micro_batch), ours.place, 1)
+
+
+class OurSender:
+    def __init__(self, ours: Ours, node: Any) -> None:
+        self._ours, self._node = ours, node
+
+    @classmethod
+    async def open(cls, port: int, congestion: str) -> OurSender:
+        from p2pnn.types import Address
+
+        _use(congestion)
+        ours = Ours(2)
+        await ours.transport.start(Address("127.0.0.1", 0))
+        ours.transport.dial(Address("127.0.0.1", port))
+        return cls(ours, await ours.peer)
+
+    async def one_way(self, size: int, count: int) -> None:
+        from p2pnn.wire.messages import Tensor
+
+        body = memoryview(bytearray(size))
+        done = asyncio.get_running_loop().create_future()
+        self._ours.acknowledged = done.set_result
+        start_body, node = self._ours.transport.start_body, self._node
+
+        async def lane(numbers: range) -> None:
+            for number in numbers:
+                rest = start_body(node, Tensor("bench", 0, ONE_WAY, number), body, 1)
+                if rest is not None:
+                    await rest
+
+        await asyncio.gather(*(lane(range(first, count, WINDOW)) for first in range(WINDOW)))
+        await self._ours.transport.send_body(
+            node, Tensor("bench", 1, ONE_WAY, count), body[:0], 1
+        )  # behind all the others
+        await done
+
+    async def round_trip(self, body: memoryview) -> None:
+        from p2pnn.wire.messages import Tensor
+
+        done = asyncio.get_running_loop().create_future()
+        self._ours.arrived = done.set_result
+        await self._ours.transport.send_body(self._node, Tensor("bench", 0, ROUND_TRIP, 0), body, 1)
+        await done
+
+
+def _use(congestion: str) -> None:
+    """p2pnn sets reno on loopback by itself; here the comparison under the machine's default takes that away."""
+    if congestion == "system":
+        from p2pnn.transport import sockets
+
+        sockets.LOOPBACK_CONGESTION = b""
+
+
+# --- the processes
+
+
+def announce(port: int) -> None:
+    print(port, flush=True)
+
+
+async def obey(sender: Sender) -> None:
+    """Do what stdin says until it ends."""
+    while line := await asyncio.to_thread(sys.stdin.readline):
+        what, size, count, *pause = line.split()
+        if what == "one-way":
+            began = time.perf_counter()
+            await sender.one_way(int(size), int(count))
+            answer: Any = time.perf_counter() - began
+        else:
+            answer = await _round_trips(sender, int(size), int(count), float(pause[0]))
+        print(json.dumps(answer), flush=True)
+
+
+async def _round_trips(sender: Sender, size: int, count: int, pause_s: float) -> list[float]:
+    body = memoryview(bytearray(size))
+    taken = []
+    for _ in range(count):
+        began = time.perf_counter()
+        await sender.round_trip(body)
+        taken.append(time.perf_counter() - began)
+        if pause_s:
+            await asyncio.sleep(pause_s)
+    return taken
+
+
+async def _send(name: str, congestion: str, port: int) -> None:
+    if name == "raw":
+        await obey(RawSender(port, congestion))
+    elif name == "grpc":
+        await obey(GrpcSender(port))
+    elif name == "streams":
+        await obey(await StreamsSender.open(port, congestion))
+    else:
+        await obey(await OurSender.open(port, congestion))
+
+
+_RECEIVE: dict[str, Callable[[str], Awaitable[None]]] = {
+    "p2pnn": ours_receive,
+    "streams": streams_receive,
+    "grpc": grpc_receive,
+}
+
+
+def _end_with_stdin() -> None:
+    while sys.stdin.readline():
+        pass
+    os._exit(0)
+
+
+async def _receive(name: str, congestion: str) -> None:
+    await _RECEIVE[name](congestion)
+
+
+def main() -> None:
+    name, side, congestion, *port = sys.argv[1:]
+    if side == "receive":
+        threading.Thread(target=_end_with_stdin, daemon=True).start()
+        if name == "raw":
+            raw_receive(congestion)
+            return
+    work = _receive(name, congestion) if side == "receive" else _send(name, congestion, int(port[0]))
+    factory: Callable[[], asyncio.AbstractEventLoop] | None = None
+    if name != "grpc":  # which has a loop of its own beneath
+        import uvloop
+
+        factory = uvloop.new_event_loop
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(work)
+
+
+if __name__ == "__main__":
+    main()
