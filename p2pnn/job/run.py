@@ -69,6 +69,7 @@ class Run:
         self._end = end
         self._watch = watch
         self._nodes: list[NodeId] = []
+        self._cut = ""
         self._outstanding: dict[int, _Outstanding] = {}
         self._sequence = 0
         self._saver = Saver(ledger.members, record.spec, record.generation)
@@ -312,6 +313,7 @@ class Run:
             best_value=self._monitor.best_value,
             best_epoch=self._monitor.best_epoch,
             finished=self._epoch >= self._spec.epochs,
+            cut=self._cut,
         )
         command = Checkpoint(self._next())
         self._checkpointing[command.sequence] = (manifest, best)
