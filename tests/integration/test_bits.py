@@ -1,7 +1,9 @@
-"""The same job over 1, 2, 3 and 4 nodes, cut anyhow, gives the same bits."""
+"""The same job over 1, 2, 3 and 4 nodes, cut anyhow, gives the same bits; with mini-batches in flight, over one cut."""
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,7 +11,7 @@ import pytest
 
 from p2pnn import nn
 from p2pnn.job.spec import Optimizer, Pin
-from tests.integration.mesh import Mesh, blobs_of, make_job, mesh
+from tests.integration.mesh import Mesh, blobs_of, make_job, mesh, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -77,3 +79,46 @@ def test_another_seed_gives_other_bits(four: Mesh) -> None:
         job = four.submit("a", *make_job(tangled(), blobs_of(), seed=seed, epochs=1, nodes=("a",)))
         found.add(four.await_state("a", job, "done")["result"]["bits"])
     assert len(found) == 2
+
+
+def flying(**settings: Any) -> Any:
+    """Some seconds of training with mini-batches in flight, and a checkpoint every few steps."""
+    defaults: dict[str, Any] = {"epochs": 12, "batch_size": 16, "micro_batches": 1, "checkpoint_steps": 7}
+    defaults |= {"optimizer": Optimizer(kind="adam", rate=1e-3, clip_norm=1.0), "nodes": ("a", "b", "c")}
+    return make_job(tangled(), blobs_of(rows=800), **(defaults | settings))
+
+
+def test_mini_batches_in_flight_give_the_same_bits_through_pauses_and_losses(four: Mesh) -> None:
+    whole = four.submit("a", *flying(schedule="async:3", checkpoint_steps=0))
+    done = four.await_state("a", whole, "done")
+    bits, delays = done["result"]["bits"], done["plan"]["delays"]
+    assert max(delays) == 2
+    assert done["result"]["evaluation"][0]["metrics"]["accuracy"] > 0.8
+
+    broken = four.submit("a", *flying(schedule="async:3"))
+    wait_until(lambda: four.job("a", broken)["step"] > 0, "it has a checkpoint")
+    four["a"].post(f"jobs/{broken}/pause")
+    paused = four.await_state("a", broken, "paused")
+    assert 0 < paused["step"] < paused["steps"]
+    four["b"].post(f"jobs/{broken}/resume")
+    wait_until(lambda: four.job("b", broken)["step"] > paused["step"], "it has gone on, to another checkpoint")
+    os.kill(four["c"].get("node")["executor_pid"], signal.SIGKILL)
+    failed = four.await_state("b", broken, "failed")
+    assert failed["step"] < failed["steps"]
+    wait_until(lambda: four["a"].get("node")["job"] is None, "the nodes are free")
+    four["a"].post(f"jobs/{broken}/resume")
+    again = four.await_state("a", broken, "done")
+    assert again["plan"]["delays"] == delays
+    assert again["result"]["bits"] == bits
+
+
+def test_one_mini_batch_in_flight_is_sync_and_so_is_one_node(four: Mesh) -> None:
+    found = set()
+    for settings in (
+        {"schedule": "sync"},
+        {"schedule": "async:1"},
+        {"schedule": "async:2", "nodes": ("a",)},
+    ):
+        job = four.submit("a", *flying(epochs=2, **settings))
+        found.add(four.await_state("a", job, "done")["result"]["bits"])
+    assert len(found) == 1
