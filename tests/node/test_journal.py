@@ -73,3 +73,16 @@ def test_the_number_of_the_newest_event(tmp_path: Path) -> None:
     assert journal.number == 1
     assert Journal(JOB, storage).number == 1
     storage.close()
+
+
+@pytest.mark.asyncio
+async def test_who_reads_along_gets_every_character_and_the_file_none(tmp_path: Path) -> None:
+    storage = Storage(tmp_path)
+    journal = Journal(JOB, storage)
+    for token in range(100):
+        journal.add("tokens", {"tokens": [token]})
+    journal.add("state", {"state": "done"})
+    async with asyncio.timeout(5):
+        assert [e.get("tokens") for e in await collect(journal, 1)] == [*([token] for token in range(1, 100)), None]
+    assert [e["kind"] for e in storage.load_events(JOB)] == ["state"]
+    storage.close()

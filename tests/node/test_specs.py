@@ -13,6 +13,7 @@ from p2pnn.errors import ModelError, UsageError
 from p2pnn.job.spec import Optimizer
 from p2pnn.node.specs import blobs_read_by, check, decode_spec, held_by_one, inputs_read, read_by_job
 from p2pnn.types import BlobId
+from tests.job.test_sampling import job as sampling_job
 from tests.node.nodes import A, B, C, plan_of, toy
 
 
@@ -71,6 +72,16 @@ def test_a_model_without_loss_or_outputs_has_nothing_to_do() -> None:
     graph = msgspec.structs.replace(spec.graph, outputs={})
     with pytest.raises(ModelError, match="no outputs"):
         check(msgspec.structs.replace(spec, graph=graph, kind="predict"))
+
+
+def test_a_text_that_is_gone_on_with_reads_no_data() -> None:
+    spec = sampling_job(length=5)
+    assert decode_spec(msgspec.msgpack.encode(spec)) == spec
+    assert read_by_job(spec) == set()
+    assert inputs_read(spec) == ["tokens"]
+    assert blobs_read_by(msgspec.structs.replace(spec, inputs={}), plan_of(spec, [A]), 0) == {}
+    with pytest.raises(UsageError, match="length = 0"):
+        check(sampling_job(length=0))
 
 
 def test_a_node_reads_the_columns_of_its_ops_only() -> None:
