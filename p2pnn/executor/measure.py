@@ -23,11 +23,12 @@ from p2pnn.engine.numpy.engine import NumpyEngine
 from p2pnn.executor.memory import available_bytes
 from p2pnn.model import ops
 from p2pnn.model.graph import BATCH, Graph, Initializer, Op, Parameter, Value
+from p2pnn.plan.cost import PACKING
 from p2pnn.plan.profile import Profile
 from p2pnn.types import NodeId
 
-GEMMS: Final = ((32, 784, 128), (64, 256, 256), (128, 512, 512))
-"""Rows × in × out: the dense layers of small networks at a micro-batch of 32 to 128."""
+GEMMS: Final = ((64, 256, 256), (128, 512, 512), (256, 512, 512))
+"""Rows × in × out: dense layers of ordinary networks."""
 
 CHAIN: Final = 16
 """Ops in a row whose arithmetic takes no time beside the calls themselves."""
@@ -39,9 +40,9 @@ COPY_BYTES: Final = 2 << 20
 def measure(seconds: float = 0.4) -> Profile:
     """Measure for about `seconds`; node and name are left empty for the daemon to fill in."""
     with threadpoolctl.threadpool_limits(1):
-        gemm = float(np.median([_gemm(*shape, seconds * 0.36 / len(GEMMS)) for shape in GEMMS]))
-        conv = _convolution(seconds * 0.22)
         bandwidth = _bandwidth(seconds * 0.17)
+        gemm = float(np.median([_gemm(*shape, seconds * 0.36 / len(GEMMS), bandwidth) for shape in GEMMS]))
+        conv = _convolution(seconds * 0.22)
         overhead = _overhead(seconds * 0.07)
         fingerprint = NumpyEngine().fingerprint()
     return Profile(
@@ -87,11 +88,12 @@ def _best(run: Callable[[], object], seconds: float) -> float:
     return max(best, 1e-9)
 
 
-def _gemm(rows: int, inner: int, width: int, seconds: float) -> float:
-    """Floating-point operations per second of one dense layer."""
+def _gemm(rows: int, inner: int, width: int, seconds: float, bandwidth: float) -> float:
+    """Floating-point operations per second of one dense layer, without what the planner adds for arranging the weight."""
     x, w = np.ones((rows, inner), np.float32), np.ones((width, inner), np.float32)
     out = np.empty((rows, width), np.float32)
-    return 2.0 * rows * inner * width / _best(lambda: np.matmul(x, w.T, out=out), seconds)
+    best = _best(lambda: np.matmul(x, w.T, out=out), seconds)
+    return 2.0 * rows * inner * width / max(best / 2, best - PACKING[0] * w.nbytes / bandwidth)
 
 
 def _convolution(seconds: float) -> float:

@@ -61,8 +61,9 @@ Measured on the numpy engine with tensors of 16 bytes and of 64 to 512 KiB (Drop
 its window), relative to a tiny Gemm and to a copy.
 """
 
-PACKING: Final = 2.7
-"""A dense layer of few rows also arranges its weight for the GEMM: so many times the weight's bytes in a forward pass."""
+PACKING: Final = (3.5, 2.5, 1.7)
+"""A GEMM also arranges the weight, or writes its gradient: so many times the weight's bytes in the product forward, in that for
+the input's gradient, and in that for the weight's. (Least squares over 32 to 512 rows and 256 to 2048 columns.)"""
 
 COPYING: Final = 7
 """A Flatten or Reshape of a value of rank 4 copies it out of channels-last order: its bytes so many times as slowly."""
@@ -180,7 +181,7 @@ class Workload:
         self.forward_flops, self.forward_bytes = np.zeros(self.count), np.zeros(self.count)
         self.backward_flops, self.backward_bytes = np.zeros(self.count), np.zeros(self.count)
         self.forward_calls, self.backward_calls = np.zeros(self.count), np.zeros(self.count)
-        self.packed_bytes = np.zeros(self.count)
+        self.forward_packed, self.backward_packed = np.zeros(self.count), np.zeros(self.count)
         self.conv = np.array([op.kind == "Conv" for op in graph.ops], dtype=bool)
         self.dense = self.conv | np.array([op.kind in ("Gemm", "MatMul") for op in graph.ops], dtype=bool)
         for index in sorted(self.active):
@@ -191,7 +192,10 @@ class Workload:
             self.forward_flops[index], self.forward_bytes[index] = cost.flops, cost.bytes * effort[2]
             self.forward_calls[index] = effort[0]
             if op.kind == "Gemm":
-                self.packed_bytes[index] = PACKING * 4 * elements(inputs[1])
+                wanted = wants(graph, flow, index) if index in self.with_gradient else (False, False)
+                self.forward_packed[index] = PACKING[0] * 4 * elements(inputs[1])
+                back = sum(share * w for share, w in zip(PACKING[1:], wanted, strict=False))
+                self.backward_packed[index] = back * 4 * elements(inputs[1])
             elif op.kind in VIEWS and any(len(shape) == 4 for shape in (inputs[0], shapes[op.outputs[0]])):
                 cost = Cost(0.0, 8.0 * elements(inputs[0]))
                 effort = (1, 2, COPYING, COPYING)
@@ -281,12 +285,14 @@ class Workload:
 
 @dataclass(frozen=True, slots=True)
 class Seconds:
-    """Per op, of one micro-batch: forward and backward; and, once per step, the update on a node that runs behind (late), and
-    on one that does not. dispatch: per segment and pass. feed: per micro-batch, on a node with ops that read the graph input,
-    by name."""
+    """Per op, of one micro-batch: forward and backward, and how much of them passes with moving bytes and with calls; and,
+    once per step, the update on a node that runs behind (late), and on one that does not. dispatch: per segment and pass.
+    feed: per micro-batch, on a node with ops that read the graph input, by name."""
 
     forward: Floats
     backward: Floats
+    forward_moving: Floats
+    backward_moving: Floats
     late_update: Floats
     update: Floats
     dispatch: float
@@ -306,21 +312,24 @@ def seconds(work: Workload, profile: Profile) -> Seconds:
     """How long every op takes on this node, float64[ops] each."""
     rate = np.where(work.conv, profile.conv_gflops, profile.gemm_gflops) * 1e9
 
-    def roofline(flops: Floats, moved: Floats, calls: Floats) -> Floats:
+    def roofline(flops: Floats, moved: Floats, calls: Floats, packed: Floats) -> tuple[Floats, Floats]:
         computing = np.where(work.dense, flops / rate, 0.0)
-        spent = np.maximum(computing, moved / profile.bytes_per_s) + profile.overhead_s * calls
-        return np.asarray(spent, dtype=np.float64)
+        moving = moved / profile.bytes_per_s
+        besides = packed / profile.bytes_per_s + profile.overhead_s * calls
+        return np.maximum(computing, moving) + besides, np.where(moving > computing, moving, 0.0) + besides
 
     late_update = work.updated_bytes / profile.bytes_per_s + profile.overhead_s * work.update_calls
     update = late_update * np.where(work.fused_bytes > 0, 0.0, 1.0)
-    forward = roofline(work.forward_flops, work.forward_bytes, work.forward_calls)
-    forward += work.packed_bytes / profile.bytes_per_s
-    backward = roofline(work.backward_flops, work.backward_bytes, work.backward_calls)
+    forward, forward_moving = roofline(work.forward_flops, work.forward_bytes, work.forward_calls, work.forward_packed)
+    backward, backward_moving = roofline(
+        work.backward_flops, work.backward_bytes, work.backward_calls, work.backward_packed
+    )
     feed = {
         v.name: FEED_CALLS * profile.overhead_s + FEED_PASSES * work.value_bytes[v.name] / profile.bytes_per_s
         for v in work.graph.inputs
     }
-    return Seconds(forward, backward, late_update, update, DISPATCH_OPS * profile.overhead_s, feed)
+    dispatch = DISPATCH_OPS * profile.overhead_s
+    return Seconds(forward, backward, forward_moving, backward_moving, late_update, update, dispatch, feed)
 
 
 def link(links: Links, source: NodeId, target: NodeId) -> Link:

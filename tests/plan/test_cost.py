@@ -27,9 +27,12 @@ def test_a_dense_layer_costs_its_arithmetic() -> None:
     work = Workload(job(mlp(1000, features=2000), batch_size=400))
     spent = seconds(work, node("a"))
     forward = 2 * 100 * 2000 * 1000 / 10e9
-    assert spent.forward[0] == pytest.approx(forward + 1.5 * 2e-6 + cost.PACKING * 4 * 2000 * 1000 / 5e9)
+    weight = 4 * 2000 * 1000 / 5e9
+    assert spent.forward[0] == pytest.approx(forward + 1.5 * 2e-6 + cost.PACKING[0] * weight)
+    assert spent.forward_moving[0] == pytest.approx(1.5 * 2e-6 + cost.PACKING[0] * weight)
     # The input of the first layer needs no gradient, so only the weights' is computed; fc1's successor computes both.
-    assert spent.backward[0] == pytest.approx(forward + 4 * 2e-6)
+    assert spent.backward[0] == pytest.approx(forward + 4 * 2e-6 + cost.PACKING[2] * weight)
+    assert spent.backward_moving[1] == spent.backward[1] > 0
     assert work.backward_flops[2] == 2 * work.forward_flops[2]
 
 
