@@ -131,7 +131,7 @@ class OptimizerTask:
 
     def __init__(self, case: Settings) -> None:
         count = case["shape"][0]
-        self._updater = Updater(Optimizer(case["settings"]["optimizer"]))
+        self._updater = Updater(Optimizer(case["settings"]["optimizer"]), NumpyEngine().combine)
         dice = np.random.default_rng(0)
         self._parameter = dice.standard_normal(count, np.float32)
         self._gradient = dice.standard_normal(count, np.float32)

@@ -147,6 +147,9 @@ class Engine(Protocol):
         fuse: some of `fusable`, for jobs of plain SGD (no clipping, no decay) with one micro-batch per step.
         """
 
+    def combine(self, alpha: float, x: Array, beta: float, y: Array) -> None:
+        """y ← α·x + β·y in place, element by element, for flat arrays of one length: what optimizers are made of."""
+
     def end_step(self, graph: Graph, tensors: Tensors, *, micro_batches: int = 1) -> dict[str, Array]:
         """Sum each parameter's gradients over its ops in graph order and fold statistics into state.
 

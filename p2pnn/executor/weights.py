@@ -46,7 +46,7 @@ class Weights:
         self.versions = Versions(self.tensors.versions, delay, changing, read_back)
         self._parameters = [p for p in spec.graph.parameters if p.name in self.tensors.parameters]
         self._state = [p for p in spec.graph.state if p.name in self.tensors.state]
-        self._updater = Updater(spec.optimizer)
+        self._updater = Updater(spec.optimizer, engine.combine)
         slots = self._updater.slots if self._training else ()
         self.slots: dict[str, dict[str, Array]] = {
             slot: {name: np.zeros_like(array) for name, array in self.tensors.parameters.items()} for slot in slots

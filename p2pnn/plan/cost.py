@@ -68,7 +68,7 @@ the input's gradient, and in that for the weight's. (Least squares over 32 to 51
 COPYING: Final = 7
 """A Flatten or Reshape of a value of rank 4 copies it out of channels-last order: its bytes so many times as slowly."""
 
-UPDATE_CALLS: Final = {"sgd": 6, "momentum": 9, "nesterov": 11, "adam": 16, "adamw": 17}
+UPDATE_CALLS: Final = {"sgd": 3, "momentum": 5, "nesterov": 7, "adam": 8, "adamw": 8}
 """Overheads of an optimizer per parameter, and per further block of it."""
 
 FEED_CALLS, FEED_PASSES = 20, 16

@@ -98,7 +98,7 @@ class _Node:
                 if p.name in held:
                     held[p.name][...] = engine.import_parameter(spec.graph, p.name, initial(p, spec.seed))
         self.history = [{name: array.copy() for name, array in self.tensors.parameters.items()}]
-        self.updater = Updater(spec.optimizer)
+        self.updater = Updater(spec.optimizer, engine.combine)
         self.slots = {n: {s: np.zeros_like(a) for s in self.updater.slots} for n, a in self.history[0].items()}
 
     def read(self, step: int) -> None:

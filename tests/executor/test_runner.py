@@ -151,12 +151,13 @@ def test_one_executor_does_what_a_plain_loop_does(blobs: BlobStore) -> None:
             program.backward(0, Context(spec.seed, step, m, rows, 0.25), {}, first=m == 0)
         totals = engine.end_step(graph, tensors, micro_batches=4)
         norm = math.sqrt(sum(float(np.sum(g.astype(np.float64) ** 2)) for g in totals.values()))
-        factor = np.float32(min(1.0, CLIPPED.clip_norm / (norm + 1e-6)))
+        factor = min(1.0, CLIPPED.clip_norm / (norm + 1e-6))
         for parameter in graph.parameters:
-            w, v = held[parameter.name], velocity[parameter.name]
-            v *= np.float32(CLIPPED.momentum)
-            v += totals[parameter.name] * factor + (np.float32(1e-3) * w if parameter.decay else np.float32(0))
-            w -= v * np.float32(rate(CLIPPED, step, spec.steps))
+            w, v, g = (array[parameter.name].reshape(-1) for array in (held, velocity, totals))
+            engine.combine(factor, g, CLIPPED.momentum, v)
+            if parameter.decay:
+                engine.combine(1e-3, w, 1.0, v)
+            engine.combine(-rate(CLIPPED, step, spec.steps), v, 1.0, w)
     with Mesh(spec, interleaved(graph, 2), blobs, nodes=2) as mesh:
         mesh.train(7)
         found = Parts(blobs, [part.blob for part in mesh.checkpoint()])

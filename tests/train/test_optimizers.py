@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from p2pnn.engine.numpy import blas
 from p2pnn.job.spec import OPTIMIZERS, Optimizer
-from p2pnn.train.optimizers import BLOCK, SLOTS, Updater, slot_name
+from p2pnn.train.optimizers import BLOCK, SLOTS, Combine, Updater, combine, slot_name
 from p2pnn.train.rates import rate
 
 Array = NDArray[Any]
@@ -40,8 +41,13 @@ def reference(spec: Optimizer, w: Array, gradients: list[Array], decay: bool, sc
     return w
 
 
-def train(spec: Optimizer, w: Array, gradients: list[Array], decay: bool = True, scale: float = 1.0) -> Array:
-    updater, w = Updater(spec), w.copy()
+COMBINE = pytest.mark.parametrize("add", [combine, blas.combine], ids=["numpy", "engine"])
+
+
+def train(
+    spec: Optimizer, w: Array, gradients: list[Array], decay: bool = True, scale: float = 1.0, add: Combine = combine
+) -> Array:
+    updater, w = Updater(spec, add), w.copy()
     slots = {name: np.zeros_like(w) for name in updater.slots}
     for step, gradient in enumerate(gradients):
         kept = gradient.copy()
@@ -61,11 +67,14 @@ def problem(shape: tuple[int, ...] = (7, 11), steps: int = 100) -> tuple[Array, 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 @pytest.mark.parametrize("decay", [True, False])
 @pytest.mark.parametrize("scale", [1.0, 0.3])
-def test_hundred_steps_follow_the_formulas(kind: str, weight_decay: float, decay: bool, scale: float) -> None:
+@COMBINE
+def test_hundred_steps_follow_the_formulas(
+    kind: str, weight_decay: float, decay: bool, scale: float, add: Combine
+) -> None:
     spec = Optimizer(kind, rate=1e-3, weight_decay=weight_decay, schedule="cosine", warmup_steps=5)
     w, gradients = problem()
     expected = reference(spec, w, gradients, decay, scale)
-    assert np.abs(train(spec, w, gradients, decay, scale) - expected).max() < 1e-6
+    assert np.abs(train(spec, w, gradients, decay, scale, add) - expected).max() < 1e-6
 
 
 @pytest.mark.parametrize("kind", OPTIMIZERS)
@@ -83,14 +92,15 @@ def test_torch_does_the_same(kind: str) -> None:
     assert np.abs(parameter.detach().numpy() - train(spec, w, gradients)).max() < 5e-6
 
 
+@COMBINE
 @pytest.mark.parametrize("kind", OPTIMIZERS)
-def test_bits_do_not_depend_on_where_blocks_begin(kind: str) -> None:
+def test_bits_do_not_depend_on_where_blocks_begin(kind: str, add: Combine) -> None:
     spec = Optimizer(kind, rate=1e-2, weight_decay=0.1)
     w, gradients = problem((2 * BLOCK + 77,), 3)
-    whole = train(spec, w, gradients)
+    whole = train(spec, w, gradients, add=add)
     cut = 12_345
-    first = train(spec, w[:cut].copy(), [g[:cut].copy() for g in gradients])
-    rest = train(spec, w[cut:].copy(), [g[cut:].copy() for g in gradients])
+    first = train(spec, w[:cut].copy(), [g[:cut].copy() for g in gradients], add=add)
+    rest = train(spec, w[cut:].copy(), [g[cut:].copy() for g in gradients], add=add)
     assert whole.tobytes() == first.tobytes() + rest.tobytes()
 
 

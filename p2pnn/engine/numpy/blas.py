@@ -1,8 +1,8 @@
-"""The one BLAS call that numpy does not offer: C ← α·A·B + β·C, accumulating into C.
+"""The BLAS calls that numpy does not offer: C ← α·A·B + β·C, accumulating into C, and y ← α·x + β·y in one pass.
 
-numpy's wheels carry OpenBLAS; its `cblas_sgemm` is called where it can be found, through ctypes, on the very arrays that
-numpy holds (a call costs half a microsecond more than numpy's own). Elsewhere the product goes to scratch and is added. The
-two differ in the last bits, so which one is used is part of the numeric fingerprint (`name`).
+numpy's wheels carry OpenBLAS; its `cblas_sgemm` and `cblas_saxpby` are called where they can be found, through ctypes, on the
+very arrays that numpy holds (a product costs half a microsecond more than by numpy). Elsewhere the product goes to scratch and
+is added. The two differ in the last bits, so which one is used is part of the numeric fingerprint (`name`).
 
 Operands are matrices whose rows, or whose columns (a transposed view), are contiguous; C's rows are.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -24,15 +24,23 @@ _ALPHA, _BETA = 6, 11
 """Positions among gemm's arguments."""
 
 _SYMBOLS: Final = (  # with 64-bit integers and numpy's prefix first: what the wheels carry
-    ("scipy_cblas_{}gemm64_", ctypes.c_int64),
-    ("cblas_{}gemm64_", ctypes.c_int64),
-    ("scipy_cblas_{}gemm", ctypes.c_int),
-    ("cblas_{}gemm", ctypes.c_int),
+    ("scipy_cblas_{}64_", ctypes.c_int64),
+    ("cblas_{}64_", ctypes.c_int64),
+    ("scipy_cblas_{}", ctypes.c_int),
+    ("cblas_{}", ctypes.c_int),
 )
 
 
-def _find() -> tuple[str, dict[str, Callable[..., None]]]:
-    """The BLAS that numpy has loaded: (the symbol's pattern, entry point by dtype); ("numpy", {}) where there is none."""
+@dataclass(frozen=True, slots=True)
+class _Entries:
+    """One dtype's functions."""
+
+    gemm: Any
+    axpby: Any
+
+
+def _find() -> tuple[str, dict[str, _Entries]]:
+    """The BLAS that numpy has loaded: (the symbols' pattern, entry points by dtype); ("numpy", {}) where there is none."""
     np.matmul(np.ones((2, 2), np.float32), np.ones((2, 2), np.float32))
     for library in threadpoolctl.threadpool_info():
         if library["user_api"] != "blas":
@@ -40,31 +48,47 @@ def _find() -> tuple[str, dict[str, Callable[..., None]]]:
         with contextlib.suppress(OSError):
             handle = ctypes.CDLL(library["filepath"])
             for pattern, integer in _SYMBOLS:
-                if hasattr(handle, pattern.format("s")) and hasattr(handle, pattern.format("d")):
+                if all(hasattr(handle, pattern.format(n)) for n in ("sgemm", "dgemm", "saxpby", "daxpby")):
                     return pattern, {
-                        "float32": _declare(getattr(handle, pattern.format("s")), integer, ctypes.c_float),
-                        "float64": _declare(getattr(handle, pattern.format("d")), integer, ctypes.c_double),
+                        "float32": _declare(handle, pattern, "s", integer, ctypes.c_float),
+                        "float64": _declare(handle, pattern, "d", integer, ctypes.c_double),
                     }
     return "numpy", {}
 
 
-def _declare(function: Any, integer: Any, number: Any) -> Callable[..., None]:
+def _declare(handle: Any, pattern: str, letter: str, integer: Any, number: Any) -> _Entries:
+    gemm, axpby = (getattr(handle, pattern.format(letter + function)) for function in ("gemm", "axpby"))
     choice, address = ctypes.c_int, ctypes.c_void_p
-    function.argtypes = [
+    gemm.argtypes = [
         *(choice, choice, choice, integer, integer, integer),
         *(number, address, integer, address, integer, number, address, integer),
     ]
-    function.restype = None
-    return function  # type: ignore[no-any-return]
+    axpby.argtypes = [integer, number, address, integer, number, address, integer]
+    gemm.restype = axpby.restype = None
+    return _Entries(gemm, axpby)
 
 
 name, _entries = _find()
-"""What accumulates: the BLAS symbol's pattern, or `numpy`."""
+"""What accumulates: the BLAS symbols' pattern, or `numpy`."""
 
 
 def accumulates(dtype: np.dtype[Any]) -> bool:
     """Whether products of this dtype accumulate in place; else each takes scratch of C's size."""
     return dtype.name in _entries
+
+
+def combine(alpha: float, x: Array, beta: float, y: Array) -> None:
+    """y ← α·x + β·y for flat, contiguous arrays of one length and dtype.
+
+    Every element is rounded in the same way wherever it stands, so the bits do not depend on how an array is cut.
+    """
+    entries = _entries.get(y.dtype.name)
+    if entries is not None:
+        entries.axpby(y.size, alpha, x.ctypes.data, 1, beta, y.ctypes.data, 1)
+        return
+    if beta != 1.0:
+        np.multiply(y, beta, out=y)
+    np.add(y, np.multiply(x, alpha), out=y)
 
 
 class Product:
@@ -78,7 +102,8 @@ class Product:
     def __init__(self, a: Array, b: Array, c: Array, scratch: Array | None = None) -> None:
         self._a, self._b, self._c = a, b, c  # keeps the memory alive that the addresses name
         self._scratch = scratch
-        self._entry = _entries.get(a.dtype.name)
+        entries = _entries.get(a.dtype.name)
+        self._entry = entries.gemm if entries is not None else None
         if self._entry is None:
             return
         (ta, lda), (tb, ldb) = _leading(a), _leading(b)
@@ -88,7 +113,7 @@ class Product:
         first, second, target = (array.ctypes.data for array in (a, b, c))
         every = (_ROW_MAJOR, ta, tb, m, n, k, 0.0, first, lda, second, ldb, 0.0, target, ldc)
         # C numbers are made here once: it saves a third of a call.
-        made = tuple(kind(value) for kind, value in zip(self._entry.argtypes, every, strict=True))  # type: ignore[attr-defined]
+        made = tuple(kind(value) for kind, value in zip(self._entry.argtypes, every, strict=True))
         self._arguments, self._tail = made[:_ALPHA], (made[_ALPHA + 1 : _BETA], made[_BETA + 1 :])
 
     def __call__(self, alpha: float = 1.0, beta: float = 1.0) -> None:

@@ -119,6 +119,10 @@ class NumpyEngine:
         """Compile those of the ops that are active in `mode`. Raises ModelError for an op without a kernel."""
         return NumpyProgram(graph, ops, tensors, rows=rows, frames=frames, mode=mode, dtype=self._dtype, fuse=fuse)
 
+    def combine(self, alpha: float, x: Array, beta: float, y: Array) -> None:
+        """y ← α·x + β·y in place, in one pass where BLAS can be called."""
+        blas.combine(alpha, x, beta, y)
+
     def end_step(self, graph: Graph, tensors: Tensors, *, micro_batches: int = 1) -> dict[str, Array]:
         """Sum gradients over ops and fold batch normalization's statistics: running = m · running + (1 − m) · batch."""
         self._fold_statistics(graph, tensors, micro_batches)

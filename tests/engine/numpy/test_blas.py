@@ -55,6 +55,22 @@ def test_slices_of_wider_arrays(monkeypatch: pytest.MonkeyPatch, found: bool) ->
     np.testing.assert_allclose(y, x @ w, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("found", [True, False])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("alpha", "beta"), [(1.0, 1.0), (-0.001, 1.0), (0.1, 0.9), (2.0, 0.0)])
+def test_combine(monkeypatch: pytest.MonkeyPatch, found: bool, dtype: Any, alpha: float, beta: float) -> None:
+    both(monkeypatch, found)
+    random = np.random.default_rng(3)
+    x, y = random.standard_normal(1001).astype(dtype), random.standard_normal(1001).astype(dtype)
+    expected = alpha * x.astype(np.float64) + beta * y
+    whole, cut = y.copy(), y.copy()
+    blas.combine(alpha, x, beta, whole)
+    np.testing.assert_allclose(whole, expected, rtol=1e-5 if dtype is np.float32 else 1e-12, atol=1e-6)
+    for start, stop in ((0, 1), (1, 98), (98, 1001)):
+        blas.combine(alpha, x[start:stop], beta, cut[start:stop])
+    assert cut.tobytes() == whole.tobytes(), "the bits do not depend on the cut"
+
+
 def test_the_fingerprint_names_what_accumulates() -> None:
     from p2pnn.engine.numpy.engine import NumpyEngine
 
