@@ -30,6 +30,8 @@ INPUT_DTYPES: Final = ("float32", "int64", "bool")
 INITIALIZER_KINDS: Final = ("constant", "uniform", "normal")
 METRIC_KINDS: Final = ("mean", "root", "exp")
 METRIC_OPS: Final = ("Accuracy", "TopKAccuracy", "AbsoluteError", "SquaredError", "TokenLoss")
+CONSTANT_OPS: Final = ("Add", "Sub", "Mul", "Div", "Pow")
+"""Ops that may read saved state as a constant, such as the number of `2 * x`; it never changes."""
 LOSS_OPS: Final = ("SoftmaxCrossEntropyLoss", "MeanSquaredError")
 
 
@@ -111,7 +113,7 @@ def _ops(graph: Graph, known: dict[str, Value]) -> None:
             raise ModelError(f"op {op.name} ({op.kind}) has {len(op.outputs)} outputs, but makes {len(results)}")
         for position, name in enumerate(op.inputs):
             running = op.kind == "BatchNormalization" and position in (3, 4)
-            if running != (name in state):
+            if running != (name in state) and not (name in state and op.kind in CONSTANT_OPS):
                 what = "needs saved state" if running else "may not read saved state"
                 raise ModelError(f"op {op.name} ({op.kind}) {what} as input {position}, but {name!r} is given")
         for name, (dtype, shape) in zip(op.outputs, results, strict=True):

@@ -25,6 +25,42 @@ def tanh(x: Value, name: str | None = None) -> Value:
     return call("Tanh", Owner.here(name, "tanh"), (x,))
 
 
+def exp(x: Value, name: str | None = None) -> Value:
+    """e^x."""
+    return call("Exp", Owner.here(name, "exp"), (x,))
+
+
+def log(x: Value, name: str | None = None) -> Value:
+    """The natural logarithm."""
+    return call("Log", Owner.here(name, "log"), (x,))
+
+
+def sqrt(x: Value, name: str | None = None) -> Value:
+    """The square root."""
+    return call("Sqrt", Owner.here(name, "sqrt"), (x,))
+
+
+def erf(x: Value, name: str | None = None) -> Value:
+    """The error function, 2/√π · ∫ e^(−t²) dt from 0 to x."""
+    return call("Erf", Owner.here(name, "erf"), (x,))
+
+
+def clip(x: Value, least: float | None = None, most: float | None = None, name: str | None = None) -> Value:
+    """x, but at least `least` and at most `most`; None for no bound. Beyond them no gradient flows."""
+    bounds = {key: value for key, value in (("min", least), ("max", most)) if value is not None}
+    return call("Clip", Owner.here(name, "clip"), (x,), "", **bounds)
+
+
+def where(condition: Value, a: Value, b: Value, name: str | None = None) -> Value:
+    """a where the condition, a bool input, holds, else b; with numpy's broadcasting."""
+    return call("Where", Owner.here(name, "where"), (condition, a, b))
+
+
+def identity(x: Value, name: str | None = None) -> Value:
+    """x itself, under a name of its own."""
+    return call("Identity", Owner.here(name, "identity"), (x,))
+
+
 def gelu(x: Value, approximate: str = "none", name: str | None = None) -> Value:
     """x · Φ(x), Φ the normal distribution. approximate: "none", or "tanh", which takes half the time."""
     return call("Gelu", Owner.here(name, "gelu"), (x,), approximate=approximate)
@@ -97,6 +133,16 @@ def split(x: Value, parts: int | Sequence[int], axis: int = 1, name: str | None 
     return calls("Split", owner, (x,), axis=axis, split=tuple(parts))
 
 
+def squeeze(x: Value, axes: Sequence[int], name: str | None = None) -> Value:
+    """x without axes of extent 1."""
+    return call("Squeeze", Owner.here(name, "squeeze"), (x,), axes=tuple(axes))
+
+
+def unsqueeze(x: Value, axes: Sequence[int], name: str | None = None) -> Value:
+    """x with axes of extent 1 put in; they count in the result."""
+    return call("Unsqueeze", Owner.here(name, "unsqueeze"), (x,), axes=tuple(axes))
+
+
 def concat(values: Sequence[Value], axis: int = 1, name: str | None = None) -> Value:
     """Join values along an axis; all other axes are equal."""
     return call("Concat", Owner.here(name, "concat"), tuple(values), axis=axis)
@@ -111,6 +157,16 @@ def global_average_pool(x: Value, name: str | None = None) -> Value:
 def reduce_mean(x: Value, axes: Sequence[int], keepdims: bool = False, name: str | None = None) -> Value:
     """The mean over some axes, never the batch; keepdims leaves them as 1."""
     return call("ReduceMean", Owner.here(name, "reduce_mean"), (x,), axes=tuple(axes), keepdims=int(keepdims))
+
+
+def reduce_sum(x: Value, axes: Sequence[int], keepdims: bool = False, name: str | None = None) -> Value:
+    """The sum over some axes, never the batch; keepdims leaves them as 1."""
+    return call("ReduceSum", Owner.here(name, "reduce_sum"), (x,), axes=tuple(axes), keepdims=int(keepdims))
+
+
+def reduce_max(x: Value, axes: Sequence[int], keepdims: bool = False, name: str | None = None) -> Value:
+    """The largest over some axes, never the batch; keepdims leaves them as 1. Equal ones share the gradient."""
+    return call("ReduceMax", Owner.here(name, "reduce_max"), (x,), axes=tuple(axes), keepdims=int(keepdims))
 
 
 def matmul(a: Value, b: Value, name: str | None = None) -> Value:

@@ -13,14 +13,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, TypeAlias
 
 from p2pnn.errors import ModelError
 from p2pnn.model import graph as ir
 from p2pnn.model import ops
 from p2pnn.model.graph import BATCH, Initializer, Shape, show
 
-Operand = "Value | float"
+Operand: TypeAlias = "Value | float"
 """What stands beside a value of a model in arithmetic."""
 
 _scope: ContextVar[str] = ContextVar("scope", default="")

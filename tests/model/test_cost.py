@@ -6,7 +6,6 @@ from p2pnn.model import ops
 from p2pnn.model.graph import concrete
 from tests.model.cases import CASES, B, Case
 
-
 MOVES = ("Concat", "Transpose", "Gather", "Split", "Slice", "Identity")
 
 

@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 
 from p2pnn import nn
 from p2pnn.errors import ModelError
+
+B = nn.BATCH
 
 
 def x(*shape: int) -> nn.Value:
@@ -41,7 +44,6 @@ def test_an_input_with_a_wrong_dtype_or_name() -> None:
         lambda v: float(v),
         lambda v: int(v),
         lambda v: list(v),
-        lambda v: v[0],
         lambda v: 1 if v else 2,
     ],
 )
@@ -52,20 +54,65 @@ def test_a_value_holds_no_numbers(use: object) -> None:
 
 @pytest.mark.parametrize(
     "use",
-    [lambda v: v + 1.0, lambda v: 2 * v, lambda v: v - np.ones(3), lambda v: np.ones(3) - v, lambda v: v @ [1], lambda v: 1 + v],
+    [lambda v: v + "1", lambda v: True * v, lambda v: v - np.ones(3), lambda v: np.ones(3) - v, lambda v: v @ [1],
+     lambda v: v @ 2.0, lambda v: v / float("nan"), lambda v: None ** v],
 )  # fmt: skip
-def test_numbers_beside_values_are_refused(use: object) -> None:
-    with pytest.raises(ModelError, match=r"joins two values of a model, but one side is a .*nn.parameter"):
+def test_what_is_no_number_beside_a_value_is_refused(use: object) -> None:
+    with pytest.raises(ModelError, match=r"joins two values of a model.*, but one side is a .*nn.parameter"):
         use(x(3))  # type: ignore[operator]
 
 
 def test_operators() -> None:
     a, b = nn.Input("a", (3,)), nn.Input("b", (3,))
     w = nn.parameter("w", (3, 2), scale=0.1)
-    graph = nn.Model({"y": (a + b) * (a - b) @ w}).graph
-    assert [op.kind for op in graph.ops] == ["Add", "Sub", "Mul", "MatMul"]
+    graph = nn.Model({"y": (a + b) / -(a - b) * a**b @ w}).graph
+    assert [op.kind for op in graph.ops] == ["Add", "Sub", "Neg", "Div", "Pow", "Mul", "MatMul"]
     assert graph.parameters[0].name == "w"
     assert graph.parameters[0].initializer.scale == 0.1
+
+
+def test_a_number_is_saved_with_the_model_and_not_trained() -> None:
+    graph = nn.Model({"y": 1 - 2.5 * x(3) ** 2 / 4}).graph
+    assert [(op.kind, op.inputs) for op in graph.ops] == [
+        ("Pow", ("x", "pow_1/number")),
+        ("Mul", ("mul_1/number", "pow_1")),
+        ("Div", ("mul_1", "div_1/number")),
+        ("Sub", ("sub_1/number", "div_1")),
+    ]
+    assert not graph.parameters
+    assert {p.name: (p.shape, p.initializer.value) for p in graph.state} == {
+        "pow_1/number": ((1,), 2.0),
+        "mul_1/number": ((1,), 2.5),
+        "div_1/number": ((1,), 4.0),
+        "sub_1/number": ((1,), 1.0),
+    }
+
+
+@pytest.mark.parametrize(
+    ("use", "shape"),
+    [
+        (lambda v: v[:, 1:3], (B, 2, 4, 3)),
+        (lambda v: v[:, ::2, 1], (B, 3, 3)),
+        (lambda v: v[..., -1], (B, 6, 4)),
+        (lambda v: v[:, -1, ..., :-1], (B, 4, 2)),
+        (lambda v: v[:], (B, 6, 4, 3)),
+        (lambda v: v[:, 0, 0, 0], (B,)),
+    ],
+)
+def test_indexing(use: Callable[[nn.Value], nn.Value], shape: tuple[int, ...]) -> None:
+    assert use(x(6, 4, 3)).shape == shape
+
+
+@pytest.mark.parametrize(
+    ("index", "part"),
+    [(0, "begin with ':'"), (slice(1, None), "begin with ':'"), ((slice(None), None), "whole numbers"),
+     ((slice(None), 6), "no 6 at axis 1"), ((slice(None), -7), "no -7 at axis 1"), ((slice(None), slice(4, 2)), "nothing"),
+     ((slice(None),) * 3, "(batch, 6)"), ((slice(None), slice(None, None, -1)), "at least 1"), ("a", "'a'")],
+)  # fmt: skip
+def test_what_cannot_be_indexed(index: object, part: str) -> None:
+    with pytest.raises(ModelError) as caught:
+        x(6)[index]
+    assert part in str(caught.value)
 
 
 def test_wrong_shapes_are_refused_where_they_are_written() -> None:

@@ -15,14 +15,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from p2pnn.cli.takeaway.lines import NUMPY, TORCH, Line
 from p2pnn.errors import ModelError
 from p2pnn.model.flow import Flow
-from p2pnn.model.graph import Graph, Op, Scaling
+from p2pnn.model.graph import Graph, Scaling
 
 _TEMPLATES: Final = Path(__file__).parent
-
-Line = Callable[[Op, list[str]], str]
-"""(op, its inputs as Python expressions) → the Python expression of its output."""
 
 
 def predict_script(graph: Graph) -> str:
@@ -109,7 +107,8 @@ def _body(
         functions, line = table[op.kind]
         used |= set(functions)
         inputs = [weight(name) if name in tensors else names.of(name) for name in op.inputs if name]
-        lines.append(f"{names.of(op.outputs[0])} = {line(op, inputs)}")
+        targets = ", ".join(names.of(name) for name in op.outputs)
+        lines.append(f"{targets}{',' if op.kind == 'Split' and len(op.outputs) == 1 else ''} = {line(op, inputs)}")
     return lines, used
 
 
@@ -168,89 +167,9 @@ def _plain(name: str) -> str:
     return re.sub(r"[^\w .,+-]", "_", name)
 
 
-def _call(function: str, *attributes: str) -> Line:
-    def line(op: Op, inputs: list[str]) -> str:
-        named = [f"{key}={op.attributes[key]!r}" for key in attributes]
-        return f"{function}({', '.join(inputs + named)})"
-
-    return line
-
-
-def _infix(sign: str) -> Line:
-    return lambda op, inputs: f"{inputs[0]} {sign} {inputs[1]}"
-
-
-def _reshape(op: Op, inputs: list[str]) -> str:
-    return f"{inputs[0]}.reshape({(-1, *op.integers('shape')[1:])})"
-
-
-def _flatten(op: Op, inputs: list[str]) -> str:
-    return f"{inputs[0]}.reshape({inputs[0]}.shape[0], -1)"
-
-
-def _batch_normalization_torch(op: Op, inputs: list[str]) -> str:
-    x, scale, bias, mean, variance = inputs
-    momentum = round(1.0 - float(op.attributes["momentum"]), 9)  # type: ignore[arg-type]
-    return (
-        f"F.batch_norm({x}, {mean}, {variance}, {scale}, {bias}, training=self.training, momentum={momentum!r},"
-        f" eps={op.attributes['epsilon']!r})"
-    )
-
-
-def _axis(function: str, axis_key: str, numpy: bool) -> Line:
-    """Reductions along axes: numpy's `axis`/`keepdims` or torch's `dim`/`keepdim`."""
-
-    def line(op: Op, inputs: list[str]) -> str:
-        words = ("axis", "keepdims") if numpy else ("dim", "keepdim")
-        return f"{inputs[0]}.{function}({words[0]}={op.attributes[axis_key]!r}, {words[1]}={bool(op.attributes['keepdims'])})"
-
-    return line
-
-
-_SHARED: Final[dict[str, tuple[tuple[str, ...], Line]]] = {
-    "MatMul": ((), _infix("@")),
-    "Conv": (("conv",), _call("conv", "strides", "pads", "dilations", "group")),
-    "MaxPool": (("max_pool",), _call("max_pool", "kernel_shape", "strides", "pads")),
-    "AveragePool": (("average_pool",), _call("average_pool", "kernel_shape", "strides", "pads", "count_include_pad")),
-    "Add": ((), _infix("+")),
-    "Sub": ((), _infix("-")),
-    "Mul": ((), _infix("*")),
-    "Reshape": ((), _reshape),
-    "Flatten": ((), _flatten),
-}
-
-NUMPY: Final[dict[str, tuple[tuple[str, ...], Line]]] = _SHARED | {
-    "Gemm": (("gemm",), _call("gemm")),
-    "GlobalAveragePool": ((), lambda op, inputs: f"{inputs[0]}.mean(axis=(2, 3), keepdims=True)"),
-    "BatchNormalization": (("batch_normalization",), _call("batch_normalization", "epsilon")),
-    "Relu": ((), lambda op, inputs: f"np.maximum({inputs[0]}, 0)"),
-    "Sigmoid": (("sigmoid",), _call("sigmoid")),
-    "Tanh": ((), _call("np.tanh")),
-    "Softmax": (("softmax",), _call("softmax", "axis")),
-    "Concat": ((), lambda op, i: f"np.concatenate([{', '.join(i)}], axis={op.attributes['axis']})"),
-    "Transpose": ((), lambda op, inputs: f"{inputs[0]}.transpose({op.integers('perm')})"),
-    "ReduceMean": ((), _axis("mean", "axes", numpy=True)),
-    "ArgMax": ((), _axis("argmax", "axis", numpy=True)),
-    "Dropout": ((), lambda op, inputs: f"{inputs[0]}  # dropout acts in training only"),
-}
-
-TORCH: Final[dict[str, tuple[tuple[str, ...], Line]]] = _SHARED | {
-    "Gemm": ((), _call("F.linear")),
-    "GlobalAveragePool": ((), lambda op, inputs: f"{inputs[0]}.mean(dim=(2, 3), keepdim=True)"),
-    "BatchNormalization": ((), _batch_normalization_torch),
-    "Relu": ((), _call("F.relu")),
-    "Sigmoid": ((), _call("torch.sigmoid")),
-    "Tanh": ((), _call("torch.tanh")),
-    "Softmax": ((), lambda op, inputs: f"F.softmax({inputs[0]}, dim={op.attributes['axis']})"),
-    "Concat": ((), lambda op, i: f"torch.cat([{', '.join(i)}], dim={op.attributes['axis']})"),
-    "Transpose": ((), lambda op, inputs: f"{inputs[0]}.permute({op.integers('perm')})"),
-    "ReduceMean": ((), _axis("mean", "axes", numpy=False)),
-    "ArgMax": ((), _axis("argmax", "axis", numpy=False)),
-    "Dropout": ((), lambda op, inputs: f"F.dropout({inputs[0]}, {op.attributes['ratio']!r}, self.training)"),
-}
-
 _ALL_FUNCTIONS: Final = (
-    *("load", "rows", "main", "predict", "model", "Model", "FOLDER", "CLASSES", "SHAPES", "W"),
-    *("gemm", "windows_of", "padded", "conv", "max_pool", "average_pool", "batch_normalization", "sigmoid", "softmax"),
+    *("load", "rows", "main", "predict", "read", "model", "Model", "FOLDER", "CLASSES", "SHAPES", "W"),
+    *(name for table in (NUMPY, TORCH) for functions, _ in table.values() for name in functions),
+    *("windows_of", "padded", "erf"),
 )
 """Names that a script has already: values get others."""

@@ -1,11 +1,12 @@
 """The forward functions that a generated predict.py may hold, with numpy alone.
 
-Each is copied into the script as it stands here, so it reads well alone, imports nothing, and works on ONNX's layouts:
+Each is copied into the script as it stands here, so it reads well alone, needs math and numpy only, and works on ONNX's layouts:
 images are (rows, channels, height, width). They are written to be understood; the engines are the fast ones.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -70,3 +71,40 @@ def sigmoid(x: Array) -> Array:
 def softmax(x, *, axis):  # type: ignore[no-untyped-def]
     e = np.exp(x - x.max(axis=axis, keepdims=True))
     return e / e.sum(axis=axis, keepdims=True)
+
+
+def erf(x):  # type: ignore[no-untyped-def]
+    return np.vectorize(math.erf, otypes=[x.dtype])(x)
+
+
+def gelu(x, *, approximate):  # type: ignore[no-untyped-def]
+    if approximate == "none":
+        return x * (1 + erf(x / math.sqrt(2))) / 2  # type: ignore[no-untyped-call]
+    return x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2
+
+
+def layer_normalization(x, weight, bias=None, *, axis, epsilon):  # type: ignore[no-untyped-def]
+    axes = tuple(range(axis, x.ndim))
+    centered = x - x.mean(axis=axes, keepdims=True)
+    y = centered / np.sqrt((centered**2).mean(axis=axes, keepdims=True) + np.float32(epsilon)) * weight
+    return y if bias is None else y + bias
+
+
+def gather(table, indices):  # type: ignore[no-untyped-def]
+    if indices.size and not 0 <= indices.min() <= indices.max() < len(table):
+        raise ValueError(f"indices must be 0 to {len(table) - 1}; these are {indices.min()} to {indices.max()}")
+    return table[indices]
+
+
+def attention(queries, keys, values, *, q_num_heads, kv_num_heads, is_causal, scale):  # type: ignore[no-untyped-def]
+    """Heads lie side by side in the last axis; several query heads may share a key head."""
+    q, k, v = (
+        x.reshape(*x.shape[:2], heads, -1).transpose(0, 2, 1, 3)
+        for x, heads in ((queries, q_num_heads), (keys, kv_num_heads), (values, kv_num_heads))
+    )
+    k, v = (np.repeat(x, q_num_heads // kv_num_heads, axis=1) for x in (k, v))
+    scores = scale * (q @ k.transpose(0, 1, 3, 2))
+    if is_causal:
+        scores = np.where(np.tri(*scores.shape[2:], dtype=np.bool_), scores, -np.inf)
+    y = softmax(scores, axis=-1) @ v  # type: ignore[no-untyped-call]
+    return y.transpose(0, 2, 1, 3).reshape(*queries.shape[:2], -1)

@@ -27,3 +27,17 @@ def conv(x, weight, bias=None, *, strides, pads, dilations, group):  # type: ign
     top, left, bottom, right = pads
     x = F.pad(x, (left, right, top, bottom))
     return F.conv2d(x, weight, bias, stride=strides, dilation=dilations, groups=group)
+
+
+def gather(table, indices):  # type: ignore[no-untyped-def]
+    return F.embedding(indices, table) if table.ndim == 2 else table[indices]
+
+
+def attention(queries, keys, values, *, q_num_heads, kv_num_heads, is_causal, scale):  # type: ignore[no-untyped-def]
+    q, k, v = (
+        x.unflatten(2, (heads, -1)).transpose(1, 2)
+        for x, heads in ((queries, q_num_heads), (keys, kv_num_heads), (values, kv_num_heads))
+    )
+    k, v = (x.repeat_interleave(q_num_heads // kv_num_heads, dim=1) for x in (k, v))
+    y = F.scaled_dot_product_attention(q, k, v, is_causal=bool(is_causal), scale=scale)
+    return y.transpose(1, 2).flatten(2)

@@ -1,5 +1,7 @@
 """The scripts' functions, one by one, against sums written out and ONNX's reference."""
 
+import math
+
 import numpy as np
 import pytest
 from onnx import helper
@@ -62,3 +64,41 @@ def test_gemm() -> None:
     x, w, b = image(3, 4), image(2, 4), image(2)
     np.testing.assert_array_equal(numpy_ops.gemm(x, w, b), x @ w.T + b)
     np.testing.assert_array_equal(numpy_ops.gemm(x, w), x @ w.T)
+
+
+def test_gelu_and_erf() -> None:
+    x = image(3, 40) * 3
+    normal = np.array([0.5 * (1 + math.erf(n / math.sqrt(2))) for n in x.reshape(-1)]).reshape(x.shape)
+    np.testing.assert_allclose(numpy_ops.gelu(x, approximate="none"), x * normal, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(numpy_ops.gelu(x, approximate="tanh"), x * normal, atol=1e-3)
+    assert np.abs(numpy_ops.gelu(x, approximate="tanh") - x * normal).max() > 1e-5
+    found = numpy_ops.erf(x)
+    np.testing.assert_allclose(found, reference("Erf", [x]), rtol=1e-6)
+    assert found.dtype == np.float32
+
+
+@pytest.mark.parametrize("axis", [1, 2])
+def test_layer_normalization(axis: int) -> None:
+    x = image(3, 4, 5)
+    w, b = image(*x.shape[axis:]), image(*x.shape[axis:])
+    expected = reference("LayerNormalization", [x, w, b], axis=axis, epsilon=1e-3)
+    np.testing.assert_allclose(
+        numpy_ops.layer_normalization(x, w, b, axis=axis, epsilon=1e-3), expected, rtol=1e-4, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize(("heads", "shared"), [(4, 4), (4, 2), (3, 1)])
+@pytest.mark.parametrize(("n", "m", "causal"), [(5, 5, 1), (5, 3, 0), (3, 5, 1)])
+def test_attention(heads: int, shared: int, n: int, m: int, causal: int) -> None:
+    operands = [image(2, n, heads * 3), image(2, m, shared * 3), image(2, m, shared * 2)]
+    settings = {"q_num_heads": heads, "kv_num_heads": shared, "is_causal": causal, "scale": 0.4}
+    found = numpy_ops.attention(*operands, **settings)
+    np.testing.assert_allclose(found, reference("Attention", operands, **settings), rtol=1e-4, atol=1e-5)
+
+
+def test_gather_refuses_rows_that_are_not_there() -> None:
+    table = image(5, 2)
+    np.testing.assert_array_equal(numpy_ops.gather(table, np.array([[4, 0]])), table[[[4, 0]]])
+    for wrong in (-1, 5):
+        with pytest.raises(ValueError, match="indices must be 0 to 4"):
+            numpy_ops.gather(table, np.array([0, wrong]))

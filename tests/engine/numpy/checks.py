@@ -5,6 +5,7 @@ The loss is the mean squared error to a random target, which makes the gradient 
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from tests.engine.numpy.cases import CASES, FORWARD_ONLY
 ROWS, SCALE = 3, 0.5
 AS_INPUT = {
     "Reshape": (("shape", np.int64),),
-    **{kind: (("axes", np.int64),) for kind in ("ReduceMean", "ReduceSum", "ReduceMax", "Squeeze", "Unsqueeze")},
+    **dict.fromkeys(("ReduceMean", "ReduceSum", "ReduceMax", "Squeeze", "Unsqueeze"), (("axes", np.int64),)),
     "Slice": tuple((key, np.int64) for key in ("starts", "ends", "axes", "steps")),
     "Clip": (("min", np.float32), ("max", np.float32)),
     "Dropout": (("ratio", np.float32),),
@@ -105,7 +106,8 @@ def forward(
     return made, held
 
 
-def to_onnx(graph: Graph, output: str, held: dict[str, Array]) -> onnx.ModelProto:
+def to_onnx(graph: Graph, wanted: Sequence[str], held: Mapping[str, Array]) -> onnx.ModelProto:
+    """The ops of a graph as an ONNX model with these outputs, and its parameters and state as constants."""
     sequences = {v.name for v in (*graph.inputs, *graph.values) if len(v.shape) == 3}
     nodes, constants = [], [numpy_helper.from_array(array, name) for name, array in held.items()]
     for op in graph.ops:
@@ -128,7 +130,7 @@ def to_onnx(graph: Graph, output: str, held: dict[str, Array]) -> onnx.ModelProt
         helper.make_tensor_value_info(v.name, helper.np_dtype_to_tensor_dtype(np.dtype(v.dtype)), None)
         for v in graph.inputs
     ]
-    outputs = [helper.make_tensor_value_info(output, TensorProto.UNDEFINED, None)]
+    outputs = [helper.make_tensor_value_info(name, TensorProto.UNDEFINED, None) for name in wanted]
     made = helper.make_graph(nodes, "case", inputs, outputs, constants)
     return helper.make_model(made, opset_imports=[helper.make_opsetid("", 23)])
 
@@ -144,7 +146,7 @@ def check_graph_forward(graph: Graph, y: str) -> None:
     """The same, for any graph of ONNX's kinds."""
     data = batch(graph, ROWS)
     made, held = forward(graph, "predict", data)
-    (expected,) = ReferenceEvaluator(to_onnx(graph, y, held)).run([y], data)
+    (expected,) = ReferenceEvaluator(to_onnx(graph, [y], held)).run([y], data)
     assert made[y].shape == expected.shape
     assert made[y].dtype == (np.int64 if expected.dtype == np.int64 else np.float32)
     np.testing.assert_allclose(made[y], expected, rtol=1e-4, atol=1e-5)
