@@ -67,15 +67,17 @@ def plan_headline(plan: Mapping[str, Any], demonstration: bool = False) -> str:
 
 
 def plan_table(plan: Mapping[str, Any]) -> list[str]:
-    """Which layers lie on which node, and what it sends per training step."""
-    rows = [("node", "layers", "parameters", "memory", "sends per step")]
-    for node in plan["nodes"]:
+    """Which layers lie on which node, what it sends per training step, and by how many updates it runs behind, if any do."""
+    late = plan.get("delays") or ()
+    rows = [["node", "layers", "parameters", "memory", *(["runs behind by"] if any(late) else []), "sends per step"]]
+    for index, node in enumerate(plan["nodes"]):
         sends = []
         for peer, forward, backward in node.get("sends", ()):
             back = ", and its gradient back" if backward == forward else f", and {size(backward)} of gradients back"
             sends.append(f"{size(forward)} to {peer}{back if backward else ''}")
         memory = size(node["memory_bytes"])
-        rows.append((node["name"], node["layers"], count(node["parameters"]), memory, "; ".join(sends)))
+        behind = [f"{late[index]} update{'s' * (late[index] > 1)}" if late[index] else ""] if any(late) else []
+        rows.append([node["name"], node["layers"], count(node["parameters"]), memory, *behind, "; ".join(sends)])
     return ["  " + line for line in table(rows, right=(2, 3))]
 
 

@@ -149,6 +149,14 @@ class Run:
 
     @property
     def closing(self) -> dict[str, Any]:
+    @property
+    def same_bits(self) -> str:
+        """What gives the same bits: another cut too, unless nodes work with parameters of some updates ago."""
+        found = self._gathered()
+        if any((found.plan or {}).get("delays") or ()):
+            return f"the same wherever the same plan runs {found.spec.schedule}"
+        return "the same with --local 1" if self.mesh.local is not None else ""
+
         """The last record of metrics.jsonl."""
         return closing({"result": {"evaluation": self._evaluations}})
 
@@ -262,7 +270,7 @@ def complete(
         return
     if run.evaluation:
         terminal.say(render.evaluation(run.evaluation, seconds))
-    for line in result_lines(folder, run.bits, local=run.mesh.local is not None, demonstration=demonstration):
+    for line in result_lines(folder, run.bits, run.same_bits, demonstration=demonstration):
         terminal.say(line)
 
 
@@ -278,12 +286,12 @@ def _write_trace(run: Run, path: Path) -> None:
             terminal.remark(line)
 
 
-def result_lines(folder: Path, bits: str, *, local: bool = False, demonstration: bool = False) -> Iterator[str]:
-    """Where the results lie, the bits, and what to do next."""
+def result_lines(folder: Path, bits: str, same: str = "", *, demonstration: bool = False) -> Iterator[str]:
+    """Where the results lie, the bits and what gives the same ones, and what to do next."""
     yield render.label(
         "results", f"{terminal.short_path(folder)}      {', '.join(('model.safetensors', *results.FILES[4:]))} …"
     )
-    yield render.label("bits", bits + ("   (the same with --local 1)" if local else ""))
+    yield render.label("bits", f"{bits}   ({same})" if same else bits)
     if demonstration:
         yield render.label(
             "next", "your own model: examples/own_model.py · a mesh that stays: docs/operating.md · p2pnn train --help"

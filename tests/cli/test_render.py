@@ -37,6 +37,12 @@ def test_the_plan() -> None:
         "  b     fc1                33,300  2.2 MiB  60 KiB to c",
         "  c     fc2, head           2,410  1.0 MiB",
     ]
+    assert render.plan_table(PLAN | {"delays": [2, 1, 0]})[:2] == [
+        "  node  layers         parameters   memory  runs behind by  sends per step",
+        "  a     conv1 … pool2       4,870  3.1 MiB  2 updates       256 KiB to b, and its gradient back",
+    ]
+    assert "1.0 MiB" in render.plan_table(PLAN | {"delays": [2, 1, 0]})[3].split("  ")[-1]
+    assert render.plan_table(PLAN | {"delays": [0, 0, 0]}) == render.plan_table(PLAN)
     assert render.plan_headline(PLAN).endswith("cut anyway")
     assert render.plan_headline(PLAN, demonstration=True).endswith("cut anyway, to show it")
     assert render.plan_reasons(PLAN) == ["  c: the rest", "  a → b"]
