@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 import pytest
 
@@ -37,3 +39,12 @@ def test_dropout_keeps_the_mean_and_draws_by_step_micro_batch_and_op() -> None:
     assert len({mask.tobytes() for mask in masks}) == len(masks)
     run.programs[0].forward(0, Context(1, 0, 0, ROWS), run.values[0])
     np.testing.assert_array_equal(run.values[0][first], masks[0])
+
+
+def test_dice_draw_what_a_generator_of_that_key_draws_whatever_was_drawn_before() -> None:
+    dice = elementwise.Dice(9)
+    for context in (Context(1, 2, 3, ROWS), Context(5, 6, 7, ROWS), Context(1, 2, 3, ROWS)):
+        text = f"dropout {context.seed} {context.step} {context.micro_batch} 9"
+        key = int.from_bytes(hashlib.sha256(text.encode()).digest()[:16], "little")
+        fresh = np.random.Generator(np.random.Philox(key=key)).random(77, np.float32)
+        np.testing.assert_array_equal(dice.keyed(context).random(77, np.float32), fresh)
