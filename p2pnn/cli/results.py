@@ -11,6 +11,7 @@ name and renamed when it is whole, so that a reader sees all of it or nothing, a
     metrics.jsonl       one record per epoch, and a last one with the evaluation, the job, its step and the bits
     load_torch.py       the network as a torch module
     predict.py          the network with numpy alone
+    trace.json.gz       of a local mesh: who computed, waited and sent when, for chrome://tracing and Perfetto
 """
 
 from __future__ import annotations
@@ -115,11 +116,13 @@ def run_folder(name: str, out: str | None = None) -> Path:
     return base / f"{name}-{number}"
 
 
-def write(results: Results, folder: Path, *, chosen: bool, last: Mapping[str, Any]) -> Path:
+def write(
+    results: Results, folder: Path, *, chosen: bool, last: Mapping[str, Any], more: Mapping[str, bytes] | None = None
+) -> Path:
     """Write the take-away folder and return its path. chosen: a person named it; else a taken name is counted up.
 
-    last: the closing record of metrics.jsonl. Raises StorageError where the disk is full or refuses; what was written is
-    removed.
+    last: the closing record of metrics.jsonl. more: further files by name. Raises StorageError where the disk is full or
+    refuses; what was written is removed.
     """
     graph = results.spec.graph
     try:
@@ -127,7 +130,7 @@ def write(results: Results, folder: Path, *, chosen: bool, last: Mapping[str, An
         temporary = Path(tempfile.mkdtemp(prefix=".p2pnn-", dir=folder.parent))
         try:
             temporary.chmod(0o755 & ~_umask())
-            _write_files(results, graph, temporary, last)
+            _write_files(results, graph, temporary, last, more or {})
             return _move(temporary, folder, chosen)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -136,23 +139,31 @@ def write(results: Results, folder: Path, *, chosen: bool, last: Mapping[str, An
         raise StorageError(f"the results could not be written to {folder}: {error.strerror or error}") from error
 
 
-def write_anywhere(results: Results, folder: Path, name: str, *, chosen: bool, last: Mapping[str, Any]) -> Path:
+def write_anywhere(
+    results: Results,
+    folder: Path,
+    name: str,
+    *,
+    chosen: bool,
+    last: Mapping[str, Any],
+    more: Mapping[str, bytes] | None = None,
+) -> Path:
     """Like `write`, for results that nobody else has: where the folder refuses, under the person's runs, else temporary.
 
     Raises the StorageError of the last where all three refuse.
     """
     try:
-        return write(results, folder, chosen=chosen, last=last)
+        return write(results, folder, chosen=chosen, last=last, more=more)
     except StorageError:
         if chosen:
             with contextlib.suppress(StorageError):
-                return write(results, run_folder(name), chosen=False, last=last)
+                return write(results, run_folder(name), chosen=False, last=last, more=more)
     try:
         temporary = tempfile.mkdtemp(prefix="p2pnn-results-")
     except OSError as error:
         raise StorageError(f"the results could not be written anywhere: {error.strerror or error}") from error
     try:
-        return write(results, Path(temporary) / folder.name, chosen=True, last=last)
+        return write(results, Path(temporary) / folder.name, chosen=True, last=last, more=more)
     except StorageError:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -164,7 +175,9 @@ def to_safetensors(tensors: Mapping[str, NDArray[np.float32]], metadata: Mapping
     return bytes(save(dict(tensors), dict(metadata) or None))
 
 
-def _write_files(results: Results, graph: Graph, folder: Path, last: Mapping[str, Any]) -> None:
+def _write_files(
+    results: Results, graph: Graph, folder: Path, last: Mapping[str, Any], more: Mapping[str, bytes]
+) -> None:
     from p2pnn.cli import takeaway
 
     history = [to_json(counted(record), 0) for record in results.history]
@@ -182,7 +195,7 @@ def _write_files(results: Results, graph: Graph, folder: Path, last: Mapping[str
         "predict.py": takeaway.predict_script(graph).encode(),
     }
     assert tuple(contents) == FILES
-    for name, content in contents.items():
+    for name, content in (contents | more).items():
         with (folder / name).open("wb") as file:
             file.write(content)
             file.flush()

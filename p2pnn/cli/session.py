@@ -18,6 +18,7 @@ from p2pnn.cli import trace as tracing
 from p2pnn.cli.http import segment
 from p2pnn.cli.mesh import Mesh
 from p2pnn.errors import P2pnnError, StorageError, UsageError
+from p2pnn.job import trace as made
 
 if TYPE_CHECKING:
     import numpy as np
@@ -109,13 +110,14 @@ class Run:
         """
         if self._written is None:
             gathered, last = self._gathered(), self.closing
+            more = {"trace.json.gz": tracing.compressed(made.chrome(self._trace))} if self._trace else {}
             try:
-                self._written = results.write(gathered, self._folder, chosen=self._chosen, last=last)
+                self._written = results.write(gathered, self._folder, chosen=self._chosen, last=last, more=more)
             except StorageError as error:
                 if self.mesh.local is None:
                     raise StorageError(f"{error}; get them with `p2pnn jobs fetch {self.job} --out DIR`") from error
                 self._written = results.write_anywhere(
-                    gathered, self._folder, self.name, chosen=self._chosen, last=last
+                    gathered, self._folder, self.name, chosen=self._chosen, last=last, more=more
                 )
                 terminal.remark(f"{error}; they lie in {self._written} instead")
         return self._written
@@ -148,8 +150,6 @@ class Run:
         return self._gathered().bits
 
     @property
-    def closing(self) -> dict[str, Any]:
-    @property
     def same_bits(self) -> str:
         """What gives the same bits: another cut too, unless nodes work with parameters of some updates ago."""
         found = self._gathered()
@@ -157,6 +157,8 @@ class Run:
             return f"the same wherever the same plan runs {found.spec.schedule}"
         return "the same with --local 1" if self.mesh.local is not None else ""
 
+    @property
+    def closing(self) -> dict[str, Any]:
         """The last record of metrics.jsonl."""
         return closing({"result": {"evaluation": self._evaluations}})
 

@@ -200,7 +200,7 @@ def _rows(view: View, begin: float, ends: dict[tuple[int, int], dict[int, dict[s
     for span in view.waiting:
         yield _event(view, span, begin, WAIT, "wait")
     if view.open_wait is not None:
-        yield _event(view, view.open_wait, begin, WAIT, "wait") | {"name": "not over when the trace was taken"}
+        yield _event(view, view.open_wait, begin, WAIT, "wait") | {"name": "not over when this node's part was taken"}
     yield from _lanes(view, begin, ends)
 
 

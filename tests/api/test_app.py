@@ -14,6 +14,7 @@ import pytest
 from p2pnn.api import app as module
 from p2pnn.data.blobs import blob_id
 from p2pnn.errors import NotAllowedError, TimedOutError
+from p2pnn.job.trace import NodePart, View
 from p2pnn.node.daemon import Daemon
 from tests.api.http import Api, api
 from tests.node.nodes import toy
@@ -235,3 +236,23 @@ async def test_who_follows_a_job_sees_its_end_and_may_leave_before(tmp_path: Pat
             await a.call("POST", f"jobs/{job}/cancel")
             lines = [json.loads(line) async for line in response.content]
         assert lines[-1]["state"] == "cancelled"
+
+
+async def test_a_trace_is_lines_of_parts_and_a_job_without_nodes_has_none(tmp_path: Path) -> None:
+    async with api(tmp_path) as a:
+        job, _ = await submit(a)
+        await events(a, job)
+        status, data = await a.raw(f"jobs/{job}/trace")
+        assert status == 200
+        head, part = [json.loads(line) for line in data.splitlines()]
+        assert head == {"job": job, "generation": 1, "nodes": ["a"]}
+        found = msgspec.convert(part["part"], NodePart)
+        assert (found.job, found.name, found.moved) == (job, "a", b"")
+        assert View(found).computing
+        jobs = a.daemon.jobs
+        jobs.records[job] = msgspec.structs.replace(jobs.get(job), plan=None, state="queued")  # type: ignore[index]
+        status, answer = await a.call("GET", f"jobs/{job}/trace")
+        assert status == 404
+        assert "no node has begun with it" in answer["error"]
+        status, answer = await a.call("GET", "jobs/nothing-1/trace")
+        assert status == 404

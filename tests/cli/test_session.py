@@ -1,5 +1,6 @@
 """A run as Python and the command line hold it: followed once, gathered once, written once."""
 
+import gzip
 import json
 import threading
 from pathlib import Path
@@ -160,3 +161,24 @@ def test_a_run_that_diverged_is_printed_as_json(
 def test_the_closing_record_is_the_evaluation() -> None:
     assert session.closing({"result": {"evaluation": EVALUATION}}) == {"evaluation": [EVALUATION]}
     assert session.closing({"result": None}) == {"evaluation": []}
+
+
+def test_where_nodes_run_behind_the_same_bits_take_the_same_plan(
+    tmp_path: Path, daemon: FakeDaemon, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = MadeJob(daemon)
+    session.complete(run_on(daemon, tmp_path / "r"))
+    assert f"bits         {made.bits}\n" in capsys.readouterr().out
+    results = daemon.answers["GET", f"/api/v1/jobs/{JOB}/results"]
+    results["plan"] = results["plan"] | {"delays": [1, 0]}
+    session.complete(run_on(daemon, tmp_path / "s"))
+    assert f"bits         {made.bits}   (the same wherever the same plan runs sync)\n" in capsys.readouterr().out
+
+
+def test_what_a_local_mesh_recorded_goes_into_the_folder(own_home: Path) -> None:
+    run = p2pnn.train("mlp", "digits", local=2, out=str(own_home / "r"), epochs=1, nodes=2)
+    run.follow(lambda event: None)
+    folder = run.save()
+    found = json.loads(gzip.decompress((folder / "trace.json.gz").read_bytes()))
+    assert [node["name"] for node in found["otherData"]["nodes"]] == ["a", "b"]
+    assert run.trace().parts

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -13,6 +14,7 @@ from p2pnn.cli.train import asked_for
 from p2pnn.errors import UsageError
 from tests.cli.fake import FakeDaemon
 from tests.cli.made import EVALUATION, FLOWERS_PY, JOB, PLAN, MadeJob, flower_data, submitted, take
+from tests.job.test_trace import FIRST, SECOND
 
 
 @pytest.fixture
@@ -296,3 +298,33 @@ def test_a_real_daemon_plans(here: Path, capsys: pytest.CaptureFixture[str]) -> 
         assert "attic" in refused(["plan", *words, *socket, "--pin", "head=attic"], capsys)
         assert "4" in refused(["plan", *words, *socket, "--nodes", "4"], capsys)
         assert "desk" in refused(["plan", *words, *socket, "--nodes", "a,desk"], capsys)
+
+
+def test_a_trace_is_written_however_the_job_ends(
+    here: Path, daemon: FakeDaemon, capsys: pytest.CaptureFixture[str]
+) -> None:
+    MadeJob(daemon)
+    assert main([*OWN, "--batch-size", "20", "--trace", "t.json"]) == 0  # this daemon has none
+    assert "t.json" not in {path.name for path in here.iterdir()}
+    parts = [json.loads(msgspec.json.encode({"part": part})) for part in (FIRST, SECOND)]
+    daemon[f"GET jobs/{JOB}/trace"] = lambda body: iter([{"nodes": ["a", "b"], "generation": 1}, *parts])
+    capsys.readouterr()
+    assert main([*OWN, "--batch-size", "20", "--trace", "t.json"]) == 0
+    out, err = capsys.readouterr()
+    assert "computed 57%" in err
+    assert "computed 57%" not in out
+    assert json.loads((here / "t.json").read_bytes())["traceEvents"]
+    event = {"number": 1, "time": 0, "kind": "state", "state": "failed", "reason": "node b is gone"}
+    daemon[f"GET jobs/{JOB}/events?after=0"] = lambda body: iter([event])
+    daemon[f"GET jobs/{JOB}"] = {"state": "failed"}
+    assert main([*OWN, "--batch-size", "20", "--trace", "failed.json"]) == 1
+    assert (here / "failed.json").exists()
+
+
+def test_a_trace_that_cannot_be_is_refused_before_anything_starts(
+    here: Path, daemon: FakeDaemon, capsys: pytest.CaptureFixture[str]
+) -> None:
+    take(daemon)
+    assert "--detach" in refused([*OWN, "--trace", "t.json", "--detach"], capsys)
+    assert "is no trace" in refused([*OWN, "--trace", "flowers.py"], capsys)
+    assert not daemon.bodies("POST jobs")

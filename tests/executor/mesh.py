@@ -23,6 +23,7 @@ from p2pnn.executor.process import Spawned, spawn
 from p2pnn.job import script
 from p2pnn.job.checkpoint import Manifest, Part
 from p2pnn.job.segment import delays, transfers
+from p2pnn.job.spans import RING_BYTES, Span, read, unpack
 from p2pnn.job.spec import Chunk, Column, Dataset, JobSpec, Split
 from p2pnn.model.graph import Graph
 from p2pnn.train.frames import layout
@@ -125,7 +126,7 @@ class Mesh:
         self.transfers = transfers(spec.graph, assignment)
         self.layouts = [layout(spec.graph, plan, n, spec.rows_per_micro_batch) for n in range(nodes)]
         self.gates = [Gate(spec.graph, plan, n, self.layouts[n]) for n in range(nodes)]
-        self.spawned: list[Spawned] = [spawn(places.arena_bytes, spec.threads) for places in self.layouts]
+        self.spawned: list[Spawned] = [spawn(places.arena_bytes + RING_BYTES, spec.threads) for places in self.layouts]
         self.codecs = [channel.Codec[commands.FromExecutor](commands.FromExecutor) for _ in range(nodes)]
         self.done: list[dict[int, script.Done]] = [{} for _ in range(nodes)]
         self.progress: list[list[script.Progress]] = [[] for _ in range(nodes)]
@@ -138,7 +139,12 @@ class Mesh:
         manifest = msgspec.msgpack.encode(checkpoint) if checkpoint else b""
         for node, spawned in enumerate(self.spawned):
             prepare = commands.Prepare(
-                str(spec_path), msgspec.msgpack.encode(plan), node, str(blobs.root), checkpoint=manifest
+                str(spec_path),
+                msgspec.msgpack.encode(plan),
+                node,
+                str(blobs.root),
+                checkpoint=manifest,
+                spans=self.layouts[node].arena_bytes,
             )
             spawned.socket.sendall(channel.encode(prepare))
 
@@ -148,6 +154,10 @@ class Mesh:
     def __exit__(self, *_: object) -> None:
         for spawned in self.spawned:
             spawned.kill()
+
+    def spans(self, node: int) -> list[Span]:
+        """What this executor has written down so far."""
+        return unpack(read(self.spawned[node].arena.view[self.layouts[node].arena_bytes :]).spans)
 
     def prepare(self) -> None:
         self.route(lambda: len(self.prepared) == len(self.spawned))

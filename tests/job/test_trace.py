@@ -161,7 +161,7 @@ def test_a_wait_that_is_not_over_is_shown_and_spans_that_make_no_sense_are_not()
     moved = packed((1.0, 2.0, 0, 0, Kind.SEND, 77))
     found = rendered(Trace("toy-1", 1, (part(0, nonsense + unknown, moved, since=3.0, taken_s=8.0),), {}))
     assert [name for name, *_ in slices(found, 0, "compute")] == ["kind 99 conv1 … pool1", "forward"]
-    assert slices(found, 0, "wait") == [("not over when the trace was taken", 2e6, 5e6, {})]
+    assert slices(found, 0, "wait") == [("not over when this node's part was taken", 2e6, 5e6, {})]
     assert slices(found, 0, "send") == []
 
 
