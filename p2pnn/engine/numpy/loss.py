@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from p2pnn.engine.numpy.kernel import Call, Kernel, Site, Spec
-from p2pnn.engine.numpy.layout import Array
+from p2pnn.engine.numpy.layout import Array, onnx_view
 from p2pnn.model.graph import elements
 
 PROBABILITY_MIN = 1e-20
@@ -62,7 +62,7 @@ class SoftmaxCrossEntropyLoss(Kernel):
         call.y[...] = cross_entropy(scores, labels[:count], probabilities, self._line.array) / count
 
     def backward(self, call: Call) -> None:
-        labels, probabilities = call.inputs[1].reshape(-1), call.stash[0]
+        labels, probabilities = self._scores.labels(call), call.stash[0]
         dx = self._scores.target(call.dx[0])
         np.multiply(probabilities, probabilities >= PROBABILITY_MIN, out=dx)
         dx[self._scores.positions, labels] -= 1
@@ -126,7 +126,7 @@ class Scores:
     """
 
     def __init__(self, site: Site) -> None:
-        operand = site.inputs[0]
+        operand, self._labels_order = site.inputs[0], site.inputs[1].order
         axis = site.op.integer("axis")
         self._axis = axis if operand.order == "plain" else 3
         shape = operand.shape
@@ -138,11 +138,15 @@ class Scores:
 
     def load(self, call: Call) -> tuple[Array, Array, int]:
         """(scores, labels, how many positions belong to valid rows)."""
-        scores, labels = call.inputs
+        scores = call.inputs[0]
         if self._copy is not None:
             np.copyto(self._copy.array, np.moveaxis(scores, self._axis, -1))
             scores = self._copy.array
-        return scores.reshape(self.shape), labels.reshape(-1), call.context.rows * self._per_row
+        return scores.reshape(self.shape), self.labels(call), call.context.rows * self._per_row
+
+    def labels(self, call: Call) -> Array:
+        """The labels in ONNX's order, as a vector."""
+        return onnx_view(call.inputs[1], self._labels_order).reshape(-1)
 
     def target(self, dx: Array) -> Array:
         """Where to write the scores' gradient, as such a matrix; `store` brings it to dx."""

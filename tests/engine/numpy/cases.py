@@ -117,6 +117,7 @@ CASES: dict[str, Callable[[Build], str]] = {
     "Attention causal few keys": lambda b: attended(b, 5, 3, 1, 1, is_causal=1),
     "Attention causal many keys": lambda b: attended(b, 3, 5, 2, 2, is_causal=1),
     "Attention groups": lambda b: attended(b, 4, 4, 4, 2, is_causal=1),
+    "Attention blocks": lambda b: attended(b, 130, 131, 2, 1, 1, 1, is_causal=1),
     "Attention itself": lambda b: (lambda x: b.op("Attention", x, x, x, q_num_heads=1, kv_num_heads=1))(sequence(b)),
     "Attention keys only": lambda b: b.op(
         "Attention", b.input(4, 3), sequence(b), b.input(4, 2), q_num_heads=1, kv_num_heads=1, scale=0.7

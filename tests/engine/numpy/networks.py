@@ -64,4 +64,41 @@ def dropout() -> Graph:
     return b.classify(b.linear(b.op("Dropout", h, ratio=0.5), 10))
 
 
-NETWORKS = {"lenet": lenet, "resnet": resnet, "diamond": diamond, "shared": shared, "dropout": dropout}
+def reader() -> Graph:
+    """A small transformer: tables, a Split whose parts travel apart, attention, and a loss at every position."""
+    b = Build()
+    labels = b.input(6, dtype="int64")
+    h = b.op("Add", b.embed(6, width=(8,)), b.parameter(6, 8))
+    q, k, v = b.parts("Split", b.linear(b.layer_norm(h), 24), axis=2, split=(8, 8, 8))
+    attended = b.op("Attention", q, k, v, q_num_heads=2, kv_num_heads=2, is_causal=1)
+    h = b.op("Add", h, b.linear(attended, 8))
+    wide = b.op("Gelu", b.linear(b.layer_norm(h), 16))
+    _unread, half = b.parts("Split", b.linear(wide, 12), axis=2, split=(4, 8))
+    scores = b.linear(b.op("Add", h, half), 10)
+    loss = b.op("SoftmaxCrossEntropyLoss", scores, labels, axis=2)
+    metrics = [b.op(kind, scores, labels, axis=2) for kind in ("Accuracy", "TokenLoss")]
+    return b.graph({"probability": b.op("Softmax", scores)}, [loss], metrics)
+
+
+def composed() -> Graph:
+    """Layer normalization written out: what elementwise, reducing and moving kinds make of each other's gradients."""
+    b = Build()
+    x = b.linear(b.input(4, 3), 6)
+    centered = b.op("Sub", x, b.op("ReduceMean", x, axes=(2,)))
+    variance = b.op("ReduceSum", b.op("Pow", b.op("Exp", b.op("Neg", centered)), b.parameter(1)), axes=(2,))
+    y = b.op("Div", centered, b.op("Sqrt", b.op("Log", b.op("Add", b.op("Clip", variance, min=1.5), variance))))
+    y = b.op("Where", b.input(4, 1, dtype="bool"), b.op("Erf", y), b.op("Identity", y))
+    top = b.op("Squeeze", b.op("ReduceMax", b.op("Unsqueeze", y, axes=(1,)), axes=(2,)), axes=(1, 2))
+    first = b.op("Slice", y, axes=(1,), starts=(0,), ends=(1,))
+    return b.classify(b.linear(b.op("Concat", top, b.op("Flatten", first), axis=1), 10))
+
+
+NETWORKS = {
+    "lenet": lenet,
+    "resnet": resnet,
+    "diamond": diamond,
+    "shared": shared,
+    "dropout": dropout,
+    "reader": reader,
+    "composed": composed,
+}

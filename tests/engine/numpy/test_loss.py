@@ -24,6 +24,20 @@ def test_cross_entropy_gradient() -> None:
     check_graph_gradient(b.classify(line(b, 10)))
 
 
+@pytest.mark.parametrize(
+    ("shape", "axis"), [((4, 3), 2), ((4, 3), 1), ((4, 7, 6), 1)], ids=["sequence", "channels", "image"]
+)
+def test_cross_entropy_of_positions(shape: tuple[int, ...], axis: int) -> None:
+    b = Build()
+    scores = b.op("Add", b.input(*shape), b.parameter(*shape))
+    wide = b.op("Concat", scores, scores, scores, scores, axis=axis)  # classes for every random label
+    labels = b.input(*(n for i, n in enumerate(shape, 1) if i != axis), dtype="int64")
+    loss = b.op("SoftmaxCrossEntropyLoss", wide, labels, axis=axis)
+    check_graph_gradient(b.graph({}, [loss]))
+    if axis == 1:
+        check_graph_forward(b.graph({"y": loss}), loss)
+
+
 def test_mean_squared_error_gradient_of_images() -> None:
     b = Build()
     check_graph_gradient(b.graph({}, [b.op("MeanSquaredError", image(b), b.input(4, 7, 6))]))
