@@ -81,6 +81,7 @@ DURABLE = [
     "job/spec.py",
     "job/plan.py",
     "job/checkpoint.py",
+    "job/trace.py",
     "data/chunks.py",
 ]
 """Modules that define what is kept on disk: each has its format's number."""
