@@ -65,7 +65,7 @@ OPS = (
     op("gelu 128×1024, 16 rows", "gelu", 16, (128, 1024)),
     op("softmax and loss, 65 classes, 2048 rows", "loss", 2048, (65,)),
     op("embedding of 65, 128×256, 16 rows", "embedding", 16, (128,), count=65, features=256),
-    op("attention 4 heads of 64, 128 tokens, 16 rows", "attention", 16, (128, 256), heads=4),
+    op("attention 4 heads of 64, 128 tokens, 16 rows", "attention", 16, (128, 768), heads=4),
 )
 """Forward and backward of one op, with the gradient of its input except at a network's first layer."""
 
@@ -84,7 +84,7 @@ STEPS = (
     steps("MLP 784-2048-2048-2048-10, SGD, 512 rows", "mlp", 512, 0.9, hidden=[2048] * 3),
     steps("LeNet-5, Adam, 128 rows", "lenet5", 128, 1.4, "adam"),
     steps("ResNet-8, Adam, 128 rows", "resnet8", 128, 1.4, "adam"),
-    steps("char-GPT, Adam, 32 rows", "char-gpt", 32, 1.4, "adam"),
+    steps("char-GPT, AdamW, 32 rows of 128", "char-gpt", 32, 1.4, "adamw", context=128, classes=65),
 )
 """Whole training steps: rows chosen from data in memory, forward, loss, backward, update."""
 

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from benchmarks._worker import NICE, Absent, Task, peak_bytes, serve
+from benchmarks._worker import NICE, Task, peak_bytes, serve
 from p2pnn import nn, zoo
 from p2pnn.data import chunks
 from p2pnn.data.blobs import BlobStore
@@ -39,13 +39,6 @@ BATCHES = 4
 Settings = Mapping[str, Any]
 
 
-def layer(name: str) -> Any:
-    """Something of p2pnn.nn by name. Raises Absent where this p2pnn has it not."""
-    if not hasattr(nn, name):
-        raise Absent(f"p2pnn.nn has no {name} yet")
-    return getattr(nn, name)
-
-
 def conv(x: nn.Value, s: Settings) -> nn.Value:
     return nn.Conv2d(s["channels"], s["size"], stride=s.get("stride", 1), padding=s.get("padding", 0), bias=False)(x)
 
@@ -59,11 +52,11 @@ OPS: dict[str, Callable[[nn.Value, Settings], nn.Value]] = {
     "conv": conv,
     "max_pool": pool,
     "batch_norm": lambda x, s: nn.BatchNorm()(x),
-    "layer_norm": lambda x, s: layer("LayerNorm")()(x),
+    "layer_norm": lambda x, s: nn.LayerNorm()(x),
     "relu": lambda x, s: nn.relu(x),
-    "gelu": lambda x, s: layer("gelu")(x),
-    "embedding": lambda x, s: layer("Embedding")(s["count"], s["features"])(x),
-    "attention": lambda x, s: layer("attention")(x, x, x, heads=s["heads"], causal=True),
+    "gelu": lambda x, s: nn.gelu(x),
+    "embedding": lambda x, s: nn.Embedding(s["count"], s["features"])(x),
+    "attention": lambda x, s: nn.attention(*nn.split(x, 3, axis=2), heads=s["heads"], causal=True),
 }
 
 
@@ -148,8 +141,8 @@ class OptimizerTask:
 def network(kind: str, settings: Settings) -> Graph:
     if kind == "mlp":
         return mlp.build((784,), 10, hidden=settings["hidden"], dropout=0.0).graph
-    if kind not in zoo.MODELS:
-        raise Absent(f"p2pnn.zoo has no {kind} yet")
+    if kind == "char-gpt":
+        return zoo.build(kind, (settings["context"],), settings["classes"]).graph
     return zoo.build(kind, (1, 28, 28), 10).graph
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from benchmarks._networks import CharGPT, lenet5, mlp, resnet8
 from benchmarks._worker import Absent, Task, serve
 
 RATE = 1e-4
@@ -26,15 +27,15 @@ def conv(shape: tuple[int, ...], s: Settings) -> torch.nn.Module:
 
 
 class Attention(torch.nn.Module):
-    """Causal, of a sequence on itself, without projections."""
+    """Causal; queries, keys and values come side by side, as one projection makes them."""
 
     def __init__(self, heads: int) -> None:
         super().__init__()
         self.heads = heads
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        h = x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)
-        return F.scaled_dot_product_attention(h, h, h, is_causal=True).transpose(1, 2).reshape(x.shape)
+        q, k, v = (h.view(*h.shape[:2], self.heads, -1).transpose(1, 2) for h in x.chunk(3, dim=2))
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
 
 
 OPS: dict[str, Callable[[tuple[int, ...], Settings], torch.nn.Module]] = {
@@ -92,53 +93,9 @@ class OptimizerTask:
 
 
 def optimizer(kind: str, parameters: Any) -> torch.optim.Optimizer:
-    if kind == "adam":
-        return torch.optim.Adam(parameters, lr=RATE)
+    if kind in ("adam", "adamw"):
+        return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[kind](parameters, lr=RATE)
     return torch.optim.SGD(parameters, lr=RATE, momentum=0.9 if kind == "momentum" else 0.0)
-
-
-def mlp(hidden: list[int], inputs: int = 784, classes: int = 10) -> torch.nn.Sequential:
-    layers: list[torch.nn.Module] = []
-    for width in hidden:
-        layers += [torch.nn.Linear(inputs, width), torch.nn.ReLU()]
-        inputs = width
-    return torch.nn.Sequential(*layers, torch.nn.Linear(inputs, classes))
-
-
-def lenet5() -> torch.nn.Sequential:
-    """As p2pnn.zoo.lenet5."""
-    t = torch.nn
-    return t.Sequential(
-        *(t.Conv2d(1, 16, 5, padding=2, bias=False), t.BatchNorm2d(16), t.ReLU(), t.MaxPool2d(2)),
-        *(t.Conv2d(16, 32, 5, bias=False), t.BatchNorm2d(32), t.ReLU(), t.MaxPool2d(2), t.Flatten()),
-        *(t.Linear(800, 120), t.ReLU(), t.Linear(120, 84), t.ReLU(), t.Linear(84, 10)),
-    )
-
-
-class Block(torch.nn.Module):
-    """As p2pnn.zoo.resnet8's."""
-
-    def __init__(self, inputs: int, channels: int, stride: int) -> None:
-        super().__init__()
-        t = torch.nn
-        self.conv1, self.bn1 = t.Conv2d(inputs, channels, 3, stride, 1, bias=False), t.BatchNorm2d(channels)
-        self.conv2, self.bn2 = t.Conv2d(channels, channels, 3, 1, 1, bias=False), t.BatchNorm2d(channels)
-        self.skip = (
-            t.Sequential(t.Conv2d(inputs, channels, 1, stride, bias=False), t.BatchNorm2d(channels))
-            if (inputs, stride) != (channels, 1)
-            else t.Identity()
-        )
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        h = F.relu(self.bn1(self.conv1(x)))
-        return F.relu(self.skip(x) + self.bn2(self.conv2(h)))
-
-
-def resnet8(width: int = 16) -> torch.nn.Sequential:
-    t = torch.nn
-    first = t.Sequential(t.Conv2d(1, width, 3, padding=1, bias=False), t.BatchNorm2d(width), t.ReLU())
-    blocks = [Block(width, width, 1), Block(width, 2 * width, 2), Block(2 * width, 4 * width, 2)]
-    return t.Sequential(first, *blocks, t.AdaptiveAvgPool2d(1), t.Flatten(), t.Linear(4 * width, 10))
 
 
 class Steps:
@@ -147,15 +104,18 @@ class Steps:
     def __init__(self, case: Settings) -> None:
         torch.manual_seed(0)
         self._rows = case["rows"]
-        kind = case["kind"]
-        if kind == "mlp":
-            self._model, shape = mlp(case["settings"]["hidden"]), (784,)
-        elif kind in ("lenet5", "resnet8"):
-            self._model, shape = {"lenet5": lenet5, "resnet8": resnet8}[kind](), (1, 28, 28)
+        settings, count = case["settings"], self._rows * BATCHES
+        if case["kind"] == "mlp":
+            self._model, shape = mlp(settings["hidden"]), (784,)
+        elif case["kind"] == "char-gpt":
+            self._model, shape = CharGPT(settings["context"], settings["classes"]), (settings["context"],)
+        elif case["kind"] in ("lenet5", "resnet8"):
+            self._model, shape = {"lenet5": lenet5, "resnet8": resnet8}[case["kind"]](), (1, 28, 28)
         else:
-            raise Absent(f"there is no {kind} for torch here yet")
-        self._x = torch.randn(self._rows * BATCHES, *shape)
-        self._label = torch.randint(0, 10, (len(self._x),))
+            raise Absent(f"there is no {case['kind']} for torch here yet")
+        text = case["kind"] == "char-gpt"
+        self._x = torch.randint(0, settings["classes"], (count, *shape)) if text else torch.randn(count, *shape)
+        self._label = torch.randint(0, 10, (count, *shape) if text else (count,))
         self._optimizer = optimizer(case["settings"]["optimizer"], self._model.parameters())
         self._step = 0
 
@@ -166,7 +126,8 @@ class Steps:
             chosen = self._order[self._step % BATCHES * self._rows :][: self._rows]
             self._step += 1
             self._optimizer.zero_grad()
-            loss = F.cross_entropy(self._model(self._x[chosen]), self._label[chosen])
+            scores = self._model(self._x[chosen])
+            loss = F.cross_entropy(scores.flatten(0, -2), self._label[chosen].flatten())
             loss.backward()
             self._optimizer.step()
             assert loss.item() == loss.item(), "the loss is not a number"
