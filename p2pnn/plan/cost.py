@@ -210,11 +210,12 @@ class Workload:
             self.backward_calls[index] = effort[1]
 
     def _bands(self, index: int, window: scratch.Window) -> None:
-        """A banded convolution is a wide GEMM, of which only kernel / width is useful."""
+        """A banded convolution is a wide GEMM, of which only a part is useful."""
         wants_input = self.training and wants(self.graph, self.flow, index)[0]
-        if scratch.bands(window, wants_input):
+        if across := scratch.bands(window, wants_input):
             self.conv[index] = False
-            self.forward_flops[index] *= window.width / window.kernel[1]
+            useful = elements(window.kernel) * window.channels
+            self.forward_flops[index] *= scratch.band_piece(window, across) / useful
 
     def _count_kept(self) -> None:
         """kept_bytes: parameters, gradients, slots, state, at the first op that reads each (accumulators at every reader)."""

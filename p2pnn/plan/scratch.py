@@ -21,7 +21,8 @@ WIDE: Final = 1024
 """Columns of a wide row, in which sums over rows are made."""
 
 BANDED_ELEMENTS_MAX: Final = 1 << 18
-RUN_NS, ELEMENT_NS, COLUMNS_FLOPS_PER_NS, BANDED_FLOPS_PER_NS = 4.0, 0.12, 90.0, 150.0
+RUN_NS, ELEMENT_NS, ADDED_RUN_NS, ADDED_NS = 6.0, 0.12, 15.0, 0.35
+FLOPS_PER_NS, HALF_OUTER, HALF_INNER = 165.0, 6.0, 4.0
 """The rates by which the numpy engine chooses a convolution's method."""
 
 TILED_CHANNELS_MIN: Final = 16
@@ -70,34 +71,51 @@ class Window:
         return cls(images, height, width, channels, rows, columns, outputs, *sides, group)
 
 
-def bands(w: Window, wants_input: bool) -> bool:
-    """Whether the engine convolves with a banded matrix. It decides by shapes alone."""
-    matrix = band_elements(w)
-    if w.group != 1 or matrix > BANDED_ELEMENTS_MAX:
-        return False
-    window, positions = elements(w.kernel), w.out_rows * w.out_columns
+def bands(w: Window, wants_input: bool) -> int:
+    """How many outputs of a row the engine computes together by a banded matrix; 0 where it takes another method.
+
+    It decides by shapes alone.
+    """
+    if w.group != 1 or tiled(w) or ({*w.kernel, *w.strides} == {1} and not any(w.pads)):
+        return 0
+    ways = [(_banded_ns(w, k, wants_input), k) for k in range(1, w.out_columns + 1) if w.out_columns % k == 0]
+    banded, across = min(ways)
+    most = max(across * w.outputs, w.out_rows * w.out_columns // across)
+    if band_piece(w, across) * most > BANDED_ELEMENTS_MAX:
+        return 0
+    window = elements(w.kernel)
 
     def columns_ns(places: int, inner: int, outer: int) -> float:
-        copy = places * w.kernel[0] * RUN_NS + places * window * inner * ELEMENT_NS
-        return copy + 2 * places * window * inner * outer / COLUMNS_FLOPS_PER_NS
+        copy = places * (w.kernel[0] * RUN_NS + window * inner * ELEMENT_NS)
+        return copy + _gemm_ns(places, window * inner, outer)
 
-    columns = 2 * columns_ns(positions, w.channels, w.outputs)
-    banded = 2 * 2 * w.out_rows * matrix / BANDED_FLOPS_PER_NS
-    if wants_input:
-        columns += columns_ns(w.height * w.width, w.outputs, w.channels) / elements(w.strides)
-        banded *= 1.5
-    return banded < columns
+    columns = 2 * columns_ns(w.out_rows * w.out_columns, w.channels, w.outputs)
+    columns += wants_input * columns_ns(w.height * w.width, w.outputs, w.channels) / elements(w.strides)
+    return 0 if columns < banded else across
+
+
+def band_piece(w: Window, across: int) -> int:
+    """Numbers that a tile of so many outputs sees."""
+    span = (across - 1) * w.strides[1] + (w.kernel[1] - 1) * w.dilations[1] + 1
+    return w.kernel[0] * span * w.channels
+
+
+def _banded_ns(w: Window, across: int, wants_input: bool) -> float:
+    tiles, inner = w.out_rows * w.out_columns // across, band_piece(w, across)
+    gather = tiles * (w.kernel[0] * RUN_NS + inner * ELEMENT_NS)
+    add = tiles * (w.kernel[0] * ADDED_RUN_NS + inner * ADDED_NS)
+    product = _gemm_ns(tiles, inner, across * w.outputs)
+    return 2 * (gather + product) + wants_input * (add + product)
+
+
+def _gemm_ns(rows: int, inner: int, outer: int) -> float:
+    return 2 * rows * inner * outer * (1 + HALF_OUTER / outer + HALF_INNER / inner) / FLOPS_PER_NS
 
 
 def tiled(w: Window) -> bool:
     """Whether the engine convolves in tiles of 4 × 4 inputs and 2 × 2 outputs. It decides by shapes alone, and first."""
     plain = w.group == 1 and set(w.strides) | set(w.dilations) == {1} and w.kernel == (3, 3)
     return plain and max(w.pads) <= 2 and min(w.channels, w.outputs) >= TILED_CHANNELS_MIN
-
-
-def band_elements(w: Window) -> int:
-    """kernel rows · width · channels × output columns · output channels."""
-    return w.kernel[0] * w.width * w.channels * w.out_columns * w.outputs
 
 
 def room(op: Op, inputs: Sequence[Shape], output: Shape, wanted: Sequence[bool], *, training: bool) -> Room:
@@ -180,10 +198,14 @@ def _conv(found: Room, w: Window, wanted: Sequence[bool], bias: bool) -> None:
     if tiled(w):
         _tiles(found, w, wanted)
         return
-    if bands(w, wanted[0]):
-        matrix, row = 4 * band_elements(w), w.kernel[0] * w.width * w.channels * 4
-        found.own += matrix
-        found.scratch += _block(w.images, w.out_rows, row) + (2 * matrix if wanted[1] else 0)
+    if across := bands(w, wanted[0]):
+        piece, tiles = 4 * band_piece(w, across), w.out_rows * w.out_columns // across
+        found.own += piece * across * w.outputs
+        images = max(1, min(w.images, BLOCK_BYTES // (tiles * piece)))
+        found.scratch += images * tiles * piece + (2 * piece * across * w.outputs if wanted[1] else 0)
+        if any(w.pads):
+            padded = (w.height + w.pads[0] + w.pads[2]) * (w.width + w.pads[1] + w.pads[3])
+            found.scratch += 4 * images * padded * w.channels
         return
     inner, outer, window = w.channels // w.group, w.outputs // w.group, elements(w.kernel)
     row = w.out_columns * window * inner * 4

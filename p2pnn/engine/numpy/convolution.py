@@ -1,9 +1,9 @@
-"""Conv: the choice between two methods, and what they have in common (the bias).
+"""Conv: the choice between three methods, and what they have in common (the bias).
 
-* `columns.ColumnConvolution`: blocked im2col and GEMM; the general method.
-* `banded.BandedConvolution`: rows times a banded matrix; for few channels, where im2col copies runs of a few numbers and its
-  GEMM is a few columns wide. LeNet-5's first layer takes 6 µs an image instead of 16, its second one's input gradient 11
-  instead of 40.
+* `winograd.WinogradConvolution`: 3 × 3 with stride 1 and many channels, in tiles: 16 products instead of 36.
+* `banded.BandedConvolution`: a few outputs of a row at a time; for few channels, where im2col copies runs of a few numbers
+  and its GEMM is a few columns wide, and wherever adding columns of gradients back is cheaper than gathering windows of dy.
+* `columns.ColumnConvolution`: blocked im2col and GEMM; the general method, for groups, and for a 1 × 1 that needs no columns.
 
 Which one runs is decided by the shapes alone, with rates measured once (AVX-512, one thread): it must not differ between
 machines, or between a node and the single process that it is compared with.
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from p2pnn.engine.numpy.banded import BandedConvolution
+from p2pnn.engine.numpy.banded import ELEMENT_NS, RUN_NS, BandedConvolution, gemm_ns, span_of, tiling
 from p2pnn.engine.numpy.channels import Columns
 from p2pnn.engine.numpy.columns import ColumnConvolution
 from p2pnn.engine.numpy.geometry import Geometry, Steps
@@ -22,14 +22,8 @@ from p2pnn.engine.numpy.winograd import WinogradConvolution
 
 WINOGRAD_CHANNELS_MIN = 16
 """Of both inputs and outputs: products of fewer are slower than the columns that they save."""
-RUN_NS = 4.0
-"""Of copying one contiguous run in a strided copy, plus ELEMENT_NS per number in it."""
-ELEMENT_NS = 0.12
-COLUMNS_FLOPS_PER_NS = 90.0
-"""GEMM over columns: few outputs make it slower than a wide one."""
-BANDED_FLOPS_PER_NS = 150.0
 BANDED_ELEMENTS_MAX = 1 << 18
-"""Of the banded matrix: 1 MiB in float32, so that it stays in cache while the images pass."""
+"""Of the banded matrix, and of one image's pieces: 1 MiB in float32, so that both stay in cache while the images pass."""
 
 
 class Conv(Kernel):
@@ -75,26 +69,26 @@ def method_of(
     g: Geometry, wants_input_gradient: bool
 ) -> type[BandedConvolution | ColumnConvolution | WinogradConvolution]:
     """The method that is expected to take the least time over forward and backward."""
+    if g.group != 1 or ({*g.kernel, *g.strides} == {1} and not any(g.pads)):
+        return ColumnConvolution
     if WinogradConvolution.fits(g) and min(g.channels, g.outputs) >= WINOGRAD_CHANNELS_MIN:
         return WinogradConvolution
-    return BandedConvolution if prefers_bands(g, wants_input_gradient) else ColumnConvolution
+    banded, across = tiling(g, wants_input_gradient)
+    piece = g.kernel[0] * span_of(g, across) * g.channels
+    too_large = piece * max(across * g.outputs, g.out_rows * g.out_columns // across) > BANDED_ELEMENTS_MAX
+    if too_large or columns_ns(g, wants_input_gradient) < banded:
+        return ColumnConvolution
+    return BandedConvolution
 
 
-def prefers_bands(g: Geometry, wants_input_gradient: bool) -> bool:
-    """Whether the banded method is expected to take less time over forward and backward."""
-    matrix = g.kernel[0] * g.width * g.channels * g.out_columns * g.outputs
-    if g.group != 1 or matrix > BANDED_ELEMENTS_MAX:
-        return False
-    window = g.kernel[0] * g.kernel[1]
-    positions = g.out_rows * g.out_columns
+def columns_ns(g: Geometry, wants_input_gradient: bool) -> float:
+    """Nanoseconds per image of im2col, forward and backward; an input gradient gathers windows of dy."""
 
-    def columns_ns(places: int, inner: int, outer: int) -> float:
-        copy = places * g.kernel[0] * RUN_NS + places * window * inner * ELEMENT_NS
-        return copy + 2 * places * window * inner * outer / COLUMNS_FLOPS_PER_NS
+    def once(places: int, inner: int, outer: int) -> float:
+        window = g.kernel[0] * g.kernel[1]
+        copy = places * (g.kernel[0] * RUN_NS + window * inner * ELEMENT_NS)
+        return copy + gemm_ns(places, window * inner, outer)
 
-    columns = 2 * columns_ns(positions, g.channels, g.outputs)
-    bands = 2 * 2 * g.out_rows * matrix / BANDED_FLOPS_PER_NS
-    if wants_input_gradient:
-        columns += columns_ns(g.height * g.width, g.outputs, g.channels) / (g.strides[0] * g.strides[1])
-        bands *= 1.5
-    return bands < columns
+    forward = once(g.out_rows * g.out_columns, g.channels, g.outputs)
+    backward = once(g.height * g.width, g.outputs, g.channels) / (g.strides[0] * g.strides[1])
+    return 2 * forward + wants_input_gradient * backward

@@ -27,7 +27,7 @@ def test_forward(name: str) -> None:
     ("channels", "size", "outputs", "kernel_size", "method"),
     [
         (1, 28, 6, 5, BandedConvolution),
-        (16, 28, 16, 5, ColumnConvolution),
+        (64, 28, 64, 5, ColumnConvolution),
         (32, 28, 16, 3, WinogradConvolution),
         (64, 14, 64, 3, WinogradConvolution),
         (64, 14, 64, 1, ColumnConvolution),
