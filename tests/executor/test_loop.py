@@ -11,15 +11,18 @@ import msgspec
 import numpy as np
 import pytest
 from safetensors import safe_open
+from safetensors.numpy import save as to_bytes
 
 from p2pnn.data import chunks
 from p2pnn.data.blobs import BlobStore
 from p2pnn.executor import channel, commands
 from p2pnn.executor.process import spawn
 from p2pnn.job import script
-from p2pnn.job.spec import Optimizer
+from p2pnn.job.spec import JobSpec, Optimizer, Sampling
+from p2pnn.model.initial import initial
+from p2pnn.zoo import char_gpt
 from tests.executor import models
-from tests.executor.mesh import Mesh, digests, interleaved, manifest, spec_for
+from tests.executor.mesh import Mesh, contiguous, digests, interleaved, manifest, spec_for
 
 
 @pytest.fixture(scope="module")
@@ -180,3 +183,63 @@ def test_a_spec_that_is_none_is_a_sentence(tmp_path: Path, capfd: pytest.Capture
         messages = codec.feed(spawned.socket.recv(1 << 16))
     assert "cannot be read" in messages[0].error
     spawned.kill()
+
+
+def probabilities(w: dict[str, Any], tokens: tuple[int, ...], layers: int, heads: int) -> np.ndarray:
+    """char-gpt over a row of just these tokens, in float64: [tokens, classes]."""
+
+    def norm(x: np.ndarray, name: str) -> np.ndarray:
+        spread = np.sqrt(x.var(-1, keepdims=True) + 1e-5)
+        return (x - x.mean(-1, keepdims=True)) / spread * w[f"{name}/weight"] + w[f"{name}/bias"]
+
+    def dense(x: np.ndarray, name: str) -> np.ndarray:
+        return x @ w[f"{name}/weight"].T.astype(np.float64) + w[f"{name}/bias"]
+
+    n = len(tokens)
+    x = w["token/weight"][list(tokens)].astype(np.float64) + w["position"][:n]
+    for number in range(layers):
+        block = f"block{number}"
+        q, k, v = np.split(dense(norm(x, f"{block}/norm1"), f"{block}/attention/qkv"), 3, axis=1)
+        joined = []
+        for one in np.split(np.arange(q.shape[1]), heads):
+            scores = q[:, one] @ k[:, one].T / np.sqrt(len(one))
+            chances = np.exp(np.where(np.tri(n) > 0, scores, -np.inf))
+            joined.append(chances / chances.sum(1, keepdims=True) @ v[:, one])
+        x = x + dense(np.concatenate(joined, axis=1), f"{block}/attention/projection")
+        h = dense(norm(x, f"{block}/norm2"), f"{block}/widen")
+        h = 0.5 * h * (1 + np.tanh(np.sqrt(2 / np.pi) * (h + 0.044715 * h**3)))
+        x = x + dense(h, f"{block}/narrow")
+    chances = np.exp(norm(x, "norm") @ w["head/weight"].T.astype(np.float64))
+    return chances / chances.sum(1, keepdims=True)
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_a_text_is_asked_for_character_by_character(blobs: BlobStore, nodes: int) -> None:
+    """The scores are those of the last token's position, whatever fills the row up; one node has them."""
+    graph = msgspec.structs.replace(char_gpt.build((6,), 5, layers=2, heads=2, width=8).graph, classes=tuple("abcde"))
+    weights = {p.name: initial(p, 9) * np.float32(1 if "norm" in p.name else 20) for p in graph.parameters}
+    start = (blobs.put(to_bytes(weights)),)
+    spec = JobSpec("text", graph, {"tokens": "x"}, kind="sample", batch_size=1, micro_batches=1, initial=start,
+                   sampling=Sampling((1,)))  # fmt: skip
+    rows = [(1,), (1, 2), (4, 3, 2, 1, 0, 3)]
+    with Mesh(spec, contiguous(graph, nodes), blobs, nodes=nodes) as mesh:
+        answers = [mesh.results(mesh.command(lambda n, row=row: script.Sample(n, row))) for row in rows]
+        assert mesh.finish() == [0] * nodes
+    for row, answer in zip(rows, answers, strict=True):
+        assert [bool(done.result) for done in answer] == [False] * (nodes - 1) + [True]
+        found = np.frombuffer(answer[-1].result, "<f4")
+        np.testing.assert_allclose(
+            found, probabilities(weights, row, layers=2, heads=2)[len(row) - 1], rtol=2e-5, atol=1e-7
+        )
+
+
+@pytest.mark.parametrize("tokens", [(0,) * 7, (5,), (-1,)])
+def test_tokens_that_are_none_end_the_executor_with_a_sentence(blobs: BlobStore, tokens: tuple[int, ...]) -> None:
+    graph = msgspec.structs.replace(char_gpt.build((6,), 5, layers=1, heads=2, width=8).graph, classes=tuple("abcde"))
+    spec = JobSpec(
+        "text", graph, {"tokens": "x"}, kind="sample", batch_size=1, micro_batches=1, sampling=Sampling((1,))
+    )
+    with Mesh(spec, [0] * len(graph.ops), blobs) as mesh:
+        number = mesh.command(lambda n: script.Sample(n, tokens))
+        with pytest.raises(AssertionError, match="tokens do not go into the input tokens"):
+            mesh.results(number)
