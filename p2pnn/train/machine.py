@@ -245,7 +245,7 @@ class Machine:
                 (ready if send.micro_batch < credit else kept).append(send)
             self._waiting = kept
         self._look_at_waiting = False
-        if self.retired > self._told:
+        if self.retired > self._told and self._incoming:  # where nobody sends to this node, nobody waits for it
             self._told = self.retired
             ready.append(Retired(self.retired))
         return ready
