@@ -14,8 +14,11 @@ from numpy.typing import NDArray
 from p2pnn import nn
 from p2pnn.cli import takeaway
 from p2pnn.cli.results import to_safetensors
+from p2pnn.job.sampling import Sampler
+from p2pnn.job.spec import JobSpec, Sampling
 from p2pnn.model import ops
 from p2pnn.model.graph import Graph, Scaling
+from p2pnn.model.initial import initial
 
 
 def every_kind() -> nn.Model:
@@ -254,3 +257,45 @@ def test_columns_that_do_not_fit_each_other(tmp_path: Path, monkeypatch: pytest.
     assert _told(["uneven.npz"], Path("predict.py")) == "uneven.npz: its arrays do not have equally many rows"
     np.save("one.npy", np.ones((3, 2)))
     assert _told(["one.npy"], Path("predict.py")) == "one.npy: it holds no array 'right'"
+
+
+@pytest.mark.parametrize("softmax", [True, False])
+def test_a_network_of_text_writes_as_the_mesh_does(tmp_path: Path, softmax: bool) -> None:
+    tokens = nn.Input("tokens", (6,), dtype="int64")
+    scores = nn.Embedding(4, 4, scale=2.0, name="write")(tokens) + nn.parameter("hashlib", (6, 4), std=1.0)
+    graph = nn.Model(
+        {"s": nn.softmax(scores) if softmax else scores}, name="letters", classes=("\n", "é", '"', "b")
+    ).graph
+    tensors = {p.name: initial(p, 3) for p in graph.parameters}
+    (tmp_path / "model.safetensors").write_bytes(to_safetensors(tensors, {}))
+    (tmp_path / "predict.py").write_text(takeaway.predict_script(graph))
+    words = ["--prompt", 'bé"bé"bé', "--length", "60", "--temperature", "0.7", "--top-k", "3", "--seed", "5"]
+    done = subprocess.run(
+        [sys.executable, "predict.py", *words], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    settings = Sampling(tuple('\né"b'.index(c) for c in '"bé"bé'), 60, 0.7, 3, 5)
+    sampler = Sampler(JobSpec("s", graph, {}, kind="sample", batch_size=1, micro_batches=1, sampling=settings))
+    program = runpy.run_path(str(tmp_path / "predict.py"))
+    drawn = []
+    while not sampler.done:
+        window = sampler.window()
+        row = program["predict"](np.array([window + (0,) * (6 - len(window))]))["s"][0, len(window) - 1]
+        drawn.append(graph.classes[sampler.take(row.astype("<f4").tobytes())])
+    assert done.stdout == 'bé"bé"bé' + "".join(drawn) + "\n"
+    assert len(set(drawn)) > 2
+    again = "".join(program["write"](length=20, temperature=0))
+    assert subprocess.run([sys.executable, "predict.py", "--length", "20", "--temperature", "0"], cwd=tmp_path,
+                          capture_output=True, text=True, check=True).stdout == again + "\n"  # fmt: skip
+    wrong = subprocess.run(
+        [sys.executable, "predict.py", "--prompt", "abc"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert (wrong.returncode, wrong.stderr) == (1, "the network does not know 'a', 'c'\n")
+    np.save(tmp_path / "rows.npy", np.zeros((2, 6), np.int64))
+    done = subprocess.run([sys.executable, "predict.py", "rows.npy"], cwd=tmp_path, capture_output=True, text=True)
+    assert len(done.stdout.splitlines()) == 2
+
+
+def test_a_network_of_no_text_has_nothing_of_it(folder: Path) -> None:
+    text = (folder / "predict.py").read_text()
+    assert "--prompt" not in text
+    assert "hashlib" not in text

@@ -19,8 +19,10 @@ from p2pnn.cli.takeaway.lines import NUMPY, TORCH, Line
 from p2pnn.errors import ModelError
 from p2pnn.model.flow import Flow
 from p2pnn.model.graph import Graph, Scaling
+from p2pnn.model.text import ports
 
 _TEMPLATES: Final = Path(__file__).parent
+_WRITING_FLAGS: Final = "--help tells of --length, --temperature, --top-k and --seed"
 
 
 def predict_script(graph: Graph) -> str:
@@ -39,6 +41,7 @@ def predict_script(graph: Graph) -> str:
         functions=ops,
         arguments=arguments,
         body=_indent([*scaled, *body, f"return {{{outputs}}}"], 4),
+        **_writing(graph),
     )
     ast.parse(text)
     return text
@@ -153,6 +156,21 @@ def _functions(module: str, used: set[str]) -> str:
     return "\n\n\n".join(parts) + "\n\n\n" if parts else ""
 
 
+def _writing(graph: Graph) -> dict[str, str]:
+    """What a network of text has beside the others: it goes on with a prompt."""
+    try:
+        found = ports(graph)
+    except ModelError:
+        return dict.fromkeys(("usage", "imports", "writing", "choice"), "")
+    logarithms = "np.log(scores)" if found.probabilities else "scores"
+    return {
+        "usage": f"    python predict.py --prompt TEXT               goes on with a text; {_WRITING_FLAGS}\n",
+        "imports": "import argparse\nimport hashlib\nimport itertools\n",
+        "writing": _fill("write.txt", context=str(found.context), key=repr(found.key), logarithms=logarithms),
+        "choice": '    if not arguments or arguments[0].startswith("--"):\n        return go_on(arguments)\n',
+    }
+
+
 def _fill(template: str, **values: str) -> str:
     text = (_TEMPLATES / template).read_text("utf-8")
     return re.sub(r"«(\w+)»", lambda found: values[found[1]], text)
@@ -170,6 +188,6 @@ def _plain(name: str) -> str:
 _ALL_FUNCTIONS: Final = (
     *("load", "rows", "main", "predict", "read", "model", "Model", "FOLDER", "CLASSES", "SHAPES", "W"),
     *(name for table in (NUMPY, TORCH) for functions, _ in table.values() for name in functions),
-    *("windows_of", "padded", "erf"),
+    *("windows_of", "padded", "erf", "write", "go_on", "argparse", "hashlib", "itertools", "CONTEXT"),
 )
 """Names that a script has already: values get others."""
