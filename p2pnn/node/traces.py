@@ -45,6 +45,9 @@ AT_ONCE: Final = 4
 FETCH_TIMEOUT_S: Final = 60.0
 """How long a part that is too large for a message waits in the store to be fetched."""
 
+PARCELS_MAX: Final = 16
+"""Parts that wait so, 1.3 MB each; who asks for more is refused until one is gone."""
+
 
 class Missing(NamedTuple):
     """A node's part that cannot be had, and why, in one sentence."""
@@ -62,6 +65,7 @@ class Traces:
         self._exchange = exchange
         self._asking = asking
         self._live: dict[JobId, Recording] = {}
+        self._parcels = 0
         self._closed = False
         self._tasks = Tasks()
         asking.offer("clock", self._answer_clock)
@@ -134,8 +138,16 @@ class Traces:
         return wire.Traced(message.request, _now_ns())
 
     async def _answer_trace(self, message: wire.Ask) -> wire.Traced:
-        data = await self._own(JobId(message.job))
-        packed = await in_thread(parcels.pack, data, self._exchange.blobs)
+        if self._parcels >= PARCELS_MAX:
+            raise UsageError("it gives enough traces to others already; ask again in a minute")
+        self._parcels += 1
+        packed = b""
+        try:
+            data = await self._own(JobId(message.job))
+            packed = await in_thread(parcels.pack, data, self._exchange.blobs)
+        finally:
+            if not parcels.is_name(packed):
+                self._parcels -= 1
         if parcels.is_name(packed):
             self._tasks.spawn(self._forget_later(data))
         return wire.Traced(message.request, _now_ns(), packed)
@@ -144,6 +156,7 @@ class Traces:
         try:
             await asyncio.sleep(FETCH_TIMEOUT_S)
         finally:
+            self._parcels -= 1
             with contextlib.suppress(P2pnnError):
                 parcels.forget(data, self._exchange.blobs)
 

@@ -13,6 +13,7 @@ from p2pnn.job import trace
 from p2pnn.job.spans import Kind, unpack
 from p2pnn.job.trace import NodePart, View
 from p2pnn.node import parcels
+from p2pnn.node import traces as module
 from p2pnn.node.asking import Asking
 from p2pnn.node.recording import Recording
 from p2pnn.node.storage import Storage
@@ -166,6 +167,28 @@ async def test_a_large_part_is_answered_as_a_parcel_that_goes_again(tmp_path: Pa
     bench.asking.receive(B, wire.Ask(8, JobId("other-1"), "trace"))
     await until(lambda: bench.outside.of(wire.Answered, B))
     assert "has recorded nothing" in bench.outside.of(wire.Answered, B)[0].error
+
+
+async def test_no_more_than_some_parts_wait_to_be_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PARCELS_MAX", 2)
+    monkeypatch.setattr(module, "FETCH_TIMEOUT_S", 0.0)
+    bench = Bench(tmp_path)
+    recording = bench.recording()
+    bench.traces.begin(recording)
+    bench.asking.receive(B, wire.Ask(0, JOB, "trace"))  # small: it waits for nobody
+    await until(lambda: bench.outside.of(wire.Traced, B))
+    for number in range(2000):
+        recording.sent(0, number, 1.0)
+    for number in range(1, 4):
+        bench.asking.receive(B, wire.Ask(number, JOB, "trace"))
+    await until(lambda: len(bench.outside.sent) == 4)
+    [refused] = bench.outside.of(wire.Answered, B)
+    assert (refused.request, refused.error.split(";")[0]) == (3, "it gives enough traces to others already")
+    await until(lambda: not list(bench.exchange.blobs.list()))
+    bench.asking.receive(B, wire.Ask(4, JOB, "trace"))
+    await until(lambda: len(bench.outside.sent) == 5)
+    assert len(bench.outside.of(wire.Traced, B)) == 4
+    await bench.traces.close()
 
 
 async def test_the_coordinators_clock_is_asked_for_and_the_quickest_trip_counts(tmp_path: Path) -> None:
