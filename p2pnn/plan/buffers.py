@@ -27,14 +27,34 @@ Floats = NDArray[np.float64]
 FACTORS: Final = frozenset({"Gemm", "MatMul", "Conv", "Mul"})
 """Kinds whose gradient for one factor needs the other one."""
 
-OUTPUT_KEPT: Final = frozenset({"Relu", "Sigmoid", "Tanh", "Softmax", "MaxPool"})
+INPUTS_KEPT: Final = {
+    "BatchNormalization": (0,),
+    "LayerNormalization": (0,),
+    "MaxPool": (0,),
+    "ReduceMax": (0,),
+    "Log": (0,),
+    "Div": (1,),
+    "Pow": (0, 1),
+    "Where": (0,),
+    "Gather": (1,),
+    "Attention": (0, 1, 2),
+    "SoftmaxCrossEntropyLoss": (1,),
+}
+"""The inputs that the other kinds' backward passes read."""
+
+OUTPUT_KEPT: Final = frozenset({"Relu", "Sigmoid", "Tanh", "Softmax", "MaxPool", "Exp", "Sqrt", "ReduceMax"})
 """Kinds whose backward pass reads their output."""
 
-IN_PLACE: Final = frozenset(
-    {"Relu", "Sigmoid", "Tanh", "Softmax", "Dropout", "BatchNormalization", "Add", "Sub", "Mul"}
-)
-IN_PLACE_BACKWARD: Final = frozenset({"Relu", "Dropout", "BatchNormalization", "Add", "Sub"})
-VIEWS: Final = frozenset({"Reshape", "Flatten"})
+OUTPUT_KEPT_FOR_SECOND: Final = frozenset({"Div", "Pow"})
+"""Kinds whose backward pass reads it where their second input gets a gradient."""
+
+_ELEMENTWISE: Final = frozenset({"Exp", "Log", "Sqrt", "Neg", "Identity", "Clip", "Erf", "Gelu", "LayerNormalization"})
+IN_PLACE: Final = _ELEMENTWISE | {
+    *("Relu", "Sigmoid", "Tanh", "Softmax", "Dropout", "BatchNormalization"),
+    *("Add", "Sub", "Mul", "Div", "Pow"),
+}
+IN_PLACE_BACKWARD: Final = _ELEMENTWISE | {"Relu", "Dropout", "BatchNormalization", "Add", "Sub"}
+VIEWS: Final = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze"})
 """In place in both directions between values that are not of rank 4; those lie channels last and are copied."""
 
 ACCUMULATING: Final = frozenset({"Gemm", "MatMul"})
@@ -97,7 +117,10 @@ class Lifetimes:
     def _kept(self, index: int, value: str, readers: list[int]) -> bool:
         if not self._training:
             return False
-        if index in self._flow.with_gradient and self._graph.ops[index].kind in OUTPUT_KEPT:
+        kind = self._graph.ops[index].kind
+        if index in self._flow.with_gradient and kind in OUTPUT_KEPT:
+            return True
+        if kind in OUTPUT_KEPT_FOR_SECOND and wants(self._graph, self._flow, index)[1]:
             return True
         return any(value in keeps(self._graph, self._flow, r) for r in readers)
 
@@ -164,6 +187,4 @@ def keeps(graph: Graph, flow: Flow, index: int) -> set[str]:
         return {op.inputs[n] for n in range(2) if wanted[1 - n]}
     if not any(wanted):
         return set()
-    if op.kind in ("BatchNormalization", "MaxPool"):
-        return {op.inputs[0]}
-    return {op.inputs[1]} if op.kind == "SoftmaxCrossEntropyLoss" else set()
+    return {op.inputs[n] for n in INPUTS_KEPT.get(op.kind, ())}

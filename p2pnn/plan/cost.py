@@ -44,15 +44,26 @@ EFFORTS: Final = {
     "Gemm": (1.5, 4, 1, 1),
     "MatMul": (1.5, 4, 1, 1),
     "Conv": (12, 28, 1, 1),
-    "BatchNormalization": (17, 19, 3.4, 4),
-    "MaxPool": (9, 30, 4, 12),
+    "BatchNormalization": (17, 19, 4, 5.3),
+    "MaxPool": (9, 30, 2.6, 7.7),
     "AveragePool": (9, 20, 4, 8),
     "Dropout": (16, 2.5, 16, 1.4),
     "Softmax": (3, 2.5, 6, 3),
     "Sigmoid": (2, 2, 2.2, 1.2),
     "Tanh": (1, 2, 1.4, 1.2),
-    "SoftmaxCrossEntropyLoss": (14, 6, 8, 2),
+    "SoftmaxCrossEntropyLoss": (14, 6, 16, 4),
     "Accuracy": (7, 0, 4, 0),
+    "TokenLoss": (14, 0, 16, 0),
+    "LayerNormalization": (10, 18, 3.3, 6),
+    "Attention": (16, 19, 7.7, 11),
+    "Gelu": (10, 1, 12, 0.5),
+    "Erf": (10, 1, 14, 0.5),
+    "Gather": (3, 10, 0.7, 5),
+    "Pow": (2, 8, 3.3, 11),
+    "Div": (1, 2.5, 0.5, 2),
+    "ReduceMax": (1, 3.5, 5.4, 6.4),
+    "Clip": (2.4, 1, 1.7, 0.7),
+    "Where": (2, 3, 9, 17),
 }
 EFFORT: Final = (1.0, 2.0, 1.0, 1.25)
 """Forward and backward: how often an op pays the overhead, and how often its forward bytes move; EFFORT for other kinds.
@@ -61,11 +72,11 @@ Measured on the numpy engine with tensors of 16 bytes and of 64 to 512 KiB (Drop
 its window), relative to a tiny Gemm and to a copy.
 """
 
-PACKING: Final = (3.5, 2.5, 1.7)
-"""A GEMM also arranges the weight, or writes its gradient: so many times the weight's bytes in the product forward, in that for
-the input's gradient, and in that for the weight's. (Least squares over 32 to 512 rows and 256 to 2048 columns.)"""
+PACKING: Final = (3.1, 2.5, 2.0)
+"""A GEMM also arranges what it reads and writes what it makes: all those bytes so many times in the product forward, in that for
+the input's gradient, and in that for the weight's. (Over 32 to 4096 rows and 128 to 2048 columns.)"""
 
-COPYING: Final = 7
+COPYING: Final = 1.2
 """A Flatten or Reshape of a value of rank 4 copies it out of channels-last order: its bytes so many times as slowly."""
 
 UPDATE_CALLS: Final = {"sgd": 3, "momentum": 5, "nesterov": 7, "adam": 8, "adamw": 8}
@@ -193,9 +204,8 @@ class Workload:
             self.forward_calls[index] = effort[0]
             if op.kind == "Gemm":
                 wanted = wants(graph, flow, index) if index in self.with_gradient else (False, False)
-                self.forward_packed[index] = PACKING[0] * 4 * elements(inputs[1])
-                back = sum(share * w for share, w in zip(PACKING[1:], wanted, strict=False))
-                self.backward_packed[index] = back * 4 * elements(inputs[1])
+                self.forward_packed[index] = PACKING[0] * cost.bytes
+                self.backward_packed[index] = sum(s * w for s, w in zip(PACKING[1:], wanted, strict=False)) * cost.bytes
             elif op.kind in VIEWS and any(len(shape) == 4 for shape in (inputs[0], shapes[op.outputs[0]])):
                 cost = Cost(0.0, 8.0 * elements(inputs[0]))
                 effort = (1, 2, COPYING, COPYING)

@@ -13,6 +13,7 @@ from math import gcd
 from typing import Final
 
 from p2pnn.model.graph import Op, Shape, elements
+from p2pnn.plan.buffers import VIEWS
 
 BLOCK_BYTES: Final = 1 << 19
 """The size of a block that stays in a second-level cache, as the numpy engine takes it."""
@@ -28,6 +29,14 @@ FLOPS_PER_NS, HALF_OUTER, HALF_INNER = 165.0, 6.0, 4.0
 TILED_CHANNELS_MIN: Final = 16
 TILED_BLOCK_BYTES: Final = 1 << 20
 """What a convolution in tiles of 4 × 4 inputs takes for the tiles of a block."""
+
+QUERIES: Final = 128
+ERF_BLOCK: Final = 8192
+ONE_HOT_ROWS_MAX: Final = 512
+"""The blocks and the choice of attention, of the error function and of tables, as the numpy engine takes them."""
+
+_BROADCASTING: Final = ("Mul", "Add", "Sub", "Div", "Pow", "Where")
+_COPYING: Final = (*VIEWS, "MatMul", "GlobalAveragePool")
 
 SLOTS_BYTES: Final = 16 * 64
 """What aligning a kernel's arrays to cache lines can add."""
@@ -135,20 +144,26 @@ def room(op: Op, inputs: Sequence[Shape], output: Shape, wanted: Sequence[bool],
         found.stash = 8 * channels if training else 0
     elif kind == "Gemm" and len(inputs) > 2:
         _columns(found, elements(output[:-1]), output[-1])
-    elif kind in ("MatMul", "Reshape", "Flatten", "Mul", "Add", "Sub", "GlobalAveragePool"):
+    elif kind in (*_COPYING, *_BROADCASTING):
         _moves(found, op, inputs, output, back)
+    elif kind in _READING:
+        _READING[kind](found, op, inputs, output, wanted, training)
     elif kind == "Relu":
         found.scratch += made // 4 if back else 0
     elif kind == "Dropout" and training:
         found.scratch, found.stash = found.scratch + made, made // 4
+    elif kind == "Clip":
+        found.scratch, found.stash = found.scratch + (made // 4 if back else 0), made // 4 if back else 0
+    elif kind == "ReduceMax":
+        found.scratch += read // 4 + made if back else 0
     elif kind == "Softmax":
         found.scratch += made
     elif kind in ("SoftmaxCrossEntropyLoss", "MeanSquaredError"):
-        found.scratch, found.stash = found.scratch + 2 * read + 4 * inputs[0][0], read if back else 0
-        found.own = 8 * inputs[0][0]
+        found.scratch, found.stash = found.scratch + 2 * read + 4 * _positions(op, inputs), read if back else 0
+        found.scratch += read if _moved(op, inputs) else 0
     elif elements(output) <= 2:  # a metric
-        found.scratch += read + 4 * inputs[0][0]
-        found.own = 8 * inputs[0][0]
+        found.scratch += read + 4 * _positions(op, inputs)
+        found.scratch += read if _moved(op, inputs) else 0
     return found
 
 
@@ -165,7 +180,7 @@ def _moves(found: Room, op: Op, inputs: Sequence[Shape], output: Shape, back: bo
     made, read = 4 * elements(output), 4 * elements(inputs[0])
     if op.kind == "GlobalAveragePool":
         found.own = 4 * elements(inputs[0][2:])
-    elif op.kind in ("Reshape", "Flatten"):
+    elif op.kind in VIEWS:
         found.scratch += read if len(inputs[0]) == len(output) == 4 else 0
     elif op.kind == "MatMul":
         copied = any(len(shape) == 4 for shape in (*inputs, output))
@@ -173,9 +188,76 @@ def _moves(found: Room, op: Op, inputs: Sequence[Shape], output: Shape, back: bo
         for own in inputs if back else ():
             found.scratch += 4 * elements((*output[:-2], *own[-2:])) if copied or own[:-2] != output[:-2] else 0
     else:
-        found.scratch += made if op.kind == "Mul" and back else 0
+        found.scratch += made if op.kind not in ("Add", "Sub") and back else 0
         if back and any(elements(shape) < elements(output) for shape in inputs):
             found.own, found.scratch = made // max(1, output[-1]), found.scratch + 12 * max(WIDE, output[-1])
+
+
+def _layer_normalization(
+    found: Room, op: Op, inputs: Sequence[Shape], output: Shape, wanted: Sequence[bool], training: bool
+) -> None:
+    """Lines of the normalized axes: vectors as long as one or as many, and two blocks to go back."""
+    length, read = elements(inputs[1]), 4 * elements(inputs[0])
+    lines, wide = read // 4 // length, 4 * max(WIDE, length)
+    block = min(read, max(BLOCK_BYTES // 2, wide))
+    found.scratch += 2 * wide + 8 * lines + 3 * block // length + 4 * length
+    found.scratch += 2 * read if len(inputs[0]) == 4 else 0
+    found.scratch += 2 * block + 12 * length if any(wanted) else 0
+    found.stash = 8 * lines if training else 0
+
+
+def _attention(
+    found: Room, op: Op, inputs: Sequence[Shape], output: Shape, wanted: Sequence[bool], training: bool
+) -> None:
+    """Scores of as many heads and rows as stay in the cache, and beside them to go back; one number per query is kept."""
+    (rows, n, width), m = inputs[0], inputs[1][1]
+    heads, shared = op.integer("q_num_heads"), op.integer("kv_num_heads")
+    causal = op.integer("is_causal")
+    queries = min(n, QUERIES) if causal else n
+    fitting = max(1, BLOCK_BYTES // (8 * heads // shared * queries * m))
+    most = min(shared, fitting) * max(1, min(rows, fitting // shared)) * (heads // shared)
+    found.scratch += 4 * most * queries * (m + width // heads + 2)
+    found.own = 4 * m + (4 * queries * queries if causal else 0)
+    if any(wanted):
+        found.scratch += 4 * most * m * (queries + max(width // heads, inputs[2][2] // shared))
+    found.stash = 4 * rows * heads * n if training else 0
+
+
+def _gather(
+    found: Room, op: Op, inputs: Sequence[Shape], output: Shape, wanted: Sequence[bool], training: bool
+) -> None:
+    """One-hot blocks and a table for a small one, sorted gradients for a large one."""
+    rows, made = inputs[0][0], 4 * elements(output)
+    found.scratch += made if len(output) == 4 else 0
+    if wanted[0] and rows <= ONE_HOT_ROWS_MAX:
+        found.scratch += min(elements(inputs[1]) * rows * 4, max(BLOCK_BYTES, 4 * rows)) + 4 * elements(inputs[0])
+    elif wanted[0]:
+        found.scratch += made
+
+
+def _erf(found: Room, op: Op, inputs: Sequence[Shape], output: Shape, wanted: Sequence[bool], training: bool) -> None:
+    """Three blocks; the derivative is kept."""
+    found.scratch += 3 * 4 * ERF_BLOCK
+    found.stash = 4 * elements(output) if wanted[0] else 0
+
+
+_READING: Final = {
+    "LayerNormalization": _layer_normalization,
+    "Attention": _attention,
+    "Gather": _gather,
+    "Gelu": _erf,
+    "Erf": _erf,
+}
+
+
+def _positions(op: Op, inputs: Sequence[Shape]) -> int:
+    """How many labels or, for other losses and metrics, rows there are."""
+    return elements(inputs[1]) if "axis" in op.attributes else inputs[0][0]
+
+
+def _moved(op: Op, inputs: Sequence[Shape]) -> bool:
+    """Whether scores are copied, because their classes are not the last in memory."""
+    return "axis" in op.attributes and op.integer("axis") < len(inputs[0]) - 1 and len(inputs[0]) != 4
 
 
 def _pool(found: Room, w: Window, kind: str, back: bool) -> None:

@@ -27,11 +27,11 @@ def test_a_dense_layer_costs_its_arithmetic() -> None:
     work = Workload(job(mlp(1000, features=2000), batch_size=400))
     spent = seconds(work, node("a"))
     forward = 2 * 100 * 2000 * 1000 / 10e9
-    weight = 4 * 2000 * 1000 / 5e9
-    assert spent.forward[0] == pytest.approx(forward + 1.5 * 2e-6 + cost.PACKING[0] * weight)
-    assert spent.forward_moving[0] == pytest.approx(1.5 * 2e-6 + cost.PACKING[0] * weight)
+    moved = 4 * (100 * 2000 + 2000 * 1000 + 100 * 1000) / 5e9
+    assert spent.forward[0] == pytest.approx(forward + 1.5 * 2e-6 + cost.PACKING[0] * moved)
+    assert spent.forward_moving[0] == pytest.approx(1.5 * 2e-6 + cost.PACKING[0] * moved)
     # The input of the first layer needs no gradient, so only the weights' is computed; fc1's successor computes both.
-    assert spent.backward[0] == pytest.approx(forward + 4 * 2e-6 + cost.PACKING[2] * weight)
+    assert spent.backward[0] == pytest.approx(forward + 4 * 2e-6 + cost.PACKING[2] * moved)
     assert spent.backward_moving[1] == spent.backward[1] > 0
     assert work.backward_flops[2] == 2 * work.forward_flops[2]
 
@@ -122,7 +122,21 @@ def few_channels(extent: int, size: int, channels: int) -> Graph:
     return nn.Model({"p": nn.softmax(scores)}, nn.cross_entropy(scores, nn.Input("label", (), dtype="int64"))).graph
 
 
+def composed(positions: int, features: int) -> Graph:
+    """Elementwise, reducing and moving kinds on sequences, with every gradient flowing."""
+    h = nn.Linear(features, name="first")(nn.Input("x", (positions, 5)))
+    h = nn.LayerNorm(name="norm")(nn.exp(-h) / nn.sqrt(nn.clip(h * h, 0.1) + 1)) ** 2
+    h = nn.where(nn.Input("flag", (positions, 1), dtype="bool"), nn.erf(h), nn.log(h + 3))
+    left, right = nn.split(nn.identity(h), 2, axis=-1)
+    top = nn.squeeze(nn.unsqueeze(nn.reduce_max(left * right, (1,)), (1,)), (1,))
+    scores = nn.Linear(10, name="head")(nn.concat([top, nn.reduce_sum(right, (1,)), h[:, 0]]))
+    return nn.Model({"p": nn.softmax(scores)}, nn.cross_entropy(scores, nn.Input("label", (), dtype="int64"))).graph
+
+
 GRAPHS = {
+    "gpt8": lambda: zoo.build("char-gpt", (8,), 65).graph,
+    "gpt64": lambda: zoo.build("char-gpt", (64,), 65).graph,
+    "composed": lambda: composed(60, 64),
     "mlp8": lambda: zoo.build("mlp", (1, 8, 8), 10).graph,
     "mlp28": lambda: zoo.build("mlp", (1, 28, 28), 10).graph,
     "lenet5": lambda: zoo.build("lenet5", (1, 28, 28), 10).graph,
@@ -142,7 +156,7 @@ def test_memory_is_a_close_upper_bound_of_what_the_engine_takes(name: str, rows:
     assert taken <= memory_bytes(work, whole, 0, frames) <= 1.3 * taken
 
 
-@pytest.mark.parametrize("name", ["lenet5", "resnet8", "few14"])
+@pytest.mark.parametrize("name", ["lenet5", "resnet8", "few14", "gpt8", "composed"])
 def test_memory_is_an_upper_bound_for_parts_of_any_shape(name: str) -> None:
     graph = GRAPHS[name]()
     work = Workload(replace(job(graph, batch_size=32), validation=split(50)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from p2pnn.engine.numpy import convolution, kernel, winograd
+from p2pnn.engine.numpy import attention, convolution, erf, gather, kernel, winograd
 from p2pnn.engine.numpy.banded import BandedConvolution, tiling
 from p2pnn.engine.numpy.convolution import method_of
 from p2pnn.engine.numpy.geometry import Geometry
@@ -43,6 +43,9 @@ def test_convolutions_run_by_the_method_that_the_engine_chooses(
 
 def test_blocks_are_as_large_as_the_engine_makes_them() -> None:
     assert scratch.BLOCK_BYTES == kernel.BLOCK_BYTES
+    assert scratch.QUERIES == attention.QUERIES
+    assert scratch.ERF_BLOCK == erf.BLOCK
+    assert scratch.ONE_HOT_ROWS_MAX == gather.ONE_HOT_ROWS_MAX
     assert scratch.BANDED_ELEMENTS_MAX == convolution.BANDED_ELEMENTS_MAX
     assert scratch.TILED_BLOCK_BYTES == winograd.BLOCK_BYTES
 
