@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol
 
 from p2pnn.errors import PeerGone
 from p2pnn.transport import LinkSnapshot
@@ -24,6 +24,10 @@ class Outside(Protocol):
     def send(self, node: NodeId, message: Message) -> None: ...
 
     async def send_body(self, node: NodeId, message: Message, body: memoryview, priority: int = 0) -> None: ...
+
+    def start_body(
+        self, node: NodeId, message: Message, body: memoryview, priority: int = 0
+    ) -> Coroutine[Any, Any, None] | None: ...
 
     def connected(self, node: NodeId) -> bool: ...
 
@@ -52,6 +56,12 @@ class Post:
     async def send_body(self, node: NodeId, message: Message, body: memoryview, priority: int = 0) -> None:
         """Returns when `body` may be overwritten. Raises PeerGone."""
         await self._outside.send_body(node, message, body, priority)
+
+    def start_body(
+        self, node: NodeId, message: Message, body: memoryview, priority: int = 0
+    ) -> Coroutine[Any, Any, None] | None:
+        """None where `body` has left already, else what to await until it may be overwritten. Either raises PeerGone."""
+        return self._outside.start_body(node, message, body, priority)
 
     def queued(self, node: NodeId) -> int:
         """Messages that wait on the control link to `node`: who has many to send looks here, because that queue is bounded."""

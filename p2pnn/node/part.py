@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Coroutine
+from typing import Any, Final
 
 import msgspec
 
@@ -237,7 +237,7 @@ class Part:
         index = self._message.index
         match message:
             case commands.Send():
-                self._tasks.spawn(self._send(message))
+                self._send(message)
             case commands.Retired():
                 if self._gate is not None:
                     self._gate.retired(message.count)
@@ -258,10 +258,10 @@ class Part:
             case commands.Failed():
                 self._fail(message.error)
 
-    async def _send(self, message: commands.Send) -> None:
-        executor, recording, start = self._executor, self._recording, clock()
+    def _send(self, message: commands.Send) -> None:
+        """Send a tensor; most have left when this returns, and need no task to wait for them."""
+        executor, start = self._executor, clock()
         assert executor is not None
-        assert recording is not None
         offset, size = self._place(message.transfer, message.micro_batch)
         node = self._nodes[self._transfers[message.transfer].target]
         tensor = wire.Tensor(self._message.job, self._message.generation, message.transfer, message.micro_batch)
@@ -269,12 +269,31 @@ class Part:
         if body is None:
             return
         try:
-            await self._post.send_body(node, tensor, body, 1)
+            rest = self._post.start_body(node, tensor, body, 1)
+        except PeerGone as error:
+            self._tasks.spawn(self._fail_for_link(node, str(error)))
+            return
+        if rest is None:
+            self._sent(message, start)
+        else:
+            self._tasks.spawn(self._send_rest(rest, node, message, start))
+
+    async def _send_rest(
+        self, rest: Coroutine[Any, Any, None], node: NodeId, message: commands.Send, start: float
+    ) -> None:
+        try:
+            await rest
         except PeerGone as error:
             await self._fail_for_link(node, str(error))
-            return
-        executor.send(commands.Sent(message.transfer, message.micro_batch))
-        recording.sent(message.transfer, message.micro_batch, start)
+        else:
+            self._sent(message, start)
+
+    def _sent(self, message: commands.Send, start: float) -> None:
+        """The tensor's memory is free: tell the executor."""
+        assert self._executor is not None
+        assert self._recording is not None
+        self._executor.send(commands.Sent(message.transfer, message.micro_batch))
+        self._recording.sent(message.transfer, message.micro_batch, start)
 
     async def _fail_for_link(self, node: NodeId, reason: str) -> None:
         """Where the peer is dead the coordinator says so by itself, and better; this is for a broken link between two."""

@@ -14,18 +14,17 @@ from p2pnn.train.frames import Layout
 
 
 class Gate:
-    """One node's side of a running job; lives in the daemon beside the arena."""
+    """One node's side of a running job; lives in the daemon beside the arena.
+
+    senders: the plan's nodes that send to this one; they must be told each new count of retired micro-batches.
+    """
 
     def __init__(self, graph: Graph, plan: Plan, node_index: int, layout: Layout) -> None:
         self._layout = layout
         self._sources = {t.index: t.source for t in transfers(graph, plan.assignment) if t.target == node_index}
+        self.senders = tuple(sorted(set(self._sources.values())))
         self._taken: set[tuple[int, int]] = set()
         self._retired = 0
-
-    @property
-    def senders(self) -> tuple[int, ...]:
-        """The plan's nodes that send to this one: they must be told each new count of retired micro-batches."""
-        return tuple(sorted(set(self._sources.values())))
 
     def refusal(self, transfer: int, micro_batch: int, source: int, nbytes: int) -> str:
         """Why a tensor from node `source` may not come in, as one sentence; empty where it may."""

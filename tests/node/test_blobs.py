@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Coroutine
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,6 +30,11 @@ class Wire:
         self.nodes = nodes
         self.tamper = False
         self.kept: asyncio.Queue[Kept] = asyncio.Queue()
+
+    def start_body(
+        self, node: NodeId, message: Message, body: memoryview, priority: int = 0
+    ) -> Coroutine[Any, Any, None] | None:
+        return self.send_body(node, message, body, priority)
 
     def connected(self, node: NodeId) -> bool:
         return node in self.nodes

@@ -276,7 +276,7 @@ async def test_a_broken_link_fails_the_job_after_the_coordinators_time_to_notice
         finally:
             bench.outside.peers.add(node)
 
-    monkeypatch.setattr(bench.outside, "send_body", broken)
+    monkeypatch.setattr(bench.outside, "start_body", broken)
     executor.say(commands.Send(back, 0))
     await until(lambda: bench.failures)
     assert "its link to node a broke: " in bench.failures[0]

@@ -6,8 +6,9 @@ import asyncio
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -48,6 +49,11 @@ class Bench:
         await self.outside.send_body(node, message, body, priority)
         assert isinstance(message, wire.LinkProbe)
         asyncio.get_running_loop().call_soon(self.planning.receive, node, wire.LinkProbed(message.request))
+
+    def start_body(
+        self, node: NodeId, message: wire.Message, body: memoryview, priority: int = 0
+    ) -> Coroutine[Any, Any, None] | None:
+        return self.send_body(node, message, body, priority)
 
     def connected(self, node: NodeId) -> bool:
         return True
