@@ -27,7 +27,7 @@ from p2pnn.plan.cost import PACKING
 from p2pnn.plan.profile import Profile
 from p2pnn.types import NodeId
 
-GEMMS: Final = ((64, 256, 256), (128, 512, 512), (256, 512, 512))
+GEMMS: Final = ((128, 512, 512), (256, 512, 512), (512, 512, 512))
 """Rows × in × out: dense layers of ordinary networks."""
 
 CHAIN: Final = 16

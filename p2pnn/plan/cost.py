@@ -30,7 +30,7 @@ from p2pnn.job.spec import JobSpec
 from p2pnn.model import ops as table
 from p2pnn.model.cost import Cost
 from p2pnn.model.graph import BATCH, Shape, elements
-from p2pnn.plan import scratch
+from p2pnn.plan import convolution, scratch
 from p2pnn.plan.buffers import VIEWS, Lifetimes, wants
 from p2pnn.plan.profile import UNMEASURED, Link, Profile
 from p2pnn.train.frames import ALIGNMENT_BYTES
@@ -54,8 +54,8 @@ EFFORTS: Final = {
     "SoftmaxCrossEntropyLoss": (14, 6, 16, 4),
     "Accuracy": (7, 0, 4, 0),
     "TokenLoss": (14, 0, 16, 0),
-    "LayerNormalization": (10, 18, 3.3, 6),
-    "Attention": (16, 19, 7.7, 11),
+    "LayerNormalization": (10, 18, 4.8, 6.5),
+    "Attention": (16, 19, 9.4, 15.5),
     "Gelu": (10, 1, 12, 0.5),
     "Erf": (10, 1, 14, 0.5),
     "Gather": (3, 10, 0.7, 5),
@@ -211,21 +211,25 @@ class Workload:
                 effort = (1, 2, COPYING, COPYING)
                 self.forward_bytes[index] = cost.bytes * COPYING
             elif op.kind == "Conv":
-                self._bands(index, scratch.Window.of(op, inputs, shapes[op.outputs[0]]))
+                self._convolve(index, scratch.Window.of(op, inputs, shapes[op.outputs[0]]))
             if index not in self.with_gradient:
                 continue
             again = sum(v in trained or flow.producer.get(v, -1) in self.with_gradient for v in op.inputs[:2])
-            self.backward_flops[index] = self.forward_flops[index] * again
+            self.backward_flops[index] = self.backward_flops[index] or self.forward_flops[index] * again
             self.backward_bytes[index] = cost.bytes * (again if self.dense[index] else effort[3])
             self.backward_calls[index] = effort[1]
 
-    def _bands(self, index: int, window: scratch.Window) -> None:
-        """A banded convolution is a wide GEMM, of which only a part is useful."""
-        wants_input = self.training and wants(self.graph, self.flow, index)[0]
-        if across := scratch.bands(window, wants_input):
-            self.conv[index] = False
-            useful = elements(window.kernel) * window.channels
-            self.forward_flops[index] *= scratch.band_piece(window, across) / useful
+    def _convolve(self, index: int, window: scratch.Window) -> None:
+        """By the engine's method, where that is a product of ordinary operands; else conv_gflops tells all."""
+        wants_input, wants_weight, *_ = wants(self.graph, self.flow, index) if self.training else (False, False)
+        found = convolution.efforts(window, wants_input)
+        if found is None:
+            return
+        self.conv[index] = False
+        forward, weight, back = found
+        self.forward_flops[index], self.forward_packed[index] = forward.flops, forward.bytes
+        self.backward_flops[index] = wants_weight * weight.flops + wants_input * back.flops
+        self.backward_packed[index] = wants_weight * weight.bytes + wants_input * back.bytes
 
     def _count_kept(self) -> None:
         """kept_bytes: parameters, gradients, slots, state, at the first op that reads each (accumulators at every reader)."""
