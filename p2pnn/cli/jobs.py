@@ -46,9 +46,7 @@ def list_(
 @app.command()
 def show(
     job: Job,
-    file: Annotated[
-        str, typer.Argument(metavar="[FILE]", help="Where --trace writes.  [default: JOB.trace.json]")
-    ] = "",
+    file: Annotated[str, typer.Argument(metavar="FILE", help="Where --trace writes.  [default: JOB.trace.json]")] = "",
     trace: Annotated[
         bool,
         typer.Option("--trace", help="Write who computed, waited and sent when, for chrome://tracing and Perfetto."),
