@@ -112,7 +112,8 @@ class _Column:
     def __init__(self, reader: SplitReader, value: Value, rows: int, spec: JobSpec) -> None:
         self._reader = reader
         self._scaling = spec.graph.scaling.get(value.name)
-        dtype = reader.dtype if self._scaling else np.dtype(value.dtype)
+        self._condition = value.dtype == "bool"
+        dtype = reader.dtype if self._scaling or self._condition else np.dtype(value.dtype)
         self._raw = np.empty((rows, *reader.shape), dtype)
         shape = (rows, *value.shape[1:])
         if self._raw.size != int(np.prod(shape, dtype=np.int64)):
@@ -123,8 +124,11 @@ class _Column:
         self._scaled = np.empty(shape, np.float32) if self._scaling else None
 
     def rows(self, indices: NDArray[np.int64]) -> NDArray[Any]:
-        """float32 or int64 [rows, …] in ONNX's layout; valid until the next call."""
+        """float32, int64 or bool [rows, …] in ONNX's layout; valid until the next call. A condition holds where not 0."""
         self._reader.rows(indices, self._raw)
+        if self._condition:
+            holds: NDArray[Any] = np.not_equal(self._shaped, 0)
+            return holds
         if self._scaling is None or self._scaled is None:
             return self._shaped
         return scale(self._shaped, self._scaling, out=self._scaled)

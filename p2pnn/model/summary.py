@@ -25,7 +25,7 @@ def summary(graph: Graph, batch: int = 1) -> str:
         )
         flops += cost.flops
         size = sum(left.pop(name, 0) for name in op.inputs)
-        output = show(shapes[op.outputs[0]])
+        output = show(shapes[op.outputs[0]]) + (" …" if len(op.outputs) > 1 else "")
         rows.append((op.name, op.kind, output, f"{size:,}" if size else "", count(cost.flops) if cost.flops else ""))
     widths = [max(len(row[column]) for row in rows) for column in range(5)]
     lines = [

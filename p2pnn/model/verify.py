@@ -31,7 +31,7 @@ INITIALIZER_KINDS: Final = ("constant", "uniform", "normal")
 METRIC_KINDS: Final = ("mean", "root", "exp")
 METRIC_OPS: Final = ("Accuracy", "TopKAccuracy", "AbsoluteError", "SquaredError", "TokenLoss")
 CONSTANT_OPS: Final = ("Add", "Sub", "Mul", "Div", "Pow")
-"""Ops that may read saved state as a constant, such as the number of `2 * x`; it never changes."""
+"""Ops that may read saved state that no normalization updates: a constant, such as the number of `2 * x`."""
 LOSS_OPS: Final = ("SoftmaxCrossEntropyLoss", "MeanSquaredError")
 
 
@@ -95,6 +95,7 @@ def _ops(graph: Graph, known: dict[str, Value]) -> None:
     used: set[str] = set()
     seen: set[str] = set()
     reduced: set[str] = set()
+    statistics = {name for op in graph.ops if op.kind == "BatchNormalization" for name in op.inputs[3:]}
     for op in graph.ops:
         _name("an op", op.name)
         if op.name in seen:
@@ -113,7 +114,8 @@ def _ops(graph: Graph, known: dict[str, Value]) -> None:
             raise ModelError(f"op {op.name} ({op.kind}) has {len(op.outputs)} outputs, but makes {len(results)}")
         for position, name in enumerate(op.inputs):
             running = op.kind == "BatchNormalization" and position in (3, 4)
-            if running != (name in state) and not (name in state and op.kind in CONSTANT_OPS):
+            constant = name in state and name not in statistics and op.kind in CONSTANT_OPS
+            if running != (name in state) and not constant:
                 what = "needs saved state" if running else "may not read saved state"
                 raise ModelError(f"op {op.name} ({op.kind}) {what} as input {position}, but {name!r} is given")
         for name, (dtype, shape) in zip(op.outputs, results, strict=True):

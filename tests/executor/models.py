@@ -57,6 +57,18 @@ def diamond() -> Graph:
     ).graph
 
 
+def attentive() -> Graph:
+    """A transformer's block on the rows of pixels: a Split, whose parts travel apart, attention, constants, normalized lines."""
+    image, label = inputs()
+    h = nn.Linear(12, name="first")(nn.reshape(image, (0, 16, 8)) / 128.0) + nn.parameter(
+        "position", (16, 12), scale=0.1
+    )
+    h = h + nn.MultiHeadAttention(2, causal=True, name="attention")(nn.LayerNorm(name="norm1")(h))
+    h = h + nn.Linear(12, name="narrow")(nn.gelu(nn.Linear(24, name="widen")(nn.LayerNorm(name="norm2")(h))))
+    logits = nn.Linear(CLASSES, name="head")(h[:, -1])
+    return nn.Model({"p": nn.softmax(logits)}, nn.cross_entropy(logits, label), {"a": nn.accuracy(logits, label)}).graph
+
+
 def scaled(graph: Graph) -> Graph:
     """With the scaling of pixels kept in the graph."""
     import msgspec

@@ -76,6 +76,26 @@ def test_rows_come_scaled_and_in_the_engine_s_layout(blobs: BlobStore) -> None:
     assert arrays["label"].dtype == np.int64
 
 
+def test_a_condition_holds_where_its_whole_number_is_not_zero(blobs: BlobStore) -> None:
+    graph = models.dense()
+    flag = Value("label", "bool", (-1,))
+    spec = spec_for(graph, blobs)
+    plain = feed_for(spec, blobs)
+    feed = feed_for(
+        msgspec.structs.replace(spec, graph=msgspec.structs.replace(graph, inputs=(graph.inputs[0], flag))), blobs
+    )
+    arrays = {"label": np.empty(4, np.bool_)}
+    numbers = {"label": np.empty(4, np.int64)}
+    seen: set[bool] = set()
+    for number in range(4):
+        stage = Stage("train", 0, 4, per_step=4)
+        feed.fill(stage, number, arrays, ("label",))
+        plain.fill(stage, number, numbers, ("label",))
+        np.testing.assert_array_equal(arrays["label"], numbers["label"] != 0)
+        seen |= set(arrays["label"].tolist())
+    assert seen == {True, False}
+
+
 def test_a_column_of_another_shape_is_refused_with_both(blobs: BlobStore) -> None:
     spec = spec_for(models.dense(), blobs)
     wrong = msgspec.structs.replace(

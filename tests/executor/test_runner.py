@@ -67,6 +67,7 @@ CASES: list[tuple[str, Callable[[], Graph], Optimizer, list[tuple[Callable[[Grap
         CLIPPED,
         [(lambda g: contiguous(g, 3), 3, 4), (lambda g: interleaved(g, 2), 2, 3)],
     ),
+    ("attentive", models.attentive, ADAM, [(lambda g: contiguous(g, 2), 2, 3), (lambda g: interleaved(g, 3), 3, 2)]),
     ("residual", models.residual, ADAM, [(lambda g: contiguous(g, 2), 2, 3), (lambda g: scattered(g, 3), 3, 2)]),
     (
         "diamond",

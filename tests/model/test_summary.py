@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from p2pnn import zoo
+from p2pnn import nn, zoo
 from p2pnn.model.summary import count, summary
 
 
@@ -17,6 +17,11 @@ def test_a_table_with_a_line_per_op_and_the_totals() -> None:
     assert "100,480" in hidden
     assert "12.9 M" in hidden  # 2 · 64 · 784 · 128 and the bias
     assert len(lines) == len(graph.ops) + len(graph.inputs) + 4
+
+
+def test_an_op_of_several_outputs_shows_the_first_of_them() -> None:
+    text = summary(nn.Model({"y": nn.split(nn.Input("x", (6,)), 3)[2]}).graph)
+    assert "(batch, 2) …" in next(line for line in text.splitlines() if line.startswith("split_1"))
 
 
 def test_one_row() -> None:
