@@ -163,9 +163,13 @@ def fetch_predictions(daemon: Daemon, job: str) -> dict[str, Any]:
 
 
 def prediction_lines(outputs: dict[str, Any], classes: tuple[str, ...]) -> list[str]:
-    """One line per row: the most likely class and its score where the output is one score per class, else the numbers."""
+    """One line per row: the most likely class and its score where the output is one score per class; the most likely one of
+    each position where it is that many times over, as in a text; else the numbers."""
     lines = []
     for name, array in outputs.items():
+        if classes and array.ndim == 3 and array.shape[2] == len(classes):
+            lines += [repr("".join(classes[best] for best in row)) for row in array.argmax(axis=2)]
+            continue
         for row in array.reshape(len(array), -1):
             if classes and row.size == len(classes):
                 best = int(row.argmax())

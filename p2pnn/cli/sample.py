@@ -95,5 +95,8 @@ def write(prepared: Prepared, prompt: str, *, local: int | None, socket: str | N
 
 
 def _print(text: str) -> None:
+    """Write at once. A terminal gets no character that it would obey: the model may be somebody else's."""
+    if sys.stdout.isatty():
+        text = "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
     sys.stdout.write(text)
     sys.stdout.flush()

@@ -21,6 +21,7 @@ from p2pnn.cli.results import to_safetensors
 from p2pnn.config import unknown
 from p2pnn.data.blobs import blob_id
 from p2pnn.data.fit import channels, context, fit
+from p2pnn.data.images import ImageTable
 from p2pnn.data.ingest import Ingested, Put, divide, fingerprint, ingest, ingest_rows
 from p2pnn.data.source import Wanted, from_arrays, open_source
 from p2pnn.data.table import Source
@@ -225,6 +226,11 @@ def _of_the_zoo(asked: request.Request, source: Source, hint: str) -> Graph:
     inputs, columns = asked.data.inputs, source.columns
     image = next((n for n in (inputs.get("image"), "image", "x") if n in columns), None)
     label = next((n for n in (inputs.get("label"), "label", asked.data.label, "y") if n in columns), None)
+    if isinstance(source.train, ImageTable) and label is None:
+        raise DataError(
+            f"{asked.data.train} holds images without classes, so there is nothing to learn; put those of each class into a "
+            f"subfolder that is named as the class"
+        )
     if image is None or label is None:
         found = (
             f"{source.name} has the column{'s' if len(source.train.named) > 1 else ''} {_listed(source.train.named)}"

@@ -100,6 +100,11 @@ def test_lines_of_outputs_that_are_no_classes() -> None:
     assert evaluate.prediction_lines({"y": np.array([3, 4])}, ("a", "b")) == ["y\t3", "y\t4"]
 
 
+def test_lines_of_a_text_are_its_likeliest_characters() -> None:
+    scores = np.eye(3, dtype=np.float32)[[[0, 2, 1, 0], [1, 1, 2, 2]]]
+    assert evaluate.prediction_lines({"p": scores}, ("a", "\n", "c")) == ["'ac\\na'", "'\\n\\ncc'"]
+
+
 def test_a_job_that_fails(words: list[str], daemon: FakeDaemon, capsys: Capture) -> None:
     ends_with(daemon, {"kind": "warning", "text": "slow"}, last="failed", reason="node b is gone")
     assert main(["eval", *words]) == 1

@@ -90,6 +90,9 @@ def test_a_reader_that_has_enough_ends_the_job(here: Path, daemon: FakeDaemon, m
         def flush(self) -> None:
             pass
 
+        def isatty(self) -> bool:
+            return False
+
     writes(daemon, *[1] * 500)
     daemon[f"POST jobs/{JOB}/cancel"] = {"state": "cancelled"}
     monkeypatch.setattr("sys.stdout", Full())
@@ -121,6 +124,18 @@ def test_ctrl_c_cancels_and_leaves_what_was_written(
     out, err = capsys.readouterr()
     assert out == "a\n"
     assert f"cancelling {JOB}" in err
+
+
+def test_a_terminal_gets_nothing_that_it_would_obey(
+    here: Path, daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    saved_run(here / "wild", speller(classes=("\x1b", "\t", "z")))
+    writes(daemon, 0, 1, 2)
+    assert main(["predict", "wild", "--length", "3"]) == 0
+    assert capsys.readouterr().out == "\x1b\tz\n"
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    assert main(["predict", "wild", "--length", "3"]) == 0
+    assert capsys.readouterr().out == "\ufffd\tz\n"
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from p2pnn.errors import CheckpointError, DataError, ModelError, UsageError
 from p2pnn.types import BlobId
 from tests.cli.fake import FakeDaemon
 from tests.cli.made import JOB, flower_data, flowers, saved_run, submitted, take, tensors_of
+from tests.model.test_text import speller
 
 
 def asked(folder: Path, **settings: Any) -> Request:
@@ -144,6 +145,58 @@ def test_a_folder_of_images_trains_and_is_predicted_as_it_was_trained(tmp_path: 
     assert evaluation(run, tmp_path / "pets").remarks == [
         "measuring the 3 test rows of pets that this run was not trained on"
     ]
+
+
+def test_images_without_classes_are_nothing_to_learn(tmp_path: Path) -> None:
+    folder = image_folder(tmp_path / "pets") / "cat"
+    with pytest.raises(DataError, match=r"holds images without classes.*subfolder that is named as the class"):
+        submit.prepare(resolve({"model": "resnet8", "data": str(folder)}))
+
+
+def test_a_text_makes_the_networks_vocabulary_and_its_end_is_validated_on(tmp_path: Path) -> None:
+    (tmp_path / "speech.txt").write_text("Wer reitet so spät durch Nacht und Wind?\n" * 40)
+    words = {"model": "char-gpt", "data": str(tmp_path / "speech.txt"), "context": 8, "batch_size": 20}
+    found = submit.prepare(resolve({**words, "arguments": {"layers": 1, "width": 8, "heads": 2}}))
+    spec = found.spec
+    assert spec.graph.classes == tuple(sorted(set("Wer reitet so spät durch Nacht und Wind?\n")))
+    assert {value.name: value.shape for value in spec.graph.inputs} == {"tokens": (-1, 8), "next": (-1, 8)}
+    assert spec.inputs == {"tokens": "x", "next": "y"}
+    assert spec.graph.scaling == {}
+    assert spec.train is not None
+    assert spec.validation is not None
+    rows = (41 * 40 - 1) // 8
+    assert (spec.train.start, spec.train.seed, spec.validation.stop, spec.validation.seed) == (0, -1, rows, -1)
+    assert spec.train.stop == spec.validation.start == rows - -(-rows // 10)
+    assert spec.test is None
+    run = saved_run(tmp_path / "run", spec.graph)
+    (run / "job.toml").write_text(spec.request)
+    measured = evaluation(run, tmp_path / "speech.txt")
+    assert measured.spec.test == msgspec.structs.replace(
+        spec.validation, dataset=msgspec.structs.replace(spec.validation.dataset, classes=())
+    )
+    assert measured.remarks == [
+        f"measuring the {spec.validation.rows} test rows of speech that this run was not trained on"
+    ]
+    again = submit.prepare(resolve({}, run / "job.toml")).spec
+    assert again.graph == spec.graph
+    assert again.train == spec.train
+    (tmp_path / "other.txt").write_text("Wer? Ich!\n" * 9)
+    with pytest.raises(DataError, match="'!', 'I' are not among the"):
+        evaluation(run, tmp_path / "other.txt")
+
+
+def test_a_models_own_context_cuts_the_text(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("ab\n" * 100)
+    words = resolve({"data": str(tmp_path / "a.txt"), "batch_size": 4})
+    found = submit.prepare(words, model=speller(6, ())).spec
+    assert found.train is not None
+    assert found.train.dataset.columns[0].shape == (6,)
+    assert found.graph.classes == ("\n", "a", "b")
+    tokens = nn.Input("tokens", (6,), dtype="int64")
+    small = nn.Embedding(2, 3)(tokens)
+    model = nn.Model({"s": small}, nn.cross_entropy(small, nn.Input("next", (6,), dtype="int64")))
+    with pytest.raises(DataError, match="the number is 2, but the model has 2 classes"):
+        submit.prepare(words, model=model)
 
 
 def test_what_cannot_be_trained_or_watched(tmp_path: Path) -> None:
