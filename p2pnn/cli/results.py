@@ -195,7 +195,7 @@ def _write_files(
         "predict.py": takeaway.predict_script(graph).encode(),
     }
     assert tuple(contents) == FILES
-    for name, content in (contents | more).items():
+    for name, content in (contents | dict(more)).items():
         with (folder / name).open("wb") as file:
             file.write(content)
             file.flush()
