@@ -128,10 +128,23 @@ class Report:
             "series": self.series,
         }
 
+    def as_markdown(self) -> list[str]:
+        """A table for docs/benchmarks.md, a row per contest: medians; in brackets ours divided by it, and what was wanted."""
+        names = list(dict.fromkeys(name for contest, _ in self.contests for name in contest.samples))
+        lines = [f"On {describe(machine())}:", "", f"| | {' | '.join(names)} |", f"| --- |{' --- |' * len(names)}"]
+        for contest, targets in self.contests:
+            cells = [_cell(contest, name, targets) for name in names]
+            lines.append(f"| {contest.name} [{contest.unit}] | {' | '.join(cells)} |")
+        lines += ["", *(f"- {name}: {value}" for name, value in self.facts.items())]
+        return [*lines, *(f"- {name} is left out: {reason}" for name, reason in self.absent.items())]
+
     def end(self, options: argparse.Namespace) -> int:
         """Print the report as the options ask; returns the exit status, 0 also where a target was missed: it is a figure."""
         if options.json:
             print(json.dumps(self.as_record(), indent=1))
+            return 0
+        if options.markdown:
+            print("\n".join(self.as_markdown()))
             return 0
         print(f"{self.name} on {describe(machine())}\n")
         for contest, targets in self.contests:
@@ -149,6 +162,7 @@ def arguments(description: str, argv: Sequence[str] | None = None, extend: Calla
     """The options that all measurements have: --json, --quick. extend: gets the parser and may add more."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print one JSON document")
+    parser.add_argument("--markdown", action="store_true", help="print a table as docs/benchmarks.md has them")
     parser.add_argument("--quick", action="store_true", help="few short rounds: whether it works, not what it gives")
     if extend is not None:
         extend(parser)
@@ -218,6 +232,17 @@ def _record(contest: Contest, targets: Sequence[Target]) -> dict[str, Any]:
             if target.against in contest.samples
         ],
     }
+
+
+def _cell(contest: Contest, name: str, targets: Sequence[Target]) -> str:
+    if name not in contest.samples:
+        return ""
+    text = f"{contest.median(name):,.4g}" if contest.median(name) < 1e3 else f"{contest.median(name):,.0f}"
+    if name == contest.ours or contest.ours not in contest.samples:
+        return text
+    ratio = contest.ratio(name)
+    wanted = "".join(f"; {t}, {'met' if t.is_met(ratio) else 'missed'}" for t in targets if t.against == name)
+    return f"{text} ({ratio:.2f}{wanted})"
 
 
 def _table(contest: Contest, targets: Sequence[Target]) -> str:
