@@ -6,7 +6,7 @@ the starts of a job, `revision` the changes of its record within one start.
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -139,11 +139,12 @@ def resumed(record: JobRecord, coordinator: NodeId, coordinator_name: str) -> Jo
     )
 
 
-def same_plan(record: JobRecord, spec: JobSpec, members: Container[NodeId]) -> Plan | None:
-    """The plan to resume a job by instead of a new one: that of its last start, where only the same cut repeats the same
-    bits (`job.plan.cut`), its checkpoint was written under it, and all of its nodes are here."""
-    plan, newest = record.plan, record.newest
-    if plan is None or newest is None or not newest.cut or newest.cut != cut(spec, plan):
+def same_plan(
+    plan: Plan | None, checkpoints: Sequence[Manifest], spec: JobSpec, members: Container[NodeId]
+) -> Plan | None:
+    """The plan to resume a job by instead of a new one: `plan`, that of its last start, where only the same cut repeats the
+    same bits (`job.plan.cut`), the last of its checkpoints was written under it, and all of its nodes are here."""
+    if plan is None or not checkpoints or not checkpoints[-1].cut or checkpoints[-1].cut != cut(spec, plan):
         return None
     return plan if all(share.node in members for share in plan.nodes) else None
 

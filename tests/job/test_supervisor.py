@@ -267,8 +267,8 @@ def test_a_resume_over_another_cut_warns_once_where_bits_depend_on_the_cut() -> 
     world.take()
     again = msgspec.structs.replace(world.record, state="queued", generation=2)
     assert again.newest is not None
-    assert same_plan(again, spec, set(NODES)) == plan((0, 0, 1))
-    assert same_plan(again, spec, {NODES[0], NODES[2]}) is None
+    assert same_plan(again.plan, again.checkpoints, spec, set(NODES)) == plan((0, 0, 1))
+    assert same_plan(again.plan, again.checkpoints, spec, {NODES[0], NODES[2]}) is None
     warnings = {}
     for assignment in ((0, 0, 1), (0, 1, 1)):
         second = start(again, assignment)
