@@ -263,12 +263,12 @@ def _moved(op: Op, inputs: Sequence[Shape]) -> bool:
 def _pool(found: Room, w: Window, kind: str, back: bool) -> None:
     height, width = w.height + w.pads[0] + w.pads[2], w.width + w.pads[1] + w.pads[3]
     padded = height * width * w.channels * 4
-    count = max(1, min(w.images, BLOCK_BYTES // max(1, padded)))
+    count = max(1, min(w.images, BLOCK_BYTES // max(1, 2 * padded)))
     rows, made = count * w.out_rows * width * w.channels * 4, count * w.out_rows * w.out_columns * w.channels * 4
     sources = count * padded if any(w.pads) else 0
     found.scratch += rows + sources * (1 + back)
     if kind == "MaxPool":
-        found.scratch += 13 * rows // 4 if back else 0
+        found.scratch += 3 * rows if back else 0
     else:
         found.scratch += made if back else 0
         found.own = w.out_rows * w.out_columns * w.channels * 4
