@@ -56,7 +56,7 @@ class Frame:
         self._at = [NOTHING] * plan.registers  # those that the caller binds are empty until then
         for place in plan.places:
             if place.buffer is not None:
-                memory = own if place.buffer.kept else shared
+                memory = own if place.buffer.own else shared
                 self._at[place.register] = carve(memory, place.buffer.offset, place.spec)
         self._seeds = [np.zeros((), dtype) for _ in plan.seeds]
         for register, seed in zip(plan.seeds, self._seeds, strict=True):

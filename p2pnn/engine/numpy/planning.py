@@ -4,8 +4,10 @@ Arrays are named by *registers*, numbers into a list that every frame has for it
 
 * by the caller, for values and gradients that cross the border, and for parameters, state and accumulators;
 * to a frame's own memory, for what backward needs again: kept values and stashes;
-* to memory that all frames share, for the rest. It lives only within one call, so its place is also reused within it: two
-  buffers may overlap in memory unless they overlap in time, counted in ops (n forward, then n backward).
+* for the rest, which lives only within one call, to a part of the frame's own memory that holds nothing at that time (what
+  forward has not filled yet, what backward has done with), or else to memory that all frames share.
+
+Two buffers may overlap in memory unless they overlap in time, counted in ops: n forward, then n backward.
 
 Where a kernel works in place, its output takes over the buffer of its input, if nobody needs that any more. None of this
 changes a bit of what is computed.
@@ -23,12 +25,16 @@ from p2pnn.engine.numpy.layout import Operand
 
 @dataclass(slots=True, eq=False)
 class Buffer:
-    """Memory from op position `start` to `end`; kept: from forward to backward of one frame."""
+    """Memory from op position `start` to `end`; kept: from forward to backward of one frame.
+
+    offset: in the frame's own memory (own), or in what frames share.
+    """
 
     nbytes: int
     start: int
     end: int
     kept: bool = False
+    own: bool = False
     offset: int = 0
 
 
@@ -125,8 +131,9 @@ class Planner:
         for index in reversed(self._edges.trained):
             self._backward(index)
         buffers = {id(p.buffer): p.buffer for p in plan.places if p.buffer is not None}.values()
-        plan.kept_bytes = _stack([b for b in buffers if b.kept])
-        plan.shared_bytes = _overlay([b for b in buffers if not b.kept])
+        kept = [b for b in buffers if b.kept]
+        plan.kept_bytes = _stack(kept)
+        plan.shared_bytes = _overlay([b for b in buffers if not b.kept], kept, plan.kept_bytes)
         return plan
 
     # Forward
@@ -135,7 +142,8 @@ class Planner:
         kernel, (inputs, outputs) = self._kernels[index], self._operands[index]
         registers = tuple(self._input(operand) for operand in inputs)
         ys = tuple(self._output(index, inputs, output) for output in outputs)
-        stash = tuple(self._new(spec, Buffer(spec.nbytes, 0, 0, kept=True)) for spec in kernel.stash)
+        span = self._position[index], self._backward_position(index)
+        stash = tuple(self._new(spec, Buffer(spec.nbytes, *span, kept=True)) for spec in kernel.stash)
         self._plan.forward.append(Forward(kernel, registers, ys, stash))
 
     def _input(self, operand: Operand) -> int:
@@ -148,8 +156,9 @@ class Planner:
     def _output(self, index: int, inputs: tuple[Operand, ...], output: Operand) -> int:
         spec, name = Spec(output.shape, output.dtype), output.name
         position, readers = self._position[index], self._edges.readers(name)
-        end = max([position, *(self._position[reader] for reader in readers)])
-        kept = self._kept(index, name, readers)
+        again = self._read_again(index, name, readers)
+        kept = bool(again)
+        end = max(again or [position, *(self._position[reader] for reader in readers)])
         over = self._overwritten(index, inputs, spec) if name == self._operands[index][1][0].name else None
         if name in self._plan.values:
             register = self._plan.values[name]
@@ -164,16 +173,18 @@ class Planner:
         self._local[name] = register
         return register
 
-    def _kept(self, index: int, name: str, readers: list[int]) -> bool:
-        trained = set(self._edges.trained)
-        if index in trained and self._kernels[index].keeps_output:
-            return True
-        return any(
-            self._operands[reader][0][position].name == name
-            for reader in readers
-            if reader in trained
-            for position in self._kernels[reader].keeps
-        )
+    def _read_again(self, index: int, name: str, readers: list[int]) -> list[int]:
+        """Where backward passes read an output: its own op's, and those of ops that keep it as an input."""
+        trained, operands = set(self._edges.trained), self._operands
+        found = [index] if index in trained and self._kernels[index].keeps_output else []
+        for reader in readers:
+            kept = (operands[reader][0][position].name for position in self._kernels[reader].keeps)
+            if reader in trained and name in kept:
+                found.append(reader)
+        return [self._backward_position(op) for op in found]
+
+    def _backward_position(self, index: int) -> int:
+        return 2 * len(self._edges.ops) - 1 - self._position[index]
 
     def _overwritten(self, index: int, inputs: tuple[Operand, ...], spec: Spec) -> Place | None:
         """The first input's place, if the op may write its output there."""
@@ -196,7 +207,7 @@ class Planner:
 
     def _backward(self, index: int) -> None:
         kernel, (inputs, outputs) = self._kernels[index], self._operands[index]
-        position = 2 * len(self._edges.ops) - 1 - self._position[index]
+        position = self._backward_position(index)
         totals = self._totals(outputs, position)
         dy = totals[0].dy
         first: list[int] = []
@@ -270,7 +281,7 @@ class Planner:
             return self._plan.gradients[edge]
         spec = Spec(operand.shape, operand.dtype)
         producer = self._edges.flow.producer[operand.name]
-        end = 2 * len(self._edges.ops) - 1 - self._position[producer]
+        end = self._backward_position(producer)
         if over is not None and over.buffer is not None and over.spec.nbytes == spec.nbytes:
             over.buffer.end = end
             self._local[edge] = self._new(spec, over.buffer)
@@ -293,27 +304,38 @@ class Planner:
 
 
 def _stack(buffers: list[Buffer]) -> int:
-    """Lay buffers behind each other; returns the bytes they take."""
+    """Lay kept buffers behind each other; returns the bytes they take."""
     total = 0
     for buffer in buffers:
-        buffer.offset = total
+        buffer.own, buffer.offset = True, total
         total = aligned(total + buffer.nbytes)
     return total
 
 
-def _overlay(buffers: list[Buffer]) -> int:
-    """Lay buffers so that those alive together do not overlap: largest first, each at the lowest free offset."""
-    laid: list[Buffer] = []
+def _overlay(buffers: list[Buffer], kept: list[Buffer], kept_bytes: int) -> int:
+    """Lay buffers so that those alive together do not overlap: largest first, each at the lowest free offset of the frame's
+    own memory, which does not grow, or else of shared memory. Returns the bytes that are to be shared."""
+    own, shared = list(kept), list[Buffer]()
     total = 0
     for buffer in sorted(buffers, key=lambda b: (-b.nbytes, b.start)):
-        offset = 0
-        for other in sorted(laid, key=lambda b: b.offset):
-            if other.start > buffer.end or other.end < buffer.start:
-                continue
-            if offset + buffer.nbytes <= other.offset:
-                break
-            offset = max(offset, aligned(other.offset + other.nbytes))
-        buffer.offset = offset
-        laid.append(buffer)
-        total = max(total, aligned(offset + buffer.nbytes))
+        buffer.offset = _lowest(buffer, own)
+        buffer.own = buffer.offset + buffer.nbytes <= kept_bytes
+        if buffer.own:
+            own.append(buffer)
+            continue
+        buffer.offset = _lowest(buffer, shared)
+        shared.append(buffer)
+        total = max(total, aligned(buffer.offset + buffer.nbytes))
     return total
+
+
+def _lowest(buffer: Buffer, laid: list[Buffer]) -> int:
+    """The lowest offset at which the buffer overlaps nothing that is alive while it is."""
+    offset = 0
+    for other in sorted(laid, key=lambda b: b.offset):
+        if other.start > buffer.end or other.end < buffer.start:
+            continue
+        if offset + buffer.nbytes <= other.offset:
+            break
+        offset = max(offset, aligned(other.offset + other.nbytes))
+    return offset
