@@ -23,10 +23,10 @@ WIDE: Final = 1024
 
 BANDED_ELEMENTS_MAX: Final = 1 << 18
 RUN_NS, ELEMENT_NS, ADDED_RUN_NS, ADDED_NS = 6.0, 0.12, 15.0, 0.35
-FLOPS_PER_NS, HALF_OUTER, HALF_INNER = 165.0, 6.0, 4.0
+FLOPS_PER_NS, HALF_OUTER, HALF_INNER, PHASED = 165.0, 6.0, 4.0, 2.0
 """The rates by which the numpy engine chooses a convolution's method."""
 
-TILED_CHANNELS_MIN: Final = 16
+TILED_CHANNELS_MIN: Final = 24
 TILED_BLOCK_BYTES: Final = 1 << 20
 """What a convolution in tiles of 4 × 4 inputs takes for the tiles of a block."""
 
@@ -99,7 +99,9 @@ def bands(w: Window, wants_input: bool) -> int:
         return copy + _gemm_ns(places, window * inner, outer)
 
     columns = 2 * columns_ns(w.out_rows * w.out_columns, w.channels, w.outputs)
-    columns += wants_input * columns_ns(w.height * w.width, w.outputs, w.channels) / elements(w.strides)
+    phases = elements(w.strides)
+    backward = columns_ns(w.height * w.width, w.outputs, w.channels) / phases * (PHASED if phases > 1 else 1.0)
+    columns += wants_input * backward
     return 0 if columns < banded else across
 
 

@@ -28,7 +28,8 @@ def test_forward(name: str) -> None:
     [
         (1, 28, 6, 5, BandedConvolution),
         (64, 28, 64, 5, ColumnConvolution),
-        (32, 28, 16, 3, WinogradConvolution),
+        (32, 28, 24, 3, WinogradConvolution),
+        (16, 28, 16, 3, BandedConvolution),
         (64, 14, 64, 3, WinogradConvolution),
         (64, 14, 64, 1, ColumnConvolution),
     ],
