@@ -195,7 +195,7 @@ ClipNorm = Annotated[
         "--clip-norm",
         panel=_TRAINING,
         metavar="C",
-        help="Largest norm of all gradients together; 0 for no limit.  [default: 0]",
+        help="Largest norm of all gradients together (async:K: of each node's); 0 for no limit.  [default: 0]",
     ),
 ]
 Patience = Annotated[
