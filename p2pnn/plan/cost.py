@@ -85,7 +85,7 @@ UPDATE_CALLS: Final = {"sgd": 3, "momentum": 5, "nesterov": 7, "adam": 8, "adamw
 FEED_CALLS, FEED_PASSES = 20, 16
 """Per micro-batch and graph input: overheads of choosing rows, and passes over them (a gather, scaling, a new layout)."""
 
-DISPATCH_OPS: Final = 60
+DISPATCH_OPS: Final = 80
 """Starting one pass of a segment costs as much as the overhead of so many ops: commands, context, arena views, news from
 the daemon."""
 
@@ -241,7 +241,7 @@ class Workload:
             if readers:
                 self.parameters[readers[0]] += p.size
                 self.kept_bytes[readers[0]] += 4 * p.size * (1 + self.slots)
-                self.updated_bytes[readers[0]] += 4 * p.size * (4 + 2 * self.slots) if self.training else 0
+                self.updated_bytes[readers[0]] += 4 * p.size * (4 + 6 * self.slots) if self.training else 0
                 self.update_calls[readers[0]] += self.calls_per_block * -(-p.size // BLOCK) if self.training else 0
             for reader in readers:
                 self.kept_bytes[reader] += 4 * p.size if self.training else 0
