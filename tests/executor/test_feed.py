@@ -19,6 +19,7 @@ from p2pnn.model.graph import Value
 from p2pnn.train.machine import Stage
 from tests.executor import models
 from tests.executor.mesh import spec_for
+from tests.job.test_sampling import job
 
 ENGINE = NumpyEngine()
 
@@ -128,3 +129,15 @@ def test_an_order_is_made_once_although_validation_comes_between(
         feed.indices(Stage("evaluate", 0, 3, split="validation"), 0)
         feed.indices(Stage("evaluate", 0, 3, split="test"), 0)
     assert len(made) == 2
+
+
+def test_the_row_of_a_text_begins_with_its_tokens(blobs: BlobStore) -> None:
+    feed = Feed(job(context=6), ENGINE, blobs, frozenset({"tokens"}))
+    arrays = {"tokens": np.full((1, 6), 9, np.int64)}
+    stage = Stage("predict", 4, 5, tokens=(2, 1, 2))
+    feed.fill(stage, 4, arrays, ("tokens",))
+    assert arrays["tokens"].tolist() == [[2, 1, 2, 0, 0, 0]]
+    assert feed.valid_rows(stage, 4) == 1
+    for wrong in ((0,) * 7, (3,), (-1,)):
+        with pytest.raises(DataError, match=r"tokens do not go into the input tokens of the shape \(6,\)"):
+            feed.fill(Stage("predict", 4, 5, tokens=wrong), 4, arrays, ("tokens",))

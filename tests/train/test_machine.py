@@ -67,7 +67,9 @@ class Mesh:
             script.Evaluate(1, "validation"),
             script.Train(2, step + dice.randint(1, 3)),
             dice.choice((script.Checkpoint(3), script.Restore(3, ()))),
-            dice.choice((script.Predict(4), script.Evaluate(4, "test"), script.Train(4, step + 2))),
+            dice.choice(
+                (script.Predict(4), script.Sample(4, (1, 2)), script.Evaluate(4, "test"), script.Train(4, step + 2))
+            ),
             script.Finish(),
         ]
         if in_flight:
@@ -225,6 +227,8 @@ class Mesh:
                 stages.extend("evaluate" for _ in range(SPLITS[command.split]))
             elif isinstance(command, script.Predict):
                 stages.extend("predict" for _ in range(SPLITS["test"]))
+            elif isinstance(command, script.Sample):
+                stages.append("predict")
         for node, routes in enumerate(self.routes):
             assert self.answers[node] == list(range(len(self.script) - 1))
             assert self.updates[node] == self.machines[node].step == step
