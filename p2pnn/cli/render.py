@@ -166,8 +166,9 @@ def evaluation(found: Mapping[str, Any], seconds: float | None = None) -> str:
     parts = []
     for name, value in (found.get("metrics") or {}).items():
         parts.append(metric(name, value))
-        if name == "accuracy" and rows:
-            parts.append(f"({round(value * rows):,} of {rows:,})")
+        of = int((found.get("counts") or {}).get(name, rows))
+        if name == "accuracy" and of:
+            parts.append(f"({round(value * of):,} of {of:,})")
     if not parts and found.get("loss") is not None:
         parts = [f"loss {loss(found['loss'])}", f"({rows:,} rows)"]
     if seconds is not None:

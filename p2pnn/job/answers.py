@@ -3,6 +3,7 @@ for a result that cannot be read."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import msgspec
@@ -29,7 +30,8 @@ def evaluation(spec: JobSpec, split: str, nodes: Sequence[NodeId], answers: Answ
             sums.update(found.metrics)
     metrics = {m.name: finished(m.kind, *sums[m.name]) for m in spec.graph.metrics if m.name in sums}
     loss = loss_sum / rows if spec.graph.losses and rows else None
-    return SplitResult(split, rows, loss, metrics)
+    counts = {name: round(sums[name][1]) for name in metrics if math.isfinite(sums[name][1])}
+    return SplitResult(split, rows, loss, metrics, counts)
 
 
 def predictions(nodes: Sequence[NodeId], answers: Answers) -> Predictions:

@@ -24,12 +24,16 @@ KEPT_CHECKPOINTS: Final = 3
 
 
 class SplitResult(msgspec.Struct, frozen=True):
-    """An evaluation's outcome over one split. loss is None for a graph without one."""
+    """An evaluation's outcome over one split. loss is None for a graph without one.
+
+    counts: what each metric is a mean over, rows or the labels in them.
+    """
 
     split: str
     rows: int
     loss: float | None
     metrics: dict[str, float]
+    counts: dict[str, int] = {}
 
 
 class JobRecord(msgspec.Struct, frozen=True):

@@ -52,7 +52,7 @@ def test_a_done_job_shows_its_last_epoch_and_its_result() -> None:
     assert (found["loss"], found["metrics"], found["nodes"], found["best_epoch"]) == (1.0, {"accuracy": 0.5}, ["a"], 1)
     assert found["checkpoints"][1] == {"step": 20, "epoch": 2, "complete": True, "bytes": 70}
     assert list(found["result"]["evaluation"]) == [
-        {"split": "test", "rows": 12, "loss": 0.9, "metrics": {"accuracy": 0.6}}
+        {"split": "test", "rows": 12, "loss": 0.9, "metrics": {"accuracy": 0.6}, "counts": {}}
     ]  # fmt: skip
     results = views.results(done)
     assert results["best"]

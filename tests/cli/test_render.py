@@ -119,6 +119,8 @@ def test_an_epoch() -> None:
 def test_an_evaluation() -> None:
     found = {"split": "test", "rows": 360, "loss": 0.08, "metrics": {"accuracy": 352 / 360}}
     assert render.evaluation(found, 11.24) == "test accuracy 97.8 %   (352 of 360)   11.2 s"
+    tokens = {**found, "counts": {"accuracy": 720}}
+    assert render.evaluation(tokens).startswith("test accuracy 97.8 %   (704 of 720)")
     assert render.evaluation({"split": "test", "rows": 1500, "loss": 0.08}) == "test loss 0.0800   (1,500 rows)"
 
 
