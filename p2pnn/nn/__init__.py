@@ -16,7 +16,7 @@ does not fit together is refused on the line that is wrong. `Model` collects the
 need into a `p2pnn.model.graph.Graph`, which is what trains.
 
 A layer object called twice shares its parameters. A layer without a name is called `conv2d_1`, `conv2d_2`, … within its
-`scope`; a name given twice is refused. Images are (batch, channels, height, width).
+`scope`; a name given twice is refused. Images are (batch, channels, height, width), sequences (batch, positions, features).
 """
 
 from p2pnn.model.graph import BATCH

@@ -3,9 +3,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from p2pnn.engine.base import Context
 from p2pnn.engine.numpy import gather
 from p2pnn.errors import DataError
-from tests.engine.numpy.build import Build
+from tests.engine.numpy.build import Build, Run
 from tests.engine.numpy.cases import cases_of
 from tests.engine.numpy.checks import check_forward, check_gradient, forward
 
@@ -34,9 +35,6 @@ def test_an_index_that_the_table_does_not_have_is_one_sentence(wrong: int) -> No
 @pytest.mark.parametrize("rows", [gather.ONE_HOT_ROWS_MAX, gather.ONE_HOT_ROWS_MAX + 1])
 def test_both_ways_to_sum_agree(rows: int) -> None:
     """Small tables sum by products, large ones by sorting: with many repeated indices, in several blocks."""
-    from p2pnn.engine.base import Context
-    from tests.engine.numpy.build import Run
-
     b = Build()
     y = b.embed(400, rows=rows, width=(3,))
     graph = b.graph({}, [b.op("MeanSquaredError", y, b.input(400, 3))])
@@ -50,3 +48,8 @@ def test_both_ways_to_sum_agree(rows: int) -> None:
     expected = np.zeros((rows, 3))
     np.add.at(expected, data["input0"], 2 * (table[data["input0"]] - data["input1"]) / data["input1"].size)
     np.testing.assert_allclose(run.end_step(1)["parameter0"], expected, rtol=1e-4, atol=1e-7)
+
+
+def test_blocks_of_indices_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gather, "BLOCK_BYTES", 5 * 10 * 4)
+    check_gradient("Gather")
