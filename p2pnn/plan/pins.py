@@ -2,7 +2,7 @@
 
 *Groups* are ops that must share a node because they read the same parameter or state: only one node updates it. A *pin* puts
 every op that its shell-style pattern matches, with the rest of that op's group, on one node. A pattern is
-compared with an op's name, with its layer's name (what stands before a parameter's last `/`), and with the scopes
+compared with an op's name, with its layer's name (what stands before a `#`, or before a parameter's last `/`), and with the scopes
 around both, so `block2`, `block2/*` and `block?/conv1` all do what they look like.
 """
 
@@ -43,7 +43,7 @@ def names(graph: Graph, index: int) -> tuple[str, ...]:
     """What a pattern may match op number `index` by: its name, its layer's, and the scopes around them, inmost first."""
     op = graph.ops[index]
     kept = {p.name for p in (*graph.parameters, *graph.state)}
-    found = dict.fromkeys([op.name, *(v.rpartition("/")[0] for v in op.inputs if v in kept)])
+    found = dict.fromkeys([op.name, op.name.partition("#")[0], *(v.rpartition("/")[0] for v in op.inputs if v in kept)])
     for name in list(found):
         parts = name.split("/")
         found.update(dict.fromkeys("/".join(parts[:n]) for n in range(len(parts) - 1, 0, -1)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from p2pnn import nn
 from p2pnn.errors import PlanError
 from p2pnn.job.spec import Pin
 from p2pnn.plan.pins import groups, names, resolve
@@ -39,6 +40,15 @@ def test_a_pattern_matches_the_layer_of_an_op_whose_own_name_differs() -> None:
     graph = net.graph(net.op("Gemm", "gemm_7", "x", w))
     assert "block/fc" in names(graph, 0)
     assert set(resolve(graph, [Pin("block/*", "desk")], NODES, NODES)) == {0}
+
+
+def test_a_layer_of_several_ops_is_pinned_whole() -> None:
+    x = nn.Input("x", (4, 6))
+    with nn.scope("block"):
+        h = nn.MultiHeadAttention(2, name="attention")(x)
+    graph = nn.Model({"y": nn.relu(h)}).graph
+    for pattern in ("block/attention", "block/attent*"):
+        assert set(resolve(graph, [Pin(pattern, "desk")], NODES, NODES)) == {0, 1, 2, 3}
 
 
 def test_a_pin_takes_everything_that_shares_the_parameter_along() -> None:
