@@ -137,6 +137,8 @@ def results(record: JobRecord) -> dict[str, Any]:
     """Which blobs hold what the job made. NotFoundError where it has made nothing yet."""
     manifest = record.outcome
     if manifest is None and record.predictions is None and not record.results:
+        if record.kind == "sample":
+            raise NotFoundError(f"job {record.job} wrote a text for who asked for it; nothing of that is kept")
         raise NotFoundError(f"job {record.job} is {record.state} and has no results yet")
     return {
         "job": record.job,

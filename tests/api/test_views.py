@@ -31,6 +31,8 @@ def test_a_young_job_has_empty_places() -> None:
     assert (found["plan"], found["checkpoints"]) == (None, [])
     with pytest.raises(NotFoundError, match="is queued and has no results yet"):
         views.results(record())
+    with pytest.raises(NotFoundError, match="wrote a text for who asked for it; nothing of that is kept"):
+        views.results(record(kind="sample", state="done"))
 
 
 def test_a_done_job_shows_its_last_epoch_and_its_result() -> None:
