@@ -2,8 +2,8 @@
 
 *Groups* are ops that must share a node because they read the same parameter or state: only one node updates it. A *pin* puts
 every op that its shell-style pattern matches, with the rest of that op's group, on one node. A pattern is
-compared with an op's name, with its layer's name (what stands before a `#`, or before a parameter's last `/`), and with the scopes
-around both, so `block2`, `block2/*` and `block?/conv1` all do what they look like.
+compared with an op's name, with its layer's name (what stands before a `#`, or before a parameter's last `/`), and with
+the scopes around both, so `block2`, `block2/*` and `block?/conv1` all do what they look like.
 """
 
 from __future__ import annotations
