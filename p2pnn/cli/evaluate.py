@@ -173,7 +173,8 @@ def prediction_lines(outputs: dict[str, Any], classes: tuple[str, ...]) -> list[
         for row in array.reshape(len(array), -1):
             if classes and row.size == len(classes):
                 best = int(row.argmax())
-                lines.append(f"{classes[best]}\t{row[best]:.4f}")
+                name_of_best = classes[best] if classes[best].isprintable() else repr(classes[best])
+                lines.append(f"{name_of_best}\t{row[best]:.4f}")
             else:
                 lines.append(f"{name}\t" + " ".join(f"{value:.6g}" for value in row))
     return lines

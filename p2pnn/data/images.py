@@ -6,7 +6,8 @@
 
 Column `x` is uint8 (1, H, W) where all images are gray, else (3, H, W): one image in colour makes all of them so. A row is
 one image of one size: all files have it, or are resized to what was asked for (bilinear, without keeping proportions, as
-a model takes them). Opening looks at each file's header alone; pixels are decoded block by block, while rows are read.
+a model takes them). Photos that were taken with the camera turned stand upright, as viewers show them. Opening looks at
+each file's header alone; pixels are decoded block by block, while rows are read.
 
 Pillow is needed here only: `pip install p2pnn[data]`. Its limit for how large an image may get when it is unpacked holds.
 """
@@ -38,6 +39,14 @@ PARTS: Final = {"train": ("train",), "validation": ("validation", "valid", "val"
 GRAY: Final = frozenset({"1", "L", "LA"})
 COLOUR: Final = frozenset({"P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"})
 """Pillow's modes of 8 bits; those of more, such as I;16, would lose most of what they hold."""
+
+
+ORIENTATION: Final = 0x0112
+"""Exif's tag for how the camera was held."""
+LYING: Final = 5
+"""From this orientation on, rows of the file are columns of the picture."""
+TURNED: Final = ("JPEG", "MPO", "WEBP")
+"""What cameras write. Pillow turns a TIFF by itself, and would have to decode a PNG to find the tag."""
 
 
 def is_image(path: Path) -> bool:
@@ -147,7 +156,7 @@ def _shape(files: Sequence[Path], size: tuple[int, int] | None, channels: int) -
             if image.mode not in GRAY and image.mode not in COLOUR:
                 raise DataError(f"{path} has pixels of the kind {image.mode}; save it with 8 bits per channel")
             gray = gray and image.mode in GRAY
-            found = image.size
+            found = image.size if _orientation(path, image) < LYING else image.size[::-1]
         if size is None and first is not None and found != first[1]:
             raise DataError(
                 f"{first[0]} has {first[1][1]} × {first[1][0]} pixels (height × width) but {path} {found[1]} × {found[0]}; "
@@ -164,7 +173,10 @@ def _pixels(path: Path, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
     channels, height, width = shape
     with _opened(path) as image:
         try:
-            pixels = image.convert("L" if channels == 1 else "RGB")
+            from PIL.ImageOps import exif_transpose
+
+            upright = exif_transpose(image) if _orientation(path, image) > 1 else image
+            pixels = upright.convert("L" if channels == 1 else "RGB")
             if pixels.size != (width, height):
                 from PIL.Image import Resampling
 
@@ -173,6 +185,14 @@ def _pixels(path: Path, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
             raise DataError(f"{path} cannot be read as an image: {error}") from error
         found = np.asarray(pixels, np.uint8)
     return found.reshape(1, height, width) if channels == 1 else np.ascontiguousarray(found.transpose(2, 0, 1))
+
+
+def _orientation(path: Path, image: Image) -> int:
+    """How the camera was held, by Exif: 1 upright … 8."""
+    try:
+        return int(image.getexif().get(ORIENTATION, 1)) if image.format in TURNED else 1
+    except Exception as error:
+        raise DataError(f"{path} cannot be read as an image: {error}") from error
 
 
 def _opened(path: Path) -> Image:

@@ -100,6 +100,10 @@ def test_lines_of_outputs_that_are_no_classes() -> None:
     assert evaluate.prediction_lines({"y": np.array([3, 4])}, ("a", "b")) == ["y\t3", "y\t4"]
 
 
+def test_a_class_that_a_terminal_would_obey_is_spelt_out() -> None:
+    assert evaluate.prediction_lines({"p": np.array([[0.1, 0.9]])}, ("a", "\x1b")) == ["'\\x1b'\t0.9000"]
+
+
 def test_lines_of_a_text_are_its_likeliest_characters() -> None:
     scores = np.eye(3, dtype=np.float32)[[[0, 2, 1, 0], [1, 1, 2, 2]]]
     assert evaluate.prediction_lines({"p": scores}, ("a", "\n", "c")) == ["'ac\\na'", "'\\n\\ncc'"]

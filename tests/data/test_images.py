@@ -95,6 +95,16 @@ def test_sizes_that_differ_are_named_or_resized(flowers: Path) -> None:
     np.testing.assert_array_equal(x[2], pixels(0, 6, 4, 3).transpose(2, 0, 1))
 
 
+def test_photos_stand_upright(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    exif = Image.Exif()
+    exif[images.ORIENTATION] = 6  # the file holds the picture turned left by a quarter
+    Image.fromarray(np.rot90(pixels(1, 6, 4, 3))).save(tmp_path / "a" / "1.webp", exif=exif, lossless=True)
+    saved(tmp_path / "b" / "1.png", pixels(2, 6, 4, 3))
+    x, _ = rows(images.open_folder(tmp_path))
+    np.testing.assert_array_equal(x.transpose(0, 2, 3, 1), np.stack([pixels(1, 6, 4, 3), pixels(2, 6, 4, 3)]))
+
+
 def test_images_without_classes_are_for_prediction(flowers: Path) -> None:
     alone = images.open_folder(flowers / "rose", classes=("rose", "tulip"))
     assert list(alone.columns) == ["x"]
