@@ -60,12 +60,12 @@ class Gemm(_Weighted):
             np.add(y, call.inputs[2], out=y)
 
     def backward(self, call: Call) -> None:
+        if self._columns is not None:  # first: dy was made a moment ago and may still be in the cache
+            self._columns.sums(call.dy, call.dx[2])
         if self.site.wants[0]:
             np.matmul(_rows(call.dy), call.inputs[1], out=_rows(call.dx[0]))
         if call.bound is not None:
             self._accumulate(call.bound, call)
-        if self._columns is not None:
-            self._columns.sums(call.dy, call.dx[2])
 
 
 class MatMul(_Weighted):
