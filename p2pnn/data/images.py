@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from p2pnn.data.table import ColumnType, Source, Table
+from p2pnn.data.table import PARTS, ColumnType, Source, Table
 from p2pnn.errors import DataError
 
 if TYPE_CHECKING:
@@ -32,9 +32,6 @@ SUFFIXES: Final = frozenset(
     {".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".jp2"}
 )
 """Other files in a folder, such as a Thumbs.db, are passed over."""
-
-PARTS: Final = {"train": ("train",), "validation": ("validation", "valid", "val"), "test": ("test",)}
-"""Part of a folder → how its subfolder may be called."""
 
 GRAY: Final = frozenset({"1", "L", "LA"})
 COLOUR: Final = frozenset({"P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"})

@@ -34,6 +34,10 @@ READ_DTYPES: Final = {
 """A dtype that is read → the one that it is kept as. Everything else is refused."""
 
 
+PARTS: Final = {"train": ("train",), "validation": ("validation", "valid", "val"), "test": ("test",)}
+"""Part of a folder of data → how its file or subfolder may be called."""
+
+
 @dataclass(frozen=True, slots=True)
 class ColumnType:
     """What a column holds: dtype (one of READ_DTYPES' values) and shape of a row.

@@ -24,7 +24,7 @@ from typing import Any, Final, TextIO
 import numpy as np
 from numpy.typing import NDArray
 
-from p2pnn.data.table import ColumnType, Source, Table
+from p2pnn.data.table import PARTS, ColumnType, Source, Table
 from p2pnn.errors import DataError
 
 CONTEXT: Final = 128
@@ -38,9 +38,6 @@ PIECE_CHARS: Final = 1 << 20
 """Characters read at once: 4 MiB as code points."""
 
 SUFFIX: Final = ".txt"
-PARTS: Final = {"train": ("train",), "validation": ("validation", "valid", "val"), "test": ("test",)}
-"""Part of a folder → how its file may be called."""
-
 _NAMED_MAX: Final = 10
 
 
