@@ -38,6 +38,7 @@ PIECE_CHARS: Final = 1 << 20
 """Characters read at once: 4 MiB as code points."""
 
 SUFFIX: Final = ".txt"
+
 _NAMED_MAX: Final = 10
 
 

@@ -8,8 +8,8 @@ Weights start as GPT-2's: normal with a standard deviation of 0.02, biases 0, an
 √(2 · layers), because so many summands come together. Unlike GPT-2 the head has a table of its own, so that the first and
 the last layer may lie on different nodes.
 
-On 1 MB of Shakespeare the defaults (0.8 million parameters) get to a validation loss of about 1.6 in ten epochs, with AdamW
-at 2e-3, 100 steps of warm-up and batches of 32.
+On tinyshakespeare (1.1 MB) the defaults, 0.8 million parameters, get to a validation loss of 1.69 in five epochs of 245 steps:
+AdamW at 2e-3 with 100 steps of warm-up and a weight decay of 0.1, clipping at 1, batches of 32, a context of 128.
 """
 
 from __future__ import annotations
