@@ -187,10 +187,10 @@ class Link:
                 return
             self.received_bytes += count
             budget -= count
-            connection.buffer_updated(count, now)
-            self._route()
-            if count < len(views[0]) and not connection.in_body:
-                break  # all of it was read
+            if connection.buffer_updated(count, now):
+                self._route()
+            if count < len(views[0]):
+                break  # all of it was read; asking again would find little, at the full price of a call
         self._transmit()
         self._arm()
 

@@ -140,11 +140,6 @@ class Connection:
         """Messages, with bodies and without, whose last byte was not handed out yet."""
         return self._outbound.queued
 
-    @property
-    def in_body(self) -> bool:
-        """A body is being received: more can be expected right now."""
-        return self._inbound.in_piece
-
     # --- receiving
 
     def get_buffer(self) -> memoryview:
@@ -158,11 +153,10 @@ class Connection:
         """The same for a system call that scatters: behind the rest of a piece, some room for the next header."""
         return self._inbound.get_buffers()
 
-    def buffer_updated(self, count: int, now: float) -> None:
-        """`count` bytes were written to the start of `get_buffer`'s view. Then take the events."""
+    def buffer_updated(self, count: int, now: float) -> bool:
+        """`count` bytes were written to the start of `get_buffer`'s view. Then take the events; False: there are none yet."""
         self._now = self._heard = now
-        if self._state is not _CLOSED:
-            self._inbound.buffer_updated(count)
+        return self._state is not _CLOSED and self._inbound.buffer_updated(count)
 
     def receive(self, data: bytes | bytearray | memoryview, now: float) -> list[Event]:
         """All events of these bytes: the same as feeding them through get_buffer; copies, so for tests and small use."""

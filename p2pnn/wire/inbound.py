@@ -66,11 +66,6 @@ class Inbound:
         return self._end > self._start or self._body is not None
 
     @property
-    def in_piece(self) -> bool:
-        """A piece of a body has begun and is not complete."""
-        return self._body is not None
-
-    @property
     def in_body(self) -> bool:
         """A body has begun and is not complete, whether or not a frame is under way."""
         return bool(self._bodies)
@@ -104,16 +99,21 @@ class Inbound:
         received = body.received
         return [body.place[received : received + self._piece_left], self._ahead]
 
-    def buffer_updated(self, count: int) -> None:
-        """`count` bytes are in the views that get_buffer or get_buffers gave."""
+    def buffer_updated(self, count: int) -> bool:
+        """`count` bytes are in the views that get_buffer or get_buffers gave; False where `next` would only say None."""
         body = self._body
         if body is None:
             self._end += count
-            return
-        taken = min(count, self._piece_left)
-        body.received += taken
-        self._piece_left -= taken
-        self._start, self._end = 0, count - taken
+            return True
+        left = self._piece_left - count
+        if left > 0:
+            body.received += count
+            self._piece_left = left
+            return False
+        body.received += self._piece_left
+        self._piece_left = 0
+        self._start, self._end = 0, -left
+        return True
 
     def next(self) -> tuple[Message, memoryview | None] | None:
         """The next message without a body, or message with its whole body; None when more bytes are needed.

@@ -13,7 +13,7 @@ from p2pnn.wire.codec import encode
 from p2pnn.wire.connection import Connection, Role
 from p2pnn.wire.events import BodyReceived, Closed, Event, HelloReceived, Opened, Received
 from p2pnn.wire.frame import encode_frame
-from p2pnn.wire.limits import Limits
+from p2pnn.wire.limits import PIECE_BYTES_MAX, Limits
 from p2pnn.wire.messages import CloseReason, Hello, LinkKind, Message, Ping, Retired, Roster, Tensor, Welcome
 
 from .links import anywhere, dialling, events, hello, listening, nowhere, outgoing, pair, tensor, welcome, wire
@@ -387,3 +387,47 @@ def test_greetings_are_told_apart() -> None:
     end = closed(dialling().receive(wire(dialling()), 0.0))
     assert end.text == "Hello came before the handshake was done"
     assert {Hello, Welcome} == {type(hello()), type(welcome())}
+
+
+def test_scattered_reads_give_the_same_as_single_ones() -> None:
+    """Behind the rest of a piece the next frame's header is received by the same call, in whatever cuts."""
+    bodies = [bytes([n]) * size for n, size in enumerate((3, 5000, 0, 20_000, 70_000, 1))]
+    for cut in (1, 7, 1000, 9000, 10**6):
+        places: list[bytearray] = []
+
+        def body_for(message: Message, size: int, places: list[bytearray] = places) -> memoryview:
+            places.append(bytearray(size))
+            return memoryview(places[-1])
+
+        dialler, listener = pair(DATA, body_for)
+        data = bytearray()
+        for body in bodies:
+            dialler.send(tensor(), memoryview(body))
+            data += wire(dialler)
+        arrived = 0
+        while data:
+            views = listener.get_buffers()
+            count = left = min(cut, len(data), sum(map(len, views)))
+            for view in views:
+                part = data[: min(len(view), left)]
+                view[: len(part)] = part
+                del data[: len(part)]
+                left -= len(part)
+            listener.buffer_updated(count, 0.0)
+            while listener.next_event() is not None:
+                arrived += 1
+        assert arrived == len(bodies)
+        assert places == bodies
+
+
+def test_a_body_that_leaves_at_once_is_the_frame_that_send_gives() -> None:
+    body = memoryview(b"abc")
+    dialler, _ = pair(DATA)
+    other, _ = pair(DATA)
+    head, view = dialler.send_at_once(tensor(), body) or (b"", memoryview(b""))
+    other.send(tensor(), body)
+    assert head + view == wire(other)
+    dialler.send(tensor(), body)
+    assert dialler.send_at_once(tensor(), body) is None, "another waits before it"
+    assert other.send_at_once(RETIRED, body) is None, "it has no body"
+    assert other.send_at_once(tensor(), memoryview(bytes(PIECE_BYTES_MAX + 1))) is None, "it takes several pieces"
