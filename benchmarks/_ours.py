@@ -184,6 +184,11 @@ class Steps:
             if isinstance(message, script.Done) and message.sequence == self._sequence:
                 return
 
+    def processor_s(self) -> float:
+        """What the executor has computed so far."""
+        spent, _, _ = Path(f"/proc/{self._spawned.process.pid}/schedstat").read_text().split()
+        return int(spent) / 1e9
+
     def memory(self) -> dict[str, int]:
         """The executor's peak less that of an executor with next to nothing to train; what it allocated, as it tells."""
         tiny = Steps({"kind": "mlp", "rows": 1, "settings": {"optimizer": "sgd", "hidden": [1]}})

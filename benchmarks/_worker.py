@@ -5,7 +5,7 @@ JSON object per line and answers each with one:
 
     {"do": "prepare", …}   make ready what the rest describes     {"count": runs per round} or {"absent": why not}
                            (least_s: how long a round shall take; 0: a run's count comes with each round, and none is tried)
-    {"do": "round", …}     one short round                         {"seconds": per run, …}
+    {"do": "round", …}     one short round                         {"seconds": per run, "processor_seconds": per run, …}
     {"do": "memory"}       what preparing and running it took      {"bytes": n, …}
 
 Only the standard library is imported here, since another environment may hold nothing of ours. All workers have one BLAS
@@ -134,9 +134,11 @@ def serve(make: Callable[[dict[str, Any]], Task], nice: int = NICE) -> None:
                     assert task is not None, "a round before anything was prepared"
                     gc.collect()
                     runs = asked.pop("count", count)
-                    start = time.perf_counter()
+                    processor_s = getattr(task, "processor_s", time.process_time)
+                    start, began = time.perf_counter(), processor_s()
                     more = task.run(runs, **asked)
-                    answer = {"seconds": (time.perf_counter() - start) / runs, **(more or {})}
+                    spent = {"seconds": time.perf_counter() - start, "processor_seconds": processor_s() - began}
+                    answer = {**{name: value / runs for name, value in spent.items()}, **(more or {})}
                 else:
                     known = task.memory() if task is not None and hasattr(task, "memory") else {}
                     answer = {"bytes": peak - base, **known}

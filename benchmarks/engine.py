@@ -1,9 +1,10 @@
 """The engine against torch: by op, by optimizer, and by whole training steps, with the memory of those.
 
-    ./run bench engine [--json] [--quick] [--only TEXT] [--torch-python PATH]
+    ./run bench engine [--json] [--quick] [--only TEXT] [--torch-python PATH] [--processor]
 
 Each side runs in a process of its own with one thread; they take turns, round by round. torch need not be installed here: with
 --torch-python, or P2PNN_BENCH_PYTHON, its side runs in another environment. Without torch our own figures are printed alone.
+On a machine that is busy with other things, --processor counts what each side computes instead of the time that passes.
 """
 
 from __future__ import annotations
@@ -35,16 +36,19 @@ def main() -> int:
             workers = {OURS: stack.enter_context(Worker(sys.executable, "_ours", *["steps"] * case.steps))}
             if python:
                 workers[TORCH] = stack.enter_context(Worker(python, "_torch"))
-            measure(report, case, workers, rounds, least_s)
+            measure(report, case, workers, rounds, least_s, "processor_seconds" if options.processor else "seconds")
     return report.end(options)
 
 
 def extend(parser: Any) -> None:
     parser.add_argument("--only", default="", metavar="TEXT", help="only cases whose name contains TEXT")
+    parser.add_argument("--processor", action="store_true", help="count processor time, not time that passes (Linux)")
     parser.add_argument("--torch-python", metavar="PATH", help="a Python that has torch and numpy")
 
 
-def measure(report: Report, case: Case, workers: dict[str, Worker], rounds: int, least_s: float) -> None:
+def measure(
+    report: Report, case: Case, workers: dict[str, Worker], rounds: int, least_s: float, what: str = "seconds"
+) -> None:
     """One case: time in milliseconds, and memory in MiB where it is a whole step."""
     able = {}
     for name, worker in workers.items():
@@ -55,8 +59,8 @@ def measure(report: Report, case: Case, workers: dict[str, Worker], rounds: int,
             report.absent[f"{case.name} ({name})"] = str(reason)
     if OURS not in able:
         return
-    contest = Contest(case.name, "ms", ours=OURS)
-    contest.run({name: partial(milliseconds, worker) for name, worker in able.items()}, rounds)
+    contest = Contest(case.name, "ms" if what == "seconds" else "ms of a processor", ours=OURS)
+    contest.run({name: partial(milliseconds, worker, what) for name, worker in able.items()}, rounds)
     report.add(contest, *([Target(TORCH, at_most=case.at_most)] if case.at_most else []))
     if case.steps:
         memory = Contest(f"{case.name}, memory", "MiB", ours=OURS)
@@ -64,8 +68,8 @@ def measure(report: Report, case: Case, workers: dict[str, Worker], rounds: int,
         report.add(memory, Target(TORCH, at_most=MEMORY_AT_MOST))
 
 
-def milliseconds(worker: Worker) -> float:
-    return float(worker.ask("round")["seconds"]) * 1e3
+def milliseconds(worker: Worker, what: str) -> float:
+    return float(worker.ask("round")[what]) * 1e3
 
 
 if __name__ == "__main__":
