@@ -104,8 +104,8 @@ async def streams_receive(congestion: str) -> None:
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         tune(writer.get_extra_info("socket"), congestion)
-        while True:
-            (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
+        while head := await reader.read(1):
+            (length,) = _LENGTH.unpack(head + await reader.readexactly(_LENGTH.size - 1))
             message = msgpack.unpackb(await reader.readexactly(length))
             if message["echo"]:
                 await write(writer, message)
