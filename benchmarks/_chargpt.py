@@ -16,44 +16,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from benchmarks._networks import CharGPT
 from benchmarks._worker import serve
-
-
-class Block(torch.nn.Module):  # type: ignore[misc, unused-ignore]
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.norm1, self.norm2 = torch.nn.LayerNorm(width), torch.nn.LayerNorm(width)
-        self.qkv, self.projection = torch.nn.Linear(width, 3 * width), torch.nn.Linear(width, width)
-        self.widen, self.narrow = torch.nn.Linear(width, 4 * width), torch.nn.Linear(4 * width, width)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        rows, positions, width = x.shape
-        parts = self.qkv(self.norm1(x)).view(rows, positions, 3, self.heads, width // self.heads)
-        q, k, v = parts.permute(2, 0, 3, 1, 4)
-        attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        x = x + self.projection(attended.transpose(1, 2).reshape(rows, positions, width))
-        return x + self.narrow(F.gelu(self.widen(self.norm2(x)), approximate="tanh"))
-
-
-class CharGpt(torch.nn.Module):  # type: ignore[misc, unused-ignore]
-    def __init__(self, classes: int, context: int, layers: int, heads: int, width: int) -> None:
-        super().__init__()
-        self.token, self.position = torch.nn.Embedding(classes, width), torch.nn.Embedding(context, width)
-        self.blocks = torch.nn.ModuleList(Block(width, heads) for _ in range(layers))
-        self.norm, self.head = torch.nn.LayerNorm(width), torch.nn.Linear(width, classes, bias=False)
-
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        h = self.token(tokens) + self.position.weight
-        for block in self.blocks:
-            h = block(h)
-        return self.head(self.norm(h))  # type: ignore[no-any-return, unused-ignore]
 
 
 def called(name: str) -> str:
     """p2pnn's name of a parameter → the module's."""
-    if name == "position":
-        return "position.weight"
     return name.replace("attention/", "").replace("block", "blocks.").replace("/", ".")
 
 
@@ -69,7 +37,7 @@ class Training:
         self._each = asked["steps_per_epoch"]
         first = {called(name): np.load(folder / f"p{n}.npy") for n, name in enumerate(asked["names"])}
         classes, width = first["token.weight"].shape
-        self._net = CharGpt(classes, len(first["position.weight"]), asked["layers"], asked["heads"], width)
+        self._net = CharGPT(len(first["position"]), classes, asked["layers"], asked["heads"], width)
         self._net.load_state_dict({name: torch.from_numpy(array) for name, array in first.items()})
         decayed, settings = {called(name) for name in asked["decayed"]}, asked["optimizer"]
         groups = [[p for name, p in self._net.named_parameters() if (name in decayed) == wanted] for wanted in (1, 0)]
@@ -84,7 +52,7 @@ class Training:
             eps=settings["epsilon"],
         )
 
-    def run(self, count: int, **more: Any) -> dict[str, Any]:
+    def run(self, count: int) -> dict[str, Any]:
         """Train so many steps, from the first; the validation loss after each epoch."""
         losses = []
         for step in range(count):

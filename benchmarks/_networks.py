@@ -71,17 +71,27 @@ class CharGPT(torch.nn.Module):
         return scores
 
 
+class Attention(torch.nn.Module):
+    """Causal; queries, keys and values come side by side, as one projection makes them."""
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = (h.view(*h.shape[:2], self.heads, -1).transpose(1, 2) for h in x.chunk(3, dim=2))
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
+
+
 class TransformerBlock(torch.nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         t = torch.nn
-        self.heads = heads
+        self.attention = Attention(heads)
         self.norm1, self.norm2 = t.LayerNorm(width), t.LayerNorm(width)
         self.qkv, self.projection = t.Linear(width, 3 * width), t.Linear(width, width)
         self.widen, self.narrow = t.Linear(width, 4 * width), t.Linear(4 * width, width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        parts = self.qkv(self.norm1(x)).chunk(3, dim=2)
-        q, k, v = (h.view(*h.shape[:2], self.heads, -1).transpose(1, 2) for h in parts)
-        x = x + self.projection(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2))
+        x = x + self.projection(self.attention(self.qkv(self.norm1(x))))
         return x + self.narrow(F.gelu(self.widen(self.norm2(x)), approximate="tanh"))

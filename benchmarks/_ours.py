@@ -47,6 +47,12 @@ def pool(x: nn.Value, s: Settings) -> nn.Value:
     return nn.MaxPool2d(s["size"], stride=s.get("stride", s["size"]), padding=s.get("padding", 0))(x)
 
 
+def attention(x: nn.Value, heads: int) -> nn.Value:
+    """Causal; queries, keys and values lie side by side in x."""
+    queries, keys, values = nn.split(x, 3, axis=2)
+    return nn.attention(queries, keys, values, heads=heads, causal=True)
+
+
 OPS: dict[str, Callable[[nn.Value, Settings], nn.Value]] = {
     "linear": lambda x, s: nn.Linear(s["features"])(x),
     "conv": conv,
@@ -56,7 +62,7 @@ OPS: dict[str, Callable[[nn.Value, Settings], nn.Value]] = {
     "relu": lambda x, s: nn.relu(x),
     "gelu": lambda x, s: nn.gelu(x),
     "embedding": lambda x, s: nn.Embedding(s["count"], s["features"])(x),
-    "attention": lambda x, s: nn.attention(*nn.split(x, 3, axis=2), heads=s["heads"], causal=True),
+    "attention": lambda x, s: attention(x, s["heads"]),
 }
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from benchmarks._networks import CharGPT, lenet5, mlp, resnet8
+from benchmarks._networks import Attention, CharGPT, lenet5, mlp, resnet8
 from benchmarks._worker import Absent, Task, serve
 
 RATE = 1e-4
@@ -24,18 +24,6 @@ Settings = Mapping[str, Any]
 def conv(shape: tuple[int, ...], s: Settings) -> torch.nn.Module:
     stride, padding = s.get("stride", 1), s.get("padding", 0)
     return torch.nn.Conv2d(shape[0], s["channels"], s["size"], stride=stride, padding=padding, bias=False)
-
-
-class Attention(torch.nn.Module):
-    """Causal; queries, keys and values come side by side, as one projection makes them."""
-
-    def __init__(self, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        q, k, v = (h.view(*h.shape[:2], self.heads, -1).transpose(1, 2) for h in x.chunk(3, dim=2))
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
 
 
 OPS: dict[str, Callable[[tuple[int, ...], Settings], torch.nn.Module]] = {
@@ -105,12 +93,13 @@ class Steps:
         torch.manual_seed(0)
         self._rows = case["rows"]
         settings, count = case["settings"], self._rows * BATCHES
+        shape: tuple[int, ...] = (1, 28, 28)
         if case["kind"] == "mlp":
             self._model, shape = mlp(settings["hidden"]), (784,)
         elif case["kind"] == "char-gpt":
             self._model, shape = CharGPT(settings["context"], settings["classes"]), (settings["context"],)
         elif case["kind"] in ("lenet5", "resnet8"):
-            self._model, shape = {"lenet5": lenet5, "resnet8": resnet8}[case["kind"]](), (1, 28, 28)
+            self._model = {"lenet5": lenet5, "resnet8": resnet8}[case["kind"]]()
         else:
             raise Absent(f"there is no {case['kind']} for torch here yet")
         text = case["kind"] == "char-gpt"

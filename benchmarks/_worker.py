@@ -42,8 +42,8 @@ class Absent(Exception):
 class Task(Protocol):
     """A case, ready to run."""
 
-    def run(self, count: int, **more: Any) -> Mapping[str, Any] | None:
-        """Do it `count` times; what it returns is added to the answer. more: what else a round's question says."""
+    def run(self, count: int) -> Mapping[str, Any] | None:
+        """Do it `count` times; what it returns is added to the answer."""
 
     def close(self) -> None: ...
 
@@ -67,10 +67,6 @@ class Worker:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    @property
-    def process_id(self) -> int:
-        return self._process.pid
 
     def tell(self, do: str, **what: Any) -> None:
         """Ask without waiting; `hear` returns the answer."""
@@ -136,7 +132,7 @@ def serve(make: Callable[[dict[str, Any]], Task], nice: int = NICE) -> None:
                     runs = asked.pop("count", count)
                     processor_s = getattr(task, "processor_s", time.process_time)
                     start, began = time.perf_counter(), processor_s()
-                    more = task.run(runs, **asked)
+                    more = task.run(runs)
                     spent = {"seconds": time.perf_counter() - start, "processor_seconds": processor_s() - began}
                     answer = {**{name: value / runs for name, value in spent.items()}, **(more or {})}
                 else:

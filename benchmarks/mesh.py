@@ -91,7 +91,7 @@ def told(events: list[dict[str, Any]], batch: int, began: float) -> Effort:
     """What a job's events say. Times are those of its coordinator, which runs on this machine."""
     running = next(e["time"] for e in events if e["kind"] == "state" and e["state"] == "running")
     progress = [e for e in events if e["kind"] == "progress"]
-    plan = next((e["plan"] for e in events if e["kind"] == "plan"), {})
+    plan: dict[str, Any] = next((e["plan"] for e in events if e["kind"] == "plan"), {})
     busy = {name: statistics.median(e["busy"].get(name, 0.0) for e in progress) for name in progress[-1]["busy"]}
     return Effort(
         slope([(e["time"], e["step"]) for e in progress]) * batch,
@@ -182,15 +182,12 @@ def measure(
         efforts = take_turns(contestants, rounds, steps)
         longest = {name: contestant.train(longer) for name, contestant in contestants.items()}
     samples = {name: [e.samples_per_s for e in found] for name, found in efforts.items()}
-    for ours in (ASYNC, SYNC):
-        if ours in samples:
-            shown = (
-                samples
-                if ours == ASYNC or ASYNC not in samples
-                else {n: samples[n] for n in (SYNC, PIPELINE) if n in samples}
-            )
-            contest = Contest(f"batch {batch}: {ours}", "samples/s", ours=ours, higher_is_better=True, samples=shown)
-            report.add(contest, *targets(ours, batch))
+    for name in (ASYNC, SYNC):
+        if name in samples:
+            repeated = name == SYNC and ASYNC in samples
+            shown = {n: samples[n] for n in samples if n in (SYNC, PIPELINE)} if repeated else samples
+            contest = Contest(f"batch {batch}: {name}", "samples/s", ours=name, higher_is_better=True, samples=shown)
+            report.add(contest, *targets(name, batch))
     report.facts |= {f"batch {batch}, {what}": words for what, words in facts(efforts, longest).items()}
     report.series |= {
         f"batch {batch}, {name}: [seconds, steps, loss]": [

@@ -36,7 +36,7 @@ def decode(header: bytes | memoryview) -> Message:
         message: Message = _DECODER.decode(header)
     except RecursionError:
         reason = "it is nested too deeply"
-    except UnicodeError:
+    except UnicodeError:  # msgspec before 0.23; since then it is one of its own errors
         reason = "a text is not UTF-8"
     except (msgspec.MsgspecError, MemoryError, OverflowError, ValueError) as error:
         reason = str(error)
