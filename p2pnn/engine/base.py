@@ -33,7 +33,8 @@ class Context:
 
     rows: valid rows; fewer than the program's row count only outside training, where the rest is padding that losses,
     metrics and means over the batch leave out. loss_scale: the gradient that every loss starts with (1 / micro-batches).
-    slot: which of `Tensors.versions` the pass reads. rate: the step's learning rate, for what the program has fused.
+    slot: which of `Tensors.versions` the pass reads. For what the program has fused: rate, the step's learning rate, and
+    update, the sets (from, into) between which a backward pass takes the parameters; the same set for an update in place.
     """
 
     seed: int
@@ -43,6 +44,7 @@ class Context:
     loss_scale: float = 1.0
     slot: int = 0
     rate: float = 0.0
+    update: tuple[int, int] = (0, 0)
 
 
 @dataclass(slots=True)
@@ -79,7 +81,7 @@ class Program(Protocol):
     gradients_out: tuple[Edge, ...]
     """Gradients of `values_in` that this segment's ops send to the producers."""
     fused: frozenset[str]
-    """Parameters that `backward` updates in place, w ← w − rate · gradient, instead of accumulating a gradient."""
+    """Parameters that `backward` updates, w ← w − rate · gradient, instead of accumulating a gradient (`Context.update`)."""
     memory_bytes: int
     """What the program allocated: inner values, stashes and scratch, over all frames."""
 

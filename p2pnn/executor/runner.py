@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -138,12 +139,15 @@ class Runner:
         return program
 
     def _context(self, stage: Stage, m: int) -> Context:
-        spec, rows = self._spec, self.feed.valid_rows(stage, m)
+        spec, versions, rows = self._spec, self.weights.versions, self.feed.valid_rows(stage, m)
         step, index = stage.at(m)
         if stage.mode != "train":
-            return Context(spec.seed, step, index, rows, slot=self.weights.versions.newest_slot)
-        rate = rates.rate(spec.optimizer, step, spec.steps) if self.weights.fuse else 0.0
-        return Context(spec.seed, step, index, rows, 1.0 / spec.micro_batches, self.weights.versions.slot(step), rate)
+            return Context(spec.seed, step, index, rows, slot=versions.newest_slot)
+        context = Context(spec.seed, step, index, rows, 1.0 / spec.micro_batches, versions.slot(step))
+        if not self.weights.fuse:
+            return context
+        rate = rates.rate(spec.optimizer, step, spec.steps)
+        return replace(context, rate=rate, update=(versions.newest_slot, versions.next_slot))
 
     def _collect(
         self, ops: Sequence[int], stage: Stage, context: Context, values: dict[str, Array], sums: Sums

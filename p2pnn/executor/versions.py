@@ -65,6 +65,15 @@ class Versions:
         return self._set(self.updates)
 
     @property
+    def next_slot(self) -> int:
+        """Where the next update goes; where updates are in place it holds the arrays of `newest_slot`.
+
+        What backward passes read may be written there before `advance`, once the step's own backward pass has read it; other
+        parameters only where the delay is at most 1, because `advance` lays their old version aside.
+        """
+        return self._set(self.updates + 1)
+
+    @property
     def newest(self) -> Held:
         """The parameters after all updates."""
         return self._sets[self.newest_slot]

@@ -19,6 +19,7 @@ from p2pnn.executor import parts
 from p2pnn.executor.versions import Versions, sets_needed
 from p2pnn.job.checkpoint import Manifest, Part, version_name
 from p2pnn.job.spec import JobSpec
+from p2pnn.model.flow import Flow
 from p2pnn.model.graph import Parameter
 from p2pnn.model.initial import initial
 from p2pnn.train import clipping, rates
@@ -37,11 +38,11 @@ class Weights:
         self._routes = routes
         self._engine = engine
         self._training = spec.kind == "train"
-        self.fuse = fused(spec, engine, delay) if self._training else frozenset()
+        self.fuse = fused(spec, engine, routes.flow, delay) if self._training else frozenset()
         self.tensors: Tensors = engine.allocate(
             spec.graph, routes.ops, training=self._training, versions=sets_needed(delay), fuse=self.fuse
         )
-        changing = {name for name, _ in self.tensors.gradients}
+        changing = {name for name, _ in self.tensors.gradients} | (self.fuse & self.tensors.parameters.keys())
         read_back = {name for name in changing if routes.flow.read_back(name)}
         self.versions = Versions(self.tensors.versions, delay, changing, read_back)
         self._parameters = [p for p in spec.graph.parameters if p.name in self.tensors.parameters]
@@ -170,11 +171,11 @@ class Weights:
         return lambda: self._engine.export_parameter(self._spec.graph, parameter.name, array)
 
 
-def fused(spec: JobSpec, engine: Engine, delay: int) -> frozenset[str]:
-    """The parameters whose update may be part of the backward pass: by the job alone (plain SGD, one micro-batch per step),
-    on nodes that run no updates behind."""
+def fused(spec: JobSpec, engine: Engine, flow: Flow, delay: int) -> frozenset[str]:
+    """The parameters whose update may be part of the backward pass: in jobs of plain SGD with one micro-batch per step; on a
+    node that runs several updates behind only those whose old version nobody reads any more then (see `versions`)."""
     optimizer = spec.optimizer
-    if delay or optimizer.kind != "sgd" or optimizer.clip_norm or spec.micro_batches != 1:
+    if optimizer.kind != "sgd" or optimizer.clip_norm or spec.micro_batches != 1:
         return frozenset()
     decayed = {p.name for p in spec.graph.parameters if p.decay} if optimizer.weight_decay else set()
-    return engine.fusable(spec.graph) - decayed
+    return frozenset(n for n in engine.fusable(spec.graph) - decayed if delay <= 1 or flow.read_back(n))

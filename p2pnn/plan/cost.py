@@ -12,7 +12,7 @@ Memory is an upper bound that is known before anything starts, because nothing i
 
 With mini-batches in flight (`async:K`) a node that runs d updates behind also keeps d older versions of each parameter (of
 some only while no work flows, see `executor.versions`). Where plain SGD's update is part of the weight's own product (one
-micro-batch per step, no clipping, no decay, d = 0), there is neither an accumulator nor a pass for it.
+micro-batch per step, no clipping, no decay), there is no accumulator, and no pass for it but the copy into the next version.
 """
 
 from __future__ import annotations
@@ -82,6 +82,9 @@ COPYING: Final = 1.2
 UPDATE_CALLS: Final = {"sgd": 3, "momentum": 5, "nesterov": 7, "adam": 8, "adamw": 8}
 """Overheads of an optimizer per parameter, and per further block of it."""
 
+FUSED_COPY: Final = 2
+"""A fused update into another version first copies the newest: its bytes so many times."""
+
 FEED_CALLS, FEED_PASSES = 20, 16
 """Per micro-batch and graph input: overheads of choosing rows, and passes over them (a gather, scaling, a new layout)."""
 
@@ -149,7 +152,11 @@ class Workload:
 
     def versions_bytes(self, delay: int) -> Floats:
         """Per op, what its parameters take more, or less, on a node that runs `delay` updates behind."""
-        return delay * self.trained_bytes if delay else -self.fused_bytes
+        return delay * self.trained_bytes - self.fused_bytes(delay)
+
+    def fused_bytes(self, delay: int) -> Floats:
+        """Per op, the gradients that a node without, or with so many updates behind does not keep (`executor.weights.fused`)."""
+        return self._fused_bytes[1 if delay > 1 else 0]
 
     def leaving(self, border: Border) -> float:
         """Bytes per frame that a value made by an op takes more because somebody outside its segment reads it."""
@@ -250,9 +257,9 @@ class Workload:
                 self.kept_bytes[reader] += 4 * p.size
 
     def _count_versions(self, spec: JobSpec) -> None:
-        """At the first op that reads a parameter. trained_bytes: those that updates change. fused_bytes: the gradients that
-        plain SGD can do without."""
-        self.trained_bytes, self.fused_bytes = np.zeros(self.count), np.zeros(self.count)
+        """At the first op that reads a parameter. trained_bytes: those that updates change. _fused_bytes: the gradients that
+        plain SGD can do without, on nodes that run at most one update behind and on others."""
+        self.trained_bytes, self._fused_bytes = np.zeros(self.count), (np.zeros(self.count), np.zeros(self.count))
         optimizer = spec.optimizer
         plain = self.training and optimizer.kind == "sgd" and not optimizer.clip_norm and spec.micro_batches == 1
         for p in self.graph.parameters:
@@ -265,7 +272,8 @@ class Workload:
                 len(readers) == 1 and len(p.shape) == 2 and op.kind in ("Gemm", "MatMul") and p.name == op.inputs[1]
             )
             if plain and factor and not (optimizer.weight_decay and p.decay):
-                self.fused_bytes[readers[0]] += 4 * p.size
+                self._fused_bytes[0][readers[0]] += 4 * p.size
+                self._fused_bytes[1][readers[0]] += 4 * p.size * self.flow.read_back(p.name)
 
     def _count_frames(self, evaluates: bool, predicts: bool) -> None:
         """frame_bytes: per frame, what an op makes that is kept, and its stash. scratch_bytes: per segment, the most of any of
@@ -301,15 +309,14 @@ class Workload:
 @dataclass(frozen=True, slots=True)
 class Seconds:
     """Per op, of one micro-batch: forward and backward, and how much of them passes with moving bytes and with calls; and,
-    once per step, the update on a node that runs behind (late), and on one that does not. dispatch: per segment and pass.
-    feed: per micro-batch, on a node with ops that read the graph input, by name."""
+    once per step, the update on a node that runs no, one or more updates behind. dispatch: per segment and pass. feed: per
+    micro-batch, on a node with ops that read the graph input, by name."""
 
     forward: Floats
     backward: Floats
     forward_moving: Floats
     backward_moving: Floats
-    late_update: Floats
-    update: Floats
+    updates: tuple[Floats, Floats, Floats]
     dispatch: float
     feed: Mapping[str, float]
 
@@ -320,7 +327,7 @@ class Seconds:
 
     def updating(self, delay: int) -> Floats:
         """The update on a node that runs `delay` updates behind."""
-        return self.late_update if delay else self.update
+        return self.updates[min(delay, 2)]
 
 
 def seconds(work: Workload, profile: Profile) -> Seconds:
@@ -333,8 +340,9 @@ def seconds(work: Workload, profile: Profile) -> Seconds:
         besides = packed / profile.bytes_per_s + profile.overhead_s * calls
         return np.maximum(computing, moving) + besides, np.where(moving > computing, moving, 0.0) + besides
 
-    late_update = work.updated_bytes / profile.bytes_per_s + profile.overhead_s * work.update_calls
-    update = late_update * np.where(work.fused_bytes > 0, 0.0, 1.0)
+    update = work.updated_bytes / profile.bytes_per_s + profile.overhead_s * work.update_calls
+    copying = FUSED_COPY * work.trained_bytes / profile.bytes_per_s
+    updates = [np.where(work.fused_bytes(delay) > 0, copying * (delay > 0), update) for delay in range(3)]
     forward, forward_moving = roofline(work.forward_flops, work.forward_bytes, work.forward_calls, work.forward_packed)
     backward, backward_moving = roofline(
         work.backward_flops, work.backward_bytes, work.backward_calls, work.backward_packed
@@ -344,7 +352,9 @@ def seconds(work: Workload, profile: Profile) -> Seconds:
         for v in work.graph.inputs
     }
     dispatch = DISPATCH_OPS * profile.overhead_s
-    return Seconds(forward, backward, forward_moving, backward_moving, late_update, update, dispatch, feed)
+    return Seconds(
+        forward, backward, forward_moving, backward_moving, (updates[0], updates[1], updates[2]), dispatch, feed
+    )
 
 
 def link(links: Links, source: NodeId, target: NodeId) -> Link:

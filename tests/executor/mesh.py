@@ -209,7 +209,12 @@ class Mesh:
             ready, _, _ = select.select(list(by_socket), [], [], 0.5)
             for connection in ready:
                 node = by_socket[connection]
-                data = connection.recv(1 << 16)
+                try:
+                    data = connection.recv(1 << 16)
+                except ConnectionResetError:  # it ended before it read our last message
+                    if not self.finishing:
+                        raise
+                    data = b""
                 if not data:
                     connection.close()
                 for message in self.codecs[node].feed(data):

@@ -56,7 +56,7 @@ class Replay:
         """Train steps 0 … steps − 1."""
         for step in range(steps):
             self._fill(step)
-            context = Context(self.spec.seed, step, 0, self.spec.batch_size, 1.0, 0, rate_of(self.spec, step))
+            context = Context(self.spec.seed, step, 0, self.spec.batch_size, 1.0, 0, rate_of(self.spec, step), (1, 1))
             for node in self.nodes:
                 node.read(step)
             for _, program in self.parts:
@@ -91,8 +91,9 @@ class _Node:
         spec, engine = replay.spec, replay.engine
         plain = spec.optimizer.kind == "sgd" and not spec.optimizer.clip_norm and not spec.optimizer.weight_decay
         self.spec, self.engine, self.delay = spec, engine, delay
-        self.fuse = engine.fusable(spec.graph) if plain and not delay else frozenset()
-        self.tensors = engine.allocate(spec.graph, ops, training=True, fuse=self.fuse)
+        last, flow = delay <= 1, Flow(spec.graph)
+        self.fuse = {n for n in engine.fusable(spec.graph) if plain and (last or flow.read_back(n))}
+        self.tensors = engine.allocate(spec.graph, ops, training=True, versions=2, fuse=self.fuse)
         for p in (*spec.graph.parameters, *spec.graph.state):
             for held in (self.tensors.parameters, self.tensors.state):
                 if p.name in held:
@@ -102,8 +103,10 @@ class _Node:
         self.slots = {n: {s: np.zeros_like(a) for s in self.updater.slots} for n, a in self.history[0].items()}
 
     def read(self, step: int) -> None:
-        for name, array in self.history[max(0, step - self.delay)].items():
-            self.tensors.parameters[name][...] = array
+        """The first set is what the step's passes read, the second what it updates."""
+        for held, version in zip(self.tensors.versions, (max(0, step - self.delay), step), strict=True):
+            for name, array in self.history[version].items():
+                held[name][...] = array
 
     def update(self, step: int) -> None:
         spec = self.spec
@@ -118,7 +121,7 @@ class _Node:
                 at: dict[str, Any] = {"rate": rate_of(spec, step), "step": step, "scale": factor, "decay": p.decay}
                 self.updater.update(new[p.name], totals[p.name], self.slots[p.name], **at)
             elif p.name in self.fuse & new.keys():
-                new[p.name] = self.tensors.parameters[p.name].copy()
+                new[p.name] = self.tensors.versions[1][p.name].copy()
         self.history.append(new)
 
 

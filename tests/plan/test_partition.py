@@ -28,11 +28,12 @@ def objective(work: Workload, profiles: list[Profile], links: dict, order: tuple
     pace = 1 if work.in_flight else work.micro_batches - 1
     forward, backward = crossing(work, range(work.count + 1))
     for stage, (n, (a, b)) in enumerate(zip(order, pairwise([0, *ends, work.count]), strict=True)):
-        late = work.in_flight > 1 and stage < len(order) - 1
+        behind = len(order) - 1 - stage
+        delay = -(-(work.in_flight - 1) * behind // (len(order) - 1)) if work.in_flight and behind else 0
         spent = seconds(work, profiles[n])
         c = float((spent.forward + spent.backward)[a:b].sum()) + 2 * spent.dispatch
         total += c
-        terms.append(pace * c + float((spent.late_update if late else spent.update)[a:b].sum()))
+        terms.append(pace * c + float(spent.updating(delay)[a:b].sum()))
     for (source, target), b in zip(pairwise(order), ends, strict=True):
         there = link(links, profiles[source].node, profiles[target].node)
         back = link(links, profiles[target].node, profiles[source].node)

@@ -24,7 +24,7 @@ def test_one_node_takes_the_sum_of_its_work() -> None:
     feed = sum(spent.feed.values())
     assert feed > 0
     expected = 4 * (float((spent.forward + spent.backward).sum()) + 2 * spent.dispatch + feed) + float(
-        spent.update.sum()
+        spent.updating(0).sum()
     )
     played = predict(work, [0] * work.count, [node("a")], {}, 2)
     assert played.step_s == pytest.approx(expected)
@@ -144,7 +144,9 @@ def test_in_flight_a_step_takes_as_long_as_its_slowest_node() -> None:
     links = mesh(*nodes, bytes_per_s=1e12, latency_s=0.0)
     spent = seconds(work, nodes[1])
     mine = [i for i in range(work.count) if half[i]]
-    slowest = float((spent.forward + spent.backward + spent.update)[mine].sum()) + 2 * spent.dispatch + spent.feed["y"]
+    slowest = (
+        float((spent.forward + spent.backward + spent.updating(0))[mine].sum()) + 2 * spent.dispatch + spent.feed["y"]
+    )
     played = predict(work, half, nodes, links, 2)
     assert slowest * 0.999 < played.step_s < slowest * 1.1
     assert played.busy[1] > 0.9

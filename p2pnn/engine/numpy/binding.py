@@ -2,8 +2,8 @@
 
 What an op reads and writes never moves: planned memory, parameters and accumulators stay as long as the program, and the
 caller hands in the same border arrays for a frame each time. So each list is made when it is first wanted (one per version
-of the parameters; backward: two, as the first micro-batch overwrites the accumulators), and made anew only if the caller
-comes with other border arrays.
+of the parameters that is read and, with fused updates, written; backward: two, as the first micro-batch overwrites the
+accumulators), and made anew only if the caller comes with other border arrays.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Frame:
         for register, seed in zip(plan.seeds, self._seeds, strict=True):
             self._at[register] = seed
         self._forward: dict[int, Steps] = {}
-        self._backward: dict[tuple[int, bool], Steps] = {}
+        self._backward: dict[tuple[int, tuple[int, int], bool], Steps] = {}
 
     def forward(self, context: Context, values: Mapping[str, Array]) -> None:
         """Run the ops in order."""
@@ -75,9 +75,10 @@ class Frame:
     def backward(self, context: Context, gradients: Mapping[Any, Array], first: bool) -> None:
         """Run the ops' gradients in reverse order."""
         self._meet(self._plan.gradients, gradients)
-        steps = self._backward.get((context.slot, first))
+        key = context.slot, context.update, first
+        steps = self._backward.get(key)
         if steps is None:
-            steps = self._backward[context.slot, first] = self._bind_backward(context, first)
+            steps = self._backward[key] = self._bind_backward(context, first)
         for seed in self._seeds:
             seed.fill(context.loss_scale)
         steps.run(context)
@@ -95,31 +96,35 @@ class Frame:
                 if place.border >= 0:
                     at[place.register] = at[place.border].reshape(place.spec.shape)
 
-    def _hold(self, slot: int) -> None:
-        parameters, state = self._tensors.versions[slot], self._tensors.state
+    def _hold(self, context: Context) -> None:
+        versions, state = self._tensors.versions, self._tensors.state
+        parameters = versions[context.slot]
         for name, register in self._plan.held.items():
             self._at[register] = parameters[name] if name in parameters else state[name]
+        for name, registers in self._plan.updates.items():
+            for version, register in zip(context.update, registers, strict=True):
+                self._at[register] = versions[version][name]
         for edge, register in self._plan.accumulators.items():
             self._at[register] = self._tensors.gradients[edge]
 
     def _arrays(self, registers: tuple[int, ...]) -> list[Array]:
         return [self._at[r] if r >= 0 else NOTHING for r in registers]
 
-    def _call(self, context: Context, op: Forward, dys: list[Array], dx: list[Array], adds: tuple[int, ...]) -> Call:
-        return Call(context, self._arrays(op.inputs), self._arrays(op.ys), self._arrays(op.stash), dys, dx, adds)
+    def _call(self, context: Context, op: Forward) -> Call:
+        return Call(context, self._arrays(op.inputs), self._arrays(op.ys), self._arrays(op.stash))
 
     def _bind_forward(self, context: Context) -> Steps:
-        self._hold(context.slot)
+        self._hold(context)
         steps = Steps()
         for op in self._plan.forward:
-            call = self._call(context, op, [], [], ())
+            call = self._call(context, op)
             call.bound = op.kernel.bind_forward(call)
             steps.calls.append(call)
             steps.add(op.kernel.forward, call)
         return steps
 
     def _bind_backward(self, context: Context, first: bool) -> Steps:
-        self._hold(context.slot)
+        self._hold(context)
         steps = Steps()
         for op in self._plan.backward:
             self._bind_gradient(steps, op, context, first)
@@ -127,14 +132,17 @@ class Frame:
 
     def _bind_gradient(self, steps: Steps, op: Backward, context: Context, first: bool) -> None:
         dx = self._arrays(op.first if first else op.later)
+        newest = {n: self._at[register] for n, register in op.newest.items()}
         if op.totals[0].dy < 0:  # nothing that a loss sees depends on this op
             for n, gradient in enumerate(dx):
-                if first or n not in op.adds:
+                if n in newest:
+                    steps.add(np.copyto, gradient, newest[n])
+                elif first or n not in op.adds:
                     steps.add(gradient.fill, 0)
             return
-        dys = [self._total(steps, total) for total in op.totals]
-        call = self._call(context, op.forward, dys, dx, () if first else op.adds)
-        kernel = op.forward.kernel
+        call, kernel = self._call(context, op.forward), op.forward.kernel
+        call.dys = [self._total(steps, total) for total in op.totals]
+        call.dx, call.newest, call.adds = dx, newest, () if first else op.adds
         call.bound = kernel.bind_backward(call)
         steps.calls.append(call)
         steps.add(kernel.backward, call)

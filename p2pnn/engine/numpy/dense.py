@@ -14,8 +14,9 @@ from p2pnn.model.graph import Shape, elements
 class _Weighted(Kernel):
     """An op whose right-hand side, inputs[1], may be a weight: its gradient is one GEMM that accumulates.
 
-    It overwrites the accumulator, or adds to it, or, fused, adds −rate · gradient to the weight itself: then there is no
-    gradient array, and no pass over weight and gradient. The weight's other gradient, dx, is made before it changes.
+    It overwrites the accumulator, or adds to it, or, fused, adds −rate · gradient to the weight itself, or to a copy of its
+    newest version: then there is no gradient array, and no pass over weight and gradient. The op's other gradient, dx, is
+    made before the weight changes.
     """
 
     def __init__(self, site: Site, weight: bool) -> None:
@@ -28,11 +29,12 @@ class _Weighted(Kernel):
 
     def _product(self, call: Call, left: Array, right: Array) -> blas.Product:
         """left·right, into the accumulator or the weight."""
-        target = call.inputs[1] if 1 in self.site.fused else call.dx[1]
-        return blas.Product(left, right, target, self._alone.array if self._alone is not None else None)
+        return blas.Product(left, right, call.dx[1], self._alone.array if self._alone is not None else None)
 
     def _accumulate(self, product: blas.Product, call: Call) -> None:
-        if 1 in self.site.fused:
+        if 1 in call.newest:
+            if call.newest[1] is not call.dx[1]:
+                np.copyto(call.dx[1], call.newest[1])
             product(-call.context.rate, 1.0)
         else:
             product(1.0, 1.0 if 1 in call.adds else 0.0)

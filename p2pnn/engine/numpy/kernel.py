@@ -16,16 +16,16 @@ the same Call in every step: its arrays stay, only `context` changes. So what a 
 arrays alone (views, the addresses of a `blas.Product`) may be made once, by `bind_forward` and `bind_backward`; the rule
 finds what they returned in `call.bound`. Scratch has its arrays by then. Most kernels bind nothing.
 
-Where `site.fused` names an input, backward updates that parameter in place, w ← w − context.rate · gradient, after every use
-of w, and dx[i] is NOTHING.
+Where `site.fused` names an input, backward updates that parameter: dx[i] ← newest[i] − context.rate · gradient, after every use
+of inputs[i], whose memory dx[i] may be. Updates in place have newest[i] there too.
 
 What a kernel computes depends on op, shapes and data alone: never on the segment, the frame or the time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -108,7 +108,7 @@ class Site:
     """Where a kernel is bound.
 
     wants[i]: whether a gradient for inputs[i] is to be computed (all False outside training). fused: positions of
-    parameters that backward updates in place instead of handing out their gradient.
+    parameters that backward updates instead of handing out their gradient.
     """
 
     index: int
@@ -134,18 +134,20 @@ class Site:
 
 @dataclass(slots=True)
 class Call:
-    """The arrays of one op's passes in one direction; dys and dx are empty in forward.
+    """The arrays of one op's passes in one direction; in forward those from dys on are empty.
 
     ys, dys: one per output (dy is zeros where nothing that a loss sees depends on it); y and dy are the first of them.
-    dx[i] is NOTHING where no gradient is wanted. adds: see `Kernel.adds`. bound: what `Kernel.bind_…` made.
+    dx[i] is NOTHING where no gradient is wanted. newest: by position, the fused parameters before the update. adds: see
+    `Kernel.adds`. bound: what `Kernel.bind_…` made.
     """
 
     context: Context
     inputs: Sequence[Array]
     ys: Sequence[Array]
     stash: Sequence[Array]
-    dys: Sequence[Array]
-    dx: Sequence[Array]
+    dys: Sequence[Array] = ()
+    dx: Sequence[Array] = ()
+    newest: Mapping[int, Array] = field(default_factory=dict)
     adds: tuple[int, ...] = ()
     bound: Any = None
 

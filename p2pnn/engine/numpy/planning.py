@@ -75,7 +75,8 @@ class Backward:
 
     totals: one per output. first, later: where dx goes in a step's first micro-batch and in later ones (−1: nowhere).
     repeated: (into, from) where the op reads one tensor twice. accumulate: (accumulator, fresh) for later micro-batches;
-    adds: the positions in `later` where the kernel itself adds to the accumulator.
+    adds: the positions in `later` where the kernel itself adds to the accumulator. newest: position → the fused parameter
+    before its update.
     """
 
     forward: Forward
@@ -85,6 +86,7 @@ class Backward:
     repeated: tuple[tuple[int, int], ...]
     accumulate: tuple[tuple[int, int], ...]
     adds: tuple[int, ...]
+    newest: dict[int, int]
 
 
 @dataclass(slots=True)
@@ -97,6 +99,7 @@ class Plan:
     values: dict[str, int] = field(default_factory=dict)
     gradients: dict[Edge, int] = field(default_factory=dict)
     held: dict[str, int] = field(default_factory=dict)
+    updates: dict[str, tuple[int, int]] = field(default_factory=dict)
     accumulators: dict[Edge, int] = field(default_factory=dict)
     seeds: list[int] = field(default_factory=list)
     places: list[Place] = field(default_factory=list)
@@ -215,13 +218,18 @@ class Planner:
         repeated: list[tuple[int, int]] = []
         accumulate: list[tuple[int, int]] = []
         adds: list[int] = []
+        newest: dict[int, int] = {}
         names = [operand.name for operand in inputs]
         seen: dict[str, int] = {}
         for n, (operand, wanted) in enumerate(zip(inputs, self._edges.wants(index), strict=True)):
             spec = Spec(operand.shape, operand.dtype)
-            if not wanted or n in kernel.site.fused:
+            if not wanted:
                 first.append(-1)
                 later.append(-1)
+            elif n in kernel.site.fused:
+                newest[n], new = self._plan.updates[operand.name] = self._register(), self._register()
+                first.append(new)
+                later.append(new)
             elif operand.name in seen:
                 extra = self._new(spec, Buffer(spec.nbytes, position, position))
                 earlier = seen[operand.name]
@@ -248,7 +256,9 @@ class Planner:
                 later.append(register)
         forward = self._plan.forward[self._position[index]]
         self._plan.backward.append(
-            Backward(forward, totals, tuple(first), tuple(later), tuple(repeated), tuple(accumulate), tuple(adds))
+            Backward(
+                forward, totals, tuple(first), tuple(later), tuple(repeated), tuple(accumulate), tuple(adds), newest
+            )
         )
 
     def _totals(self, outputs: tuple[Operand, ...], position: int) -> tuple[Total, ...]:

@@ -102,6 +102,36 @@ def test_fused_updates_have_the_same_bits_in_any_cut() -> None:
 
 
 @pytest.mark.usefixtures("accumulation")
+@pytest.mark.parametrize("read", [0, 1, 2], ids=["the-newest", "the-one-overwritten", "another"])
+def test_fused_updates_take_the_newest_version_to_the_next_wherever_the_passes_read(read: int) -> None:
+    """Set 0 is updated into set 1; both, or a third one, may be what forward and backward read."""
+    graph = network()
+    run = Run(graph, [0] * len(graph.ops), rows=ROWS, fuse=True)
+    [tensors], [program] = run.tensors.values(), run.programs
+    newest = tensors.versions[0]
+    tensors.versions += [{name: array * factor for name, array in newest.items()} for factor in (0.5, 0.25)]
+    passed = {name: array.copy() for name, array in tensors.versions[read].items()}
+    wanted = {name: array.copy() for name, array in newest.items() if name in program.fused}
+    run.load(0, batch(graph, ROWS))
+    program.forward(0, context := Context(1, 0, 0, ROWS, slot=read, rate=RATE, update=(0, 1)), run.values[0])
+    program.backward(0, context, {}, first=True)
+    for name, array in wanted.items():
+        np.testing.assert_array_equal(newest[name], array)
+    # The same gradients by an update in place of another set, from the same passes.
+    again = Run(graph, [0] * len(graph.ops), rows=ROWS, fuse=True)
+    [other], [program] = again.tensors.values(), again.programs
+    other.versions.append({name: array.copy() for name, array in newest.items()})
+    for name, array in passed.items():
+        other.versions[0][name][...] = array
+    again.load(0, batch(graph, ROWS))
+    program.forward(0, context := Context(1, 0, 0, ROWS, rate=RATE, update=(1, 1)), again.values[0])
+    program.backward(0, context, {}, first=True)
+    for name, before in wanted.items():
+        assert not np.array_equal(tensors.versions[1][name], before), name
+        np.testing.assert_array_equal(tensors.versions[1][name], other.versions[1][name], name)
+
+
+@pytest.mark.usefixtures("accumulation")
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_later_micro_batches_accumulate(dtype: Any) -> None:
     graph = network()
