@@ -12,18 +12,17 @@ import msgspec
 
 from p2pnn.types import NodeId
 
-FORMAT: Final = 2
+FORMAT: Final = 3
 
 
 class Profile(msgspec.Struct, frozen=True):
     """How fast one node computes and how much memory a job may take there.
 
     gemm_gflops, conv_gflops: 10⁹ floating-point operations per second in float32; of a GEMM without arranging its operands
-    (see `cost.PACKING`). Every other op is limited by memory:
-    bytes_per_s, counted read plus written. overhead_s: what one op costs before it touches a number. memory_bytes_max: free
-    for a job. fingerprint: `engine.fingerprint()`; nodes where it is equal compute equal bits. machine: the same text on
-    nodes that share one computer's cores and memory, empty where that is not known. node and name are filled in by
-    the node that measured.
+    (see `cost.PACKING`). bytes_per_s limits every other op: read plus written, over arrays that do not stay in a cache.
+    overhead_s: what one op costs before it touches a number. memory_bytes_max: free for a job. fingerprint:
+    `engine.fingerprint()`; nodes where it is equal compute equal bits. machine: the same text on nodes that share one
+    computer's cores and memory, empty where that is not known. node and name are filled in by the node that measured.
     """
 
     node: NodeId
