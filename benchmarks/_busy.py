@@ -1,4 +1,5 @@
-"""A process that computes as an executor does, and tells how fast: GEMMs and elementwise passes of numpy, one thread.
+"""A process that computes as an executor does, and tells how fast: GEMMs and elementwise passes of numpy, one thread, behind
+the machine's other programs.
 
 A line `alone` computes for a moment and answers with passes per second; `go` computes until the next line, `stop`, which is
 answered with passes per second since.
@@ -6,6 +7,7 @@ answered with passes per second since.
 
 from __future__ import annotations
 
+import os
 import select
 import sys
 import time
@@ -13,10 +15,13 @@ import time
 import numpy as np
 import threadpoolctl
 
+from benchmarks._worker import NICE
+
 ALONE_S = 0.15
 
 
 def main() -> None:
+    os.nice(NICE)
     threadpoolctl.threadpool_limits(1)
     generator = np.random.default_rng(0)
     x = generator.standard_normal((128, 512), np.float32)
