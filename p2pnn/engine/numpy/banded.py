@@ -77,9 +77,14 @@ class BandedConvolution:
         alone = site.wants[1] and not blas.accumulates(site.dtype)
         self._alone = site.scratch(self._flat(self._matrix).shape) if alone else None
 
-    def forward(self, x: Array, w: Array, y: Array) -> Steps:
+    def load(self, w: Array) -> None:
+        """T for the pass that follows, with this weight in its band."""
+        for j, band in self._bands(self._matrix):
+            np.copyto(band, w[:, j])
+
+    def forward(self, x: Array, y: Array) -> Steps:
         """y = x ∗ w."""
-        steps, t = self._band(w) + self._begin(), self._flat(self._matrix)
+        steps, t = self._begin(), self._flat(self._matrix)
         for images in self._blocks():
             pieces = self._gather(steps, x[images])
             steps.append(partial(np.matmul, pieces, t, out=y[images].reshape(len(pieces), -1)))
@@ -96,9 +101,10 @@ class BandedConvolution:
         bands = self._bands(self._dmatrix.array)
         return steps + [partial(np.add.reduce, band, axis=0, out=dw[:, j]) for j, band in bands]
 
-    def input_gradient(self, w: Array, dy: Array, dx: Array) -> Steps:
+    def input_gradient(self, dy: Array, dx: Array) -> Steps:
         """dx = the pieces' gradients dy · Tᵀ, added up."""
-        steps, t = self._band(w), self._flat(self._matrix).T
+        steps: Steps = []
+        t = self._flat(self._matrix).T
         for images in self._blocks():
             pieces = self._pieces.array[: images.stop - images.start]
             flat = pieces.reshape(-1, len(t.T))
@@ -147,10 +153,6 @@ class BandedConvolution:
 
     def _flat(self, matrix: Array) -> Array:
         return matrix.reshape(-1, self._across * self._g.outputs)
-
-    def _band(self, w: Array) -> Steps:
-        """T with this weight in its band."""
-        return [partial(np.copyto, band, w[:, j]) for j, band in self._bands(self._matrix)]
 
     def _bands(self, matrix: Array) -> Iterator[tuple[int, Array]]:
         """For each column j of the kernel, the elements [across, kh, C, O] where w[:, j] stands."""

@@ -1,9 +1,9 @@
 """Binding a plan to arrays: per frame, flat lists of bound calls, so that a pass is one loop over them.
 
-What an op reads and writes never moves: planned memory, parameters and accumulators stay as long as the program, and the
-caller hands in the same border arrays for a frame each time. So each list is made when it is first wanted (one per version
-of the parameters that is read and, with fused updates, written; backward: two, as the first micro-batch overwrites the
-accumulators), and made anew only if the caller comes with other border arrays.
+What an op reads and writes never moves: planned memory and accumulators stay as long as the program, and the caller hands in
+the same border arrays for a frame each time. So each list is made when it is first wanted (backward: two, as the first
+micro-batch overwrites the accumulators), and made anew only if the caller comes with other border arrays. Parameters are the
+exception where several versions of them are kept: those of a pass are put into the Calls before it, and nothing is bound to them.
 """
 
 from __future__ import annotations
@@ -28,11 +28,18 @@ numpy's own 8192 elements even rows of 4096 are copied; 1024 is the best, or wit
 
 
 class Steps:
-    """One direction of a frame: bound calls in order, and those Calls among them, whose context changes with each pass."""
+    """One direction of a frame: bound calls in order, and those Calls among them, whose context changes with each pass.
+
+    versioned: the Calls whose op has parameters, with the registers of its inputs; updating: of those the ones that update
+    some. version: whose parameters they hold now (`Context.slot` and `update`).
+    """
 
     def __init__(self) -> None:
         self.calls: list[Call] = []
         self.steps: list[Callable[[], Any]] = []
+        self.versioned: list[tuple[Call, Forward]] = []
+        self.updating: list[tuple[Call, Backward]] = []
+        self.version: tuple[int, tuple[int, int]] | None = None
 
     def add(self, function: Callable[..., Any], *arguments: Any, **named: Any) -> None:
         """The next bound call."""
@@ -61,24 +68,27 @@ class Frame:
         self._seeds = [np.zeros((), dtype) for _ in plan.seeds]
         for register, seed in zip(plan.seeds, self._seeds, strict=True):
             self._at[register] = seed
-        self._forward: dict[int, Steps] = {}
-        self._backward: dict[tuple[int, tuple[int, int], bool], Steps] = {}
+        for edge, register in plan.accumulators.items():
+            self._at[register] = tensors.gradients[edge]
+        self._parameters = frozenset(plan.held.values())
+        self._forward: Steps | None = None
+        self._backward: dict[bool, Steps] = {}
 
     def forward(self, context: Context, values: Mapping[str, Array]) -> None:
         """Run the ops in order."""
         self._meet(self._plan.values, values)
-        steps = self._forward.get(context.slot)
-        if steps is None:
-            steps = self._forward[context.slot] = self._bind_forward(context)
-        steps.run(context)
+        if self._forward is None:
+            self._forward = self._bind_forward(context)
+        self._hold(self._forward, context)
+        self._forward.run(context)
 
     def backward(self, context: Context, gradients: Mapping[Any, Array], first: bool) -> None:
         """Run the ops' gradients in reverse order."""
         self._meet(self._plan.gradients, gradients)
-        key = context.slot, context.update, first
-        steps = self._backward.get(key)
+        steps = self._backward.get(first)
         if steps is None:
-            steps = self._backward[key] = self._bind_backward(context, first)
+            steps = self._backward[first] = self._bind_backward(context, first)
+        self._hold(steps, context)
         for seed in self._seeds:
             seed.fill(context.loss_scale)
         steps.run(context)
@@ -90,64 +100,67 @@ class Frame:
             if at[register] is not arrays[name]:
                 at[register], moved = arrays[name], True
         if moved:
-            self._forward.clear()
+            self._forward = None
             self._backward.clear()
             for place in self._plan.places:
                 if place.border >= 0:
                     at[place.register] = at[place.border].reshape(place.spec.shape)
 
-    def _hold(self, context: Context) -> None:
-        versions, state = self._tensors.versions, self._tensors.state
+    def _hold(self, steps: Steps, context: Context) -> None:
+        """Let the Calls have the parameters that this pass reads and updates."""
+        version = context.slot, context.update
+        if steps.version == version:
+            return
+        at, versions, state = self._at, self._tensors.versions, self._tensors.state
         parameters = versions[context.slot]
         for name, register in self._plan.held.items():
-            self._at[register] = parameters[name] if name in parameters else state[name]
-        for name, registers in self._plan.updates.items():
-            for version, register in zip(context.update, registers, strict=True):
-                self._at[register] = versions[version][name]
-        for edge, register in self._plan.accumulators.items():
-            self._at[register] = self._tensors.gradients[edge]
+            at[register] = parameters[name] if name in parameters else state[name]
+        for name, (before, after) in self._plan.updates.items():
+            at[before], at[after] = (versions[slot][name] for slot in context.update)
+        for call, op in steps.versioned:
+            call.inputs = self._arrays(op.inputs)
+        for call, backward in steps.updating:
+            for n, register in backward.newest.items():
+                call.newest[n], call.dx[n] = at[register], at[backward.first[n]]
+        steps.version = version
 
     def _arrays(self, registers: tuple[int, ...]) -> list[Array]:
         return [self._at[r] if r >= 0 else NOTHING for r in registers]
 
-    def _call(self, context: Context, op: Forward) -> Call:
-        return Call(context, self._arrays(op.inputs), self._arrays(op.ys), self._arrays(op.stash))
+    def _call(self, steps: Steps, context: Context, op: Forward) -> Call:
+        call = Call(context, self._arrays(op.inputs), self._arrays(op.ys), self._arrays(op.stash))
+        steps.calls.append(call)
+        if not self._parameters.isdisjoint(op.inputs):
+            steps.versioned.append((call, op))
+        return call
 
     def _bind_forward(self, context: Context) -> Steps:
-        self._hold(context)
         steps = Steps()
         for op in self._plan.forward:
-            call = self._call(context, op)
+            call = self._call(steps, context, op)
             call.bound = op.kernel.bind_forward(call)
-            steps.calls.append(call)
             steps.add(op.kernel.forward, call)
         return steps
 
     def _bind_backward(self, context: Context, first: bool) -> Steps:
-        self._hold(context)
         steps = Steps()
         for op in self._plan.backward:
             self._bind_gradient(steps, op, context, first)
         return steps
 
     def _bind_gradient(self, steps: Steps, op: Backward, context: Context, first: bool) -> None:
-        dx = self._arrays(op.first if first else op.later)
-        newest = {n: self._at[register] for n, register in op.newest.items()}
+        call, kernel = self._call(steps, context, op.forward), op.forward.kernel
+        call.dx, call.adds = self._arrays(op.first if first else op.later), () if first else op.adds
+        if op.newest:
+            steps.updating.append((call, op))
         if op.totals[0].dy < 0:  # nothing that a loss sees depends on this op
-            for n, gradient in enumerate(dx):
-                if n in newest:
-                    steps.add(np.copyto, gradient, newest[n])
-                elif first or n not in op.adds:
-                    steps.add(gradient.fill, 0)
+            steps.add(_without_gradient, call)
             return
-        call, kernel = self._call(context, op.forward), op.forward.kernel
         call.dys = [self._total(steps, total) for total in op.totals]
-        call.dx, call.newest, call.adds = dx, newest, () if first else op.adds
         call.bound = kernel.bind_backward(call)
-        steps.calls.append(call)
         steps.add(kernel.backward, call)
         for position, extra in op.repeated:
-            steps.add(np.add, dx[position], self._at[extra], out=dx[position])
+            steps.add(np.add, call.dx[position], self._at[extra], out=call.dx[position])
         for total, fresh in () if first else op.accumulate:
             steps.add(np.add, self._at[total], self._at[fresh], out=self._at[total])
 
@@ -159,3 +172,12 @@ class Frame:
         for n, part in enumerate(parts[1:]):
             steps.add(np.add, dy if n else parts[0], part, out=dy)
         return dy
+
+
+def _without_gradient(call: Call) -> None:
+    """An op's gradients are zero: nothing is added to what accumulates, and parameters stay as they are."""
+    for n, gradient in enumerate(call.dx):
+        if n in call.newest:
+            np.copyto(gradient, call.newest[n])
+        elif n not in call.adds:
+            gradient.fill(0)

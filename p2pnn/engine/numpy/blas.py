@@ -139,6 +139,23 @@ class Product:
         np.add(c, part, out=c)
 
 
+class Products:
+    """A·B, to be accumulated into one of several arrays that stay in place: `into` makes each `Product` once."""
+
+    __slots__ = ("_a", "_b", "_made", "_scratch")
+
+    def __init__(self, a: Array, b: Array, scratch: Array | None = None) -> None:
+        self._a, self._b, self._scratch = a, b, scratch
+        self._made: dict[int, Product] = {}
+
+    def into(self, c: Array) -> Product:
+        """The product into this array."""
+        product = self._made.get(id(c))  # the product keeps the array, so that its id stays its own
+        if product is None:
+            product = self._made[id(c)] = Product(self._a, self._b, c, self._scratch)
+        return product
+
+
 def _leading(matrix: Array) -> tuple[int, int]:
     """Whether the matrix is a transposed one, and its leading dimension in elements."""
     rows, columns = matrix.shape

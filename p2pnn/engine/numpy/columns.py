@@ -91,12 +91,16 @@ class ColumnConvolution:
         if site.wants[0]:
             self._plan_input_gradient(site)
 
-    def forward(self, x: Array, w: Array, y: Array) -> Steps:
-        """y = x ∗ w."""
-        return [partial(self._forward, x, w, y)]
+    def load(self, w: Array) -> None:
+        """The weight of the pass that follows."""
+        self._weight = w
 
-    def _forward(self, x: Array, w: Array, y: Array) -> None:
-        g, matrix = self._g, w.reshape(-1, self._g.outputs)
+    def forward(self, x: Array, y: Array) -> Steps:
+        """y = x ∗ w."""
+        return [partial(self._forward, x, y)]
+
+    def _forward(self, x: Array, y: Array) -> None:
+        g, matrix = self._g, self._weight.reshape(-1, self._g.outputs)
         if self._direct:
             np.matmul(x.reshape(-1, g.channels), matrix, out=y.reshape(-1, g.outputs))
             return
@@ -125,19 +129,20 @@ class ColumnConvolution:
                     np.add(total[:, outputs], self._part.array, out=total[:, outputs])
             first = False
 
-    def input_gradient(self, w: Array, dy: Array, dx: Array) -> Steps:
+    def input_gradient(self, dy: Array, dx: Array) -> Steps:
         """dx, phase by phase."""
-        return [partial(self._input_gradient, w, dy, dx)]
+        return [partial(self._input_gradient, dy, dx)]
 
-    def _input_gradient(self, w: Array, dy: Array, dx: Array) -> None:
+    def _input_gradient(self, dy: Array, dx: Array) -> None:
         g = self._g
         if self._direct:
-            np.matmul(dy.reshape(-1, g.outputs), w.reshape(-1, g.outputs).T, out=dx.reshape(-1, g.channels))
+            matrix = self._weight.reshape(-1, g.outputs)
+            np.matmul(dy.reshape(-1, g.outputs), matrix.T, out=dx.reshape(-1, g.channels))
             return
         if self._empty_phases:
             dx.fill(0)
         for phase, sweep in self._sweeps:
-            turned = self._turn(w, phase)
+            turned = self._turn(phase)
             for start in range(0, g.images, sweep.block[0]):
                 images = slice(start, min(start + sweep.block[0], g.images))
                 source = self._pad_gradient(dy[images])
@@ -164,10 +169,10 @@ class ColumnConvolution:
             sh, sw = g.strides
             np.copyto(dx[:, y.first + rows.start * sh : y.first + (rows.stop - 1) * sh + 1 : sh, x.first :: sw], out)
 
-    def _turn(self, w: Array, phase: tuple[Phase, Phase]) -> Array:
+    def _turn(self, phase: tuple[Phase, Phase]) -> Array:
         """The phase's taps of the weight, last first, as [group, taps · O/group, C/group]."""
         g = self._g
-        taps = w[phase[0].taps, phase[1].taps]
+        taps = self._weight[phase[0].taps, phase[1].taps]
         ky, kx = taps.shape[:2]
         size = ky * kx * self._inner * g.outputs
         turned = self._turned.array[:size].reshape(g.group, ky, kx, self._outer, self._inner)

@@ -42,17 +42,18 @@ class Conv(Kernel):
             self._bias = site.scratch((self._columns.shape[1],))
 
     def bind_forward(self, call: Call) -> Steps:
-        return self._method.forward(call.inputs[0], call.inputs[1], call.y)
+        return self._method.forward(call.inputs[0], call.y)
 
     def bind_backward(self, call: Call) -> Steps:
-        wants, (x, w), dy, steps = self.site.wants, call.inputs[:2], call.dy, []
+        wants, dy, steps = self.site.wants, call.dy, []
         if wants[0]:
-            steps += self._method.input_gradient(w, dy, call.dx[0])
+            steps += self._method.input_gradient(dy, call.dx[0])
         if wants[1]:
-            steps += self._method.weight_gradient(x, dy, call.dx[1])
+            steps += self._method.weight_gradient(call.inputs[0], dy, call.dx[1])
         return steps
 
     def forward(self, call: Call) -> None:
+        self._method.load(call.inputs[1])
         for step in call.bound:
             step()
         if self._columns is not None:
@@ -61,6 +62,8 @@ class Conv(Kernel):
             np.add(wide, self._bias.array, out=wide)
 
     def backward(self, call: Call) -> None:
+        if self.site.wants[0]:
+            self._method.load(call.inputs[1])
         for step in call.bound:
             step()
         if self._columns is not None and self.site.wants[2]:

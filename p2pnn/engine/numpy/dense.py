@@ -27,11 +27,12 @@ class _Weighted(Kernel):
         alone = self._weight and not blas.accumulates(site.dtype)
         self._alone = site.scratch(site.inputs[1].shape) if alone else None
 
-    def _product(self, call: Call, left: Array, right: Array) -> blas.Product:
-        """left·right, into the accumulator or the weight."""
-        return blas.Product(left, right, call.dx[1], self._alone.array if self._alone is not None else None)
+    def _products(self, left: Array, right: Array) -> blas.Products:
+        """left·right, into the accumulator or a version of the weight."""
+        return blas.Products(left, right, self._alone.array if self._alone is not None else None)
 
-    def _accumulate(self, product: blas.Product, call: Call) -> None:
+    def _accumulate(self, call: Call) -> None:
+        product = call.bound.into(call.dx[1])
         if 1 in call.newest:
             if call.newest[1] is not call.dx[1]:
                 np.copyto(call.dx[1], call.newest[1])
@@ -52,8 +53,8 @@ class Gemm(_Weighted):
         summed = len(site.inputs) > 2 and site.wants[2]
         self._columns = Columns(site, elements(tuple(rows)), columns) if summed else None
 
-    def bind_backward(self, call: Call) -> blas.Product | None:
-        return self._product(call, _rows(call.dy).T, _rows(call.inputs[0])) if self._weight else None
+    def bind_backward(self, call: Call) -> blas.Products | None:
+        return self._products(_rows(call.dy).T, _rows(call.inputs[0])) if self._weight else None
 
     def forward(self, call: Call) -> None:
         y = _rows(call.y)
@@ -67,7 +68,7 @@ class Gemm(_Weighted):
         if self.site.wants[0]:
             np.matmul(_rows(call.dy), call.inputs[1], out=_rows(call.dx[0]))
         if call.bound is not None:
-            self._accumulate(call.bound, call)
+            self._accumulate(call)
 
 
 class MatMul(_Weighted):
@@ -85,11 +86,11 @@ class MatMul(_Weighted):
         own = [site.wants[0], site.wants[1] and not self._weight]
         self._gradients = [self._gradient(i) if own[i] else None for i in range(2)]
 
-    def bind_backward(self, call: Call) -> blas.Product | None:
+    def bind_backward(self, call: Call) -> blas.Products | None:
         if not self._weight:
             return None
         a, dy = self._place(call.inputs[0], 0), self._place(call.dy, 2)
-        return self._product(call, _rows(a).T, _rows(dy))
+        return self._products(_rows(a).T, _rows(dy))
 
     def forward(self, call: Call) -> None:
         a, b = self._load(call.inputs[0], 0), self._load(call.inputs[1], 1)
@@ -107,7 +108,7 @@ class MatMul(_Weighted):
         if self.site.wants[0]:
             self._store(call.dx[0], 0, dy, b.swapaxes(-1, -2))
         if call.bound is not None:
-            self._accumulate(call.bound, call)
+            self._accumulate(call)
         elif self.site.wants[1]:
             if self._one_gemm:
                 a, dy = _rows(a), _rows(dy)

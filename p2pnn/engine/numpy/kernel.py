@@ -12,9 +12,10 @@ needs it declares, so that the program keeps only that per micro-batch in flight
   micro-batches `call.adds` names those that it must; all others are overwritten.
 
 A program makes each `Call` once, per op, frame and direction, when it first sees the frame's arrays, and from then on runs
-the same Call in every step: its arrays stay, only `context` changes. So what a rule would work out anew each time from the
-arrays alone (views, the addresses of a `blas.Product`) may be made once, by `bind_forward` and `bind_backward`; the rule
-finds what they returned in `call.bound`. Scratch has its arrays by then. Most kernels bind nothing.
+the same Call in every step: its arrays stay, but for parameters (of which each step may have other versions) and `context`. So
+what a rule would work out anew each time from the other arrays alone (views, the addresses of a `blas.Product`) may be made
+once, by `bind_forward` and `bind_backward`; the rule finds what they returned in `call.bound`. Scratch has its arrays by then.
+Most kernels bind nothing.
 
 Where `site.fused` names an input, backward updates that parameter: dx[i] ← newest[i] − context.rate · gradient, after every use
 of inputs[i], whose memory dx[i] may be. Updates in place have newest[i] there too.
@@ -24,7 +25,7 @@ What a kernel computes depends on op, shapes and data alone: never on the segmen
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -146,8 +147,8 @@ class Call:
     ys: Sequence[Array]
     stash: Sequence[Array]
     dys: Sequence[Array] = ()
-    dx: Sequence[Array] = ()
-    newest: Mapping[int, Array] = field(default_factory=dict)
+    dx: list[Array] = field(default_factory=list)
+    newest: dict[int, Array] = field(default_factory=dict)
     adds: tuple[int, ...] = ()
     bound: Any = None
 

@@ -18,7 +18,8 @@ from p2pnn.model.graph import Graph
 
 
 class NumpyProgram:
-    """See `engine.base.Program`. memory_bytes is exact but for the kernels' few small constants."""
+    """See `engine.base.Program`. memory_bytes is exact but for the kernels' few small constants, and for what Python keeps of
+    bound calls: 0.1 MiB per frame for char-gpt, 2.9 for resnet8 with 128 rows."""
 
     def __init__(
         self,

@@ -199,13 +199,22 @@ class WinogradConvolution:
         plain = g.group == 1 and {*g.strides, *g.dilations} == {1}
         return plain and tuple(g.kernel) == (3, 3) and max(g.pads) <= 2
 
-    def forward(self, x: Array, w: Array, y: Array) -> Steps:
-        """y = x ∗ w."""
-        return self._transform(w) + _convolve(self._forward, x, self._u.array, y)
+    def load(self, w: Array) -> None:
+        """u for the pass that follows: first its corners and middle, then what lies between."""
+        u, places = self._u.array, (0, 1, 3)
+        for i in range(3):
+            for j in range(3):
+                np.copyto(u[places[i], places[j]], w[i, j])
+        for u0, u1, u2, u3 in (u[:, ::1], u.swapaxes(0, 1)):
+            _unfold(u0, u1, u2, u3)
 
-    def input_gradient(self, w: Array, dy: Array, dx: Array) -> Steps:
+    def forward(self, x: Array, y: Array) -> Steps:
+        """y = x ∗ w."""
+        return _convolve(self._forward, x, self._u.array, y)
+
+    def input_gradient(self, dy: Array, dx: Array) -> Steps:
         """dx = dy ∗ the kernel turned by half."""
-        return self._transform(w) + _convolve(self._backward, dy, self._u.array.swapaxes(2, 3), dx)
+        return _convolve(self._backward, dy, self._u.array.swapaxes(2, 3), dx)
 
     def weight_gradient(self, x: Array, dy: Array, dw: Array) -> Steps:
         """dw from du = Σ over blocks of vᵀ · dm."""
@@ -228,14 +237,6 @@ class WinogradConvolution:
             for j in range(4):
                 left, right = v[i, j].reshape(-1, v.shape[-1]), dm[i, j].reshape(-1, dm.shape[-1])
                 yield _SIGNS[i] * _SIGNS[j], blas.Product(left.T, right, du[i, j], alone)
-
-    def _transform(self, w: Array) -> Steps:
-        """u, first its corners and middle from w, then what lies between."""
-        u, places = self._u.array, (0, 1, 3)
-        steps: Steps = [partial(np.copyto, u[places[i], places[j]], w[i, j]) for i in range(3) for j in range(3)]
-        for u0, u1, u2, u3 in (u[:, ::1], u.swapaxes(0, 1)):
-            _unfold(steps, u0, u1, u2, u3)
-        return steps
 
 
 def _convolve(sweep: Sweep, x: Array, u: Array, y: Array) -> Steps:
@@ -267,13 +268,12 @@ def _collapse(steps: Steps, m: list[Array], y: list[Array]) -> None:
     steps.append(partial(np.subtract, m[1][second], m[3][second], out=y[1]))
 
 
-def _unfold(steps: Steps, u0: Array, u1: Array, u2: Array, u3: Array) -> None:
+def _unfold(u0: Array, u1: Array, u2: Array, u3: Array) -> None:
     """(w0, w1, –, w2) becomes (w0, (w0 + w1 + w2)/2, (w0 − w1 + w2)/2, w2)."""
-    half = u0.dtype.type(0.5)
-    steps.append(partial(np.add, u0, u3, out=u2))
-    steps.append(partial(np.subtract, u2, u1, out=u2))
-    steps.append(partial(np.multiply, u2, half, out=u2))
-    steps.append(partial(np.add, u1, u2, out=u1))
+    np.add(u0, u3, out=u2)
+    np.subtract(u2, u1, out=u2)
+    np.multiply(u2, u0.dtype.type(0.5), out=u2)
+    np.add(u1, u2, out=u1)
 
 
 def _fold(steps: Steps, d0: Array, d1: Array, d2: Array, d3: Array) -> None:

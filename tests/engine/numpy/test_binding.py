@@ -12,6 +12,8 @@ from p2pnn.engine.numpy import dense, table
 from p2pnn.engine.numpy.binding import BUFFER_ELEMENTS, Steps
 from p2pnn.engine.numpy.kernel import Call
 from tests.engine.numpy.build import Array, Build, Run, batch
+from tests.engine.numpy.cases import CASES
+from tests.engine.numpy.checks import graph_of
 
 ROWS = 4
 
@@ -89,6 +91,22 @@ def test_each_version_of_the_parameters_is_read_by_its_slot() -> None:
     for name, array in tensors.versions[1].items():
         tensors.parameters[name][...] = array
     assert step(run, Context(1, 0, 0, ROWS, slot=0)) == found[1]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_no_kernel_binds_the_parameters_of_a_version(name: str) -> None:
+    """A frame that ran with another version first gives the same bits as one that did not."""
+    graph = graph_of(name)
+    found = []
+    for slots in ((1,), (0, 1), (1, 0, 1)):
+        run = Run(graph, [0] * len(graph.ops), rows=ROWS)
+        tensors = run.tensors[0]
+        dice = np.random.default_rng(5)
+        drawn = {name: dice.standard_normal(array.shape).astype("f4") for name, array in tensors.parameters.items()}
+        tensors.versions.append(drawn)
+        run.load(0, batch(graph, ROWS))
+        found.append([step(run, Context(1, 0, 0, ROWS, slot=slot)) for slot in slots][-1])
+    assert found[0] == found[1] == found[2]
 
 
 def test_the_loss_scale_follows_the_context() -> None:
