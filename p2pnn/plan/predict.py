@@ -35,6 +35,9 @@ CROWDING: Final = 1.2
 took 1.02 times as long.)"""
 
 STEPS: Final = 3
+FLOW_STEPS: Final = 24
+"""Steps that are played with mini-batches in flight, besides those that warm up and drain: nodes run ahead, and then wait for
+each other, so that a few steps say little of the pace. (Three were up to a third too fast.)"""
 STREAM_MAX: Final = 24
 """Micro-batches played of an evaluation or prediction; the rest follows at their pace."""
 
@@ -54,9 +57,9 @@ def predict(
 ) -> Prediction:
     """Play the plan. profiles: one per node number in `assignment`; frames ≥ 1."""
     around = max(1, work.in_flight)  # so many steps warm up; in flight, as many drain
-    rounds = (STEPS + 2 * around if work.in_flight else STEPS) if work.training else 1
+    rounds = steps_played(work)
     size = work.micro_batches if work.training else min(work.micro_batches, STREAM_MAX)
-    clips = work.clips and not work.in_flight  # in flight, each node clips for itself
+    clips = work.clips and work.in_flight < 2  # in flight, each node clips for itself
     play = _Play(_Stages(work, assignment, profiles), profiles, links, frames, rounds, size, clips)
     play.run()
     if work.training:
@@ -72,6 +75,13 @@ def predict(
         busy = [b / last for b in play.busy_s]
     rows = work.rows * work.micro_batches
     return Prediction(step_s, rows / step_s, tuple(min(1.0, b) for b in busy))
+
+
+def steps_played(work: Workload) -> int:
+    """Of a job that trains; one pass of any other."""
+    if not work.training:
+        return 1
+    return max(FLOW_STEPS, work.in_flight) + 2 * work.in_flight if work.in_flight else STEPS
 
 
 class _Stages:

@@ -15,7 +15,7 @@ from typing import Final
 from p2pnn.plan.cost import Links, Workload, limits, memory_bytes
 from p2pnn.plan.partition import Cut
 from p2pnn.plan.pins import groups
-from p2pnn.plan.predict import STEPS, STREAM_MAX, Prediction, predict
+from p2pnn.plan.predict import STREAM_MAX, Prediction, predict, steps_played
 from p2pnn.plan.profile import Profile
 
 TRIALS_MAX: Final = 150
@@ -83,9 +83,8 @@ def improve(work: Workload, choice: Choice, links: Links, fixed: frozenset[int],
 
 
 def _trials_max(work: Workload, nodes: int) -> int:
-    passes = (
-        (STEPS + 2 * work.in_flight) * min(work.micro_batches, STREAM_MAX) * nodes * 8
-    )  # both ways, sent and received, about two segments each
+    micro_batches = min(work.micro_batches, STREAM_MAX)
+    passes = steps_played(work) * micro_batches * nodes * 8  # both ways, sent and received, about two segments each
     return max(4, min(TRIALS_MAX, PASSES_MAX // passes))
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from p2pnn.job.spec import JobSpec
+from p2pnn.job.spec import JobSpec, Optimizer
 from p2pnn.plan.cost import Workload, seconds
 from p2pnn.plan.pins import groups
 from p2pnn.plan.predict import CROWDING, DAEMON_S, predict
@@ -154,10 +154,29 @@ def test_in_flight_a_step_takes_as_long_as_its_slowest_node() -> None:
     assert played.step_s < predict(sync, half, nodes, links, 4).step_s
 
 
-def test_one_in_flight_is_sync_with_one_micro_batch() -> None:
+@pytest.mark.parametrize("count", [2, 3, 5, 8, 16])
+@pytest.mark.parametrize("machine", ["", "one"])
+def test_in_flight_the_pace_is_that_of_a_long_run(count: int, machine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However far nodes run ahead of each other at first; and no plan is faster than all cores together."""
+    work = Workload(job(branched(16, 4), micro_batches=1, schedule=f"async:{count}"))
+    nodes = [node(name, machine=machine, cores=2) for name in "abc"]
+    thirds = [min(2, i * 3 // work.count) for i in range(work.count)]
+    shuffled = [(i // 3) % 3 for i in range(work.count)]
+    single = predict(work, [0] * work.count, nodes[:1], {}, 1)
+    for cut in (thirds, shuffled):
+        played = predict(work, cut, nodes, mesh(*nodes), count)
+        assert played.samples_per_s < single.samples_per_s * (2.01 if machine else 3.01)
+        with monkeypatch.context() as longer:
+            longer.setattr("p2pnn.plan.predict.FLOW_STEPS", 400)
+            assert played.step_s == pytest.approx(predict(work, cut, nodes, mesh(*nodes), count).step_s, rel=0.05)
+
+
+@pytest.mark.parametrize("clip_norm", [0.0, 1.0])
+def test_one_in_flight_is_sync_with_one_micro_batch(clip_norm: float) -> None:
     graph, nodes = mlp(*[200] * 7, features=200), [node("a"), node("b")]
-    one, half = halves(job(graph, micro_batches=1, schedule="async:1"))
-    sync, _ = halves(job(graph, micro_batches=1))
+    clipping = Optimizer("momentum", clip_norm=clip_norm)
+    one, half = halves(job(graph, micro_batches=1, schedule="async:1", optimizer=clipping))
+    sync, _ = halves(job(graph, micro_batches=1, optimizer=clipping))
     assert predict(one, half, nodes, mesh(*nodes), 1).step_s == pytest.approx(
         predict(sync, half, nodes, mesh(*nodes), 1).step_s
     )
