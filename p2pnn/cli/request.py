@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -76,7 +76,11 @@ class TrainPart(msgspec.Struct, frozen=True):
 
 
 class MeshPart(msgspec.Struct, frozen=True):
-    """Where it runs. nodes: how many (0: every one that has room) or which. pins: name pattern → node. memory: per node."""
+    """Where it runs. nodes: how many (0: every one that has room) or which. pins: name pattern → node. memory: per node.
+
+    cut: which node (0, 1, …) each op of the graph ran on, in its order; the planner chooses what machine each is. A run with
+    mini-batches in flight (`async:K`) writes it, because its bits depend on it; empty, the planner cuts.
+    """
 
     parallel: str = "model"
     schedule: str = "sync"
@@ -84,6 +88,7 @@ class MeshPart(msgspec.Struct, frozen=True):
     pins: dict[str, str] = {}
     threads: int = 1
     memory: int | str = 0
+    cut: list[int] = []
 
 
 class Request(msgspec.Struct, frozen=True):
@@ -256,9 +261,12 @@ def settled(request: Request, *, ordered: bool, validated: bool) -> Request:
     return msgspec.structs.replace(request, data=given)
 
 
-def to_toml(request: Request) -> str:
+REPEATS: Final = "Repeats this run: p2pnn train job.toml"
+
+
+def to_toml(request: Request, remark: str = REPEATS) -> str:
     """The request as a job file that repeats it. Defaults are written out, so that a later version repeats it too."""
-    lines = ["# Repeats this run: p2pnn train job.toml"]
+    lines = [f"# {remark}"]
     tree: dict[str, Any] = msgspec.to_builtins(request)
     lines += [f"{key} = {_toml(value)}" for key, value in tree.items() if not isinstance(value, dict)]
     for table, values in tree.items():
@@ -266,6 +274,16 @@ def to_toml(request: Request) -> str:
             given = (f"{key} = {_toml(value)}" for key, value in values.items() if value is not None)
             lines += ["", f"[{table}]", *given]
     return "\n".join(lines) + "\n"
+
+
+def with_cut(text: str, cut: Sequence[int], *, broken: bool) -> str:
+    """A run's job file with the cut that its bits depend on. broken: the run was cut anew on its way, so nothing repeats it."""
+    request = msgspec.convert(tomllib.loads(text), Request)
+    if broken:
+        return to_toml(
+            request, "The settings of this run, which went on over another cut after a break: its bits do not repeat"
+        )
+    return to_toml(msgspec.structs.replace(request, mesh=msgspec.structs.replace(request.mesh, cut=list(cut))))
 
 
 def absolute_data(place: str) -> str:

@@ -29,10 +29,11 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from p2pnn.cli.http import Daemon, segment
+from p2pnn.cli.request import with_cut
 from p2pnn.cli.terminal import to_json
 from p2pnn.config import Places
 from p2pnn.errors import CheckpointError, StorageError, UsageError
-from p2pnn.job.checkpoint import FORMAT, Manifest, Part, add_bits, fingerprint, tensor_bits
+from p2pnn.job.checkpoint import FORMAT, RECUT, Manifest, Part, add_bits, fingerprint, tensor_bits
 from p2pnn.job.spec import JobSpec
 from p2pnn.model.graph import Graph, encode
 from p2pnn.types import BlobId
@@ -58,6 +59,24 @@ class Results:
     best: bool
     history: tuple[Mapping[str, Any], ...] = ()
     plan: Mapping[str, Any] | None = None
+
+    @property
+    def depends_on_cut(self) -> bool:
+        """Whether the bits depend on the cut: some node works with parameters of some updates ago."""
+        return any((self.plan or {}).get("delays") or ()) or self.recut
+
+    @property
+    def recut(self) -> bool:
+        """Whether such a run had another cut before."""
+        return self.manifest.cut.startswith(RECUT)
+
+    @property
+    def job_file(self) -> str:
+        """What repeats the run, as far as anything does."""
+        request = self.spec.request
+        if not self.depends_on_cut or not request:
+            return request
+        return with_cut(request, (self.plan or {}).get("assignment") or (), broken=self.recut)
 
 
 def gather(daemon: Daemon, job: str) -> Results:
@@ -188,7 +207,7 @@ def _write_files(
     contents = {
         "model.safetensors": model,
         "graph.msgpack": encode(graph),
-        "job.toml": results.spec.request.encode(),
+        "job.toml": results.job_file.encode(),
         "plan.json": (to_json(results.plan) + "\n").encode(),
         "metrics.jsonl": ("\n".join(history) + "\n").encode(),
         "load_torch.py": takeaway.torch_script(graph).encode(),

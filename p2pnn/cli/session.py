@@ -153,8 +153,8 @@ class Run:
     def same_bits(self) -> str:
         """What gives the same bits: another cut too, unless nodes work with parameters of some updates ago."""
         found = self._gathered()
-        if any((found.plan or {}).get("delays") or ()):
-            return f"the same wherever the same plan runs {found.spec.schedule}"
+        if found.depends_on_cut:
+            return "" if found.recut else "the same wherever its job.toml runs"
         return "the same with --local 1" if self.mesh.local is not None else ""
 
     @property

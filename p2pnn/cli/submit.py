@@ -285,6 +285,7 @@ def _spec(asked: request.Request, name: str, graph: Graph, data: Ingested, initi
         threads=mesh.threads,
         memory_bytes_max=asked.memory_bytes_max,
         request=request.to_toml(msgspec.structs.replace(asked, data=saved)),
+        cut=tuple(mesh.cut),
     )
 
 

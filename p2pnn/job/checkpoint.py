@@ -15,6 +15,7 @@ import msgspec
 from p2pnn.types import BlobId, JobId
 
 FORMAT: Final = 1
+RECUT: Final = ">"
 
 
 class Part(msgspec.Struct, frozen=True):
@@ -32,7 +33,7 @@ class Manifest(msgspec.Struct, frozen=True):
     """One cut of a run after `step` updates, with everything that `jobs resume` needs beside the spec.
 
     best_value, best_epoch: the best monitored value so far (patience counts from there). cut: `job.plan.cut` of the plan
-    that it was written under.
+    that it was written under, behind RECUT where the run had another one before.
     """
 
     job: JobId

@@ -13,7 +13,7 @@ import msgspec
 
 from p2pnn.errors import CheckpointError
 from p2pnn.job import life
-from p2pnn.job.checkpoint import Manifest
+from p2pnn.job.checkpoint import RECUT, Manifest
 from p2pnn.job.plan import Plan, cut
 from p2pnn.job.script import Predictions
 from p2pnn.job.spec import JobSpec
@@ -148,7 +148,10 @@ def same_plan(
 ) -> Plan | None:
     """The plan to resume a job by instead of a new one: `plan`, that of its last start, where only the same cut repeats the
     same bits (`job.plan.cut`), the last of its checkpoints was written under it, and all of its nodes are here."""
-    if plan is None or not checkpoints or not checkpoints[-1].cut or checkpoints[-1].cut != cut(spec, plan):
+    if plan is None or not checkpoints:
+        return None
+    written_under = checkpoints[-1].cut.removeprefix(RECUT)
+    if not written_under or written_under != cut(spec, plan):
         return None
     return plan if all(share.node in members for share in plan.nodes) else None
 

@@ -145,6 +145,7 @@ class JobSpec(msgspec.Struct, frozen=True):
     checkpoint_steps: 0 for once per epoch. initial: safetensors blobs to start from, by parts; () to draw from the seed.
     schedule: `sync`, or `async:K` with K mini-batches in flight (then micro_batches is 1).
     threads: BLAS threads per executor; part of the numeric fingerprint.
+    cut: the number of each op's node, in graph order, as an earlier run had it; () lets the planner cut.
     request: the job file that led here, as text, so that whoever fetches the results gets it with them.
     """
 
@@ -174,6 +175,7 @@ class JobSpec(msgspec.Struct, frozen=True):
     format: int = FORMAT
     request: str = ""
     sampling: Sampling | None = None
+    cut: tuple[int, ...] = ()
 
     @property
     def forward_only(self) -> bool:

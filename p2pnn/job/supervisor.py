@@ -13,6 +13,7 @@ import msgspec
 
 from p2pnn.job import life
 from p2pnn.job.actions import Action, PrepareNode, Replan
+from p2pnn.job.checkpoint import RECUT
 from p2pnn.job.ledger import Ledger
 from p2pnn.job.plan import Plan, cut
 from p2pnn.job.records import JobRecord
@@ -176,13 +177,15 @@ class Supervisor:
     def _cut(self, plan: Plan) -> str:
         """The plan's cut; says so where the run will not repeat the bits of a run without a break."""
         found, resumed = cut(self.spec, plan), self.record.newest
-        if resumed is not None and resumed.cut != found:
+        if resumed is None or resumed.cut == found:
+            return found
+        if resumed.cut.removeprefix(RECUT) != found:
             self._ledger.publish(
                 "warning",
                 text=f"the run goes on from step {resumed.step} over another cut, with other delays: its bits will differ "
                 "from those of a run without a break",
             )
-        return found
+        return RECUT + found
 
     def _prepare_all(self, now: float) -> None:
         if self._reservation.complete:

@@ -122,7 +122,10 @@ class Jobs:
         if spec.kind == "train" and record.newest is None:
             log.warning("job=%s resumed without a checkpoint: it begins again", job)
         whole, absent = await starts.whole_checkpoints(record, self._blobs), await asyncio.to_thread(self._absent, spec)
-        plan = records.same_plan(record.plan, whole, spec, self._members()) or await self._planning.plan(spec)
+        plan = records.same_plan(record.plan, whole, spec, self._members())
+        if plan is None:  # a cut that the job file gave is worth less than going on
+            free = spec if record.newest is None else msgspec.structs.replace(spec, cut=())
+            plan = await self._planning.plan(free)
         left = msgspec.structs.replace(self.get(job), checkpoints=whole)
         self._begin(records.resumed(left, self._post.node, self._post.name), spec, plan, absent)
 

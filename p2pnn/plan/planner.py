@@ -13,7 +13,7 @@ from p2pnn.errors import PlanError
 from p2pnn.job.plan import NodeShare, Plan
 from p2pnn.job.segment import segments
 from p2pnn.job.spec import JobSpec
-from p2pnn.plan import describe, pins
+from p2pnn.plan import describe, given, pins
 from p2pnn.plan.cost import Links, Workload, limits, memory_bytes
 from p2pnn.plan.partition import best_cuts, stages_max
 from p2pnn.plan.predict import Prediction, predict
@@ -42,7 +42,12 @@ def plan(spec: JobSpec, profiles: Sequence[Profile], links: Links, *, spread: bo
     pinned = pins.resolve(spec.graph, spec.pins, numbers, known)
     asked = _asked(spec, candidates, pinned)
     single, best = _best_single(work, candidates, links, spec.memory_bytes_max)
-    choice = _choose(work, spec, candidates, links, pinned, asked, spread)
+    if spec.cut:
+        asked = given.nodes_of(spec.cut)
+        frames = _frames(work, asked)
+        choice = given.choose(work, spec.cut, candidates, links, frames, pinned, spec.memory_bytes_max)
+    else:
+        choice = _choose(work, spec, candidates, links, pinned, asked, spread)
     return _record(work, spec, choice, links, single, best, asked or len(candidates), bool(pinned))
 
 
@@ -96,10 +101,9 @@ def _best_single(
     work: Workload, candidates: Sequence[Profile], links: Links, cap: int
 ) -> tuple[Prediction | None, str]:
     whole = [0] * work.count
-    frames = max(1, work.in_flight)
-    needed = memory_bytes(work, whole, 0, frames)
+    needed = memory_bytes(work, whole, 0, 1)
     fitting = [p for p in candidates if needed <= limits([p], cap)[0]]
-    played = [(predict(work, whole, [p], links, frames), p.name) for p in fitting]
+    played = [(predict(work, whole, [p], links, 1), p.name) for p in fitting]
     return min(played, key=lambda row: (row[0].step_s, row[1]), default=(None, ""))
 
 
@@ -139,10 +143,10 @@ def _choose(
 
 def _frames(work: Workload, count: int) -> Sequence[int]:
     """Numbers of frames to try, the preferred one first: one per mini-batch in flight, or as many micro-batches as keep
-    `count` nodes busy."""
-    if work.in_flight:
-        return [work.in_flight]
-    return range(min(work.micro_batches, count + 1) if count > 1 else 1, 0, -1)
+    `count` nodes busy. One node has one micro-batch at a time."""
+    if count == 1:
+        return [1]
+    return [work.in_flight] if work.in_flight else range(min(work.micro_batches, count + 1), 0, -1)
 
 
 def _deepen(work: Workload, choice: Choice, links: Links, cap: int) -> Choice:
@@ -163,9 +167,9 @@ def _no_room(
 ) -> str:
     """The sentence for a job that fits nowhere, with what each node would need and has."""
     roomy = [_with_memory(p) for p in candidates]
-    frames = max(1, work.in_flight)
-    alone = memory_bytes(work, [0] * work.count, 0, frames)
+    alone = memory_bytes(work, [0] * work.count, 0, 1)
     for count in _counts(work, candidates, pinned, asked):
+        frames = _frames(work, count)[-1]
         cuts = best_cuts(work, roomy, links, count, frames, pinned, 0)
         if cuts:
             nodes = [candidates[n] for n in cuts[0].nodes]
@@ -180,7 +184,10 @@ def _no_room(
     parts = "; ".join([f"on one node it needs {describe.size(alone)}", f"cut over {len(rows)}, {', '.join(rows)}"])
     if len(candidates) == 1 and cuts:
         parts = rows[0]
-    return f"the model does not fit the nodes: {parts}; use smaller micro-batches (--micro-batches) or add nodes"
+    smaller = (
+        "smaller batches or fewer of them in flight" if work.in_flight else "smaller micro-batches (--micro-batches)"
+    )
+    return f"the model does not fit the nodes: {parts}; use {smaller} or add nodes"
 
 
 def _idle(work: Workload, asked: int, used: int) -> str:

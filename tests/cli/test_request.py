@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
-from p2pnn.cli.request import FLAGS, Request, resolve, settled, to_toml
+from p2pnn.cli.request import FLAGS, Request, resolve, settled, to_toml, with_cut
 from p2pnn.errors import P2pnnError, UsageError
 from p2pnn.job.spec import Optimizer
 
@@ -57,6 +58,14 @@ def test_what_is_saved_repeats_the_run(job: Path, tmp_path: Path) -> None:
     for request in (resolve({}, job), resolve({"model": "mlp", "data": "digits", "name": 'a "quoted" \\ name'})):
         (tmp_path / "again.toml").write_text(to_toml(request))
         assert resolve({}, tmp_path / "again.toml") == request
+
+
+def test_a_cut_is_added_to_what_is_saved(tmp_path: Path) -> None:
+    request = resolve({"model": "mlp", "data": "digits", "schedule": "async:2"})
+    (tmp_path / "job.toml").write_text(with_cut(to_toml(request), (0, 0, 1), broken=False))
+    found = resolve({}, tmp_path / "job.toml")
+    assert found.mesh == msgspec.structs.replace(request.mesh, cut=[0, 0, 1])
+    assert (found.model, found.data, found.train) == (request.model, request.data, request.train)
 
 
 def test_every_flag_has_its_place_in_a_job_file() -> None:

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 import threading
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,11 @@ import numpy as np
 import pytest
 
 import p2pnn
-from p2pnn.cli import session
+from p2pnn.cli import main, session
 from p2pnn.cli.http import Daemon
 from p2pnn.cli.local import LocalMesh
 from p2pnn.cli.mesh import Mesh
+from p2pnn.cli.request import resolve
 from p2pnn.config import Places
 from p2pnn.errors import JobFailedError, NoDaemonError, StorageError, UsageError
 from tests.cli.fake import FakeDaemon
@@ -170,9 +172,15 @@ def test_where_nodes_run_behind_the_same_bits_take_the_same_plan(
     session.complete(run_on(daemon, tmp_path / "r"))
     assert f"bits         {made.bits}\n" in capsys.readouterr().out
     results = daemon.answers["GET", f"/api/v1/jobs/{JOB}/results"]
-    results["plan"] = results["plan"] | {"delays": [1, 0]}
+    results["plan"] = results["plan"] | {"delays": [1, 0], "assignment": [0, 0, 1]}
     session.complete(run_on(daemon, tmp_path / "s"))
-    assert f"bits         {made.bits}   (the same wherever the same plan runs sync)\n" in capsys.readouterr().out
+    assert f"bits         {made.bits}   (the same wherever its job.toml runs)\n" in capsys.readouterr().out
+    assert resolve({}, tmp_path / "s" / "job.toml").mesh.cut == [0, 0, 1]
+    results["manifest"] = results["manifest"] | {"cut": ">0123"}  # a node was lost on the way
+    session.complete(run_on(daemon, tmp_path / "t"))
+    assert f"bits         {made.bits}\n" in capsys.readouterr().out
+    assert "went on over another cut after a break" in (tmp_path / "t" / "job.toml").read_text()
+    assert resolve({}, tmp_path / "t" / "job.toml").mesh.cut == []
 
 
 def test_what_a_local_mesh_recorded_goes_into_the_folder(own_home: Path) -> None:
@@ -182,3 +190,19 @@ def test_what_a_local_mesh_recorded_goes_into_the_folder(own_home: Path) -> None
     found = json.loads(gzip.decompress((folder / "trace.json.gz").read_bytes()))
     assert [node["name"] for node in found["otherData"]["nodes"]] == ["a", "b"]
     assert run.trace().parts
+
+
+def test_a_run_in_flight_repeats_from_its_job_file_over_its_own_cut(own_home: Path, tmp_path: Path) -> None:
+    runs = []
+    for number, pins in enumerate(({"hidden2": "c", "head": "b"}, {})):  # no planner would cut it so by itself
+        settings = {"schedule": "async:3", "epochs": 1, "optimizer": "sgd"}
+        run = p2pnn.train("mlp", "digits", local=3, out=str(tmp_path / f"r{number}"), pins=pins, **settings)
+        run.follow(lambda event: None)
+        runs.append((run.bits, run.save()))
+    text = (runs[0][1] / "job.toml").read_text()
+    (tmp_path / "again.toml").write_text(re.sub("pins = .*", "pins = {}", text))
+    assert main(["train", str(tmp_path / "again.toml"), "--local", "3", "--out", str(tmp_path / "s")]) == 0
+    plans = [json.loads((folder / "plan.json").read_text()) for folder in (runs[0][1], runs[1][1], tmp_path / "s")]
+    assert plans[0]["assignment"] == plans[2]["assignment"] != plans[1]["assignment"]
+    last = [json.loads(line) for line in (tmp_path / "s" / "metrics.jsonl").read_text().splitlines()][-1]
+    assert last["bits"] == runs[0][0] != runs[1][0]

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from p2pnn.errors import UsageError
 from p2pnn.job import actions, life
-from p2pnn.job.checkpoint import Part
-from p2pnn.job.plan import NodeShare, Plan
+from p2pnn.job.checkpoint import RECUT, Part
+from p2pnn.job.plan import NodeShare, Plan, cut
 from p2pnn.job.records import JobRecord, same_plan
 from p2pnn.job.script import (
     Checkpoint,
@@ -269,15 +269,23 @@ def test_a_resume_over_another_cut_warns_once_where_bits_depend_on_the_cut() -> 
     assert again.newest is not None
     assert same_plan(again.plan, again.checkpoints, spec, set(NODES)) == plan((0, 0, 1))
     assert same_plan(again.plan, again.checkpoints, spec, {NODES[0], NODES[2]}) is None
-    warnings = {}
-    for assignment in ((0, 0, 1), (0, 1, 1)):
-        second = start(again, assignment)
-        warnings[assignment] = [fields["text"] for kind, fields in second.events if kind == "warning"]
-    assert warnings[0, 0, 1] == []
-    assert warnings[0, 1, 1] == [
+    warning = (
         f"the run goes on from step {again.newest.step} over another cut, with other delays: its bits will differ from those "
         "of a run without a break"
-    ]
+    )
+    for assignment, warnings, recut in (((0, 0, 1), [], False), ((0, 1, 1), [warning], True)):
+        second = start(again, assignment)
+        second.step = again.newest.step
+        second.run(lambda second=second: len(second.record.checkpoints) > 1)  # type: ignore[misc]
+        assert [fields["text"] for kind, fields in second.events if kind == "warning"] == warnings
+        newest = second.record.checkpoints[-1]
+        assert newest.cut == RECUT * recut + cut(spec, plan(assignment))
+        assert same_plan(plan(assignment), (newest,), spec, set(NODES)) == plan(assignment)
+    third = start(second.record, (0, 1, 1))  # on its new cut again: nothing to warn of, but it stays a run with two
+    third.step = second.record.checkpoints[-1].step
+    third.run(lambda: third.record.state == "done")
+    assert not [kind for kind, _ in third.events if kind == "warning"]
+    assert third.record.checkpoints[-1].cut.startswith(RECUT)
 
 
 def test_a_resume_from_the_last_checkpoint_of_all_only_evaluates() -> None:

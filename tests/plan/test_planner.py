@@ -233,4 +233,9 @@ def test_in_flight_a_job_without_room_for_its_versions_is_refused() -> None:
     room = made(graph, ABC[:2], micro_batches=1, schedule="async:4").nodes
     tight = [node(row.name, memory=row.memory_bytes - 1) for row in room]
     made(graph, tight, micro_batches=1, schedule="async:1")
-    assert "would need" in refusal(graph, tight, micro_batches=1, schedule="async:4", node_count=2)
+    alone = made(graph, tight, micro_batches=1, schedule="async:4", node_count=2)
+    assert (len(alone.nodes), alone.frames) == (1, 1)  # where nothing is in flight, and nothing is kept
+    pinned = (Pin("fc0", "a"), Pin("fc1", "b"))
+    text = refusal(graph, tight, micro_batches=1, schedule="async:4", pins=pinned)
+    assert "would need" in text
+    assert text.endswith("use smaller batches or fewer of them in flight or add nodes")
