@@ -7,9 +7,11 @@ otherwise only looks whether something has come.
 
 from __future__ import annotations
 
+import contextlib
 import select
 import socket
 import struct
+import time
 from typing import Any, Final, Generic, TypeVar
 
 import msgspec
@@ -20,6 +22,9 @@ from p2pnn.executor.commands import FromExecutor, ToExecutor
 FRAME_BYTES_MAX: Final = 64 << 20
 """A plan of 100,000 ops, or the digests of as many tensors, stays below; a broken length does not take more memory."""
 READ_BYTES: Final = 1 << 16
+
+LEAVE_S: Final = 2.0
+"""The daemon reads at once; one that hangs is not waited for any longer."""
 
 _LENGTH: Final = struct.Struct("<I")
 _encoder = msgspec.msgpack.Encoder()
@@ -108,3 +113,16 @@ class Channel:
             self._socket.sendall(b"".join(encode(message) for message in messages))
         except (BrokenPipeError, ConnectionError):
             raise EOFError("the daemon closed the executor's socket") from None
+
+    def leave(self) -> None:
+        """Say that nothing more comes, and wait until the daemon has read it all and closed its end, for LEAVE_S at most.
+
+        A process that is gone while the daemon still writes to it takes with it what the daemon has not read: the sentence
+        that says why, for one.
+        """
+        with contextlib.suppress(OSError, EOFError):
+            self._socket.shutdown(socket.SHUT_WR)
+            end = time.monotonic() + LEAVE_S
+            while (left := end - time.monotonic()) > 0:
+                if self._poll.poll(left * 1000) and not self._socket.recv(READ_BYTES):
+                    return

@@ -46,6 +46,8 @@ def run(channel: Channel, arena: Arena) -> int:
         with contextlib.suppress(EOFError):
             channel.send(commands.Failed(sentence(error)))
         return 1
+    finally:
+        channel.leave()
 
 
 def sentence(error: Exception) -> str:

@@ -195,7 +195,7 @@ class Mesh:
         self.finishing = True
         for spawned in self.spawned:
             spawned.socket.sendall(channel.encode(script.Finish()))
-        self.route(lambda: all(spawned.process.poll() is not None for spawned in self.spawned))
+        self.route(lambda: all(spawned.socket.fileno() < 0 for spawned in self.spawned))
         return [spawned.process.wait() for spawned in self.spawned]
 
     def route(self, until: Callable[[], bool]) -> None:
@@ -209,12 +209,7 @@ class Mesh:
             ready, _, _ = select.select(list(by_socket), [], [], 0.5)
             for connection in ready:
                 node = by_socket[connection]
-                try:
-                    data = connection.recv(1 << 16)
-                except ConnectionResetError:  # it ended before it read our last message
-                    if not self.finishing:
-                        raise
-                    data = b""
+                data = connection.recv(1 << 16)
                 if not data:
                     connection.close()
                 for message in self.codecs[node].feed(data):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import socket
 import struct
+import threading
 
 import pytest
 from hypothesis import given
@@ -53,6 +54,34 @@ def test_other_bytes_are_refused(body: bytes) -> None:
 def test_a_message_over_the_limit_is_not_sent() -> None:
     with pytest.raises(LocalProtocolError, match="Prepare has"):
         encode(commands.Prepare("", bytes(FRAME_BYTES_MAX), 0, ""))
+
+
+def test_who_leaves_waits_until_all_is_read_and_takes_what_is_still_written() -> None:
+    ours, theirs = socket.socketpair()
+    channel = Channel(theirs)
+    channel.send(commands.Failed("the loss became NaN"))
+    leaving = threading.Thread(target=channel.leave)
+    leaving.start()
+    for _ in range(100):
+        ours.sendall(encode(commands.Arrived(3, 4)))  # what a daemon writes that has not read yet
+    assert Codec[commands.FromExecutor](commands.FromExecutor).feed(ours.recv(READ_BYTES)) == [
+        commands.Failed("the loss became NaN")
+    ]
+    assert ours.recv(READ_BYTES) == b""
+    assert leaving.is_alive()
+    ours.close()
+    leaving.join(10)
+    assert not leaving.is_alive()
+    theirs.close()
+
+
+def test_who_leaves_does_not_wait_for_a_daemon_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("p2pnn.executor.channel.LEAVE_S", 0.01)
+    ours, theirs = socket.socketpair()
+    Channel(theirs).leave()
+    assert ours.recv(READ_BYTES) == b""
+    ours.close()
+    theirs.close()
 
 
 def test_the_executor_s_end_looks_waits_and_notices_the_end() -> None:

@@ -106,6 +106,7 @@ def test_a_loss_that_is_no_number_ends_the_job(blobs: BlobStore, capfd: pytest.C
     with Mesh(spec, [0] * len(graph.ops), blobs) as mesh:
         mesh.command(lambda number: script.Train(number, 10))
         assert "lower the learning rate" in failure(mesh)
+        mesh.spawned[0].socket.close()
         assert mesh.spawned[0].process.wait() == 1
 
 
@@ -169,6 +170,7 @@ def test_a_command_before_prepare_is_a_failure(capfd: pytest.CaptureFixture[str]
     while not messages:
         messages = codec.feed(spawned.socket.recv(1 << 16))
     assert messages == [commands.Failed("the executor was told Train before Prepare")]
+    spawned.socket.close()
     assert spawned.process.wait() == 1
     spawned.kill()
 
