@@ -52,8 +52,9 @@ class Tasks:
         await asyncio.gather(*self._running, return_exceptions=True)
 
     async def close(self) -> None:
-        """Cancel all and wait until they are gone."""
+        """Cancel all and wait until they are gone. Each has had its first step before, so that it can undo what was begun."""
         self._closed = True
+        await asyncio.sleep(0)
         for task in self._running:
             task.cancel()
         await self.drain()

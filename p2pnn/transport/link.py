@@ -93,6 +93,11 @@ class Link:
         return self.connection.is_open
 
     @property
+    def bodies(self) -> int:
+        """How many have not left whole."""
+        return len(self._sendings) + len(self._draining)
+
+    @property
     def left_bytes(self) -> int:
         """How many bytes the system has taken from this link: it grows while anything moves."""
         return self.sent_bytes - (self._transport.waiting if self._transport is not None else 0)
@@ -270,7 +275,7 @@ class Link:
         stream = self._transport
         if stream is None or stream.is_closing() or self._routing or self._turn is not None:
             return
-        while not stream.waiting:
+        while not stream.waiting and not stream.is_closing():
             if self._turn_bytes <= 0:
                 self._transmit_soon()
                 break
@@ -287,6 +292,8 @@ class Link:
             self._turn_bytes -= size
             if out.finished is not None and out.finished in self._sendings:
                 self._draining.append(self._sendings.pop(out.finished))
+        if stream.is_closing():
+            return  # connection_lost fails what has not left
         if stream.waiting:
             self._watch()
             return

@@ -42,35 +42,35 @@ class Peer:
         self._dial_data = dial_data
         self._dialling: asyncio.Task[None] | None = None
         self._waiting: deque[Sending] = deque()
-        self._bodies = 0
 
     @property
     def node(self) -> NodeId:
         return self.identity.node
 
     def start_body(self, message: Message, body: memoryview, priority: int) -> Coroutine[Any, Any, None] | None:
-        """None when the body has left; otherwise await what is returned. Raises PeerGone, LocalProtocolError."""
+        """None when the body has left; otherwise await what is returned. Raises PeerGone, LocalProtocolError.
+
+        A task that awaits it must not be cancelled before its first step: then nobody would see to the body.
+        """
         if self.gone:
             raise PeerGone(self.gone)
-        if self._bodies >= self._limits.bodies_max:
-            raise LocalProtocolError(
-                f"{self._bodies} bodies wait for node {self.identity.name!r}; the limit is {self._limits.bodies_max}"
-            )
         link = self.data
+        waiting = len(self._waiting) + (link.bodies if link is not None else 0)
+        if waiting >= self._limits.bodies_max:
+            raise LocalProtocolError(
+                f"{waiting} bodies wait for node {self.identity.name!r}; the limit is {self._limits.bodies_max}"
+            )
         if link is None or not link.is_open:
             return self._wait(self._wait_for_link(message, body, priority))
         sending = link.send_body(message, body, priority)
         return None if sending is None else self._wait(sending)
 
     async def _wait(self, sending: Sending) -> None:
-        self._bodies += 1
         try:
             await asyncio.shield(sending.done)
         except asyncio.CancelledError:
             await self._give_up(sending)
             raise
-        finally:
-            self._bodies -= 1
 
     def data_opened(self, link: Link) -> None:
         """A data link is there: feed it what waits."""

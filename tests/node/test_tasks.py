@@ -25,8 +25,9 @@ async def test_closing_cancels_and_waits() -> None:
 
     tasks.spawn(work())
     await asyncio.sleep(0)
+    tasks.spawn(work())  # which has not had its first step yet
     await tasks.close()
-    assert ended == ["cleaned up"]
+    assert ended == ["cleaned up", "cleaned up"]
 
 
 @pytest.mark.asyncio

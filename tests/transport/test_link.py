@@ -153,3 +153,21 @@ def test_limits_that_contradict_each_other_are_refused() -> None:
     for change in changes:
         with pytest.raises(ValueError, match="must satisfy"):
             change()
+
+
+@on_both_loops
+async def test_what_waits_on_a_link_that_breaks_while_it_writes_was_not_sent() -> None:
+    async with pair() as (a, b):
+        await a.transport.send_body(b.id, LinkProbe(0), memoryview(b"x"))
+        link = data_link(a, b)
+        stream, link._turn_bytes = link._transport, 0
+        assert stream is not None
+
+        def breaks(*views: bytes | memoryview) -> bool:
+            stream._break(ConnectionResetError())
+            return False
+
+        stream.write = breaks  # type: ignore[method-assign]
+        sends = [asyncio.ensure_future(a.transport.send_body(b.id, LinkProbe(n), memoryview(b"x"))) for n in range(3)]
+        done, _ = await asyncio.wait(sends)
+        assert [type(task.exception()) for task in done] == [PeerGone] * 3
