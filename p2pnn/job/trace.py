@@ -10,6 +10,7 @@ row must not overlap. An arrow leads from a tensor's sending to its receiving.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -94,7 +95,8 @@ def check(part: NodePart, source: str) -> None:
     """Raises CheckpointError where a part would not be understood, or names what it does not describe."""
     if part.format > FORMAT:
         raise CheckpointError(f"{source} has format {part.format}; this p2pnn reads up to {FORMAT}: use a newer p2pnn")
-    whole = all(
+    times = (part.since, part.taken_s, part.clock_offset_s, part.clock_error_s)
+    whole = all(map(math.isfinite, times)) and all(
         len(spans) % RECORD.size == 0 and len(spans) <= SPANS_MAX * RECORD.size for spans in (part.computed, part.moved)
     )
     ends = {end for passage in part.transfers for end in (passage.source, passage.target)} | {part.index}
@@ -146,7 +148,7 @@ class View:
 
 def _mapped(part: NodePart, spans: bytes) -> Iterator[Span]:
     for span in unpack(spans):
-        if span.start <= span.end:  # False also for what is no number
+        if -math.inf < span.start <= span.end < math.inf:  # False also for what is no number
             yield span._replace(start=span.start + part.clock_offset_s, end=span.end + part.clock_offset_s)
 
 
@@ -297,11 +299,12 @@ def summary(trace: Trace) -> list[Share]:
 def _share(view: View, begin: float, end: float) -> Share:
     window = end - begin
     computing = _union(view.computing, begin, end)
+    waited = [(view.label(span), span) for span in view.waiting]
+    if view.open_wait is not None:
+        waited.append(("for what had not come when its part was taken", view.open_wait))
     waits: dict[str, float] = {}
-    for span in view.waiting:
-        waits[view.label(span)] = waits.get(view.label(span), 0.0) + max(
-            0.0, min(span.end, end) - max(span.start, begin)
-        )
+    for what, span in waited:
+        waits[what] = waits.get(what, 0.0) + max(0.0, min(span.end, end) - max(span.start, begin))
     on, most = max(waits.items(), key=lambda found: found[1], default=("", 0.0))
     moving = _union(view.moving, begin, end)
     moved = _length(moving)

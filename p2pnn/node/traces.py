@@ -77,8 +77,10 @@ class Traces:
         self._tasks.spawn(self._measure(recording))
 
     async def end(self, recording: Recording) -> None:
-        """The part has ended and the recording is closed: keep it."""
+        """The part has ended and the recording is closed: keep it, unless another start of the job has begun meanwhile."""
         await self._measure(recording)
+        if self._live.get(recording.job) is not recording:
+            return
         try:
             await in_thread(self._storage.save_trace, recording.job, msgspec.msgpack.encode(recording.part()))
         except (OSError, P2pnnError) as error:

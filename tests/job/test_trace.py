@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections import defaultdict
 from typing import Any
 
@@ -157,6 +158,7 @@ def test_what_is_sent_at_once_has_rows_of_its_own() -> None:
 
 def test_a_wait_that_is_not_over_is_shown_and_spans_that_make_no_sense_are_not() -> None:
     nonsense = packed((5.0, 4.0, 0, 0, Kind.FORWARD, 0), (float("nan"), 4.0, 0, 0, Kind.FORWARD, 0))
+    nonsense += packed((-math.inf, 4.0, 0, 0, Kind.FORWARD, 0), (1.0, math.inf, 0, 0, Kind.FORWARD, 0))
     unknown = packed((1.0, 2.0, 0, 0, 99, 0), (2.0, 3.0, 0, 0, Kind.FORWARD, 77))
     moved = packed((1.0, 2.0, 0, 0, Kind.SEND, 77))
     found = rendered(Trace("toy-1", 1, (part(0, nonsense + unknown, moved, since=3.0, taken_s=8.0),), {}))
@@ -179,6 +181,14 @@ def test_the_summary_adds_up() -> None:
     assert second.on == "for the coordinator"
     assert second.overlap == 0.0
     assert (first.lost, second.lost) == (0, 7)
+
+
+def test_a_wait_that_is_not_over_counts_as_waiting() -> None:
+    stuck = part(1, packed((1.0, 2.0, 0, 0, Kind.FORWARD, 0)), since=2.0, taken_s=50.0)
+    works = part(0, packed((0.0, 10.0, 0, 0, Kind.FORWARD, 0)))
+    _, share = summary(Trace("toy-1", 1, (works, stuck), {}))
+    assert share.waiting == share.on_share == pytest.approx(0.8)
+    assert share.on == "for what had not come when its part was taken"
 
 
 def test_overlap_is_of_the_time_with_a_tensor_on_its_way() -> None:
@@ -233,6 +243,8 @@ def test_parts_travel_and_are_checked() -> None:
         ),
         (msgspec.msgpack.encode(msgspec.structs.replace(SECOND, nodes=("a",))), "is damaged"),
         (msgspec.msgpack.encode(msgspec.structs.replace(SECOND, index=-1)), "is damaged"),
+        (msgspec.msgpack.encode(msgspec.structs.replace(SECOND, clock_offset_s=math.inf)), "is damaged"),
+        (msgspec.msgpack.encode(msgspec.structs.replace(SECOND, taken_s=math.nan)), "is damaged"),
     ):
         with pytest.raises(CheckpointError, match=sentence):
             decode(wrong, "it")

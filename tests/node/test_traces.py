@@ -99,6 +99,19 @@ async def test_a_part_that_ended_is_kept_and_one_that_runs_comes_first(tmp_path:
     await bench.traces.close()
 
 
+async def test_a_start_that_ends_late_leaves_the_trace_of_the_next_one_alone(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    first, second = bench.recording(), bench.recording(generation=2)
+    bench.traces.begin(first)
+    bench.traces.begin(second)
+    await bench.traces.end(first)
+    await bench.traces.end(second)
+    await bench.traces.end(first)
+    [kept, _] = await quickly(bench, generation=2)
+    assert isinstance(kept, NodePart)
+    await bench.traces.close()
+
+
 async def quickly(bench: Bench, generation: int = 1) -> list[NodePart | Missing]:
     """With the other node away."""
     bench.outside.peers.discard(B)
