@@ -4,9 +4,10 @@ A *program* runs the active ops of one segment in one mode. What crosses its bor
 allocates (`values_in`, `values_out`, `gradients_in`, `gradients_out`), in the engine's own layout, one set per frame;
 everything inside is planned and allocated by the program, once. A frame is the place of one micro-batch in flight.
 
-Bit for bit: kernel, layout, fusion and block size depend on job, op and shape alone, never on segment, node, frame or
-timing. A gradient that reaches a value from several consumers is summed in graph order by the value's producer; a
-parameter's gradient is accumulated apart per op, over micro-batches in order, and summed over ops in graph order.
+Bit for bit: kernel, layout and block size depend on job, op and shape alone, never on segment, node, frame or timing; fusion
+on these and, with mini-batches in flight, on how many updates behind a node runs. A gradient that reaches a value from several
+consumers is summed in graph order by the value's producer; a parameter's gradient is accumulated apart per op, over
+micro-batches in order, and summed over ops in graph order.
 """
 
 from __future__ import annotations

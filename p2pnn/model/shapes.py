@@ -11,12 +11,15 @@ Every refusal is a ModelError that names the op, the shapes and what to change.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Final, NoReturn
 
 from p2pnn.errors import ModelError
 from p2pnn.model.graph import BATCH, Op, Shape, Value, show
 
 Outputs = list[tuple[str, Shape]]
+
+STRIDE_MAX: Final = 4096
+"""Of a convolution or pool. Plans and kernels look at every place within a stride; more than a few hundred means nothing."""
 
 
 def refuse(op: Op, sentence: str) -> NoReturn:
@@ -123,6 +126,8 @@ def matmul(op: Op, inputs: list[Value]) -> Outputs:
 def window(op: Op, x: Shape, kernel: Sequence[int], dilations: Sequence[int] = (1, 1)) -> Shape:
     """The spatial extents after a sliding window: ⌊(n + pads − dilated kernel) / stride⌋ + 1 per axis."""
     strides, pads = op.integers("strides"), op.integers("pads")
+    if max(strides) > STRIDE_MAX:
+        refuse(op, f"strides {strides} are over the limit of {STRIDE_MAX}; slice the input first")
     result = []
     for axis in range(2):
         extent = (kernel[axis] - 1) * dilations[axis] + 1

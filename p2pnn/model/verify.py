@@ -128,6 +128,12 @@ def _ops(graph: Graph, known: dict[str, Value]) -> None:
             _add(known, f"the output of {op.name}", value)
             if shape[:1] != (BATCH,):
                 reduced.add(name)
+    convolving = {op.inputs[1] for op in graph.ops if op.kind == "Conv"}
+    for op in graph.ops:
+        if op.kind in ("Gather", "LayerNormalization") and (shared := convolving.intersection(op.inputs)):
+            raise ModelError(
+                f"op {op.name} ({op.kind}) reads {min(shared)!r}, a convolution's weight; give it one of its own"
+            )
     for parameter in (*graph.parameters, *graph.state):
         if parameter.name not in used:
             raise ModelError(f"no op reads the parameter {parameter.name}")

@@ -90,13 +90,18 @@ def attention(
     key_heads: fewer than heads where several query heads share one. causal: query i sees keys 0 to i. scale: None for
     1/√size. `nn.MultiHeadAttention` adds the projections.
     """
+    owner = Owner.here(name, "attention")
+    if key_heads is not None and key_heads < 1:
+        raise ModelError(f"{owner}: key_heads = {key_heads}: give at least 1, or leave it away for as many as heads")
+    if scale == 0:
+        raise ModelError(f"{owner}: scale = 0 would make all scores equal; leave it away for 1/√size")
     settings: dict[str, Any] = {
         "q_num_heads": heads,
         "kv_num_heads": key_heads or 0,
         "is_causal": int(causal),
         "scale": scale or 0.0,
     }
-    return call("Attention", Owner.here(name, "attention"), (queries, keys, values), **settings)
+    return call("Attention", owner, (queries, keys, values), **settings)
 
 
 def softmax(x: Value, axis: int = -1, name: str | None = None) -> Value:

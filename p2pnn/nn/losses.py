@@ -61,6 +61,6 @@ def _compare(kind: str, stem: str, prediction: Value, target: Value, name: str |
 
 
 def _classes(scores: Value, axis: int | None) -> int:
-    if axis is not None or not isinstance(scores, Value):
-        return axis or 1
-    return 1 if len(scores.shape) == 4 else -1
+    """The axis that was given, else the one that is meant: the channels of an image, the last of anything else."""
+    images = isinstance(scores, Value) and len(scores.shape) == 4
+    return axis if axis is not None else 1 if images else -1

@@ -13,6 +13,7 @@ from math import gcd
 from typing import Final
 
 from p2pnn.model.graph import Op, Shape, elements
+from p2pnn.model.verify import METRIC_OPS
 from p2pnn.plan.buffers import VIEWS
 
 BLOCK_BYTES: Final = 1 << 19
@@ -22,6 +23,7 @@ WIDE: Final = 1024
 """Columns of a wide row, in which sums over rows are made."""
 
 BANDED_ELEMENTS_MAX: Final = 1 << 18
+BANDED_ACROSS_MAX: Final = 512
 RUN_NS, ELEMENT_NS, ADDED_RUN_NS, ADDED_NS = 6.0, 0.12, 15.0, 0.35
 FLOPS_PER_NS, HALF_OUTER, HALF_INNER, PHASED = 165.0, 6.0, 4.0, 2.0
 """The rates by which the numpy engine chooses a convolution's method."""
@@ -87,7 +89,8 @@ def bands(w: Window, wants_input: bool) -> int:
     """
     if w.group != 1 or tiled(w) or ({*w.kernel, *w.strides} == {1} and not any(w.pads)):
         return 0
-    ways = [(_banded_ns(w, k, wants_input), k) for k in range(1, w.out_columns + 1) if w.out_columns % k == 0]
+    most = min(w.out_columns, BANDED_ACROSS_MAX)
+    ways = [(_banded_ns(w, k, wants_input), k) for k in range(1, most + 1) if w.out_columns % k == 0]
     banded, across = min(ways)
     most = max(across * w.outputs, w.out_rows * w.out_columns // across)
     if band_piece(w, across) * most > BANDED_ELEMENTS_MAX:
@@ -162,19 +165,20 @@ def room(op: Op, inputs: Sequence[Shape], output: Shape, wanted: Sequence[bool],
         found.scratch += made
     elif kind in ("SoftmaxCrossEntropyLoss", "MeanSquaredError"):
         found.scratch, found.stash = found.scratch + 2 * read + 4 * _positions(op, inputs), read if back else 0
+        found.scratch += _reordered(inputs[1])
         found.scratch += read if _moved(op, inputs) else 0
-    elif elements(output) <= 2:  # a metric
-        found.scratch += read + 4 * _positions(op, inputs)
+    elif kind in METRIC_OPS:
+        found.scratch += read + 4 * _positions(op, inputs) + _reordered(inputs[1])
         found.scratch += read if _moved(op, inputs) else 0
     return found
 
 
 def _columns(found: Room, rows: int, columns: int) -> None:
-    """A vector of ones as long as there are wide rows, and two sums."""
+    """A vector of ones as long as there are wide rows, and a sum; for a convolution, a repeated bias."""
     most = min(rows, max(1, WIDE // max(columns, 1)))
     fold = next((k for k in range(most, 1, -1) if rows % k == 0), 1)
     found.own += 4 * (rows // fold)
-    found.scratch += 3 * 4 * fold * columns
+    found.scratch += 2 * 4 * fold * columns
 
 
 def _moves(found: Room, op: Op, inputs: Sequence[Shape], output: Shape, back: bool) -> None:
@@ -191,6 +195,7 @@ def _moves(found: Room, op: Op, inputs: Sequence[Shape], output: Shape, back: bo
             found.scratch += 4 * elements((*output[:-2], *own[-2:])) if copied or own[:-2] != output[:-2] else 0
     else:
         found.scratch += made if op.kind not in ("Add", "Sub") and back else 0
+        found.scratch += made + made // 2 if op.kind == "Pow" and back else 0
         if back and any(elements(shape) < elements(output) for shape in inputs):
             found.own, found.scratch = made // max(1, output[-1]), found.scratch + 12 * max(WIDE, output[-1])
 
@@ -230,11 +235,12 @@ def _gather(
 ) -> None:
     """One-hot blocks and a table for a small one, sorted gradients for a large one."""
     rows, made = inputs[0][0], 4 * elements(output)
+    found.scratch += _reordered(inputs[1])
     found.scratch += made if len(output) == 4 else 0
     if wanted[0] and rows <= ONE_HOT_ROWS_MAX:
         found.scratch += min(elements(inputs[1]) * rows * 4, max(BLOCK_BYTES, 4 * rows)) + 4 * elements(inputs[0])
     elif wanted[0]:
-        found.scratch += made
+        found.scratch += made + min(made, 4 * elements(inputs[0]))
 
 
 def _erf(found: Room, op: Op, inputs: Sequence[Shape], output: Shape, wanted: Sequence[bool], training: bool) -> None:
@@ -250,6 +256,11 @@ _READING: Final = {
     "Gelu": _erf,
     "Erf": _erf,
 }
+
+
+def _reordered(numbers: Shape) -> int:
+    """Labels and indices are read in ONNX's order: those of rank 4, which lie channels last, from a copy."""
+    return 8 * elements(numbers) if len(numbers) == 4 else 0
 
 
 def _positions(op: Op, inputs: Sequence[Shape]) -> int:

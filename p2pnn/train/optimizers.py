@@ -47,7 +47,10 @@ Combine = Callable[[float, Flat, float, Flat], None]
 
 
 def combine(alpha: float, x: Flat, beta: float, y: Flat) -> None:
-    """y ← α·x + β·y by numpy alone."""
+    """y ← α·x + β·y by numpy alone. β = 0 overwrites y, whatever it held."""
+    if beta == 0.0:
+        np.multiply(x, x.dtype.type(alpha), out=y)
+        return
     if beta != 1.0:
         np.multiply(y, beta, out=y)
     np.add(y, x * x.dtype.type(alpha), out=y)

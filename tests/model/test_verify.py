@@ -159,6 +159,9 @@ BAD: list[tuple[str, Graph]] = [
     ("has 3 numbers, but needs 1 or 2", scaled(shift=(1.0, 2.0, 3.0))),
     ("has 0 numbers", scaled(scale=())),
     ("not finite", scaled(scale=(float("nan"),))),
+    ("a convolution's weight; give it one of its own", graph(
+        ops=(*SMALL.ops, Op("Gather", "rows", ("conv/weight", "label"), ("rows",), {"axis": 0})),
+        values=(*SMALL.values, Value("rows", "float32", (BATCH, 2, 3, 3))))),
     ("a class", graph(classes=("cat", ""))),
     ("a class", graph(classes=("cat", "two\nlines"))),
 ]  # fmt: skip

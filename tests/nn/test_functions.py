@@ -68,6 +68,13 @@ def test_layer_norm_and_attention_of_given_values() -> None:
     assert nn.attention(x(6, 4), x(6, 4), x(6, 4), heads=2, scale=0.3).origin.attributes["scale"] == 0.3  # type: ignore[union-attr]
 
 
+def test_nothing_is_not_taken_for_what_was_left_away() -> None:
+    with pytest.raises(ModelError, match="scale = 0 would make all scores equal"):
+        nn.attention(x(6, 4), x(6, 4), x(6, 4), heads=2, scale=0.0)
+    with pytest.raises(ModelError, match="key_heads = 0: give at least 1"):
+        nn.attention(x(6, 4), x(6, 4), x(6, 4), heads=2, key_heads=0)
+
+
 def test_what_is_no_value() -> None:
     with pytest.raises(ModelError, match="was given a int"):
         nn.relu(3)  # type: ignore[arg-type]

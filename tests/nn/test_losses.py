@@ -77,6 +77,11 @@ def test_classes_are_last_or_an_image_s_channels(
     assert {op.attributes["axis"] for op in graph.ops[1:]} == {found}
 
 
+def test_classes_are_never_at_the_batch() -> None:
+    with pytest.raises(ModelError, match="axis"):
+        nn.cross_entropy(x(6, 9), nn.Input("label", (9,), dtype="int64"), axis=0)
+
+
 def test_labels_that_lie_otherwise_name_both_shapes() -> None:
     with pytest.raises(
         ModelError, match=r"\(batch, 6, 9\) with their classes at axis 2 need int64 of shape \(batch, 6\)"

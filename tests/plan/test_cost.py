@@ -19,6 +19,8 @@ from p2pnn.plan.cost import Workload, limits, link, memory_bytes, seconds
 from p2pnn.plan.profile import UNMEASURED, Link
 from p2pnn.train.frames import layout
 from p2pnn.types import NodeId
+from tests.engine.numpy.cases import CASES
+from tests.engine.numpy.checks import graph_of
 
 from .builder import branched, job, mlp, node, split
 
@@ -165,6 +167,27 @@ def test_memory_is_an_upper_bound_for_parts_of_any_shape(name: str) -> None:
         assignment = [dice.randrange(2) for _ in range(work.count)]
         taken = taken_bytes(graph, work, assignment, 0, 2)
         assert taken <= memory_bytes(work, assignment, 0, 2) <= 1.8 * taken + 20_000
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_memory_is_an_upper_bound_for_every_op_and_few_rows(rows: int) -> None:
+    for name in CASES:
+        graph = graph_of(name)
+        spec = job(graph, batch_size=rows, micro_batches=1, optimizer=Optimizer(kind="sgd"), validation=split(9))
+        work = Workload(spec)
+        whole = [0] * work.count
+        assert taken_bytes(graph, work, whole, 0, 1) <= memory_bytes(work, whole, 0, 1), name
+
+
+def test_ops_with_an_axis_and_few_elements_are_no_metrics() -> None:
+    """A Split, an ArgMax or a Concat of one row may make a single number, as a metric does."""
+    a, b = nn.split(nn.Linear(2)(nn.Input("x", (3,))), 2)
+    scores = nn.concat([nn.concat([a]), b])
+    label = nn.Input("y", (), dtype="int64")
+    top = nn.top_k_accuracy(scores, label, 2)
+    graph = nn.Model({"best": nn.argmax(scores)}, nn.cross_entropy(scores, label), {"top": top}).graph
+    for kind in ("train", "predict"):
+        assert Workload(job(graph, batch_size=1, micro_batches=1, kind=kind, test=split(9))).rows == 1
 
 
 def taken_bytes(graph: Graph, work: Workload, assignment: list[int], node: int, frames: int) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from p2pnn.engine.numpy import attention, convolution, erf, gather, kernel, winograd
+from p2pnn.engine.numpy import attention, banded, convolution, erf, gather, kernel, winograd
 from p2pnn.engine.numpy.banded import BandedConvolution, tiling
 from p2pnn.engine.numpy.convolution import method_of
 from p2pnn.engine.numpy.geometry import Geometry
@@ -47,6 +47,7 @@ def test_blocks_are_as_large_as_the_engine_makes_them() -> None:
     assert scratch.ERF_BLOCK == erf.BLOCK
     assert scratch.ONE_HOT_ROWS_MAX == gather.ONE_HOT_ROWS_MAX
     assert scratch.BANDED_ELEMENTS_MAX == convolution.BANDED_ELEMENTS_MAX
+    assert scratch.BANDED_ACROSS_MAX == banded.ACROSS_MAX
     assert scratch.TILED_BLOCK_BYTES == winograd.BLOCK_BYTES
 
 

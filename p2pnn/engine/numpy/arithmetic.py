@@ -90,7 +90,8 @@ class _Product(_Arithmetic):
     def _direct(self, call: Call, position: int) -> Array:
         """Where to make an operand's gradient: where it belongs, if it is as large and lies as the output does."""
         out = call.dx[position]
-        if not self._axes[position] and out.shape == call.dy.shape:
+        alike = self.site.inputs[position].order == self.site.output.order
+        if alike and not self._axes[position] and out.shape == call.dy.shape:
             return out
         assert self._product is not None
         return self._product.array
@@ -145,29 +146,36 @@ class Div(_Product):
 
 
 class Pow(_Product):
-    """y = a^e; da = dy · e · a^(e − 1), de = dy · y · ln a (0 where a is 0 and e is not negative, as in PyTorch)."""
+    """y = a^e; da = dy · e · a^(e − 1), de = dy · y · ln a; da is 0 where e is, de where a is and e is not negative (PyTorch)."""
 
     def __init__(self, site: Site) -> None:
         super().__init__(site)
         self.keeps = (0, 1) if any(site.wants) else ()
         self.keeps_output = site.wants[1]
+        self._lower = site.scratch(site.inputs[1].shape) if site.wants[0] else None
+        self._where = site.scratch((2, *site.output.shape), np.dtype(bool)) if any(site.wants) else None
 
     def forward(self, call: Call) -> None:
         _power(self._view(call.inputs[0], 0), self._view(call.inputs[1], 1), call.y)
 
     def backward(self, call: Call) -> None:
         base, exponent = self._view(call.inputs[0], 0), self._view(call.inputs[1], 1)
-        if self.site.wants[0]:
-            out = self._direct(call, 0)
-            _power(base, exponent - 1, out)
+        assert self._where is not None
+        zero, other = self._where.array
+        if self._lower is not None:
+            out, lower = self._direct(call, 0), self._lower.array
+            np.subtract(call.inputs[1], 1, out=lower)
+            _power(base, self._view(lower, 1), out)
             np.multiply(out, exponent, out=out)
+            np.copyto(out, 0, where=np.equal(exponent, 0, out=zero))
             np.multiply(out, call.dy, out=out)
             self._finish(call, 0)
         if self.site.wants[1]:
             out = self._direct(call, 1)
             np.copyto(out, base)
             np.log(out, out=out)
-            np.copyto(out, 0, where=(base == 0) & (exponent >= 0))
+            np.logical_and(np.equal(base, 0, out=zero), np.greater_equal(exponent, 0, out=other), out=zero)
+            np.copyto(out, 0, where=zero)
             np.multiply(out, call.y, out=out)
             np.multiply(out, call.dy, out=out)
             self._finish(call, 1)
@@ -192,8 +200,12 @@ class Where(_Product):
         for position in (1, 2):
             if self.site.wants[position]:
                 out = self._direct(call, position)
-                np.copyto(out, call.dy)
-                np.copyto(out, 0, where=~condition if position == 1 else condition)
+                if position == 1:
+                    out.fill(0)
+                    np.copyto(out, call.dy, where=condition)
+                else:
+                    np.copyto(out, call.dy)
+                    np.copyto(out, 0, where=condition)
                 self._finish(call, position)
 
 

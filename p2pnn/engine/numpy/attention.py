@@ -21,7 +21,7 @@ from typing import Final
 
 import numpy as np
 
-from p2pnn.engine.numpy.kernel import BLOCK_BYTES, Call, Kernel, Site, Slot, Spec
+from p2pnn.engine.numpy.kernel import BLOCK_BYTES, Call, Kernel, Site, Spec
 from p2pnn.engine.numpy.layout import Array
 
 QUERIES: Final = 128
@@ -110,7 +110,7 @@ class Attention(Kernel):
                 self._add(p, db, block.of_keys(dv))
             if dq is None and dk is None:
                 continue
-            ds = _carve(self._gradient, p.shape)
+            ds = self._gradient.head(p.shape)
             np.matmul(block.of_keys(v), db.swapaxes(-1, -2), out=ds)
             np.multiply(ds, p, out=ds)
             total = self._line.array[0, : p[..., 0, :].size].reshape(p[..., 0, :].shape)
@@ -126,9 +126,9 @@ class Attention(Kernel):
 
     def _score(self, block: _Block, q: Array, k: Array) -> tuple[Array, Array]:
         """(scale · K·Qᵀ, −∞ where a key is masked: [rows, heads, group, keys, queries]; scale · Q)."""
-        scaled = _carve(self._scaled, q.shape)
+        scaled = self._scaled.head(q.shape)
         np.multiply(q, self._scale, out=scaled)
-        scores = _carve(self._scores, (*q.shape[:3], block.keys, q.shape[3]))
+        scores = self._scores.head((*q.shape[:3], block.keys, q.shape[3]))
         np.matmul(k, scaled.swapaxes(-1, -2), out=scores)
         masked = block.keys - block.queries.start
         if self._causal and masked > 0:
@@ -146,7 +146,7 @@ class Attention(Kernel):
         if self._direct:
             np.matmul(left, right, out=total)
             return
-        part = _carve(self._part, (*left.shape[:-1], right.shape[-1]))
+        part = self._part.head((*left.shape[:-1], right.shape[-1]))
         np.matmul(left, right, out=part)
         for member in range(part.shape[2]):
             np.add(total[:, :, 0], part[:, :, member], out=total[:, :, 0])
@@ -168,11 +168,3 @@ class Attention(Kernel):
                     keys = min(self._m, end) if self._causal else self._m
                     rows, heads = slice(row, row + self._rows_at_once), slice(head, head + self._heads_at_once)
                     yield _Block(rows, heads, slice(start, end), keys)
-
-
-def _carve(slot: Slot, shape: tuple[int, ...]) -> Array:
-    """The first elements of a flat scratch array, in a shape."""
-    count = 1
-    for extent in shape:
-        count *= extent
-    return slot.array[:count].reshape(shape)

@@ -29,6 +29,8 @@ RUN_NS, ELEMENT_NS = 6.0, 0.12
 """Of copying one contiguous run in a strided copy, and per number in it."""
 ADDED_RUN_NS, ADDED_NS = 15.0, 0.35
 """The same for adding runs to strided places."""
+ACROSS_MAX = 512
+"""Outputs per tile: the matrix grows with their square (see `convolution.BANDED_ELEMENTS_MAX`)."""
 FLOPS_PER_NS, HALF_OUTER, HALF_INNER = 165.0, 6.0, 4.0
 """A GEMM [rows, inner] · [inner, outer] runs at FLOPS_PER_NS / (1 + HALF_OUTER / outer + HALF_INNER / inner)."""
 
@@ -46,7 +48,7 @@ def span_of(g: Geometry, across: int) -> int:
 def tiling(g: Geometry, wants_input_gradient: bool) -> tuple[float, int]:
     """(nanoseconds per image, forward and backward; outputs per tile), of the best tiling."""
     ways = []
-    for across in range(1, g.out_columns + 1):
+    for across in range(1, min(g.out_columns, ACROSS_MAX) + 1):
         if g.out_columns % across == 0:
             tiles, inner = g.out_rows * g.out_columns // across, g.kernel[0] * span_of(g, across) * g.channels
             gather = tiles * (g.kernel[0] * RUN_NS + inner * ELEMENT_NS)

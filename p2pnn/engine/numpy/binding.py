@@ -27,7 +27,7 @@ numpy's own 8192 elements even rows of 4096 are copied; 1024 is the best, or wit
 """
 
 
-class Steps:
+class Pass:
     """One direction of a frame: bound calls in order, and those Calls among them, whose context changes with each pass.
 
     versioned: the Calls whose op has parameters, with the registers of its inputs; updating: of those the ones that update
@@ -71,8 +71,8 @@ class Frame:
         for edge, register in plan.accumulators.items():
             self._at[register] = tensors.gradients[edge]
         self._parameters = frozenset(plan.held.values())
-        self._forward: Steps | None = None
-        self._backward: dict[bool, Steps] = {}
+        self._forward: Pass | None = None
+        self._backward: dict[bool, Pass] = {}
 
     def forward(self, context: Context, values: Mapping[str, Array]) -> None:
         """Run the ops in order."""
@@ -106,7 +106,7 @@ class Frame:
                 if place.border >= 0:
                     at[place.register] = at[place.border].reshape(place.spec.shape)
 
-    def _hold(self, steps: Steps, context: Context) -> None:
+    def _hold(self, steps: Pass, context: Context) -> None:
         """Let the Calls have the parameters that this pass reads and updates."""
         version = context.slot, context.update
         if steps.version == version:
@@ -127,28 +127,28 @@ class Frame:
     def _arrays(self, registers: tuple[int, ...]) -> list[Array]:
         return [self._at[r] if r >= 0 else NOTHING for r in registers]
 
-    def _call(self, steps: Steps, context: Context, op: Forward) -> Call:
+    def _call(self, steps: Pass, context: Context, op: Forward) -> Call:
         call = Call(context, self._arrays(op.inputs), self._arrays(op.ys), self._arrays(op.stash))
         steps.calls.append(call)
         if not self._parameters.isdisjoint(op.inputs):
             steps.versioned.append((call, op))
         return call
 
-    def _bind_forward(self, context: Context) -> Steps:
-        steps = Steps()
+    def _bind_forward(self, context: Context) -> Pass:
+        steps = Pass()
         for op in self._plan.forward:
             call = self._call(steps, context, op)
             call.bound = op.kernel.bind_forward(call)
             steps.add(op.kernel.forward, call)
         return steps
 
-    def _bind_backward(self, context: Context, first: bool) -> Steps:
-        steps = Steps()
+    def _bind_backward(self, context: Context, first: bool) -> Pass:
+        steps = Pass()
         for op in self._plan.backward:
             self._bind_gradient(steps, op, context, first)
         return steps
 
-    def _bind_gradient(self, steps: Steps, op: Backward, context: Context, first: bool) -> None:
+    def _bind_gradient(self, steps: Pass, op: Backward, context: Context, first: bool) -> None:
         call, kernel = self._call(steps, context, op.forward), op.forward.kernel
         call.dx, call.adds = self._arrays(op.first if first else op.later), () if first else op.adds
         if op.newest:
@@ -164,7 +164,7 @@ class Frame:
         for total, fresh in () if first else op.accumulate:
             steps.add(np.add, self._at[total], self._at[fresh], out=self._at[total])
 
-    def _total(self, steps: Steps, total: Total) -> Array:
+    def _total(self, steps: Pass, total: Total) -> Array:
         """The gradient of one output, summed by the next steps where it comes in parts."""
         dy, parts = self._at[total.dy], self._arrays(total.parts)
         if not parts:

@@ -86,6 +86,9 @@ def combine(alpha: float, x: Array, beta: float, y: Array) -> None:
     if entries is not None:
         entries.axpby(y.size, alpha, x.ctypes.data, 1, beta, y.ctypes.data, 1)
         return
+    if beta == 0.0:
+        np.multiply(x, alpha, out=y)
+        return
     if beta != 1.0:
         np.multiply(y, beta, out=y)
     np.add(y, np.multiply(x, alpha), out=y)

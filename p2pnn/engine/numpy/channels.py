@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from p2pnn.engine.numpy.kernel import BLOCK_BYTES, Site
+from p2pnn.engine.numpy.kernel import Site
 from p2pnn.engine.numpy.layout import Array
 
 WIDE_COLUMNS_MAX = 1024
@@ -31,11 +31,9 @@ class Columns:
         self.rows, self.columns = rows, columns
         self.fold = fold(rows, columns)
         self.shape = (rows // self.fold, self.fold * columns)
-        self.block = max(1, min(self.shape[0], BLOCK_BYTES // max(1, self.shape[1] * site.dtype.itemsize)))
         self._ones = site.workspace.own((self.shape[0],), site.dtype)
         self._ones.fill(1)
         self._sum = site.scratch((self.shape[1],))
-        self._part = site.scratch((self.shape[1],))
 
     def wide(self, x: Array) -> Array:
         """x, seen in wide rows."""
@@ -48,20 +46,4 @@ class Columns:
     def sums(self, x: Array, out: Array) -> None:
         """out[c] = Σ over rows of x[row, c]."""
         np.matmul(self._ones, self.wide(x), out=self._sum.array)
-        self._finish(out)
-
-    def begin(self) -> None:
-        """Start a sum over blocks of wide rows."""
-        self._sum.array.fill(0)
-
-    def add(self, block: Array) -> None:
-        """Add a block of wide rows to the sum."""
-        np.matmul(self._ones[: len(block)], block, out=self._part.array)
-        np.add(self._sum.array, self._part.array, out=self._sum.array)
-
-    def end(self, out: Array) -> None:
-        """Write the sum over all blocks."""
-        self._finish(out)
-
-    def _finish(self, out: Array) -> None:
         np.add.reduce(self._sum.array.reshape(self.fold, self.columns), axis=0, out=out.reshape(self.columns))

@@ -262,7 +262,7 @@ def _phases(g: Geometry, axis: int) -> list[Phase]:
     size, stride, dilation, pad = (g.height, g.width)[axis], g.strides[axis], g.dilations[axis], g.pads[axis]
     step = stride // gcd(stride, dilation)
     found = []
-    for first in range(stride):
+    for first in range(min(stride, size)):
         count = max(0, -(-(size - first) // stride))
         taps = [i for i in range(g.kernel[axis]) if (first + pad - i * dilation) % stride == 0]
         if not taps:

@@ -13,7 +13,7 @@ from typing import Final
 
 import numpy as np
 
-from p2pnn.engine.numpy.kernel import BLOCK_BYTES, Call, Kernel, Site
+from p2pnn.engine.numpy.kernel import BLOCK_BYTES, Call, Kernel, Site, Vector
 from p2pnn.engine.numpy.layout import Array, onnx_view
 from p2pnn.errors import DataError
 from p2pnn.model.graph import elements
@@ -28,6 +28,7 @@ class Gather(Kernel):
     def __init__(self, site: Site) -> None:
         super().__init__(site)
         table, indices, y = site.inputs[0], site.inputs[1], site.output
+        self._indices = Vector(site, indices)
         self._rows, self._width = table.shape[0], elements(table.shape[1:])
         self._count = elements(indices.shape)
         self._plain = None if y.order == "plain" else site.scratch(y.onnx_shape)
@@ -40,9 +41,10 @@ class Gather(Kernel):
                 self._part = site.scratch((self._rows, self._width))
             else:
                 self._sorted = site.scratch((self._count, self._width))
+                self._sums = site.scratch((min(self._count, self._rows), self._width))
 
     def forward(self, call: Call) -> None:
-        table, indices = call.inputs[0].reshape(self._rows, self._width), self._indices(call.inputs[1], 1)
+        table, indices = call.inputs[0].reshape(self._rows, self._width), self._indices.of(call.inputs[1])
         y = call.y if self._plain is None else self._plain.array
         self._check(indices)
         np.take(table, indices, axis=0, out=y.reshape(self._count, self._width), mode="clip")
@@ -54,7 +56,7 @@ class Gather(Kernel):
         if self._plain is not None:
             dy = self._plain.array
             np.copyto(dy, onnx_view(call.dy, self.site.output.order))
-        dy, indices = dy.reshape(self._count, self._width), self._indices(call.inputs[1], 1)
+        dy, indices = dy.reshape(self._count, self._width), self._indices.of(call.inputs[1])
         total = call.dx[0].reshape(self._rows, self._width)
         if self._one_hot:
             self._products(dy, indices, total)
@@ -79,11 +81,9 @@ class Gather(Kernel):
         np.take(dy, order, axis=0, out=self._sorted.array, mode="clip")
         starts = np.flatnonzero(np.concatenate(([True], chosen[1:] != chosen[:-1])))
         total.fill(0)
-        total[chosen[starts]] = np.add.reduceat(self._sorted.array, starts, axis=0)
-
-    def _indices(self, array: Array, position: int) -> Array:
-        """The indices in ONNX's order, as a vector."""
-        return onnx_view(array, self.site.inputs[position].order).reshape(-1)
+        sums = self._sums.array[: len(starts)]
+        np.add.reduceat(self._sorted.array, starts, axis=0, out=sums)
+        total[chosen[starts]] = sums
 
     def _check(self, indices: Array) -> None:
         """Raise DataError for an index that the table does not have, which would be another row's silently."""

@@ -25,6 +25,7 @@ What a kernel computes depends on op, shapes and data alone: never on the segmen
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,7 +33,7 @@ from typing import Any
 import numpy as np
 
 from p2pnn.engine.base import Context, Tensors
-from p2pnn.engine.numpy.layout import Array, Operand
+from p2pnn.engine.numpy.layout import Array, Operand, onnx_view
 from p2pnn.model.graph import Op, Shape
 
 ALIGNMENT_BYTES = 64
@@ -69,6 +70,10 @@ class Slot:
     def __init__(self, spec: Spec, offset: int) -> None:
         self.spec, self.offset = spec, offset
         self.array: Array = np.empty(0, spec.dtype)
+
+    def head(self, shape: Shape) -> Array:
+        """The beginning of the array, in another shape."""
+        return self.array.reshape(-1)[: math.prod(shape)].reshape(shape)
 
 
 class Workspace:
@@ -161,6 +166,21 @@ class Call:
     def dy(self) -> Array:
         """The first output's gradient."""
         return self.dys[0]
+
+
+class Vector:
+    """An operand's elements in ONNX's order, behind each other: a view, or where it lies otherwise a copy in scratch."""
+
+    def __init__(self, site: Site, operand: Operand) -> None:
+        self._order = operand.order
+        self._copy = None if operand.order == "plain" else site.scratch(operand.onnx_shape, operand.dtype)
+
+    def of(self, array: Array) -> Array:
+        """The elements of the operand's array."""
+        if self._copy is not None:
+            np.copyto(self._copy.array, onnx_view(array, self._order))
+            array = self._copy.array
+        return array.reshape(-1)
 
 
 NOTHING: Array = np.empty(0)

@@ -61,6 +61,11 @@ def parameter_order(graph: Graph, name: str) -> Order:
     return "packed" if packed else "plain"
 
 
+def engine_axis(axis: int, order: Order) -> int:
+    """Where an axis of ONNX's order lies in the engine."""
+    return axis if order == "plain" else _TO_ENGINE[order].index(axis)
+
+
 def reorder(shape: Shape, axes: tuple[int, ...] | None) -> Shape:
     """The shape with its axes in the given order."""
     return shape if axes is None else tuple(shape[axis] for axis in axes)

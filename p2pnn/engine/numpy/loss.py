@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from p2pnn.engine.numpy.kernel import Call, Kernel, Site, Spec
-from p2pnn.engine.numpy.layout import Array, onnx_view
+from p2pnn.engine.numpy.kernel import BLOCK_BYTES, Call, Kernel, Site, Spec, Vector
+from p2pnn.engine.numpy.layout import Array, engine_axis
+from p2pnn.errors import DataError
 from p2pnn.model.graph import elements
 
 PROBABILITY_MIN = 1e-20
@@ -25,8 +26,7 @@ class Softmax(Kernel):
 
     def __init__(self, site: Site) -> None:
         super().__init__(site)
-        axis = site.op.integer("axis")
-        self._axis = {1: 3, 2: 1, 3: 2}[axis] if site.output.order == "channels_last" else axis
+        self._axis = engine_axis(site.op.integer("axis"), site.output.order)
         shape = site.output.shape
         self._line = site.scratch((*shape[: self._axis], 1, *shape[self._axis + 1 :]))
 
@@ -52,6 +52,7 @@ class SoftmaxCrossEntropyLoss(Kernel):
         self._scores = Scores(site)
         self._probabilities = site.scratch(self._scores.shape)
         self._line = site.scratch((self._scores.shape[0], 1))
+        self._step = max(1, BLOCK_BYTES // (4 * self._scores.shape[1]))  # positions that stay in the cache
         if site.wants[0]:
             self.stash = (Spec(self._scores.shape, site.dtype),)
             self.keeps = (1,)
@@ -64,7 +65,9 @@ class SoftmaxCrossEntropyLoss(Kernel):
     def backward(self, call: Call) -> None:
         labels, probabilities = self._scores.labels(call), call.stash[0]
         dx = self._scores.target(call.dx[0])
-        np.multiply(probabilities, probabilities >= PROBABILITY_MIN, out=dx)
+        for start in range(0, len(labels), self._step):
+            part = probabilities[start : start + self._step]
+            np.multiply(part, part >= PROBABILITY_MIN, out=dx[start : start + self._step])
         dx[self._scores.positions, labels] -= 1
         np.multiply(dx, call.dy / len(labels), out=dx)
         self._scores.store(dx, call.dx[0])
@@ -126,7 +129,8 @@ class Scores:
     """
 
     def __init__(self, site: Site) -> None:
-        operand, self._labels_order = site.inputs[0], site.inputs[1].order
+        self._site, operand = site, site.inputs[0]
+        self._labels = Vector(site, site.inputs[1])
         axis = site.op.integer("axis")
         self._axis = axis if operand.order == "plain" else 3
         shape = operand.shape
@@ -137,16 +141,25 @@ class Scores:
         self._copy = None if self._axis == len(shape) - 1 else site.scratch(moved)
 
     def load(self, call: Call) -> tuple[Array, Array, int]:
-        """(scores, labels, how many positions belong to valid rows)."""
-        scores = call.inputs[0]
+        """(scores, labels, how many positions belong to valid rows). Raises DataError for a label that is no class."""
+        scores, labels = call.inputs[0], self.labels(call)
+        self._check(labels)
         if self._copy is not None:
             np.copyto(self._copy.array, np.moveaxis(scores, self._axis, -1))
             scores = self._copy.array
-        return scores.reshape(self.shape), self.labels(call), call.context.rows * self._per_row
+        return scores.reshape(self.shape), labels, call.context.rows * self._per_row
 
     def labels(self, call: Call) -> Array:
         """The labels in ONNX's order, as a vector."""
-        return onnx_view(call.inputs[1], self._labels_order).reshape(-1)
+        return self._labels.of(call.inputs[1])
+
+    def _check(self, labels: Array) -> None:
+        least, most = int(labels.min()), int(labels.max())
+        if least < 0 or most >= self.shape[1]:
+            raise DataError(
+                f"{self._site.op.name} was given the label {least if least < 0 else most} in {self._site.inputs[1].name}, but "
+                f"there are {self.shape[1]} classes, 0 to {self.shape[1] - 1}; use labels that fit, or more classes"
+            )
 
     def target(self, dx: Array) -> Array:
         """Where to write the scores' gradient, as such a matrix; `store` brings it to dx."""

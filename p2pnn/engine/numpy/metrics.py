@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from p2pnn.engine.numpy.kernel import Call, Kernel, Site
+from p2pnn.engine.numpy.kernel import BLOCK_BYTES, Call, Kernel, Site
 from p2pnn.engine.numpy.layout import Array
 from p2pnn.engine.numpy.loss import Scores, cross_entropy
 
@@ -32,14 +32,20 @@ class Accuracy(_Classification):
 class TopKAccuracy(_Classification):
     """Positions in which fewer than k scores come before the label's: larger ones, and equal ones of smaller index."""
 
+    def __init__(self, site: Site) -> None:
+        super().__init__(site)
+        self._step = max(1, BLOCK_BYTES // (8 * self._scores.shape[1]))  # positions whose comparisons stay in the cache
+
     def forward(self, call: Call) -> None:
         k, (scores, labels) = self.site.op.integer("k"), self._load(call)
-        of_label = scores[np.arange(len(labels)), labels][:, None]
-        earlier = np.arange(scores.shape[1]) < labels[:, None]
-        before = np.count_nonzero((scores > of_label) | ((scores == of_label) & earlier), axis=1)
-        # A score that is not a number comes before nothing; a row of them must not count as right.
-        call.y[0] = np.count_nonzero((before < k) & np.isfinite(of_label[:, 0]))
-        call.y[1] = len(labels)
+        found, classes = 0, np.arange(scores.shape[1])
+        for start in range(0, len(labels), self._step):
+            part, label = scores[start : start + self._step], labels[start : start + self._step, None]
+            of_label = np.take_along_axis(part, label, axis=1)
+            before = np.count_nonzero((part > of_label) | ((part == of_label) & (classes < label)), axis=1)
+            # A score that is not a number comes before nothing; a row of them must not count as right.
+            found += int(np.count_nonzero((before < k) & np.isfinite(of_label[:, 0])))
+        call.y[...] = found, len(labels)
 
 
 class _Error(Kernel):

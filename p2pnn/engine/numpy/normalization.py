@@ -22,12 +22,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from p2pnn.engine.numpy.channels import Columns
-from p2pnn.engine.numpy.kernel import Call, Kernel, Site, Spec
+from p2pnn.engine.numpy.kernel import BLOCK_BYTES, Call, Kernel, Site, Spec
 from p2pnn.engine.numpy.layout import Array
 from p2pnn.model.graph import elements
-
-BLOCK_BYTES = 1 << 19
-"""Of x; y or dy, what is written and what lies between take as much, in a second-level cache of 2 MiB."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -116,7 +116,7 @@ class MaxPool(_Pool):
 
         The first `stride` elements of all windows are different ones and are written, the others are added to.
         """
-        spare, other = (_head(slot.array, y.shape) for slot in (self._rest, self._part))
+        spare, other = (slot.head(y.shape) for slot in (self._rest, self._part))
         bits, apart = self._bits, size <= stride
         sign = bits.type(8 * bits.itemsize - 1)
         xs, targets = ([_window(array, axis, o, stride, y.shape[axis]) for o in range(size)] for array in (x, dx))
@@ -213,14 +213,6 @@ class GlobalAveragePool(Kernel):
 def _window(x: Array, axis: int, offset: int, stride: int, count: int) -> Array:
     """The element at `offset` of every window along an axis."""
     return x[(slice(None),) * axis + (slice(offset, offset + (count - 1) * stride + 1, stride),)]
-
-
-def _head(scratch: Array, shape: Shape) -> Array:
-    """The beginning of a scratch array, in another shape of no more elements."""
-    count = 1
-    for extent in shape:
-        count *= extent
-    return scratch.reshape(-1)[:count].reshape(shape)
 
 
 def _reduce(steps: Steps, operation: np.ufunc, x: Array, y: Array, axis: int, size: int, stride: int) -> None:

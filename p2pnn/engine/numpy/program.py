@@ -39,7 +39,8 @@ class NumpyProgram:
         self._rows, self._mode = rows, mode
         trained = {name for i in edges.trained for name in graph.ops[i].inputs}
         self.fused: frozenset[str] = frozenset(trained & fuse)
-        operands = {index: Operands(graph, rows, dtype).of(graph.ops[index]) for index in edges.ops}
+        described = Operands(graph, rows, dtype)
+        operands = {index: described.of(graph.ops[index]) for index in edges.ops}
         workspace = Workspace()
         kernels: dict[int, Kernel] = {}
         for index in edges.ops:

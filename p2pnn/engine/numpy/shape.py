@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from p2pnn.engine.numpy.kernel import Call, Kernel, Site
-from p2pnn.engine.numpy.layout import Array, Operand, onnx_view
+from p2pnn.engine.numpy.layout import Array, Operand, engine_axis, onnx_view
 
 
 class Reshape(Kernel):
@@ -65,8 +65,7 @@ class Concat(Kernel):
 
     def __init__(self, site: Site) -> None:
         super().__init__(site)
-        axis = site.op.integer("axis")
-        self._axis = {1: 3, 2: 1, 3: 2}[axis] if site.output.order == "channels_last" else axis
+        self._axis = engine_axis(site.op.integer("axis"), site.output.order)
 
     def forward(self, call: Call) -> None:
         np.concatenate(call.inputs, axis=self._axis, out=call.y)
@@ -85,8 +84,7 @@ class Split(Kernel):
 
     def __init__(self, site: Site) -> None:
         super().__init__(site)
-        axis = site.op.integer("axis")
-        self._axis = {1: 3, 2: 1, 3: 2}[axis] if site.output.order == "channels_last" else axis
+        self._axis = engine_axis(site.op.integer("axis"), site.output.order)
 
     def forward(self, call: Call) -> None:
         for y, part in zip(call.ys, self._parts(call.inputs[0]), strict=True):

@@ -28,7 +28,6 @@ from p2pnn.engine.numpy import blas
 from p2pnn.engine.numpy.geometry import Geometry, Steps
 from p2pnn.engine.numpy.kernel import Site, Slot
 from p2pnn.engine.numpy.layout import Array
-from p2pnn.model.graph import Shape, elements
 
 BLOCK_BYTES = 1 << 20
 """Of v and m together. Measured from 512 KiB to 1 MiB on a core with 2 MiB: half costs an eighth of the time."""
@@ -94,11 +93,11 @@ class Sweep:
 
     def v(self, block: Block) -> Array:
         """[4, 4, images, tile rows, tile columns, inner], in scratch."""
-        return _view(self._v, (4, 4, *block.shape, self._tiles[1], self.inner))
+        return self._v.head((4, 4, *block.shape, self._tiles[1], self.inner))
 
     def m(self, block: Block) -> Array:
         """[4, 4, images, tile rows, tile columns, outer], in scratch."""
-        return _view(self._m, (4, 4, *block.shape, self._tiles[1], self.outer))
+        return self._m.head((4, 4, *block.shape, self._tiles[1], self.outer))
 
     def begin(self) -> Steps:
         """Once per pass: zero the columns of padding."""
@@ -114,7 +113,7 @@ class Sweep:
         """v from the source."""
         steps: Steps = []
         rows = self._load(steps, block, x)
-        h = _view(self._m, (4, 2, *block.shape, self._tiles[1] + 1, self.inner))
+        h = self._m.head((4, 2, *block.shape, self._tiles[1] + 1, self.inner))
         _expand(steps, [rows[:, :, i : i + 2 * block.tiles - 1 : 2] for i in range(4)], [h[i] for i in self._order])
         v, even, odd = self.v(block), h[:, 0], h[:, 1]
         neighbours = [even[..., :-1, :], odd[..., :-1, :], even[..., 1:, :], odd[..., 1:, :]]
@@ -159,7 +158,7 @@ class Sweep:
 
     def _padded(self, shape: tuple[int, int]) -> Array:
         """Even and odd columns of padded source rows."""
-        return _view(self._parted, (2, shape[0], 2 * shape[1] + 2, self._tiles[1] + 1, self.inner))
+        return self._parted.head((2, shape[0], 2 * shape[1] + 2, self._tiles[1] + 1, self.inner))
 
     def _load(self, steps: Steps, block: Block, x: Array) -> Array:
         """The block's source rows with zeros around, [2, images, 2 · tiles + 2, tile columns + 1, inner]."""
@@ -284,8 +283,3 @@ def _fold(steps: Steps, d0: Array, d1: Array, d2: Array, d3: Array) -> None:
     steps.append(partial(np.subtract, d1, d2, out=d2))
     steps.append(partial(np.add, d0, d1, out=d0))
     steps.append(partial(np.add, d3, d1, out=d3))
-
-
-def _view(slot: Slot, shape: Shape) -> Array:
-    """The beginning of a slot, in a shape."""
-    return slot.array[: elements(shape)].reshape(shape)

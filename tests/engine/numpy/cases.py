@@ -111,7 +111,7 @@ CASES: dict[str, Callable[[Build], str]] = {
     "Gather rows": lambda b: b.embed(rows=12, width=(2, 3)),
     "Gather scalars": lambda b: b.embed(3, 2, 2, width=()),
     "Gather image": lambda b: b.embed(4, 2),
-    "Gather large": lambda b: b.embed(6, rows=600, width=(2,)),
+    "Gather large": lambda b: b.embed(6, rows=600, width=(64,)),
     "Attention": lambda b: attended(b, 5, 4, 2, 2),
     "Attention causal": lambda b: attended(b, 5, 5, 3, 3, is_causal=1),
     "Attention causal few keys": lambda b: attended(b, 5, 3, 1, 1, is_causal=1),

@@ -39,13 +39,14 @@ def graph_of(name: str) -> Graph:
 
 def check_gradient(name: str) -> None:
     """A case's parameter gradients against finite differences; the op reads parameters, so its inputs' are among them."""
-    check_graph_gradient(graph_of(name))
+    for rows in (ROWS, 1):
+        check_graph_gradient(graph_of(name), rows)
 
 
-def check_graph_gradient(graph: Graph) -> None:
+def check_graph_gradient(graph: Graph, rows: int = ROWS) -> None:
     """The same, for any graph with a loss."""
-    run = Run(graph, [0] * len(graph.ops), rows=ROWS, engine=NumpyEngine(np.float64))
-    program, tensors, context = run.programs[0], run.tensors[0], Context(7, 3, 0, ROWS, SCALE)
+    run = Run(graph, [0] * len(graph.ops), rows=rows, engine=NumpyEngine(np.float64))
+    program, tensors, context = run.programs[0], run.tensors[0], Context(7, 3, 0, rows, SCALE)
     rng = np.random.default_rng(3)
     for array in tensors.parameters.values():
         array[...] = rng.standard_normal(array.shape)

@@ -9,7 +9,7 @@ import pytest
 
 from p2pnn.engine.base import Context
 from p2pnn.engine.numpy import dense, table
-from p2pnn.engine.numpy.binding import BUFFER_ELEMENTS, Steps
+from p2pnn.engine.numpy.binding import BUFFER_ELEMENTS, Pass
 from p2pnn.engine.numpy.kernel import Call
 from tests.engine.numpy.build import Array, Build, Run, batch
 from tests.engine.numpy.cases import CASES
@@ -122,7 +122,7 @@ def test_the_loss_scale_follows_the_context() -> None:
 
 def test_the_callers_buffer_size_comes_back() -> None:
     before, seen = np.getbufsize(), []
-    steps = Steps()
+    steps = Pass()
     steps.add(lambda: seen.append(np.getbufsize()))
     steps.run(Context(1, 0, 0, ROWS))
     assert seen == [BUFFER_ELEMENTS] != [before] == [np.getbufsize()]

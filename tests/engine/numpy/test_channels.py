@@ -27,12 +27,6 @@ def test_sums_over_rows(rows: int, columns: int) -> None:
     made, out = bound(rows, columns), np.empty(columns)
     made.sums(x, out)
     np.testing.assert_allclose(out, x.sum(0), atol=1e-9)
-    wide = made.wide(x)
-    made.begin()
-    for start in range(0, len(wide), made.block):
-        made.add(wide[start : start + made.block])
-    made.end(out)
-    np.testing.assert_allclose(out, x.sum(0), atol=1e-9)
 
 
 def test_a_repeated_vector_lies_over_each_row() -> None:

@@ -13,8 +13,10 @@ from p2pnn.engine.base import Context
 from p2pnn.engine.numpy import program
 from p2pnn.engine.numpy.engine import NumpyEngine
 from p2pnn.errors import ModelError
-from p2pnn.model.graph import Graph
+from p2pnn.model.graph import Graph, elements
 from tests.engine.numpy.build import Array, Build, Run, batch
+from tests.engine.numpy.cases import CASES
+from tests.engine.numpy.checks import graph_of
 from tests.engine.numpy.networks import NETWORKS, dropout, lenet, resnet
 
 ROWS, MICRO_BATCHES, STEPS = 4, 3, 2
@@ -190,6 +192,34 @@ def test_steps_allocate_nothing_that_stays_and_little_that_passes(make: Any) -> 
         tracemalloc.stop()
     assert after - before < 2_000
     assert peak - before < 150_000  # the buffers in which numpy casts a mask; one activation is over 1 MB
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_no_kernel_allocates_as_much_as_a_value(name: str) -> None:
+    """Whatever the op, memory that is as large as its values was counted when the program was compiled."""
+    graph = graph_of(name)
+    bytes_of = max(4 * elements(value.shape[1:]) for value in graph.values)
+    rows = 1 + 2_000_000 // bytes_of
+    run = Run(graph, [0] * len(graph.ops), rows=rows)
+    run.load(0, batch(graph, rows))
+    context = Context(1, 0, 0, rows)
+
+    def step() -> None:
+        run.programs[0].forward(0, context, run.values[0])
+        run.programs[0].backward(0, context, {}, first=True)
+        run.end_step()
+
+    step()
+    tracemalloc.start()
+    try:
+        step()
+        before, _ = tracemalloc.get_traced_memory()
+        tracemalloc.reset_peak()
+        step()
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak - before < 300_000
 
 
 def test_an_output_that_no_loss_depends_on_gets_no_gradient() -> None:
