@@ -6,6 +6,7 @@ only. Scaling and class names are those of the run. What a network of text write
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -124,11 +125,12 @@ def predict(
         _save(target, outputs)
         terminal.say(f"{target}: " + ", ".join(f"{name} {list(a.shape)}" for name, a in outputs.items()))
         return
-    classes = class_names(prepared.spec.graph)
+    classes, files = class_names(prepared.spec.graph), [str(path) for path in prepared.files]
     if json:
-        terminal.print_json({name: array.tolist() for name, array in outputs.items()} | {"classes": list(classes)})
+        found = {name: array.tolist() for name, array in outputs.items()} | {"classes": list(classes)}
+        terminal.print_json(found | ({"files": files} if files else {}))
         return
-    for line in prediction_lines(outputs, classes):
+    for line in prediction_lines(outputs, classes, files):
         terminal.say(line)
 
 
@@ -162,10 +164,11 @@ def fetch_predictions(daemon: Daemon, job: str) -> dict[str, Any]:
     return outputs
 
 
-def prediction_lines(outputs: dict[str, Any], classes: tuple[str, ...]) -> list[str]:
+def prediction_lines(outputs: dict[str, Any], classes: tuple[str, ...], files: Sequence[str] = ()) -> list[str]:
     """One line per row: the most likely class and its score where the output is one score per class; the most likely one of
-    each position where it is that many times over, as in a text; else the numbers."""
-    lines = []
+    each position where it is that many times over, as in a text; else the numbers. files: of rows that are an image each, for
+    the end of the line."""
+    lines: list[str] = []
     for name, array in outputs.items():
         if classes and array.ndim == 3 and array.shape[2] == len(classes):
             lines += [repr("".join(classes[best] for best in row)) for row in array.argmax(axis=2)]
@@ -177,7 +180,9 @@ def prediction_lines(outputs: dict[str, Any], classes: tuple[str, ...]) -> list[
                 lines.append(f"{name_of_best}\t{row[best]:.4f}")
             else:
                 lines.append(f"{name}\t" + " ".join(f"{value:.6g}" for value in row))
-    return lines
+    if not files:
+        return lines
+    return [f"{line}\t{files[n % len(files)]}" for n, line in enumerate(lines)]
 
 
 def _write(

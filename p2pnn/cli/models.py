@@ -8,17 +8,30 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Final, get_type_hints
 
 import msgspec
 
 from p2pnn.config import unknown
 from p2pnn.errors import ModelError, P2pnnError, UsageError
 from p2pnn.model.graph import Graph
+
+ARGUMENT_MAX: Final = 1_000_000
+"""Of layers, widths and the like in a network of the zoo: far beyond what any machine holds."""
+
+
+_WORDS: Final = {
+    "Expected": "expected",
+    "int": "a whole number",
+    "float": "a number",
+    "str": "a text",
+    "array": "a list",
+}
 
 
 def load(source: str, arguments: Mapping[str, Any], shape: tuple[int, ...], classes: int) -> Graph:
@@ -92,8 +105,23 @@ def _from_zoo(name: str, arguments: Mapping[str, Any], shape: tuple[int, ...], c
     build: Callable[..., Any] = zoo.MODELS[name]
     given = {"classes": classes, "shape": shape, **arguments}
     _check_arguments(build, name, given)
-    given["shape"] = tuple(given["shape"])
+    for argument, kind in get_type_hints(build).items():
+        if argument in given:
+            given[argument] = _of_kind(f"{name}: {argument}", given[argument], kind)
     return graph_of(build(**given), name)
+
+
+def _of_kind(what: str, value: Any, kind: Any) -> Any:
+    """The value of an argument. Raises UsageError where it is of another kind, or larger than any network has."""
+    try:
+        found = msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        said = re.sub(r"\w+", lambda word: _WORDS.get(word[0], word[0]), str(error).replace("`", ""))
+        raise UsageError(f"{what} = {value!r}: {said}") from error
+    numbers = found if isinstance(found, list | tuple) else [found]
+    if any(isinstance(number, int) and abs(number) > ARGUMENT_MAX for number in numbers):
+        raise UsageError(f"{what} = {value!r}: it is at most {ARGUMENT_MAX:,}")
+    return found
 
 
 def _called(path: Path, name: str, arguments: Mapping[str, Any]) -> Any:

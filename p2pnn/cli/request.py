@@ -33,6 +33,9 @@ TEST_FRACTION: Final = 0.2
 
 FRACTION_MAX: Final = 0.9
 
+WHOLE_MAX: Final = 2**53 - 1
+"""Of whole numbers: what JSON and TOML readers keep exactly, and 64 bits hold."""
+
 
 class ModelPart(msgspec.Struct, frozen=True):
     """source: `file.py:function`, the name of a network of the zoo, or a saved `graph.msgpack`. arguments: the function's."""
@@ -122,7 +125,7 @@ class Request(msgspec.Struct, frozen=True):
     @property
     def validation_fraction(self) -> float:
         """Of rows that may be picked singly."""
-        if self.train.patience and not self.data.validation_fraction:
+        if self.train.patience and self.data.validation_fraction is None:
             return VALIDATION_FRACTION
         return self.data.validation_fraction or 0.0
 
@@ -181,6 +184,8 @@ def resolve(flags: Mapping[str, Any], job_file: Path | None = None) -> Request:
             table = table.setdefault(parent, {})
         if flag in ("data", "init", "model"):
             value = _absolute(str(value), Path.cwd(), key)
+        if isinstance(value, dict) and isinstance(table.get(key), dict):
+            value = table[key] | value  # one more argument or pin leaves the file's others
         table[key] = value
     _set_rate(tree)
     _set_micro_batches(tree)
@@ -222,6 +227,9 @@ def check(request: Request) -> None:
     }.items():
         if not 0 <= number < float("inf"):
             raise UsageError(f"{name} = {number}: it must not be negative")
+    for name, number in {**not_negative, "epochs": train.epochs, "batch_size": train.batch_size}.items():
+        if number > WHOLE_MAX:
+            raise UsageError(f"{name} = {number}: it is at most {WHOLE_MAX:,}")
     if not 0 < optimizer.rate < float("inf"):
         raise UsageError(f"rate = {optimizer.rate}: a learning rate is above 0")
     for name, fraction in {"momentum": optimizer.momentum, "beta1": optimizer.beta1, "beta2": optimizer.beta2}.items():
@@ -252,10 +260,11 @@ def settled(request: Request, *, ordered: bool, validated: bool) -> Request:
     testing = data.test_fraction
     if testing is None:
         testing = 0.0 if ordered or validated else TEST_FRACTION
-    if request.train.monitor and not validation and not validated:
+    looking = "monitor" if request.train.monitor else "patience" if request.train.patience else ""
+    if looking and not validation and not validated:
+        value = request.train.monitor or request.train.patience
         raise UsageError(
-            f"monitor {request.train.monitor} is looked at on validation rows, and there are none; "
-            f"add --validation-fraction 0.1"
+            f"{looking} {value} looks at validation rows, and there are none; say --validation-fraction 0.1"
         )
     given = msgspec.structs.replace(data, validation_fraction=validation, test_fraction=testing)
     return msgspec.structs.replace(request, data=given)

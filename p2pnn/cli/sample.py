@@ -16,7 +16,7 @@ from p2pnn.cli.http import segment
 from p2pnn.cli.mesh import opened, wants_local
 from p2pnn.cli.runs import opened_run
 from p2pnn.data.text import tokens
-from p2pnn.errors import JobFailedError
+from p2pnn.errors import DataError, JobFailedError
 from p2pnn.job import sampling
 from p2pnn.job.spec import JobSpec, Sampling
 from p2pnn.model.text import ports
@@ -37,7 +37,10 @@ def prepare(named: str, prompt: str = "", **settings: Any) -> Prepared:
     run = opened_run(named)
     found, vocabulary = ports(run.graph), run.graph.classes
     start = prompt or (START if START in vocabulary else vocabulary[0])
-    window = tokens(start, vocabulary)[-found.context :].tolist()
+    try:
+        window = tokens(start, vocabulary)[-found.context :].tolist()
+    except DataError as error:
+        raise DataError(f"--prompt: {error}; leave them out") from error
     remarks = []
     if len(prompt) > found.context:
         remarks.append(f"the prompt has {len(prompt):,} characters; the network sees the last {found.context}")
@@ -96,7 +99,6 @@ def write(prepared: Prepared, prompt: str, *, local: int | None, socket: str | N
 
 def _print(text: str) -> None:
     """Write at once. A terminal gets no character that it would obey: the model may be somebody else's."""
-    if sys.stdout.isatty():
+    if sys.stdout is not None and sys.stdout.isatty():
         text = "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
-    sys.stdout.write(text)
-    sys.stdout.flush()
+    terminal.write(text)

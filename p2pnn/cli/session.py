@@ -241,7 +241,7 @@ def complete(
     lines = following.Lines(demonstration=demonstration)
     try:
         run.follow(lines.show)
-    except P2pnnError:
+    except (P2pnnError, KeyboardInterrupt):
         lines.clear()
         if trace is not None:
             _write_trace(run, trace)

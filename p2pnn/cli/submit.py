@@ -9,26 +9,29 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from p2pnn import zoo
 from p2pnn.cli import models, request, runs
 from p2pnn.cli.http import Daemon
 from p2pnn.cli.results import to_safetensors
 from p2pnn.config import unknown
 from p2pnn.data.blobs import blob_id
-from p2pnn.data.fit import channels, context, fit
+from p2pnn.data.fit import channels, context, fit, image_size
 from p2pnn.data.images import ImageTable
 from p2pnn.data.ingest import Ingested, Put, divide, fingerprint, ingest, ingest_rows
 from p2pnn.data.source import Wanted, from_arrays, open_source
 from p2pnn.data.table import Source
+from p2pnn.data.text import TextTable
 from p2pnn.errors import DataError, ModelError, UsageError
 from p2pnn.job.spec import Dataset, JobSpec, Pin, Split
 from p2pnn.model.flow import Flow
 from p2pnn.model.graph import Graph, Parameter
+from p2pnn.model.verify import verify
 from p2pnn.types import BlobId
 
 if TYPE_CHECKING:
@@ -36,6 +39,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 DIGITS_IN_WORDS: Final = "the packaged handwritten digits (UCI, 1,797 images)"
+
+_CLASS_FOLDERS: Final = "put those of each class into a subfolder that is named as the class"
 
 KEPT_BYTES: Final = 256 << 20
 """Chunks kept in memory between checking and sending. More would spare large data its second reading."""
@@ -49,13 +54,17 @@ ASKED_BLOBS: Final = 1000
 
 @dataclass(slots=True)
 class Prepared:
-    """A job, ready to be sent. kept: blobs in memory. again: gives all data chunks once more, to a function that stores."""
+    """A job, ready to be sent. kept: blobs in memory. again: gives all data chunks once more, to a function that stores.
+
+    files: of rows that are an image each, the file of each.
+    """
 
     name: str
     spec: JobSpec
     kept: dict[BlobId, bytes]
     again: Callable[[Put], object]
     remarks: list[str] = field(default_factory=list)
+    files: list[Path] = field(default_factory=list)
 
 
 class Keeper:
@@ -98,6 +107,7 @@ def prepare(
     if given is None and not models.is_zoo_name(asked.model.source):
         given = models.load(asked.model.source, asked.model.arguments, (), 0)
     source, apart = _sources(asked, arrays, test_arrays, own_name, given)
+    _check_settings(asked, source, given)
     asked = request.settled(asked, ordered=source.ordered, validated=source.validation is not None)
     graph = given or _of_the_zoo(asked, source, "--label" if arrays is None else 'label="…"')
     if not graph.losses:
@@ -126,10 +136,11 @@ def prepare(
     keeper = Keeper()
     found = read(keeper.put)
     graph = found.complete(graph)
+    verify(graph)
     initial = _initial(asked.train.init, graph, keeper)
     name = plain(asked.name or source.name)
     spec = _spec(asked, name, graph, found, initial)
-    return Prepared(name, spec, keeper.kept, read, _remarks(spec))
+    return Prepared(name, spec, keeper.kept, read, [*source.remarks, *_remarks(spec)])
 
 
 def prepare_run(named: str, data: str, *, label: str | None, kind: str, batch_size: int) -> Prepared:
@@ -145,8 +156,11 @@ def prepare_run(named: str, data: str, *, label: str | None, kind: str, batch_si
     if kind == "evaluate" and not (graph.losses or graph.metrics):
         raise ModelError(f"the model {graph.name} has neither a loss nor a metric, so there is nothing to measure")
     asked, read_inputs = run.request(), _read(graph, kind)
-    wants = _wanted(asked, graph)
+    size = asked.image_size or image_size(graph)
+    wants = replace(_wanted(asked, graph), size=size, labelled=kind == "evaluate")
     source = open_source(data, label or "", graph.classes, usual_label=asked.data.label, wanted=wants)
+    if kind == "evaluate" and isinstance(source.train, ImageTable) and "y" not in source.columns:
+        raise DataError(f"{data} holds images without classes, so there is nothing to measure; {_CLASS_FOLDERS}")
     pairs = {name: c for name, c in asked.data.inputs.items() if name in read_inputs and c in source.columns}
     wanted = fit(graph, source.columns, source.name, wanted=pairs, label=label or asked.data.label, inputs=read_inputs)
     table = source.test or source.validation or source.train
@@ -156,7 +170,9 @@ def prepare_run(named: str, data: str, *, label: str | None, kind: str, batch_si
 
     keeper = Keeper()
     rows = read(keeper.put)
-    remarks = []
+    remarks = list(source.remarks)
+    if isinstance(table, ImageTable) and table.resized and size and not asked.image_size:
+        remarks.append(f"images are resized to {size[0]} × {size[1]}, as the model takes them, such as {table.resized}")
     if kind == "evaluate":
         rows, remark = _measured(rows, asked, apart=table is not source.train, ordered=source.ordered)
         remarks.append(remark)
@@ -170,7 +186,8 @@ def prepare_run(named: str, data: str, *, label: str | None, kind: str, batch_si
         micro_batches=1,
         initial=parts(run.tensors(), keeper),
     )
-    return Prepared(source.name, spec, keeper.kept, read, remarks)
+    files = table.files if isinstance(table, ImageTable) else []
+    return Prepared(source.name, spec, keeper.kept, read, remarks, files)
 
 
 def send(daemon: Daemon, prepared: Prepared, remark: Callable[[str], None] = lambda line: None) -> str:
@@ -210,15 +227,46 @@ def _sources(
     if arrays is not None:
         source = from_arrays(arrays, test_arrays, name or "data")
     else:
-        source = open_source(asked.data.train, label, wanted=wants)
+        source = open_source(asked.data.train, label, _known_classes(asked.train.init), wanted=wants)
     place = asked.data.test
     return source, open_source(place, label, source.classes, wanted=wants) if place else None
 
 
 def _wanted(asked: request.Request, graph: Graph | None) -> Wanted:
     """What rows must be to go into the model, as far as a format leaves it open."""
-    of_text, of_images = (context(graph), channels(graph)) if graph else (0, 0)
-    return Wanted(asked.data.context or of_text, asked.image_size, of_images)
+    if graph is None:
+        return Wanted(asked.data.context, asked.image_size)
+    return Wanted(asked.data.context or context(graph), asked.image_size, channels(graph), image_size(graph))
+
+
+def _check_settings(asked: request.Request, source: Source, graph: Graph | None) -> None:
+    """Raise UsageError for a setting that would change nothing of such data, DataError for images of another size than the
+    model's."""
+    data, table = asked.data, source.train
+    if data.image_size and not isinstance(table, ImageTable):
+        raise UsageError(f"image_size = {data.image_size}: {source.name} holds no image files to resize; leave it away")
+    if data.context and not isinstance(table, TextTable):
+        raise UsageError(
+            f"context = {data.context}: {source.name} is no text, of which it tells the row; leave it away"
+        )
+    if isinstance(table, TextTable) and data.scale not in ("auto", "none"):
+        raise UsageError(
+            f"scale = {data.scale}: the characters of {source.name} are no amounts to scale; leave it away"
+        )
+    wanted = image_size(graph) if graph else None
+    if isinstance(table, ImageTable) and wanted and not data.image_size and table.columns["x"].shape[1:] != wanted:
+        height, width = table.columns["x"].shape[1:]
+        raise DataError(
+            f"the images of {source.name} have {height} × {width} pixels, but the model takes {wanted[0]} × {wanted[1]}; "
+            f"say --image-size {wanted[0]}x{wanted[1]} to have them resized"
+        )
+
+
+def _known_classes(init: str) -> tuple[str, ...]:
+    """Those of the run that training starts from: what its numbers mean must not change. () where no run is named."""
+    folder = _run_folder(init) if init else None
+    graph = folder / "graph.msgpack" if folder is not None else None
+    return models.read_graph(graph).classes if graph is not None and graph.is_file() else ()
 
 
 def _of_the_zoo(asked: request.Request, source: Source, hint: str) -> Graph:
@@ -228,8 +276,12 @@ def _of_the_zoo(asked: request.Request, source: Source, hint: str) -> Graph:
     label = next((n for n in (inputs.get("label"), "label", asked.data.label, "y") if n in columns), None)
     if isinstance(source.train, ImageTable) and label is None:
         raise DataError(
-            f"{asked.data.train} holds images without classes, so there is nothing to learn; put those of each class into a "
-            f"subfolder that is named as the class"
+            f"{asked.data.train} holds images without classes, so there is nothing to learn; {_CLASS_FOLDERS}"
+        )
+    if isinstance(source.train, TextTable) and asked.model.source not in zoo.OF_TEXT:
+        raise UsageError(
+            f"{asked.model.source} tells what class a row is of, but {source.name} is a text; learn it with "
+            f"{' or '.join(zoo.OF_TEXT)} (a table in .txt is read as one with --label)"
         )
     if image is None or label is None:
         found = (
@@ -292,14 +344,19 @@ def _spec(asked: request.Request, name: str, graph: Graph, data: Ingested, initi
 def _initial(named: str, graph: Graph, keeper: Keeper) -> tuple[BlobId, ...]:
     if not named:
         return ()
+    folder = _run_folder(named)
+    path = Path(named) if folder is None else folder / "model.safetensors"
+    return parts(runs.read_tensors(path, graph), keeper)
+
+
+def _run_folder(named: str) -> Path | None:
+    """The folder of the run that `init` names; None where it names a file. Raises UsageError where there is neither."""
     path = Path(named)
-    if not path.exists():  # the name of a run, as eval takes it; it was made a path of the working folder
-        if path.parent != Path.cwd() or path.suffix:
-            raise UsageError(
-                f"there is no file {path} to start from; name a model.safetensors, or a run, such as digits-1"
-            )
-        path = runs.opened_run(path.name).folder
-    return parts(runs.read_tensors(path / "model.safetensors" if path.is_dir() else path, graph), keeper)
+    if path.exists():
+        return path if path.is_dir() else None
+    if path.parent != Path.cwd() or path.suffix:  # else the name of a run, which was made a path of the working folder
+        raise UsageError(f"there is no file {path} to start from; name a model.safetensors, or a run, such as digits-1")
+    return runs.opened_run(path.name).folder
 
 
 def parts(tensors: Mapping[str, NDArray[np.float32]], keeper: Keeper) -> tuple[BlobId, ...]:
@@ -361,7 +418,8 @@ def _measured(every: Split, asked: request.Request, *, apart: bool, ordered: boo
     if first == rows:
         return every, f"measuring all {rows:,} rows of {every.dataset.name}, on which this run was trained"
     kept = Split(every.dataset, first, rows, -1 if ordered else asked.seed)
-    return kept, f"measuring the {kept.rows:,} test rows of {every.dataset.name} that this run was not trained on"
+    which = "validation" if validating and first == training else "test"
+    return kept, f"measuring the {kept.rows:,} {which} rows of {every.dataset.name}, on which this run was not trained"
 
 
 def _listed(names: Sequence[str], most: int = 20) -> str:

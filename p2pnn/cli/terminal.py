@@ -10,10 +10,26 @@ import os
 import sys
 from typing import Any
 
+from p2pnn.errors import StorageError
+
 
 def say(line: str = "") -> None:
-    """One line of the answer."""
-    print(line, flush=True)
+    """One line of the answer. Raises StorageError where it cannot be written."""
+    write(f"{line}\n")
+
+
+def write(text: str) -> None:
+    """A part of the answer, at once. Raises StorageError where it cannot be written, BrokenPipeError where nobody reads."""
+    if sys.stdout is None:  # closed by who called
+        return
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        sys.stdout = None  # what it holds back must not fail again at the end
+        raise StorageError(f"standard output cannot be written: {error.strerror or error}") from error
 
 
 def remark(line: str) -> None:
@@ -22,7 +38,7 @@ def remark(line: str) -> None:
 
 
 def print_json(value: Any) -> None:
-    print(to_json(value), flush=True)
+    say(to_json(value))
 
 
 def to_json(value: Any, indent: int = 2) -> str:

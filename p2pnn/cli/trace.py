@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -19,7 +20,7 @@ from p2pnn.errors import CheckpointError, NotFoundError, StorageError, UsageErro
 from p2pnn.job import trace as made
 from p2pnn.job.trace import NodePart, Share, Trace
 
-_BEGINNINGS: Final = (b'{"traceEvents"', b"\x1f\x8b")
+_BEGINNING: Final = b'{"traceEvents"'
 
 
 def fetch(daemon: Daemon, job: str) -> Trace:
@@ -41,19 +42,31 @@ def fetch(daemon: Daemon, job: str) -> Trace:
 
 
 def target(file: str) -> Path:
-    """Where a trace may be written: nothing or an older trace is there. Raises UsageError otherwise."""
+    """Where a trace may be written: nothing, an empty file or an older trace is there. Raises UsageError otherwise."""
     path = Path(os.path.abspath(Path(file).expanduser()))
     if not path.parent.is_dir():
         raise UsageError(f"the trace cannot be written to {path}: there is no folder {path.parent}")
     try:
         with path.open("rb") as found:
-            if not found.read(len(_BEGINNINGS[0])).startswith(_BEGINNINGS):
+            beginning = found.read(len(_BEGINNING))
+            if beginning.startswith(b"\x1f\x8b"):
+                beginning = _unpacked(path)
+            if beginning not in (b"", _BEGINNING):
                 raise UsageError(f"{path} exists and is no trace; name another file for it")
     except FileNotFoundError:
         pass
     except OSError as error:
         raise UsageError(f"the trace cannot be written to {path}: {error.strerror or error}") from error
     return path
+
+
+def _unpacked(path: Path) -> bytes:
+    """How a compressed file begins; something that no trace begins with where it is damaged."""
+    try:
+        with gzip.open(path) as found:
+            return found.read(len(_BEGINNING)) or b"empty"
+    except (EOFError, gzip.BadGzipFile, zlib.error):
+        return b"damaged"
 
 
 def write(trace: Trace, path: Path) -> None:

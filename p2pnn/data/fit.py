@@ -91,6 +91,13 @@ def channels(graph: Graph) -> int:
     return found[0] if found and found[0] in (1, 3) else 0
 
 
+def image_size(graph: Graph) -> tuple[int, int] | None:
+    """(height, width) of the images that the graph takes; None where it takes none."""
+    learnt = targets(graph)
+    found = [v.shape[2:] for v in graph.inputs if v.name not in learnt and len(v.shape) == 4]
+    return (found[0][0], found[0][1]) if found else None
+
+
 def class_counts(graph: Graph) -> dict[str, int]:
     """Input → number of classes, for inputs that are class labels."""
     shapes = {value.name: value.shape for value in (*graph.inputs, *graph.values)}

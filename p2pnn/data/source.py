@@ -29,12 +29,15 @@ CSV_SUFFIXES: Final = {".csv", ".tsv", ".txt"}
 class Wanted:
     """What rows shall be where a format leaves it open. context: of text, characters of a row, 0 for the usual number.
 
-    size: of images, (height, width) to resize to; channels: 1 or 3; None and 0 leave them as they are.
+    size: of images, (height, width) to resize to; channels: 1 or 3; None and 0 leave them as they are. suggested: the size that
+    an error advises. labelled: False where labels do not matter, so that an image may be of no class.
     """
 
     context: int = 0
     size: tuple[int, int] | None = None
     channels: int = 0
+    suggested: tuple[int, int] | None = None
+    labelled: bool = True
 
 
 def open_source(
@@ -105,7 +108,9 @@ def _open_folder(path: Path, classes: tuple[str, ...], wanted: Wanted) -> Source
     if text.is_folder(path):
         return text.open_folder(path, wanted.context, classes)
     if images.is_folder(path):
-        return images.open_folder(path, wanted.size, wanted.channels, classes)
+        return images.open_folder(
+            path, wanted.size, wanted.channels, classes, labelled=wanted.labelled, suggested=wanted.suggested
+        )
     raise DataError(
         f"{path} is a folder without MNIST's files, without train.txt and without images; name a file. "
         f"Known formats: {FORMATS}"

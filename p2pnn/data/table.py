@@ -105,7 +105,7 @@ class Source:
     """Data as a person names it. classes: of the labels 0, 1, … of `y`, where they are written as text.
 
     test, validation: where the data has such parts of its own. ordered: rows follow one another, as those of a text do, so
-    that a split is a stretch of them.
+    that a split is a stretch of them. remarks: sentences on what was left out.
     """
 
     name: str
@@ -114,6 +114,7 @@ class Source:
     classes: tuple[str, ...] = ()
     validation: Table | None = None
     ordered: bool = False
+    remarks: tuple[str, ...] = ()
 
     @property
     def columns(self) -> dict[str, ColumnType]:

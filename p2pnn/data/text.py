@@ -15,6 +15,7 @@ The text is read twice, in pieces: first for the characters that it holds, then 
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import zlib
 from collections.abc import Iterator, Sequence
@@ -44,7 +45,7 @@ _NAMED_MAX: Final = 10
 
 def is_text(path: Path) -> bool:
     """Whether the file's name says that it is text: `x.txt`, or `x.txt.gz`."""
-    return path.name.removesuffix(".gz").endswith(SUFFIX)
+    return path.name.lower().removesuffix(".gz").endswith(SUFFIX)
 
 
 def is_folder(path: Path) -> bool:
@@ -57,7 +58,7 @@ def open_text(path: Path, context: int = 0, vocabulary: Sequence[str] = ()) -> S
 
     Raises DataError for a file that is not text, is shorter than a row, or holds characters that are not in the vocabulary.
     """
-    return _source(path.name.removesuffix(".gz").removesuffix(SUFFIX), {"train": path}, context, vocabulary)
+    return _source(path.name.removesuffix(".gz")[: -len(SUFFIX)], {"train": path}, context, vocabulary)
 
 
 def open_folder(path: Path, context: int = 0, vocabulary: Sequence[str] = ()) -> Source:
@@ -84,8 +85,8 @@ class TextTable(Table):
         rows = (characters - 1) // context
         if rows < 1:
             raise DataError(
-                f"{path} holds {characters:,} characters, but a row of context {context} takes {context + 1:,}; "
-                f"give a longer text or a smaller --context"
+                f"{path} holds {characters:,} characters, but a row of context {context} takes {context + 1:,}; give a longer "
+                f"text, or in training a smaller --context (a table in {SUFFIX} is read as one with --label)"
             )
         dtype = "uint8" if len(vocabulary) <= 1 << 8 else "uint16"
         super().__init__(str(path), rows, {name: ColumnType(dtype, (context,)) for name in ("x", "y")})
@@ -176,9 +177,27 @@ def _pieces(path: Path) -> Iterator[str]:
                 yield piece
     except UnicodeDecodeError as error:
         wrong = error.object[error.start : error.start + 1].hex()
-        raise DataError(f"{path} is not UTF-8 text: the byte 0x{wrong} has no place in it; convert it") from error
+        raise DataError(
+            f"{path} is not UTF-8 text: its byte {_place(path):,} is 0x{wrong}, which has no place there; convert it"
+        ) from error
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _place(path: Path) -> int:
+    """Which byte of a text is its first wrong one, from 0."""
+    decoder, done = codecs.getincrementaldecoder("utf-8")(), 0
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        while True:
+            data = file.read(PIECE_CHARS)
+            kept = len(decoder.getstate()[0])
+            try:
+                decoder.decode(data, final=not data)
+            except UnicodeDecodeError as error:
+                return done - kept + error.start
+            done += len(data)
+            if not data:
+                return done
 
 
 def _open(path: Path) -> TextIO:

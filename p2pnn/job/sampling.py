@@ -26,6 +26,10 @@ LENGTH_MAX: Final = 1_000_000
 """Tokens of one job: an hour, at 4 ms each."""
 
 
+NUMBER_MAX: Final = 2**53 - 1
+"""Of a seed: what every reader of JSON keeps exactly, and 64 bits hold."""
+
+
 class Sampler:
     """The text of one job as it grows. Give `window()` to the mesh, and what it answers to `take`, until `done`."""
 
@@ -86,10 +90,12 @@ def check(spec: JobSpec) -> None:
     if not 1 <= sampling.length <= LENGTH_MAX:
         raise UsageError(f"length = {sampling.length}: it lies from 1 to {LENGTH_MAX:,} characters")
     if not 0 <= sampling.temperature < float("inf"):
-        raise UsageError(f"temperature = {sampling.temperature}: it is 0, for the likeliest always, or above")
-    if sampling.top_k < 0 or sampling.seed < 0:
-        name, value = ("top_k", sampling.top_k) if sampling.top_k < 0 else ("seed", sampling.seed)
-        raise UsageError(f"{name} = {value}: it must not be negative")
+        raise UsageError(
+            f"temperature = {sampling.temperature}: it is a number from 0, for the likeliest always; 1 draws as trained"
+        )
+    for name, value in (("top_k", sampling.top_k), ("seed", sampling.seed)):
+        if not 0 <= value <= NUMBER_MAX:
+            raise UsageError(f"{name} = {value}: it lies from 0 to {NUMBER_MAX:,}")
     if not 1 <= len(sampling.prompt) <= found.context:
         raise UsageError(f"{len(sampling.prompt)} tokens to go on from; the model takes 1 to {found.context}")
     if not all(0 <= token < found.classes for token in sampling.prompt):

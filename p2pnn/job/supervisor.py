@@ -11,6 +11,7 @@ from typing import Final
 
 import msgspec
 
+from p2pnn.errors import UsageError
 from p2pnn.job import life
 from p2pnn.job.actions import Action, PrepareNode, Replan
 from p2pnn.job.checkpoint import RECUT
@@ -123,7 +124,10 @@ class Supervisor:
         if node not in self._nodes:
             self._run.member_failed(node, now)
         elif self.record.state != "queued":
-            self._end("fail", f"node {name} is gone: {reason}; go on with `p2pnn jobs resume {self.record.job}`")
+            again = (
+                f"go on with `p2pnn jobs resume {self.record.job}`" if self.spec.kind == "train" else "start it again"
+            )
+            self._end("fail", f"node {name} is gone: {reason}; {again}")
         else:
             self._reservation.lost(node)
             self._run.member_failed(node, now)
@@ -136,7 +140,9 @@ class Supervisor:
     def pause(self, now: float) -> None:
         """Stop at the end of the granted steps, with a checkpoint there. UsageError where that is not possible."""
         if self.spec.kind != "train":
-            life.after("done", "pause")
+            raise UsageError(
+                f"a job of kind {self.spec.kind} cannot be paused, since it keeps nothing on its way; cancel it"
+            )
         if self.record.state == "queued":
             self._end("pause", "paused before it started")
         else:

@@ -119,6 +119,10 @@ class Jobs:
         except StorageError as error:
             raise CheckpointError(f"job {job} cannot be resumed: its specification is gone ({error})") from error
         spec = await self._load_spec(record.spec)
+        if spec.kind == "sample":
+            raise UsageError(
+                f"job {job} wrote a text for who asked for it, and nothing of it is kept; run p2pnn predict again"
+            )
         if spec.kind == "train" and record.newest is None:
             log.warning("job=%s resumed without a checkpoint: it begins again", job)
         whole, absent = await starts.whole_checkpoints(record, self._blobs), await asyncio.to_thread(self._absent, spec)

@@ -180,9 +180,12 @@ def _no_room(
             ]
             break
     else:
-        rows = [f"the pins leave no way to use {asked} nodes"]
+        return (
+            "the model cannot be cut as the pins say: each node that takes part needs a layer with parameters; leave a pin "
+            "away, or pin other layers"
+        )
     parts = "; ".join([f"on one node it needs {describe.size(alone)}", f"cut over {len(rows)}, {', '.join(rows)}"])
-    if len(candidates) == 1 and cuts:
+    if len(candidates) == 1:
         parts = rows[0]
     smaller = (
         "smaller batches or fewer of them in flight" if work.in_flight else "smaller micro-batches (--micro-batches)"

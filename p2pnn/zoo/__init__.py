@@ -23,6 +23,10 @@ MODELS: dict[str, Build] = {
 }
 
 
+OF_TEXT: tuple[str, ...] = ("char-gpt",)
+"""Those that learn a text; all others tell classes apart."""
+
+
 def names() -> list[str]:
     """All names, sorted."""
     return sorted(MODELS)

@@ -23,6 +23,9 @@ from p2pnn.errors import ModelError
 SCALE: Final = 0.02
 """Standard deviation of the first weights."""
 
+LAYERS_MAX: Final = 1000
+"""GPT-3 has 96."""
+
 
 def build(
     shape: tuple[int, ...], classes: int, layers: int = 4, heads: int = 4, width: int = 128, dropout: float = 0.0
@@ -35,8 +38,8 @@ def build(
         raise ModelError(
             f"char-gpt takes a text, rows of (characters,), but the data has shape {shape}; name one with --data FILE.txt"
         )
-    if layers < 1:
-        raise ModelError(f"char-gpt: layers = {layers}; it has at least 1")
+    if not 1 <= layers <= LAYERS_MAX:
+        raise ModelError(f"char-gpt: layers = {layers}; it has 1 to {LAYERS_MAX}")
     tokens = nn.Input("tokens", shape, dtype="int64")
     following = nn.Input("next", shape, dtype="int64")
     position = nn.parameter("position", (shape[0], width), std=SCALE)

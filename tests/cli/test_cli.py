@@ -121,6 +121,19 @@ def test_a_reader_that_has_read_enough(daemon: FakeDaemon) -> None:
     assert ran.returncode == 0
 
 
+@pytest.mark.parametrize("words", [["paths"], ["paths", "--json"]])
+def test_an_answer_that_cannot_be_written_is_one_sentence(words: list[str]) -> None:
+    command = [sys.executable, "-m", "p2pnn", *words]
+    with open("/dev/full", "w") as full:
+        ran = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert ran.stderr == "p2pnn: standard output cannot be written: No space left on device\n"
+    assert ran.returncode == 1
+    closed = subprocess.run(
+        ["bash", "-c", '"$@" >&-', "bash", *command], stderr=subprocess.PIPE, text=True, check=False
+    )
+    assert (closed.stderr, closed.returncode) == ("", 0)
+
+
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"p2pnn {p2pnn.__version__}\n"

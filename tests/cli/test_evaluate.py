@@ -100,6 +100,12 @@ def test_lines_of_outputs_that_are_no_classes() -> None:
     assert evaluate.prediction_lines({"y": np.array([3, 4])}, ("a", "b")) == ["y\t3", "y\t4"]
 
 
+def test_lines_of_images_end_with_their_files() -> None:
+    scores = {"p": np.array([[0.1, 0.9], [0.8, 0.2]]), "q": np.array([[1.0], [2.0]])}
+    found = evaluate.prediction_lines(scores, ("a", "b"), ("1.png", "2.png"))
+    assert found == ["b\t0.9000\t1.png", "a\t0.8000\t2.png", "q\t1\t1.png", "q\t2\t2.png"]
+
+
 def test_a_class_that_a_terminal_would_obey_is_spelt_out() -> None:
     assert evaluate.prediction_lines({"p": np.array([[0.1, 0.9]])}, ("a", "\x1b")) == ["'\\x1b'\t0.9000"]
 

@@ -84,6 +84,23 @@ def test_arguments_that_do_not_fit(file: Path) -> None:
         load("mlp", hiden=[3])
 
 
+@pytest.mark.parametrize(
+    ("name", "arguments", "sentence"),
+    [
+        ("mlp", {"hidden": 32}, r"mlp: hidden = 32: expected a list, got a whole number"),
+        ("mlp", {"hidden": [3, "x"]}, r"mlp: hidden = \[3, 'x'\]: expected a whole number, got a text"),
+        ("mlp", {"dropout": "much"}, r"mlp: dropout = 'much': expected a number, got a text"),
+        ("resnet8", {"width": 2.5}, r"resnet8: width = 2\.5: expected a whole number, got a number"),
+        ("resnet8", {"width": 10**30}, r"resnet8: width = 10+: it is at most 1,000,000"),
+        ("char-gpt", {"layers": 5000}, r"char-gpt: layers = 5000; it has 1 to 1000"),
+    ],
+)
+def test_arguments_of_another_kind_or_size(name: str, arguments: dict[str, Any], sentence: str) -> None:
+    shape = {"char-gpt": (8,), "mlp": (4,)}.get(name, (3, 8, 8))
+    with pytest.raises((UsageError, ModelError), match=sentence):
+        models.load(name, arguments, shape, 3)
+
+
 def test_labels_that_are_no_classes() -> None:
     with pytest.raises(ModelError, match="mlp tells classes apart"):
         models.load("mlp", {}, (4,), 0)

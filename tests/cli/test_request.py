@@ -54,6 +54,16 @@ def test_flags_win(job: Path) -> None:
     assert (request.model.source, request.data.train) == ("mlp", "digits")
 
 
+def test_flags_leave_what_they_do_not_name(tmp_path: Path) -> None:
+    (tmp_path / "job.toml").write_text(
+        '[model]\nsource = "char-gpt"\narguments = { layers = 1, width = 32 }\n[data]\ntrain = "digits"\n'
+        '[mesh]\npins = { "block0" = "a" }\n'
+    )
+    found = resolve({"arguments": {"layers": 2}, "pins": {"head": "b"}}, tmp_path / "job.toml")
+    assert found.model.arguments == {"layers": 2, "width": 32}
+    assert found.mesh.pins == {"block0": "a", "head": "b"}
+
+
 def test_what_is_saved_repeats_the_run(job: Path, tmp_path: Path) -> None:
     for request in (resolve({}, job), resolve({"model": "mlp", "data": "digits", "name": 'a "quoted" \\ name'})):
         (tmp_path / "again.toml").write_text(to_toml(request))
@@ -171,7 +181,7 @@ def test_fractions_that_nobody_gave_suit_the_data() -> None:
 
 def test_what_is_monitored_needs_rows_to_look_at() -> None:
     asked = resolve({"monitor": "loss"})
-    with pytest.raises(UsageError, match=r"and there are none; add --validation-fraction 0\.1"):
+    with pytest.raises(UsageError, match=r"and there are none; say --validation-fraction 0\.1"):
         settled(asked, ordered=False, validated=False)
     assert settled(asked, ordered=True, validated=False).train.monitor == "loss"
     assert settled(asked, ordered=False, validated=True).train.monitor == "loss"

@@ -141,12 +141,14 @@ def test_a_terminal_gets_nothing_that_it_would_obey(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["speller", "--prompt", "abba cab"], "' ', 'c' are not among the 3 characters that the model knows"),
+        (["speller", "--prompt", "abba cab"], "--prompt: ' ', 'c' are not among the 3 characters that the model knows"),
         (["speller", "--prompt", "a", "--data", "flowers.npz"], "--prompt is for a text that is gone on with, --data"),
         (["speller", "--top-k", "3", "--data", "flowers.npz"], "--top-k is for a text"),
         (["speller", "--out", "a.npz"], "a text goes to a file with > FILE"),
         (["speller", "--length", "0"], "length = 0"),
         (["speller", "--temperature", "-1"], "temperature = -1.0"),
+        (["speller", "--temperature", "inf"], "temperature = inf: it is a number from 0"),
+        (["speller", "--seed", "9" * 20], "it lies from 0 to 9,007,199,254,740,991"),
         (["speller", "--top-k", "-1"], "top_k = -1"),
         (["speller", "--seed", "-1"], "seed = -1"),
         (["flowers", "--prompt", "a"], "the model flowers does not go on with text: its classes are not characters"),

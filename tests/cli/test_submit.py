@@ -143,7 +143,7 @@ def test_a_folder_of_images_trains_and_is_predicted_as_it_was_trained(tmp_path: 
     assert one is not None
     assert one.rows == 1
     assert evaluation(run, tmp_path / "pets").remarks == [
-        "measuring the 3 test rows of pets that this run was not trained on"
+        "measuring the 3 test rows of pets, on which this run was not trained"
     ]
 
 
@@ -175,7 +175,7 @@ def test_a_text_makes_the_networks_vocabulary_and_its_end_is_validated_on(tmp_pa
         spec.validation, dataset=msgspec.structs.replace(spec.validation.dataset, classes=())
     )
     assert measured.remarks == [
-        f"measuring the {spec.validation.rows} test rows of speech that this run was not trained on"
+        f"measuring the {spec.validation.rows} validation rows of speech, on which this run was not trained"
     ]
     again = submit.prepare(resolve({}, run / "job.toml")).spec
     assert again.graph == spec.graph
@@ -294,7 +294,7 @@ def test_a_runs_own_data_are_measured_on_the_rows_that_were_kept_for_testing(tmp
     assert training.spec.test is not None
     assert found.spec.test is not None
     np.testing.assert_array_equal(split_order(found.spec.test), split_order(training.spec.test))
-    assert found.remarks == ["measuring the 10 test rows of elsewhere that this run was not trained on"]
+    assert found.remarks == ["measuring the 10 test rows of elsewhere, on which this run was not trained"]
     everything = evaluation(run, moved, kind="predict").spec.test
     assert everything is not None
     assert everything.rows == 50
@@ -350,3 +350,59 @@ def test_arrays_are_called_after_their_model(tmp_path: Path) -> None:
     bare: dict[str, Any] = {"image": arrays["image"]}
     with pytest.raises(DataError, match=r'mlp has the column image, but mlp also needs .* with label="…"$'):
         submit.prepare(resolve({"model": "mlp"}), arrays=bare)
+
+
+def test_what_changes_nothing_of_such_data_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("abcd " * 100)
+    for words, sentence in (
+        (
+            {"model": "mlp", "data": "digits", "image_size": "9"},
+            "image_size = 9: digits holds no image files to resize",
+        ),
+        ({"model": "mlp", "data": "digits", "context": 9}, "context = 9: digits is no text"),
+        (
+            {"model": "char-gpt", "data": str(tmp_path / "a.txt"), "scale": 2.0},
+            "scale = 2.0: the characters of a are no",
+        ),
+        ({"model": "mlp", "data": str(tmp_path / "a.txt"), "context": 9}, "a is a text; learn it with char-gpt"),
+    ):
+        with pytest.raises(UsageError, match=sentence):
+            submit.prepare(resolve(words))
+
+
+def test_who_starts_from_a_run_of_text_keeps_its_characters(tmp_path: Path) -> None:
+    small = {"model": "char-gpt", "context": 8, "batch_size": 8, "arguments": {"layers": 1, "width": 8, "heads": 2}}
+    (tmp_path / "a.txt").write_text("abcd " * 100)
+    graph = submit.prepare(resolve({**small, "data": str(tmp_path / "a.txt")})).spec.graph
+    run = saved_run(tmp_path / "run", graph)
+    (tmp_path / "b.txt").write_text("bcd " * 100)  # one character fewer, which would shift the others
+    again = submit.prepare(resolve({**small, "data": str(tmp_path / "b.txt"), "init": str(run)}))
+    assert again.spec.graph.classes == graph.classes
+    (tmp_path / "c.txt").write_text("abcd!" * 100)
+    with pytest.raises(DataError, match=r"'!' is not among the 5 characters that the model knows"):
+        submit.prepare(resolve({**small, "data": str(tmp_path / "c.txt"), "init": str(run)}))
+
+
+def test_images_of_another_size_are_resized_for_a_trained_model_and_refused_for_one_of_their_own(
+    tmp_path: Path,
+) -> None:
+    words = {"model": "mlp", "data": str(image_folder(tmp_path / "pets")), "batch_size": 4}
+    spec = submit.prepare(resolve(words)).spec
+    run = saved_run(tmp_path / "run", spec.graph)
+    (run / "job.toml").write_text(spec.request)
+    larger = image_folder(tmp_path / "larger", (9, 7))
+    found = evaluation(run, larger, kind="predict")
+    assert found.files[:2] == [larger / "cat" / "0.png", larger / "cat" / "10.png"]
+    assert found.remarks == [
+        f"images are resized to 4 × 5, as the model takes them, such as {larger / 'cat' / '0.png'}"
+    ]
+    with pytest.raises(DataError, match=r"cat holds images without classes, so there is nothing to measure"):
+        evaluation(run, larger / "cat")
+    with pytest.raises(DataError, match=r"have 7 × 9 pixels, but the model takes 4 × 5; say --image-size 4x5 to have"):
+        submit.prepare(resolve({**words, "data": str(larger)}), model=spec.graph)
+
+
+def test_a_graph_that_data_makes_invalid_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    (tmp_path / "two.csv").write_text("width,kind\n" + f"1,{'x' * 300}\n3,tulip\n" * 20)
+    with pytest.raises(ModelError, match="a class"):
+        submit.prepare(resolve({"model": "mlp", "data": str(tmp_path / "two.csv"), "label": "kind", "batch_size": 16}))

@@ -290,6 +290,16 @@ def test_a_network_of_text_writes_as_the_mesh_does(tmp_path: Path, softmax: bool
         [sys.executable, "predict.py", "--prompt", "abc"], cwd=tmp_path, capture_output=True, text=True
     )
     assert (wrong.returncode, wrong.stderr) == (1, "the network does not know 'a', 'c'\n")
+    for flags, said in (
+        (["--length", "0"], "length = 0: it must be a number from 1"),
+        (["--temperature", "nan"], "temperature = nan: it must be a number from 0"),
+        (["--top-k", "-1"], "top_k = -1: it must be a number from 0"),
+    ):
+        wrong = subprocess.run([sys.executable, "predict.py", *flags], cwd=tmp_path, capture_output=True, text=True)
+        assert (wrong.returncode, wrong.stdout, wrong.stderr) == (1, "", said + "\n")
+    enough = f"{sys.executable} predict.py --length 20000 | head -c 5"
+    read = subprocess.run(["bash", "-o", "pipefail", "-c", enough], cwd=tmp_path, capture_output=True, text=True)
+    assert (read.returncode, read.stderr) == (0, "")
     np.save(tmp_path / "rows.npy", np.zeros((2, 6), np.int64))
     done = subprocess.run([sys.executable, "predict.py", "rows.npy"], cwd=tmp_path, capture_output=True, text=True)
     assert len(done.stdout.splitlines()) == 2

@@ -61,7 +61,13 @@ def test_only_an_older_trace_is_written_over(tmp_path: Path, daemon: FakeDaemon)
         trace.target(str(tmp_path / "nowhere" / "t.json"))
     with pytest.raises(UsageError, match="cannot be written"):
         trace.target(str(tmp_path))
+    for number, other in enumerate((gzip.compress(b"dear diary"), gzip.compress(b""), b"\x1f\x8bdamaged")):
+        (tmp_path / f"backup{number}.tar.gz").write_bytes(other)
+        with pytest.raises(UsageError, match=r"backup\d\.tar\.gz exists and is no trace"):
+            trace.target(str(tmp_path / f"backup{number}.tar.gz"))
+        (tmp_path / f"backup{number}.tar.gz").unlink()
     for name in ("t.json", "t.json.gz"):
+        (tmp_path / name).touch()  # as mktemp makes it
         for _ in range(2):
             path = trace.target(str(tmp_path / name))
             trace.write(found, path)

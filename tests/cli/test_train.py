@@ -321,6 +321,21 @@ def test_a_trace_is_written_however_the_job_ends(
     assert (here / "failed.json").exists()
 
 
+def test_a_trace_is_written_of_a_run_that_was_interrupted(
+    here: Path, daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    MadeJob(daemon)
+    part = json.loads(msgspec.json.encode({"part": FIRST}))
+    daemon[f"GET jobs/{JOB}/trace"] = lambda body: iter([{"nodes": ["a"], "generation": 1}, part])
+
+    def interrupted(*arguments: Any, **more: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("p2pnn.cli.follow.follow", interrupted)
+    assert main([*OWN, "--batch-size", "20", "--trace", "t.json"]) == 130
+    assert json.loads((here / "t.json").read_bytes())["traceEvents"]
+
+
 def test_a_trace_that_cannot_be_is_refused_before_anything_starts(
     here: Path, daemon: FakeDaemon, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -155,5 +155,73 @@ def test_an_image_that_unpacks_to_too_much(flowers: Path, monkeypatch: pytest.Mo
 def test_without_pillow(flowers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "PIL", None)
     monkeypatch.setitem(sys.modules, "PIL.Image", None)
-    with pytest.raises(DataError, match=r"takes Pillow to read: pip install p2pnn\[data\]"):
+    with pytest.raises(DataError, match=r"takes Pillow to read: .*python\S* -m pip install 'pillow>=11'"):
         images.open_folder(flowers)
+
+
+def test_images_that_are_left_out_are_counted(flowers: Path) -> None:
+    assert images.open_folder(flowers).remarks == ()
+    saved(flowers / "rose" / "more" / "1.png", pixels(1, 6, 4, 3))
+    saved(flowers / "2.png", pixels(1, 6, 4, 3))
+    (flowers / "rose" / "3.HEIC").write_bytes(b"a photo")
+    (flowers / "rose" / "gone.png").symlink_to(flowers / "nowhere.png")
+    source = images.open_folder(flowers)
+    assert source.train.rows == 3
+    assert [remark.partition("; read are")[0] for remark in source.remarks] == [
+        f"4 images in {flowers} are left out, such as {flowers / '2.png'}"
+    ]
+
+
+def test_what_a_system_puts_beside_files_is_no_image(flowers: Path) -> None:
+    (flowers / "rose" / "._1.png").write_bytes(b"resource fork")
+    assert images.open_folder(flowers).train.rows == 3
+    assert images.open_folder(flowers).remarks == ()
+
+
+def test_a_class_may_be_called_as_a_part(tmp_path: Path) -> None:
+    for name in ("bus", "train"):
+        saved(tmp_path / name / "1.png", pixels(1, 2, 2))
+    assert images.open_folder(tmp_path).classes == ("bus", "train")
+
+
+def test_a_part_without_classes_is_named(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        saved(tmp_path / "train" / name / "1.png", pixels(1, 2, 2))
+    saved(tmp_path / "test" / "1.png", pixels(1, 2, 2))
+    with pytest.raises(DataError, match=r"test holds no subfolders; put the images of each class into one"):
+        images.open_folder(tmp_path)
+    found = images.open_folder(tmp_path, classes=("a", "b"), labelled=False)
+    assert found.test is not None
+    assert found.test.rows == 1
+
+
+def test_where_labels_do_not_matter_any_subfolder_will_do(flowers: Path) -> None:
+    with pytest.raises(DataError, match="stands for a class 'rose', which is none of the 2 known classes"):
+        images.open_folder(flowers, classes=("cat", "dog"))
+    found = images.open_folder(flowers, classes=("cat", "dog"), labelled=False).train
+    assert list(found.columns) == ["x"]
+    assert [path.name for path in found.files] == ["1.png", "2.png", "0.png"]  # type: ignore[attr-defined]
+
+
+def test_a_class_whose_name_a_terminal_would_obey_is_refused(flowers: Path) -> None:
+    saved(flowers / "a\x1bb" / "1.png", pixels(1, 6, 4, 3))
+    with pytest.raises(DataError, match=r"a\\x1bb' stands for a class, whose name takes no control characters"):
+        images.open_folder(flowers)
+
+
+def test_photos_that_are_too_large_are_to_be_resized(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        saved(tmp_path / name / "1.png", np.zeros((1700, 1700, 3), np.uint8))
+    with pytest.raises(
+        DataError, match=r"1,700 × 1,700 pixels .*, more than a row of data may hold; say --image-size 224x224"
+    ):
+        images.open_folder(tmp_path)
+    assert images.open_folder(tmp_path, size=(20, 30)).columns["x"].shape == (3, 20, 30)
+    assert images.open_folder(tmp_path, size=(20, 30)).train.resized == tmp_path / "a" / "1.png"  # type: ignore[attr-defined]
+
+
+def test_what_lets_light_through_is_read_without_a_warning(flowers: Path) -> None:
+    seen = Image.fromarray(pixels(7, 6, 4, 3)).convert("P")
+    seen.save(flowers / "rose" / "3.png", transparency=bytes([0] * 10 + [255] * 246))
+    x, _ = rows(images.open_folder(flowers))
+    np.testing.assert_array_equal(x[2], np.asarray(seen.convert("RGB")).transpose(2, 0, 1))

@@ -123,7 +123,7 @@ def test_tokens_by_a_models_own_vocabulary(tmp_path: Path) -> None:
     ("content", "given", "sentence"),
     [
         (b"abc", {}, "holds 3 characters, but a row of context 128 takes 129; .*--context"),
-        (b"abc\xe9", {}, "is not UTF-8 text: the byte 0xe9"),
+        (b"abc\xe9", {}, "is not UTF-8 text: its byte 3 is 0xe9"),
         (b"abcdef", {"vocabulary": ("a", "b", "c")}, "'d', 'e', 'f' are not among the 3 characters"),
         (b"abcdef", {"vocabulary": ("rose", "tulip")}, "classes are 'rose', 'tulip' …: it was not trained on text"),
         (b"abc", {"context": -1}, "context = -1"),
@@ -153,3 +153,22 @@ def test_a_damaged_archive(tmp_path: Path) -> None:
     (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"abc" * 1000)[:-9])
     with pytest.raises(DataError, match=r"a\.txt\.gz cannot be read"):
         text.open_text(tmp_path / "a.txt.gz", 4)
+
+
+@pytest.mark.parametrize("piece", [3, 7, 1 << 20])
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_first_wrong_byte_is_counted_from_the_beginning(
+    tmp_path: Path, piece: int, packed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text, "PIECE_CHARS", piece)
+    content = "größer €".encode() * 2 + b"ab\xe2\x28"
+    path = tmp_path / ("a.txt.gz" if packed else "a.txt")
+    path.write_bytes(gzip.compress(content) if packed else content)
+    with pytest.raises(DataError, match=rf"its byte {len(content) - 2} is 0xe2"):
+        text.open_text(path)
+
+
+def test_a_text_is_known_by_its_name_in_any_case(tmp_path: Path) -> None:
+    (tmp_path / "LOUD.TXT").write_text("abc" * 100)
+    assert text.is_text(tmp_path / "LOUD.TXT")
+    assert text.open_text(tmp_path / "LOUD.TXT", 8).name == "LOUD"

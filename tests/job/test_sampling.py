@@ -96,7 +96,7 @@ def test_scores_from_peers_are_looked_at() -> None:
         ({"length": LENGTH_MAX + 1}, "it lies from 1 to 1,000,000"),
         ({"temperature": -0.5}, r"temperature = -0\.5"),
         ({"temperature": float("nan")}, "temperature = nan"),
-        ({"top_k": -1}, "top_k = -1: it must not be negative"),
+        ({"top_k": -1}, "top_k = -1: it lies from 0 to"),
         ({"seed": -2}, "seed = -2"),
         ({"prompt": ()}, "0 tokens to go on from; the model takes 1 to 4"),
         ({"prompt": (0,) * 5}, "5 tokens to go on from"),

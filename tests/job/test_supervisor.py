@@ -317,6 +317,16 @@ def test_a_pause_stops_all_nodes_at_one_step_with_a_checkpoint_there(seed: int, 
         world.supervisor.pause(world.now)
 
 
+@pytest.mark.parametrize("kind", ["evaluate", "predict"])
+def test_what_keeps_nothing_is_not_paused_and_not_gone_on_with(kind: str) -> None:
+    world = World(make_spec(kind=kind))
+    with pytest.raises(UsageError, match=f"a job of kind {kind} cannot be paused, since it keeps nothing"):
+        world.supervisor.pause(world.now)
+    world.run(lambda: world.record.state == "running")
+    world.supervisor.member_failed(NODES[1], "connection reset", world.now)
+    assert world.record.reason == "node b is gone: connection reset; start it again"
+
+
 def test_a_pause_whose_checkpoint_fails_lets_the_run_go_on() -> None:
     world = World(make_spec(epochs=4, validation=None))
     world.run(lambda: world.record.state == "running" and world.step >= 4)

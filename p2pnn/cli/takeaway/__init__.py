@@ -78,7 +78,9 @@ class _Names:
     wanted: the values that the outputs need. shapes: of one row, by graph input among them.
     """
 
-    def __init__(self, graph: Graph, reserved: tuple[str, ...] = ("np", "json", "math", "sys", "Path", "w")) -> None:
+    def __init__(
+        self, graph: Graph, reserved: tuple[str, ...] = ("np", "json", "math", "os", "sys", "Path", "w")
+    ) -> None:
         flow = Flow(graph)
         self.ops = [graph.ops[i] for i in sorted(flow.needed(*graph.outputs.values()))]
         self.wanted = {name for op in self.ops for name in op.inputs} | set(graph.outputs.values())
