@@ -70,9 +70,9 @@ def evaluate(
     """Measure a run's network on data. Loss and metrics are those of the test rows, where the data has some that the run was
     not trained on, else of all rows; it says which.
     """
-    from p2pnn.cli import render, submit, terminal
+    from p2pnn.cli import prepare, render, terminal
 
-    prepared = submit.prepare_run(run, data, label=label, kind="evaluate", batch_size=batch_size)
+    prepared = prepare.of_run(run, data, label=label, kind="evaluate", batch_size=batch_size)
     outcome, _ = _run(prepared, local, socket, lambda daemon, job: None)
     found = outcome.evaluations[-1] if outcome.evaluations else {}
     shown = {key: found.get(key) for key in ("rows", "loss", "metrics")}
@@ -105,7 +105,7 @@ def predict(
     """
     from pathlib import Path
 
-    from p2pnn.cli import submit, terminal
+    from p2pnn.cli import prepare, terminal
     from p2pnn.errors import UsageError
 
     numbers = {"length": length, "temperature": temperature, "top_k": top_k, "seed": seed}
@@ -119,7 +119,7 @@ def predict(
     target = Path(out).expanduser() if out else None
     if target is not None and target.exists():
         raise UsageError(f"{target} exists already; name another file")
-    prepared = submit.prepare_run(run, data, label=label, kind="predict", batch_size=batch_size)
+    prepared = prepare.of_run(run, data, label=label, kind="predict", batch_size=batch_size)
     _, outputs = _run(prepared, local, socket, fetch_predictions)
     if target is not None:
         _save(target, outputs)

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from p2pnn.cli.http import Daemon, segment
-from p2pnn.cli.request import with_cut
+from p2pnn.cli.jobfile import with_cut
 from p2pnn.cli.terminal import to_json
 from p2pnn.config import Places
 from p2pnn.errors import CheckpointError, StorageError, UsageError

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from p2pnn.cli.jobfile import resolve
 from p2pnn.cli.models import read_graph
-from p2pnn.cli.request import Request, resolve
+from p2pnn.cli.request import Request
 from p2pnn.config import Places, unknown
 from p2pnn.errors import CheckpointError, P2pnnError, UsageError
 from p2pnn.model.graph import Graph

@@ -201,9 +201,9 @@ def train(
 
     Raises UsageError and its kinds before anything is started.
     """
-    from p2pnn.cli import submit
+    from p2pnn.cli import prepare, submit
+    from p2pnn.cli.jobfile import FLAGS, resolve
     from p2pnn.cli.mesh import opened, wants_local
-    from p2pnn.cli.request import FLAGS, resolve
     from p2pnn.config import unknown
 
     for key in settings:
@@ -213,7 +213,7 @@ def train(
     named = {"model": model} if isinstance(model, str) else {}
     request = resolve({**settings, **paths, **named})
     count = wants_local(local, socket, nodes=request.mesh.nodes)
-    prepared = submit.prepare(
+    prepared = prepare.training(
         request,
         model=None if isinstance(model, str) else model,
         arrays=None if isinstance(data, str) else data,

@@ -52,6 +52,8 @@ from p2pnn.cli.mesh import JsonFlag, SocketFlag
 if TYPE_CHECKING:
     from p2pnn.cli.request import Request
 
+DIGITS_IN_WORDS: Final = "the packaged handwritten digits (UCI, 1,797 images)"
+
 DEMONSTRATION: Final[dict[str, Any]] = {
     "model": "mlp",
     "data": "digits",
@@ -168,7 +170,7 @@ def asked_for(flags: dict[str, Any]) -> Asked:
     """The request that flags and job file make. Raises UsageError; a model without data, or data without one, is refused."""
     from pathlib import Path
 
-    from p2pnn.cli.request import FLAGS, resolve
+    from p2pnn.cli.jobfile import FLAGS, resolve
     from p2pnn.errors import UsageError
 
     given: dict[str, Any] = {key: value for key, value in flags.items() if key in FLAGS and value is not None}
@@ -204,7 +206,7 @@ def _train(
 ) -> None:
     import contextlib
 
-    from p2pnn.cli import results, session, submit, terminal
+    from p2pnn.cli import prepare, results, session, submit, terminal
     from p2pnn.cli import trace as tracing
     from p2pnn.cli.mesh import opened, wants_local
     from p2pnn.cli.render import label
@@ -219,9 +221,9 @@ def _train(
     if out is not None:
         results.run_folder("", out)
     if asked.demonstration:
-        terminal.remark(f"Training {submit.DIGITS_IN_WORDS} as a demonstration: no model was named.")
+        terminal.remark(f"Training {DIGITS_IN_WORDS} as a demonstration: no model was named.")
         terminal.remark(f"The same by name: {demonstration_command()}")
-    prepared = submit.prepare(asked.request)
+    prepared = prepare.training(asked.request)
     for line in prepared.remarks:
         terminal.remark(line)
     folder = results.run_folder(prepared.name, out)
@@ -246,11 +248,11 @@ def _train(
 def _plan(asked: Asked, *, local: int | None, socket: str | None, json: bool) -> None:
     import msgspec
 
-    from p2pnn.cli import render, submit, terminal
+    from p2pnn.cli import prepare, render, terminal
     from p2pnn.cli.mesh import opened, wants_local
 
     count = wants_local(local, socket, nodes=asked.request.mesh.nodes)
-    prepared = submit.prepare(asked.request)
+    prepared = prepare.training(asked.request)
     with opened(count, socket) as mesh:
         found = mesh.daemon.post("plan", msgspec.msgpack.encode(prepared.spec))
     if json:

@@ -33,14 +33,13 @@ from p2pnn.job.plan import Plan
 from p2pnn.job.records import JobRecord
 from p2pnn.job.spec import JobSpec
 from p2pnn.job.supervisor import Supervisor
-from p2pnn.node import parcels, starts, told
+from p2pnn.node import parcels, specs, starts, told
 from p2pnn.node.asking import Asking
 from p2pnn.node.blobs import BlobExchange
 from p2pnn.node.journal import Journal, Journals
 from p2pnn.node.links import Post
 from p2pnn.node.planning import Planning
 from p2pnn.node.records import JOBS_MAX, Records
-from p2pnn.node.specs import SPEC_BYTES_MAX, decode_spec, held_by_one, read_by_job
 from p2pnn.node.storage import Storage
 from p2pnn.node.tasks import Tasks
 from p2pnn.types import BlobId, JobId, NodeId
@@ -88,10 +87,10 @@ class Jobs:
 
         Raises UsageError (PlanError, ModelError, DataError) before anything has started.
         """
-        spec = await self._load_spec(spec_blob)
+        spec = await asyncio.to_thread(specs.load, self._storage.blobs, spec_blob)
         if len(self.records) >= JOBS_MAX:
             raise UsageError(f"this mesh remembers {JOBS_MAX} jobs already; remove old state before submitting more")
-        missing = await asyncio.to_thread(self._absent, spec)
+        missing = await asyncio.to_thread(specs.absent, spec, self._storage.blobs)
         if missing:
             raise UsageError(f"{len(missing)} data chunks of the job are not in this node's store; submit it again")
         plan = await self._planning.plan(spec)
@@ -103,7 +102,7 @@ class Jobs:
 
     async def plan(self, data: bytes) -> Plan:
         """The plan of a spec, without submitting it."""
-        return await self._planning.plan(await asyncio.to_thread(decode_spec, data))
+        return await self._planning.plan(await asyncio.to_thread(specs.decode_spec, data))
 
     async def resume(self, job: str) -> None:
         """Queue a paused, failed or cancelled job again, from its newest complete checkpoint, over who is there now.
@@ -115,17 +114,20 @@ class Jobs:
         if record.coordinator != self._post.node and record.state not in life.ENDED:
             raise UsageError(f"job {job} is coordinated by node {record.coordinator_name}; ask there")
         try:
-            await self._blobs.fetch(record.spec, size_max=SPEC_BYTES_MAX)
+            await self._blobs.fetch(record.spec, size_max=specs.SPEC_BYTES_MAX)
         except StorageError as error:
             raise CheckpointError(f"job {job} cannot be resumed: its specification is gone ({error})") from error
-        spec = await self._load_spec(record.spec)
+        spec = await asyncio.to_thread(specs.load, self._storage.blobs, record.spec)
         if spec.kind == "sample":
             raise UsageError(
                 f"job {job} wrote a text for who asked for it, and nothing of it is kept; run p2pnn predict again"
             )
         if spec.kind == "train" and record.newest is None:
             log.warning("job=%s resumed without a checkpoint: it begins again", job)
-        whole, absent = await starts.whole_checkpoints(record, self._blobs), await asyncio.to_thread(self._absent, spec)
+        whole, absent = (
+            await starts.whole_checkpoints(record, self._blobs),
+            await asyncio.to_thread(specs.absent, spec, self._storage.blobs),
+        )
         plan = records.same_plan(record.plan, whole, spec, self._members())
         if plan is None:  # a cut that the job file gave is worth less than going on
             free = spec if record.newest is None else msgspec.structs.replace(spec, cut=())
@@ -250,7 +252,7 @@ class Jobs:
         """Have each blob that the job reads on two nodes, so that the run can go on without one of them."""
         if len(self._members()) < 2:
             return
-        for source, blobs in held_by_one(spec, plan, self._post.node, absent).items():
+        for source, blobs in specs.held_by_one(spec, plan, self._post.node, absent).items():
             for start in range(0, len(blobs), wire.BLOBS_MAX):
                 supervisor.keep_data(source, blobs[start : start + wire.BLOBS_MAX])
 
@@ -367,16 +369,6 @@ class Jobs:
         self._records.sweep()
 
     # --- small things
-
-    async def _load_spec(self, blob: BlobId) -> JobSpec:
-        size = await asyncio.to_thread(self._storage.blobs.size, blob)
-        if size > SPEC_BYTES_MAX:
-            raise UsageError(f"the job's specification has {size} bytes; at most {SPEC_BYTES_MAX} are taken")
-        data = await asyncio.to_thread(self._storage.blobs.read, blob, 0, size)
-        return await asyncio.to_thread(decode_spec, data)
-
-    def _absent(self, spec: JobSpec) -> set[BlobId]:
-        return {blob for blob in read_by_job(spec) if not self._storage.blobs.has(blob)}
 
     def _runs_here(self, record: JobRecord) -> bool:
         """Whether a start of the job is led here. One that counts more ends it: somebody has resumed the job elsewhere."""

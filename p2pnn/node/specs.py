@@ -7,6 +7,7 @@ from typing import Final
 
 import msgspec
 
+from p2pnn.data.blobs import BlobStore
 from p2pnn.errors import ModelError, UsageError
 from p2pnn.job import sampling
 from p2pnn.job.plan import Plan
@@ -34,6 +35,14 @@ def decode_spec(data: bytes) -> JobSpec:
     verify(spec.graph)
     check(spec)
     return spec
+
+
+def load(blobs: BlobStore, blob: BlobId) -> JobSpec:
+    """Read a spec from this node's store. Raises UsageError and ModelError, as decode_spec, and StorageError."""
+    size = blobs.size(blob)
+    if size > SPEC_BYTES_MAX:
+        raise UsageError(f"the job's specification has {size} bytes; at most {SPEC_BYTES_MAX} are taken")
+    return decode_spec(blobs.read(blob, 0, size))
 
 
 def check(spec: JobSpec) -> None:
@@ -110,6 +119,11 @@ def blobs_read_by(spec: JobSpec, plan: Plan, index: int) -> dict[BlobId, int]:
 def read_by_job(spec: JobSpec) -> set[BlobId]:
     """Every blob that some node of the job reads; the spec itself and checkpoints aside."""
     return {*chunks_of(spec, {spec.inputs.get(name, "") for name in inputs_read(spec)}), *spec.initial}
+
+
+def absent(spec: JobSpec, blobs: BlobStore) -> set[BlobId]:
+    """What the job reads and this node's store lacks."""
+    return {blob for blob in read_by_job(spec) if not blobs.has(blob)}
 
 
 def held_by_one(spec: JobSpec, plan: Plan, here: NodeId, absent: set[BlobId]) -> dict[NodeId, tuple[BlobId, ...]]:

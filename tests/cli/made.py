@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from p2pnn import nn
-from p2pnn.cli import request
+from p2pnn.cli import jobfile, request
 from p2pnn.cli.results import to_safetensors
 from p2pnn.job.checkpoint import Manifest, Part, add_bits, fingerprint, tensor_bits
 from p2pnn.job.spec import JobSpec
@@ -128,7 +128,7 @@ class MadeJob:
         self.graph = flowers()
         self.tensors = tensors_of(self.graph)
         asked = request.Request(name="flowers")
-        spec = JobSpec("flowers", self.graph, {"image": "image"}, request=request.to_toml(asked))
+        spec = JobSpec("flowers", self.graph, {"image": "image"}, request=jobfile.to_toml(asked))
         self.spec = msgspec.msgpack.encode(spec)
         names = list(self.tensors)
         shares = [{name: self.tensors[name] for name in names[start::parts]} for start in range(parts)]

@@ -6,7 +6,8 @@ import pytest
 
 from p2pnn import zoo
 from p2pnn.cli import flags, main
-from p2pnn.cli.request import FLAGS, RATES, Request
+from p2pnn.cli.jobfile import FLAGS, RATES
+from p2pnn.cli.request import Request
 
 NOT_FLAGS = {"name", "model", "arguments", "data", "inputs", "pins"}
 

@@ -13,9 +13,9 @@ import pytest
 import p2pnn
 from p2pnn.cli import main, session
 from p2pnn.cli.http import Daemon
+from p2pnn.cli.jobfile import resolve
 from p2pnn.cli.local import LocalMesh
 from p2pnn.cli.mesh import Mesh
-from p2pnn.cli.request import resolve
 from p2pnn.config import Places
 from p2pnn.errors import JobFailedError, NoDaemonError, StorageError, UsageError
 from tests.cli.fake import FakeDaemon

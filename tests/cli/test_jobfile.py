@@ -1,0 +1,114 @@
+"""Job files and flags: precedence, refusals, and the way back to a file."""
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from p2pnn.cli.jobfile import FLAGS, resolve, to_toml, with_cut
+from p2pnn.cli.request import Request
+from p2pnn.errors import UsageError
+from p2pnn.job.spec import Optimizer
+
+JOB = """
+format = 1
+seed = 7
+[model]
+source = "digits.py:net"
+arguments = { classes = 10 }
+[data]
+train = "digits.npz"
+inputs = { image = "x", label = "y" }
+scale = 0.00392156862745098
+validation_fraction = 0.1
+[train]
+epochs = 3
+batch_size = 64
+optimizer = { kind = "adamw", schedule = "constant" }
+[mesh]
+nodes = ["a", "b"]
+pins = { "block2/*" = "attic-pc" }
+memory = "2 GiB"
+"""
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Path:
+    (tmp_path / "job.toml").write_text(JOB)
+    return tmp_path / "job.toml"
+
+
+def test_a_job_file(job: Path) -> None:
+    request = resolve({}, job)
+    assert request.model.source == f"{job.parent}/digits.py:net"
+    assert request.data.train == str(job.parent / "digits.npz")
+    assert request.train.optimizer == Optimizer(kind="adamw", rate=1e-3, weight_decay=0.01, schedule="constant")
+    assert request.mesh.pins == {"block2/*": "attic-pc"}
+    assert request.memory_bytes_max == 2 << 30
+
+
+def test_flags_win(job: Path) -> None:
+    request = resolve({"epochs": 9, "optimizer": "sgd", "model": "mlp", "data": "digits", "seed": None}, job)
+    assert (request.train.epochs, request.train.batch_size, request.seed) == (9, 64, 7)
+    assert (request.train.optimizer.kind, request.train.optimizer.rate) == ("sgd", 0.1)
+    assert (request.model.source, request.data.train) == ("mlp", "digits")
+
+
+def test_flags_leave_what_they_do_not_name(tmp_path: Path) -> None:
+    (tmp_path / "job.toml").write_text(
+        '[model]\nsource = "char-gpt"\narguments = { layers = 1, width = 32 }\n[data]\ntrain = "digits"\n'
+        '[mesh]\npins = { "block0" = "a" }\n'
+    )
+    found = resolve({"arguments": {"layers": 2}, "pins": {"head": "b"}}, tmp_path / "job.toml")
+    assert found.model.arguments == {"layers": 2, "width": 32}
+    assert found.mesh.pins == {"block0": "a", "head": "b"}
+
+
+def test_what_is_saved_repeats_the_run(job: Path, tmp_path: Path) -> None:
+    for request in (resolve({}, job), resolve({"model": "mlp", "data": "digits", "name": 'a "quoted" \\ name'})):
+        (tmp_path / "again.toml").write_text(to_toml(request))
+        assert resolve({}, tmp_path / "again.toml") == request
+
+
+def test_a_cut_is_added_to_what_is_saved(tmp_path: Path) -> None:
+    request = resolve({"model": "mlp", "data": "digits", "schedule": "async:2"})
+    (tmp_path / "job.toml").write_text(with_cut(to_toml(request), (0, 0, 1), broken=False))
+    found = resolve({}, tmp_path / "job.toml")
+    assert found.mesh == msgspec.structs.replace(request.mesh, cut=[0, 0, 1])
+    assert (found.model, found.data, found.train) == (request.model, request.data, request.train)
+
+
+def test_every_flag_has_its_place_in_a_job_file() -> None:
+    for path in FLAGS.values():
+        found: Any = Request()
+        for key in path:
+            found = getattr(found, key)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("sede = 7", r"unknown key 'sede'; did you mean seed\?"),
+        ("[train]\nepoch = 7", r"unknown key 'train\.epoch'; did you mean train\.epochs\?"),
+        ("[train]\noptimizer = { lr = 7 }", r"unknown key 'train\.optimizer\.lr'"),
+        ("train = 7", r"train is a table; write \[train\]"),
+        ("[train]\nepochs = 'many'", r"train\.epochs: expected int, got str"),
+        ("format = 9", "has format 9; this p2pnn reads up to 1: install a newer one"),
+        ("seed = ", "is not a readable job file"),
+    ],
+)
+def test_bad_job_files(tmp_path: Path, text: str, sentence: str) -> None:
+    (tmp_path / "job.toml").write_text(text)
+    with pytest.raises(UsageError, match=sentence):
+        resolve({}, tmp_path / "job.toml")
+
+
+def test_mini_batches_in_flight_are_one_piece_each(tmp_path: Path) -> None:
+    assert resolve({}).train.micro_batches == 4
+    asked = resolve({"schedule": "async:2"})
+    assert (asked.mesh.schedule, asked.train.micro_batches) == ("async:2", 1)
+    assert resolve({"schedule": "async:64", "micro_batches": 1}).mesh.schedule == "async:64"
+    (tmp_path / "job.toml").write_text('[mesh]\nschedule = "async:3"')
+    assert resolve({}, tmp_path / "job.toml").train.micro_batches == 1
+    assert resolve({"schedule": "sync"}, tmp_path / "job.toml").train.micro_batches == 4
