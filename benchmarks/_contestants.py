@@ -3,6 +3,8 @@
     python -m benchmarks._contestants NAME receive CONGESTION           prints its port, serves until its stdin ends
     python -m benchmarks._contestants NAME send CONGESTION PORT         obeys lines on stdin, answers each by one line
 
+Neither waits for a peer that is gone: the receiver ends (grpc's, which does not see it, with its stdin), the sender says so.
+
 A line to the sender is `one-way SIZE COUNT` or `round-trip SIZE COUNT PAUSE_S`; the answer is the seconds from the first
 byte sent to the receiver's word that the last one is in its place, or the seconds of each round trip. All of them have
 TCP_NODELAY, all receive into memory that lasts where their interface lets them, and all sockets use the congestion
@@ -13,6 +15,7 @@ control that the command line names (grpc's excepted, which cannot be reached): 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import socket
@@ -21,7 +24,7 @@ import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 ONE_WAY, ROUND_TRIP = 0, 1
 WINDOW = 4
@@ -52,17 +55,22 @@ def raw_receive(congestion: str) -> None:
         tune(server, congestion)
         announce(server.getsockname()[1])
         sock, _ = server.accept()
-        head = memoryview(bytearray(_ROUND.size))
-        while True:
-            fill(sock, head)
-            what, size, count, _ = _ROUND.unpack(head)
-            body = memoryview(bytearray(size))
-            for _ in range(count):
-                fill(sock, body)
-                if what == ROUND_TRIP:
-                    sock.sendall(body)
-            if what == ONE_WAY:
-                sock.sendall(b"!")
+        with sock, contextlib.suppress(*GONE):
+            raw_serve(sock)
+
+
+def raw_serve(sock: socket.socket) -> None:
+    head = memoryview(bytearray(_ROUND.size))
+    while True:
+        fill(sock, head)
+        what, size, count, _ = _ROUND.unpack(head)
+        body = memoryview(bytearray(size))
+        for _ in range(count):
+            fill(sock, body)
+            if what == ROUND_TRIP:
+                sock.sendall(body)
+        if what == ONE_WAY:
+            sock.sendall(b"!")
 
 
 class RawSender:
@@ -87,12 +95,12 @@ class RawSender:
 
 
 def fill(sock: socket.socket, view: memoryview) -> None:
-    """Receive until the view is full; the other end's going ends the process."""
+    """Receive until the view is full. Raises one of GONE."""
     done = 0
     while done < len(view):
         count = sock.recv_into(view[done:])
         if not count:
-            sys.exit(0)
+            raise EOFError("it has closed its socket")
         done += count
 
 
@@ -104,13 +112,15 @@ async def streams_receive(congestion: str) -> None:
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         tune(writer.get_extra_info("socket"), congestion)
-        while head := await reader.read(1):
-            (length,) = _LENGTH.unpack(head + await reader.readexactly(_LENGTH.size - 1))
-            message = msgpack.unpackb(await reader.readexactly(length))
-            if message["echo"]:
-                await write(writer, message)
-            elif message["last"]:
-                writer.write(b"!")
+        with contextlib.suppress(*GONE):
+            while True:
+                (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
+                message = msgpack.unpackb(await reader.readexactly(length))
+                if message["echo"]:
+                    await write(writer, message)
+                elif message["last"]:
+                    writer.write(b"!")
+        os._exit(0)
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0, limit=1 << 22)
     announce(server.sockets[0].getsockname()[1])
@@ -196,6 +206,16 @@ class GrpcSender:
         await self._echo(bytes(body))
 
 
+async def grpc_obey(port: int) -> None:
+    """As `obey`; grpc has an error of its own for a peer that is gone."""
+    import grpc
+
+    try:
+        await obey(GrpcSender(port))
+    except grpc.aio.AioRpcError as error:
+        raise ConnectionError(error.details()) from error
+
+
 def _unlimited() -> list[tuple[str, int]]:
     return [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
 
@@ -204,14 +224,18 @@ def _unlimited() -> list[tuple[str, int]]:
 
 
 class Ours:
-    """Events of a transport whose bodies all go to one place; `arrived` is called with each message."""
+    """Events of a transport whose bodies all go to one place; `arrived` is called with each message.
 
-    def __init__(self, number: int) -> None:
+    lost: called with the reason when the peer is gone; it ends the process, since nobody else would wake who waits here.
+    """
+
+    def __init__(self, number: int, lost: Callable[[str], NoReturn]) -> None:
         from p2pnn.transport import LocalIdentity, Transport
         from p2pnn.types import NodeId
 
         identity = LocalIdentity(NodeId(f"{number:032x}"), f"n{number}", "bench", "boot")
         self.transport = Transport(identity, self)
+        self.lost = lost
         self.peer = asyncio.get_running_loop().create_future()
         self.place = memoryview(bytearray(0))
         self.arrived: Callable[[Any], None] = lambda message: None
@@ -220,9 +244,13 @@ class Ours:
     def peer_connected(self, node: Any, hello: Any) -> None:
         self.peer.set_result(node)
 
-    def peer_lost(self, node: Any, reason: str, left: bool) -> None: ...
+    def peer_lost(self, node: Any, reason: str, left: bool) -> None:
+        self.lost(reason)
+
     def dial_reached(self, address: Any, node: Any) -> None: ...
-    def dial_failed(self, address: Any, reason: str) -> None: ...
+
+    def dial_failed(self, address: Any, reason: str) -> None:
+        self.lost(reason)
 
     def message(self, node: Any, message: Any) -> None:
         self.acknowledged(message)
@@ -241,7 +269,7 @@ async def ours_receive(congestion: str) -> None:
     from p2pnn.wire.messages import Retired, Tensor
 
     _use(congestion)
-    ours = Ours(1)
+    ours = Ours(1, lambda reason: os._exit(0))
     port = (await ours.transport.start(Address("127.0.0.1", 0))).port
     announce(port)
     node = await ours.peer
@@ -268,7 +296,7 @@ class OurSender:
         from p2pnn.types import Address
 
         _use(congestion)
-        ours = Ours(2)
+        ours = Ours(2, lambda reason: say_gone("p2pnn", reason))
         await ours.transport.start(Address("127.0.0.1", 0))
         ours.transport.dial(Address("127.0.0.1", port))
         return cls(ours, await ours.peer)
@@ -312,13 +340,22 @@ def _use(congestion: str) -> None:
 
 # --- the processes
 
+GONE = (EOFError, OSError)
+"""What reading from or writing to a peer that is gone raises; asyncio.IncompleteReadError is an EOFError."""
+
+
+def say_gone(name: str, reason: object) -> NoReturn:
+    """End a sender at once, whatever waits in it."""
+    print(f"{name}: the receiving process is gone ({reason})", file=sys.stderr, flush=True)
+    os._exit(1)
+
 
 def announce(port: int) -> None:
     print(port, flush=True)
 
 
 async def obey(sender: Sender) -> None:
-    """Do what stdin says until it ends."""
+    """Do what stdin says until it ends. Raises one of GONE."""
     while line := await asyncio.to_thread(sys.stdin.readline):
         what, size, count, *pause = line.split()
         if what == "one-way":
@@ -343,14 +380,17 @@ async def _round_trips(sender: Sender, size: int, count: int, pause_s: float) ->
 
 
 async def _send(name: str, congestion: str, port: int) -> None:
-    if name == "raw":
-        await obey(RawSender(port, congestion))
-    elif name == "grpc":
-        await obey(GrpcSender(port))
-    elif name == "streams":
-        await obey(await StreamsSender.open(port, congestion))
-    else:
-        await obey(await OurSender.open(port, congestion))
+    try:
+        if name == "raw":
+            await obey(RawSender(port, congestion))
+        elif name == "grpc":
+            await grpc_obey(port)
+        elif name == "streams":
+            await obey(await StreamsSender.open(port, congestion))
+        else:
+            await obey(await OurSender.open(port, congestion))
+    except GONE as error:
+        say_gone(name, error)
 
 
 _RECEIVE: dict[str, Callable[[str], Awaitable[None]]] = {

@@ -7,6 +7,7 @@ executor is started, gets its data as chunks of a blob store, and is told to tra
 
 from __future__ import annotations
 
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
@@ -245,5 +246,6 @@ def make(case: dict[str, Any]) -> Task:
 if __name__ == "__main__":
     import threadpoolctl
 
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # the executor's folder must go, too
     with threadpoolctl.threadpool_limits(1):
         serve(make, nice=0 if "steps" in sys.argv[1:] else NICE)  # an executor steps behind by itself

@@ -46,7 +46,7 @@ class Work:
         folder = Path(asked["folder"])
         self.x = torch.from_numpy(np.load(folder / "x.npy"))
         self.y = torch.from_numpy(np.load(folder / "y.npy"))
-        self.order = torch.from_numpy(np.load(folder / "order.npy"))
+        self.order = torch.from_numpy(np.load(folder / asked["order"]))
         layers = []
         for number in range(0, asked["parameters"], 2):
             weight, bias = (torch.from_numpy(np.load(folder / f"p{n}.npy")) for n in (number, number + 1))
@@ -60,7 +60,7 @@ class Work:
         self.step = 0
 
     def rows(self) -> torch.Tensor:
-        return self.order[self.step % len(self.order)]
+        return self.order[self.step]
 
     def close(self) -> None:
         pass

@@ -9,7 +9,8 @@ JSON object per line and answers each with one:
     {"do": "memory"}       what preparing and running it took      {"bytes": n, …}
 
 Only the standard library is imported here, since another environment may hold nothing of ours. All workers have one BLAS
-thread, by the environment that they start with.
+thread, by the environment that they start with, and sessions of their own: Ctrl-C reaches the measurement alone, which ends
+them.
 """
 
 from __future__ import annotations
@@ -21,12 +22,11 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 ROOT = Path(__file__).resolve().parent.parent
-PYTHON_VARIABLE = "P2PNN_BENCH_PYTHON"
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 END_S = 10.0
 NICE = 5
@@ -39,6 +39,10 @@ class Absent(Exception):
     """This contestant cannot do this case; the message says why."""
 
 
+class Ended(Exception):
+    """A process that is needed has ended by itself; the message names it."""
+
+
 class Task(Protocol):
     """A case, ready to run."""
 
@@ -48,39 +52,58 @@ class Task(Protocol):
     def close(self) -> None: ...
 
 
-class Worker:
-    """The asking end. Raises Absent where the worker says that it cannot, RuntimeError with its last words where it dies."""
+def start(python: str, module: str, *arguments: str) -> subprocess.Popen[str]:
+    """A module of benchmarks/ as a process, found from whatever folder the person stands in."""
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    return subprocess.Popen(
+        [python, "-m", f"benchmarks.{module}", *arguments],
+        cwd=ROOT,
+        env={**os.environ, **ONE_THREAD, "PYTHONPATH": path},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
 
-    def __init__(self, python: str, module: str, *arguments: str, environ: Mapping[str, str] | None = None) -> None:
-        self.module = module
-        self._process = subprocess.Popen(
-            [python, "-m", f"benchmarks.{module}", *arguments],
-            cwd=ROOT,
-            env={**os.environ, **ONE_THREAD, **(environ or {})},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+
+def send_line(process: subprocess.Popen[str], line: str) -> None:
+    """Say a line to a process. That it has ended is told by `next_line`."""
+    assert process.stdin is not None
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.write(line + "\n")
+        process.stdin.flush()
+
+
+def next_line(process: subprocess.Popen[str]) -> str:
+    """What a process says next. Raises Ended where it says no more."""
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    if not line:
+        words = " ".join(map(str, process.args[2:]))  # type: ignore[index]
+        raise Ended(f"the process {words} ended with status {process.wait()}")
+    return line
+
+
+class Worker:
+    """The asking end. Raises Absent where the worker says that it cannot, Ended where it dies."""
+
+    def __init__(self, python: str, module: str, *arguments: str) -> None:
+        self._process = start(python, module, *arguments)
 
     def __enter__(self) -> Worker:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            self.stop()
         self.close()
 
     def tell(self, do: str, **what: Any) -> None:
         """Ask without waiting; `hear` returns the answer."""
-        assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.write(json.dumps({"do": do, **what}) + "\n")
-            self._process.stdin.flush()
+        send_line(self._process, json.dumps({"do": do, **what}))
 
     def hear(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"the process benchmarks.{self.module} ended with status {self._process.wait()}")
-        answer: dict[str, Any] = json.loads(line)
+        answer: dict[str, Any] = json.loads(next_line(self._process))
         if "absent" in answer:
             raise Absent(answer["absent"])
         return answer
@@ -88,6 +111,10 @@ class Worker:
     def ask(self, do: str, **what: Any) -> dict[str, Any]:
         self.tell(do, **what)
         return self.hear()
+
+    def stop(self) -> None:
+        """Ask it to leave what it is doing."""
+        self._process.terminate()
 
     def close(self) -> None:
         """End it: its stdin ends, and where that does not help, it is killed."""
@@ -100,6 +127,20 @@ class Worker:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+
+
+@contextlib.contextmanager
+def together(python: str, module: str, each: Sequence[Sequence[str]]) -> Iterator[list[Worker]]:
+    """Workers that need each other, one for each line of arguments: when work is broken off, all are stopped before any is
+    waited for, so that none finds the others gone and says so."""
+    with contextlib.ExitStack() as stack:
+        workers = [stack.enter_context(Worker(python, module, *arguments)) for arguments in each]
+        try:
+            yield workers
+        except BaseException:
+            for worker in workers:
+                worker.stop()
+            raise
 
 
 def serve(make: Callable[[dict[str, Any]], Task], nice: int = NICE) -> None:
@@ -177,22 +218,3 @@ def reset_peak(process: int | str = "self") -> int:
 
 def peak_bytes(process: int | str = "self") -> int:
     return resident_bytes(process, "VmHWM")
-
-
-def torch_python(chosen: str | None) -> str:
-    """A Python that has torch: the one chosen, that of P2PNN_BENCH_PYTHON, or this one. Raises Absent with what to do."""
-    named = chosen or os.environ.get(PYTHON_VARIABLE)
-    python = named or sys.executable
-    try:
-        done = subprocess.run([python, "-c", "import numpy, torch"], capture_output=True, text=True)
-        problem = done.stderr.strip().rpartition("\n")[2] if done.returncode else ""
-    except OSError as error:
-        problem = str(error)
-    if not problem:
-        return python
-    if named:
-        raise Absent(f"{python} has no torch ({problem})")
-    raise Absent(
-        "torch is not installed here; for the other side, name a Python that has torch and numpy, with --torch-python PATH or "
-        f"{PYTHON_VARIABLE}=PATH"
-    )

@@ -21,13 +21,18 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from benchmarks._measure import Contest, Report, Target, arguments
-from benchmarks._worker import Absent, Worker, torch_python
-from p2pnn.cli import follow, submit
+from benchmarks import _jobs
+from benchmarks._measure import Contest, Report, Target, arguments, conclude
+from benchmarks._torch_python import add_option, torch_python
+from benchmarks._worker import Worker
+from p2pnn.cli import prepare, submit
+from p2pnn.cli.jobfile import resolve
 from p2pnn.cli.local import LocalMesh
-from p2pnn.cli.request import resolve
+from p2pnn.cli.request import VALIDATION_FRACTION
 from p2pnn.data.batches import epoch_order
-from p2pnn.data.text import open_text
+from p2pnn.data.ingest import divide
+from p2pnn.data.text import is_text, open_text
+from p2pnn.errors import DataError
 from p2pnn.job.spec import JobSpec
 from p2pnn.model.initial import initial
 from p2pnn.train.rates import rate
@@ -35,7 +40,7 @@ from p2pnn.train.rates import rate
 OURS, TORCH = "p2pnn, 2 nodes", "torch, 1 process"
 NETWORK = {"layers": 4, "heads": 4, "width": 64}
 CONTEXT = 64
-TRAINING = {
+TRAINING: dict[str, Any] = {
     "batch_size": 32,
     "micro_batches": 4,
     "optimizer": "adamw",
@@ -51,36 +56,22 @@ LOSS_RATIO_MAX = 1.02
 
 def main() -> int:
     options = arguments(__doc__ or "", extend=extend)
-    report = Report("chargpt")
+    report = Report("chargpt", quick=options.quick)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        text = (
-            Path(options.data)
-            if options.data
-            else made_up(folder / "made-up.txt", 40_000 if options.quick else 400_000)
-        )
-        prepared = submit.prepare(
-            resolve(
-                {
-                    "model": "char-gpt",
-                    "arguments": NETWORK,
-                    "data": str(text),
-                    "context": CONTEXT,
-                    "epochs": 1 if options.quick else options.epochs,
-                    "nodes": 2,
-                    **TRAINING,
-                }
-            )
-        )
+        if options.data is None:
+            text = made_up(folder / "made-up.txt", 40_000 if options.quick else 400_000)
+        else:
+            text = usable(Path(options.data).expanduser())
+        prepared = training_on(text, options.epochs if options.epochs is not None else 1 if options.quick else 3)
         spec = prepared.spec
+        write(folder, spec, text)
+        python = torch_python(options.torch_python, report)
         report.facts["text"] = f"{options.data or 'made up'}, {len(spec.graph.classes)} different characters"
         report.facts["network"] = f"{NETWORK}, context {CONTEXT}; {TRAINING}; {spec.steps:,} steps"
         losses = {OURS: ours(prepared, report)}
-        write(folder, spec, text)
-        try:
-            losses[TORCH] = theirs(folder, spec, torch_python(options.torch_python), report)
-        except Absent as reason:
-            report.absent["torch"] = str(reason)
+        if python:
+            losses[TORCH] = theirs(folder, spec, python, report)
     for epoch, found in enumerate(zip(*losses.values(), strict=True), 1):
         last = epoch == spec.epochs
         contest = Contest(f"validation loss after {epoch * spec.steps_per_epoch:,} steps", "nats", ours=OURS)
@@ -92,17 +83,34 @@ def main() -> int:
 
 def extend(parser: Any) -> None:
     parser.add_argument("--data", metavar="FILE.txt", help="a text, such as tinyshakespeare's input.txt; else made up")
-    parser.add_argument("--epochs", type=int, default=3, metavar="N", help="passes over the text (3)")
-    parser.add_argument("--torch-python", metavar="PATH", help="a Python that has torch and numpy")
+    parser.add_argument("--epochs", type=int, metavar="N", help="passes over the text (3; with --quick 1)")
+    add_option(parser)
+
+
+def usable(path: Path) -> Path:
+    """The path. Raises DataError for what is no text, or one too short for a batch."""
+    if not is_text(path):
+        raise DataError(f"{path} is not a text by its name; name a file of UTF-8 text that ends in .txt")
+    characters = open_text(path, 1).train.rows  # each but the last is a row then
+    rows, _ = divide(characters // CONTEXT, VALIDATION_FRACTION, 0.0)
+    if rows < TRAINING["batch_size"]:
+        raise DataError(
+            f"{path} gives {rows} rows of {CONTEXT} characters to train on, but a batch takes {TRAINING['batch_size']}; "
+            f"name a longer text"
+        )
+    return path
+
+
+def training_on(text: Path, epochs: int) -> submit.Prepared:
+    asked = {"model": "char-gpt", "arguments": NETWORK, "data": str(text), "context": CONTEXT, "epochs": epochs}
+    return prepare.training(resolve({**asked, "nodes": 2, **TRAINING}))
 
 
 def ours(prepared: submit.Prepared, report: Report) -> list[float]:
     """The validation loss after each epoch, through the mesh."""
     with LocalMesh(2) as mesh:
         began = time.monotonic()
-        job = submit.send(mesh.daemon, prepared)
-        outcome = follow.follow(mesh.daemon, job, show, may_detach=False, fallen=mesh.fallen)
-        outcome.raise_if_failed()
+        outcome = _jobs.run(mesh, prepared, show)
     report.facts[f"{OURS}, seconds"] = round(time.monotonic() - began, 1)
     return [float(event["validation_loss"]) for event in outcome.epochs]
 
@@ -164,4 +172,4 @@ def made_up(path: Path, characters: int) -> Path:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(conclude(main))

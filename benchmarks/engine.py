@@ -15,22 +15,20 @@ from functools import partial
 from typing import Any
 
 from benchmarks._cases import ALL, MEMORY_AT_MOST, Case
-from benchmarks._measure import Contest, Report, Target, arguments
-from benchmarks._worker import Absent, Worker, torch_python
+from benchmarks._measure import Contest, Report, Target, arguments, conclude
+from benchmarks._torch_python import add_option, torch_python
+from benchmarks._worker import Absent, Worker
+from p2pnn.errors import UsageError
 
 OURS, TORCH = "p2pnn", "torch"
 
 
 def main() -> int:
     options = arguments(__doc__ or "", extend=extend)
-    report = Report("engine")
-    cases = [case for case in ALL if options.only.lower() in case.name.lower()]
+    report = Report("engine", quick=options.quick)
+    cases = chosen(options.only)
     rounds, least_s = (3, 0.02) if options.quick else (15, 0.1)
-    try:
-        python = torch_python(options.torch_python)
-    except Absent as reason:
-        report.absent[TORCH] = str(reason)
-        python = ""
+    python = torch_python(options.torch_python, report)
     for case in cases:
         with ExitStack() as stack:  # new processes for each case, so that its memory is its own
             workers = {OURS: stack.enter_context(Worker(sys.executable, "_ours", *["steps"] * case.steps))}
@@ -43,7 +41,16 @@ def main() -> int:
 def extend(parser: Any) -> None:
     parser.add_argument("--only", default="", metavar="TEXT", help="only cases whose name contains TEXT")
     parser.add_argument("--processor", action="store_true", help="count processor time, not time that passes (Linux)")
-    parser.add_argument("--torch-python", metavar="PATH", help="a Python that has torch and numpy")
+    add_option(parser)
+
+
+def chosen(text: str) -> list[Case]:
+    """The cases whose name contains the text. Raises UsageError that lists all where there is none."""
+    found = [case for case in ALL if text.lower() in case.name.lower()]
+    if not found:
+        names = "".join(f"\n  {case.name}" for case in ALL)
+        raise UsageError(f"--only {text}: no case has that in its name; give a part of one of these:{names}")
+    return found
 
 
 def measure(
@@ -73,4 +80,4 @@ def milliseconds(worker: Worker, what: str) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(conclude(main))

@@ -13,16 +13,16 @@ in one thread), nothing pinned; and what that process keeps of the speed that it
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from importlib.util import find_spec
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from benchmarks._measure import Contest, Report, Target, arguments
+from benchmarks._measure import Contest, Report, Target, arguments, conclude
+from benchmarks._worker import next_line, send_line, start
 
 NAMES = {"p2pnn": "p2pnn", "raw": "raw sockets", "streams": "asyncio streams", "grpc": "grpc.aio"}
 """Contestants, in this order, as `_contestants` calls them and as people do."""
@@ -37,8 +37,8 @@ SLOWER = {"streams": 4, "grpc": 8}
 """These get so many times fewer bodies, for rounds of similar length."""
 
 TRIP_BYTES = 64 << 10
-P99_MS_MAX = 0.5
-KEPT_MIN = 0.95
+P99 = Target(at_most=0.5)
+KEPT = Target(at_least=0.95)
 PAUSES_S = {"one after the other": 0.0, "one each 2 ms": 0.002}
 
 
@@ -47,9 +47,9 @@ class Pair:
 
     def __init__(self, name: str, congestion: str, stack: ExitStack) -> None:
         self.name = name
-        receiver = stack.enter_context(_process("benchmarks._contestants", name, "receive", congestion))
-        port = _line(receiver)
-        self._sender = stack.enter_context(_process("benchmarks._contestants", name, "send", congestion, port.strip()))
+        receiver = stack.enter_context(_process("_contestants", name, "receive", congestion))
+        port = next_line(receiver).strip()
+        self._sender = stack.enter_context(_process("_contestants", name, "send", congestion, port))
 
     def one_way(self, size: int, count: int) -> float:
         """GB/s."""
@@ -62,17 +62,17 @@ class Pair:
         return trips
 
     def _ask(self, line: str) -> Any:
-        assert self._sender.stdin is not None
-        self._sender.stdin.write(line + "\n")
-        self._sender.stdin.flush()
-        return json.loads(_line(self._sender))
+        send_line(self._sender, line)
+        return json.loads(next_line(self._sender))
 
 
 def main() -> int:
     options = arguments(__doc__ or "")
-    report = Report("transport")
+    report = Report("transport", quick=options.quick)
     present = dict(NAMES)
-    if find_spec("grpc") is None:
+    try:
+        report.versions["grpc"] = version("grpcio")
+    except PackageNotFoundError:
         del present["grpc"]
         report.absent["grpc.aio"] = "grpcio is not installed here (pip install grpcio)"
     rounds = 3 if options.quick else 15
@@ -104,13 +104,11 @@ def _while_computing(words: str, pause_s: float, pairs: dict[str, Pair], rounds:
     p50 = Contest(f"round trip of 64 KiB while a process computes, {words}: median", "ms")
     p99 = Contest(f"round trip of 64 KiB while a process computes, {words}: p99", "ms")
     kept = Contest(f"speed that the computing process keeps meanwhile, {words}", "of its own", higher_is_better=True)
-    with _process("benchmarks._busy") as busy:
+    with _process("_busy") as busy:
 
         def work(verb: str) -> float:
-            assert busy.stdin is not None
-            busy.stdin.write(verb + "\n")
-            busy.stdin.flush()
-            return float(_line(busy)) if verb != "go" else 0.0
+            send_line(busy, verb)
+            return float(next_line(busy)) if verb != "go" else 0.0
 
         for number in range(rounds + 1):
             middle: dict[str, float] = {}
@@ -129,38 +127,20 @@ def _while_computing(words: str, pause_s: float, pairs: dict[str, Pair], rounds:
                 p50.add(middle)
                 p99.add(last)
                 kept.add(share)
-    for contest in (p50, p99, kept):
-        report.add(contest)
-    for contest, bound, met in (
-        (p99, f"at most {P99_MS_MAX} ms", p99.median("p2pnn") <= P99_MS_MAX),
-        (kept, f"at least {KEPT_MIN}", kept.median("p2pnn") >= KEPT_MIN),
-    ):
-        report.facts[f"{contest.name}, p2pnn"] = (
-            f"{contest.median('p2pnn'):.3g}, wanted {bound}: {'met' if met else 'MISSED'}"
-        )
+    report.add(p50)
+    report.add(p99, P99)
+    report.add(kept, KEPT)
 
 
 @contextmanager
-def _process(*arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """A Python process that ends when its stdin does."""
-    threads = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-    command = [sys.executable, "-m", *arguments]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, **threads}
-    ) as process:
+def _process(module: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """A module of benchmarks/ as a process that is killed at the end."""
+    with start(sys.executable, module, *arguments) as process:
         try:
             yield process
         finally:
             process.kill()
 
 
-def _line(process: subprocess.Popen[str]) -> str:
-    assert process.stdout is not None
-    line = process.stdout.readline()
-    if not line:
-        raise SystemExit(f"{' '.join(map(str, process.args[2:]))} ended; the lines above say why")  # type: ignore[index]
-    return line
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(conclude(main))
