@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 pytest.importorskip("benchmarks", reason="a source distribution has no measurements")
 
-from benchmarks import _cases
-from benchmarks._measure import Contest, Report, Target, arguments
-from benchmarks._worker import PYTHON_VARIABLE, Absent, Worker, torch_python
+from benchmarks import _cases, engine
+from benchmarks._measure import INTERRUPTED, UNUSABLE, Contest, Report, Target, arguments, conclude
+from benchmarks._torch_python import VARIABLE, torch_python
+from benchmarks._worker import Ended, Worker
+from p2pnn.errors import DataError, UsageError
 
 
 def contest(**samples: list[float]) -> Contest:
@@ -54,6 +58,12 @@ def test_targets(target: Target, ratio: float, met: bool) -> None:
     assert target.is_met(ratio) is met
 
 
+def test_a_figure_beside_its_bound_is_told_with_digits_that_show_its_side() -> None:
+    assert Target("t", at_most=0.9).tell(0.9004) == "0.9004"
+    assert Target("t", at_least=0.8).tell(0.7996) == "0.7996"
+    assert Target("t", at_least=0.8).tell(0.8) == "0.80"
+
+
 def test_a_report_says_what_was_missed_and_what_is_absent(capsys: pytest.CaptureFixture[str]) -> None:
     report = Report("test", facts={"data": "made up"}, absent={"torch": "it is not installed"})
     report.add(
@@ -69,6 +79,49 @@ def test_a_report_says_what_was_missed_and_what_is_absent(capsys: pytest.Capture
     table = capsys.readouterr().out.splitlines()
     assert "| copying [ms] | 2 | 1 (2.00; ≤ 1.5, missed) |" in table
     assert "- torch is left out: it is not installed" in table
+
+
+def test_a_bound_on_our_own_figure_needs_nobody_else(capsys: pytest.CaptureFixture[str]) -> None:
+    report = Report("test", quick=True, versions={"torch": "9.9"})
+    report.add(contest(ours=[2.0, 3.0, 4.0]), Target(at_most=2.5), show=False)
+    assert report.missed() == ["copying: ours is 3 ms, not ≤ 2.5"]
+    assert report.end(arguments("", ["--json"])) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert (record["quick"], record["versions"]) == (True, {"torch": "9.9"})
+    assert record["contests"][0]["targets"] == [{"against": None, "wanted": "≤ 2.5", "median": 3.0, "met": False}]
+    report.end(arguments("", []))
+    assert "torch 9.9, few short rounds (--quick)" in capsys.readouterr().out
+
+
+def test_where_nothing_was_measured_the_reasons_are_told() -> None:
+    with pytest.raises(UsageError, match="nothing could be measured; ours: it has no memory"):
+        Report("test", absent={"ours": "it has no memory"}).end(arguments("", []))
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "sentence"),
+    [
+        (DataError("there is no x"), UNUSABLE, "bench: there is no x"),
+        (Ended("the process y ended"), UNUSABLE, "bench: the process y ended"),
+        (KeyboardInterrupt(), INTERRUPTED, "bench: interrupted"),
+    ],
+)
+def test_what_ends_a_measurement_is_one_sentence(
+    error: BaseException, status: int, sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken() -> int:
+        raise error
+
+    assert conclude(broken) == status
+    assert capsys.readouterr().err == sentence + "\n"
+
+
+def test_options_that_are_not_known_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"unrecognized arguments: --fast; --help lists what there is"):
+        arguments("", ["--fast"])
+    assert engine.chosen("lenet-5, adam")
+    with pytest.raises(UsageError, match=r"--only alexnet: no case has that in its name(.|\n)*ResNet-8"):
+        engine.chosen("alexnet")
 
 
 def test_every_case_has_both_sides() -> None:
@@ -96,16 +149,30 @@ def test_ours_runs_an_op_an_optimizer_and_steps() -> None:
 
 
 def test_a_worker_that_ends_is_told() -> None:
-    with Worker(sys.executable, "_worker") as worker, pytest.raises(RuntimeError, match=r"benchmarks\._worker ended"):
+    with (
+        Worker(sys.executable, "_worker") as worker,
+        pytest.raises(Ended, match=r"benchmarks\._worker ended with status 0"),
+    ):
         worker.ask("prepare")
 
 
-def test_a_python_without_torch_is_refused_with_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(Absent, match="/nowhere/python has no torch"):
-        torch_python("/nowhere/python")
-    monkeypatch.setenv(PYTHON_VARIABLE, "/elsewhere/python")
-    with pytest.raises(Absent, match="/elsewhere/python"):
-        torch_python(None)
+def test_a_python_that_was_named_and_has_no_torch_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match=r"--torch-python /nowhere/python has no torch \(No such file"):
+        torch_python("/nowhere/python", Report("test"))
+    monkeypatch.setenv(VARIABLE, "/elsewhere/python")
+    with pytest.raises(UsageError, match=f"{VARIABLE}=/elsewhere/python has no torch"):
+        torch_python(None, Report("test"))
+
+
+def test_where_no_python_was_named_torch_may_be_absent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    bare = tmp_path / "python"
+    bare.write_text("#!/bin/sh\necho 'ModuleNotFoundError: no torch' >&2; exit 1\n")
+    bare.chmod(0o755)
+    monkeypatch.delenv(VARIABLE, raising=False)
+    monkeypatch.setattr(sys, "executable", str(bare))
+    report = Report("test")
+    assert torch_python(None, report) == ""
+    assert "this Python has none (ModuleNotFoundError: no torch)" in report.absent["torch"]
 
 
 def test_a_jobs_speed_is_the_slope_of_its_later_steps() -> None:
@@ -129,6 +196,42 @@ def test_a_jobs_speed_is_the_slope_of_its_later_steps() -> None:
 
 def test_times_to_a_loss_are_those_to_one_that_all_reach() -> None:
     mesh = pytest.importorskip("benchmarks.mesh")
-    curves = {"a": [(1.0, 1, 2.0), (2.0, 2, 1.0), (3.0, 3, 0.5)], "b": [(1.0, 1, 2.0), (5.0, 2, 1.0)]}
-    longest = {name: mesh.Effort(1.0, losses) for name, losses in curves.items()}
-    assert mesh.facts({}, longest) == {"until a loss of 1.050": "a 2.0 s, b 5.0 s"}
+
+    def efforts(**curves: list[tuple[float, int, float]]) -> Any:
+        return {name: mesh.Effort(1.0, losses) for name, losses in curves.items()}
+
+    a, b = [(1.0, 1, 2.0), (2.0, 2, 1.0), (3.0, 3, 0.5)], [(1.0, 1, 2.0), (5.0, 2, 1.0)]
+    assert mesh.until_a_loss(efforts(a=a, b=b)) == (1.05, {"a": 2.0, "b": 5.0})
+    assert mesh.until_a_loss(efforts(a=a, b=[(1.0, 1, float("nan"))])) is None
+
+
+def test_a_mesh_is_judged_by_who_took_part() -> None:
+    mesh = pytest.importorskip("benchmarks.mesh")
+    samples = {name: [1.0] for name in (mesh.ONE, mesh.SYNC, mesh.ASYNC, mesh.PIPELINE)}
+    judged = {(c.ours, t.against, t.at_least) for c, targets in mesh.contests(samples, 128) for t in targets}
+    assert judged == {(mesh.ASYNC, mesh.ONE, 1.5), (mesh.ASYNC, mesh.PIPELINE, 1.9), (mesh.SYNC, mesh.PIPELINE, 1.1)}
+    alone = [(c.ours, list(targets)) for c, targets in mesh.contests({mesh.ONE: [1.0]}, 512)]
+    assert alone == [(mesh.ONE, [])]
+
+
+def test_all_sides_of_a_mesh_do_as_many_steps_on_the_same_rows(tmp_path: Path) -> None:
+    mesh = pytest.importorskip("benchmarks.mesh")
+    rows = mesh.work.make_up(256)
+    one = mesh.bout(64, rows, tmp_path, quick=True)
+    for training in (one.short, one.longer):
+        order = np.load(training.order)
+        assert order.shape == (training.steps, 64)
+        assert order.max() < len(np.load(tmp_path / "x.npy")) == 256
+    with pytest.raises(UsageError, match="--batch 6: it is cut into 4 micro-batches, and the data has 256 rows"):
+        mesh.check(6, 256)
+
+
+def test_data_of_other_images_is_refused_before_a_mesh_is_measured(tmp_path: Path) -> None:
+    work = pytest.importorskip("benchmarks._classification")
+    np.savez(tmp_path / "other.npz", x=np.zeros((20, 8, 8), np.uint8), y=np.zeros(20, np.int64))
+    with pytest.raises(
+        DataError, match=r"other\.npz holds x \(uint8, 1 × 8 × 8 a row\), y \(int64, 1 a row\), but wanted are"
+    ):
+        work.load(str(tmp_path / "other.npz"), 100)
+    with pytest.raises(DataError, match="there is no /nowhere; name data of 28 × 28 images"):
+        work.load("/nowhere", 100)
