@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,14 +27,14 @@ def gone(pid: int) -> bool:
     return False
 
 
-async def test_what_it_says_arrives_and_ending_it_is_no_failure() -> None:
+async def test_what_it_says_arrives_and_ending_it_is_no_failure(tmp_path: Path) -> None:
     said: list[Any] = []
     exits: list[str] = []
     executor = await Executor.start(4096, 1, said.append, exits.append)
     room = executor.room(64, 128)
     assert room is not None
     assert len(room) == 128
-    executor.send(commands.Prepare("/nowhere/spec", b"", 0, "/nowhere"))
+    executor.send(commands.Prepare(str(tmp_path / "spec"), b"", 0, str(tmp_path)))
     await until(lambda: said)
     assert isinstance(said[0], commands.Failed)
     assert "cannot be read" in said[0].error
@@ -56,14 +57,14 @@ async def test_a_killed_process_is_reaped_and_its_death_becomes_a_sentence() -> 
     assert gone(executor.pid)
 
 
-async def test_what_the_owner_cannot_take_is_told_as_a_sentence() -> None:
+async def test_what_the_owner_cannot_take_is_told_as_a_sentence(tmp_path: Path) -> None:
     exits: list[str] = []
 
     def refuse(message: Any) -> None:
         raise LocalProtocolError("Squares has 70,000 bytes; at most 64 KiB may go")
 
     executor = await Executor.start(0, 1, refuse, exits.append)
-    executor.send(commands.Prepare("/nowhere/spec", b"", 0, "/nowhere"))
+    executor.send(commands.Prepare(str(tmp_path / "spec"), b"", 0, str(tmp_path)))
     await until(lambda: exits)
     assert exits[0] == "Squares has 70,000 bytes; at most 64 KiB may go"
     await executor.end()
