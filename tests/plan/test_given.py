@@ -42,6 +42,22 @@ def test_pins_are_kept() -> None:
         plan(job(GRAPH, cut=HALVES, pins=(Pin("fc0", "b"), Pin("fc1", "b"))), NODES, mesh(*NODES))
 
 
+def test_among_many_nodes_pins_and_room_decide_first() -> None:
+    many = [node(name) for name in "abcdefgh"]
+    made = plan(job(GRAPH, cut=THIRDS, pins=(Pin("fc0", "h"), Pin("fc2", "g"))), many, mesh(*many))
+    assert [share.name for share in made.nodes[:2]] == ["h", "g"]
+    small = [node(name, memory=1000) for name in "abcde"] + [node(name) for name in "fgh"]
+    assert {share.name for share in plan(job(GRAPH, cut=THIRDS), small, mesh(*small)).nodes} == set("fgh")
+    fast = [*many, node("i", 9.0)]
+    assert "i" in {share.name for share in plan(job(GRAPH, cut=THIRDS), fast, mesh(*fast)).nodes}
+
+
+def test_a_search_that_finds_no_room_ends() -> None:
+    crowd = [node(f"n{number}", memory=40_000, machine="one") for number in range(40)]
+    with pytest.raises(PlanError, match="no nodes have room for the parts"):
+        plan(job(GRAPH, cut=THIRDS), crowd, mesh(*crowd))
+
+
 @pytest.mark.parametrize(
     ("cut", "sentence"),
     [
