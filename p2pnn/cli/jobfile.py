@@ -108,13 +108,17 @@ def to_toml(request: Request, remark: str = REPEATS) -> str:
 
 
 def with_cut(text: str, cut: Sequence[int], *, broken: bool) -> str:
-    """A run's job file with the cut that its bits depend on. broken: the run was cut anew on its way, so nothing repeats it."""
+    """A run's job file with the cut that its bits depend on, in place of wishes for nodes by name, which another mesh lacks.
+
+    broken: the run was cut anew on its way, so nothing repeats it.
+    """
     request = msgspec.convert(tomllib.loads(text), Request)
     if broken:
         return to_toml(
             request, "The settings of this run, which went on over another cut after a break: its bits do not repeat"
         )
-    return to_toml(msgspec.structs.replace(request, mesh=msgspec.structs.replace(request.mesh, cut=list(cut))))
+    mesh = msgspec.structs.replace(request.mesh, cut=list(cut), nodes=len(set(cut)), pins={})
+    return to_toml(msgspec.structs.replace(request, mesh=mesh))
 
 
 def absolute_data(place: str) -> str:

@@ -24,7 +24,7 @@ from p2pnn.data.ingest import Ingested, Put, divide, fingerprint, ingest, ingest
 from p2pnn.data.source import Wanted, from_arrays, open_source
 from p2pnn.data.table import Source
 from p2pnn.data.text import TextTable
-from p2pnn.errors import DataError, ModelError, UsageError
+from p2pnn.errors import DataError, ModelError, PlanError, UsageError
 from p2pnn.job.spec import JobSpec, Pin, Split
 from p2pnn.model.flow import Flow
 from p2pnn.model.graph import Graph, Parameter
@@ -234,6 +234,11 @@ def _spec(asked: request.Request, name: str, graph: Graph, data: Ingested, initi
         raise UsageError(
             f"a batch of {train.batch_size} rows is more than the {data.train.rows} rows to train on;"
             f" use --batch-size {1 << (data.train.rows.bit_length() - 1)} or less"
+        )
+    if mesh.cut and len(mesh.cut) != len(graph.ops):
+        raise PlanError(
+            f"cut has {len(mesh.cut)} numbers, but the model {graph.name} has {len(graph.ops)} ops; leave cut out to have it cut "
+            "anew"
         )
     known = ["loss", *(metric.name for metric in graph.metrics)]
     if train.monitor and train.monitor not in known:

@@ -199,6 +199,11 @@ def _check_mesh(request: Request) -> None:
         raise PlanError(f"nodes = {mesh.nodes}: a number of nodes is at least 1, or 0 for every node that has room")
     if isinstance(mesh.nodes, list) and len(set(mesh.nodes)) != len(mesh.nodes):
         raise PlanError(f"nodes = {', '.join(mesh.nodes)}: a node is named twice")
+    if sorted(set(mesh.cut)) != list(range(len(set(mesh.cut)))):
+        raise PlanError(
+            f"cut = numbers from {min(mesh.cut)} to {max(mesh.cut)}: each op's node by its number, 0, 1, … without a gap; "
+            "leave cut out to have it cut anew"
+        )
     if isinstance(request.data.scale, str) and request.data.scale not in ("auto", "none"):
         raise UsageError(f"scale = {request.data.scale!r}: write auto, none, or a number to multiply with")
     _ = request.memory_bytes_max

@@ -62,8 +62,9 @@ class Results:
 
     @property
     def depends_on_cut(self) -> bool:
-        """Whether the bits depend on the cut: some node works with parameters of some updates ago."""
-        return any((self.plan or {}).get("delays") or ()) or self.recut
+        """Whether the bits depend on the cut: with mini-batches in flight it decides which node is how many updates behind,
+        also where it is a single node, which is not."""
+        return self.spec.in_flight > 1 or self.recut
 
     @property
     def recut(self) -> bool:

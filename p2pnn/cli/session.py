@@ -174,7 +174,10 @@ class Run:
         try:
             self._trace = tracing.fetch(self.mesh.daemon, self.job)
         except P2pnnError as error:
-            terminal.remark(f"{error}; the run has no trace")
+            if (
+                self.outcome is None or not self.outcome.interrupted
+            ):  # who broke it off may have done so before any step
+                terminal.remark(f"{error}; the run has no trace")
 
     def _gathered(self) -> results.Results:
         if self._results is None:

@@ -123,12 +123,12 @@ def events() -> list[dict[str, Any]]:
 class MadeJob:
     """Puts a job on a scripted daemon. parts: its tensors lie in so many blobs; what is set later is served then."""
 
-    def __init__(self, daemon: FakeDaemon, *, parts: int = 2, **settings: Any) -> None:
+    def __init__(self, daemon: FakeDaemon, *, parts: int = 2, schedule: str = "sync", **settings: Any) -> None:
         self.daemon = daemon
         self.graph = flowers()
         self.tensors = tensors_of(self.graph)
         asked = request.Request(name="flowers")
-        spec = JobSpec("flowers", self.graph, {"image": "image"}, request=jobfile.to_toml(asked))
+        spec = JobSpec("flowers", self.graph, {"image": "image"}, request=jobfile.to_toml(asked), schedule=schedule)
         self.spec = msgspec.msgpack.encode(spec)
         names = list(self.tensors)
         shares = [{name: self.tensors[name] for name in names[start::parts]} for start in range(parts)]

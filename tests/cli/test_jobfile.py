@@ -8,7 +8,7 @@ import pytest
 
 from p2pnn.cli.jobfile import FLAGS, resolve, to_toml, with_cut
 from p2pnn.cli.request import Request
-from p2pnn.errors import UsageError
+from p2pnn.errors import P2pnnError
 from p2pnn.job.spec import Optimizer
 
 JOB = """
@@ -73,9 +73,12 @@ def test_what_is_saved_repeats_the_run(job: Path, tmp_path: Path) -> None:
 
 def test_a_cut_is_added_to_what_is_saved(tmp_path: Path) -> None:
     request = resolve({"model": "mlp", "data": "digits", "schedule": "async:2"})
-    (tmp_path / "job.toml").write_text(with_cut(to_toml(request), (0, 0, 1), broken=False))
+    pinned = msgspec.structs.replace(
+        request, mesh=msgspec.structs.replace(request.mesh, pins={"fc*": "a"}, nodes=["a", "b"])
+    )
+    (tmp_path / "job.toml").write_text(with_cut(to_toml(pinned), (0, 0, 1), broken=False))
     found = resolve({}, tmp_path / "job.toml")
-    assert found.mesh == msgspec.structs.replace(request.mesh, cut=[0, 0, 1])
+    assert found.mesh == msgspec.structs.replace(request.mesh, cut=[0, 0, 1], nodes=2)
     assert (found.model, found.data, found.train) == (request.model, request.data, request.train)
 
 
@@ -94,14 +97,21 @@ def test_every_flag_has_its_place_in_a_job_file() -> None:
         ("[train]\noptimizer = { lr = 7 }", r"unknown key 'train\.optimizer\.lr'"),
         ("train = 7", r"train is a table; write \[train\]"),
         ("[train]\nepochs = 'many'", r"train\.epochs: expected int, got str"),
+        (
+            "[mesh]\ncut = [0, 2]",
+            "cut = numbers from 0 to 2: each op's node by its number, 0, 1, … without a gap; leave cut out",
+        ),
+        ("[mesh]\ncut = [0, 99999999999999999999]", "cut = numbers from 0 to 99999999999999999999"),
+        ("[mesh]\ncut = [-1, 0]", "cut = numbers from -1 to 0"),
         ("format = 9", "has format 9; this p2pnn reads up to 1: install a newer one"),
         ("seed = ", "is not a readable job file"),
     ],
 )
 def test_bad_job_files(tmp_path: Path, text: str, sentence: str) -> None:
     (tmp_path / "job.toml").write_text(text)
-    with pytest.raises(UsageError, match=sentence):
+    with pytest.raises(P2pnnError, match=sentence) as caught:
         resolve({}, tmp_path / "job.toml")
+    assert caught.value.exit_status == 2
 
 
 def test_mini_batches_in_flight_are_one_piece_each(tmp_path: Path) -> None:
