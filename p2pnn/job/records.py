@@ -6,7 +6,7 @@ the starts of a job, `revision` the changes of its record within one start.
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -154,6 +154,28 @@ def same_plan(
     if not written_under or written_under != cut(spec, plan):
         return None
     return plan if all(share.node in members for share in plan.nodes) else None
+
+
+def attainable(spec: JobSpec, members: Mapping[NodeId, str], *, anew: bool) -> tuple[JobSpec, list[str]]:
+    """What a job that is resumed is planned by, and a sentence for each of its wishes that can no longer be had.
+
+    members: name by id of the nodes that are here. anew: it begins again from its first step; a job that goes on from a
+    checkpoint is cut anew, since its given cut is worth less than going on.
+    """
+    here = {*members, *members.values()}
+    nodes = tuple(name for name in spec.nodes if name in here)
+    pins = tuple(pin for pin in spec.pins if pin.node in here)
+    lost = dict.fromkeys(
+        [*(n for n in spec.nodes if n not in here), *(p.node for p in spec.pins if p.node not in here)]
+    )
+    remarks = [f"the job asks for node {name}, which is not here; it goes on without" for name in lost]
+    if spec.node_count > len(members):
+        remarks.append(f"the job asks for {spec.node_count} nodes; it goes on over the {len(members)} that are here")
+    cut = spec.cut if anew and len(set(spec.cut)) <= len(members) else ()
+    if anew and cut != spec.cut:
+        remarks.append(f"the job's cut is over {len(set(spec.cut))} nodes, but {len(members)} are here; it is cut anew")
+    count = min(spec.node_count, len(members))
+    return msgspec.structs.replace(spec, cut=cut, nodes=nodes, pins=pins, node_count=count), remarks
 
 
 def cancelled(record: JobRecord, coordinator: NodeId, coordinator_name: str) -> JobRecord:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
-import secrets
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Final
@@ -94,7 +92,7 @@ class Jobs:
         if missing:
             raise UsageError(f"{len(missing)} data chunks of the job are not in this node's store; submit it again")
         plan = await self._planning.plan(spec)
-        job = self._new_id(spec.name)
+        job = self._records.new_id(spec.name)
         record = records.queued(job, spec_blob, spec, self._post.node, self._post.name, time.time())
         self._begin(record, spec, plan, set())
         await self._records.flush()
@@ -129,11 +127,14 @@ class Jobs:
             await asyncio.to_thread(specs.absent, spec, self._storage.blobs),
         )
         plan = records.same_plan(record.plan, whole, spec, self._members())
-        if plan is None:  # a cut that the job file gave is worth less than going on
-            free = spec if record.newest is None else msgspec.structs.replace(spec, cut=())
-            plan = await self._planning.plan(free)
+        remarks: list[str] = []
+        if plan is None:
+            wanted, remarks = records.attainable(spec, self._members(), anew=record.newest is None)
+            plan = await self._planning.plan(wanted)
         left = msgspec.structs.replace(self.get(job), checkpoints=whole)
         self._begin(records.resumed(left, self._post.node, self._post.name), spec, plan, absent)
+        for text in remarks:
+            self.journal(record.job).add("warning", {"text": text})
 
     async def ask(self, job: str, verb: str) -> str:
         """Cancel or pause a job, whoever coordinates it; returns its state. Raises UsageError where it cannot be."""
@@ -378,13 +379,6 @@ class Jobs:
             supervisor.fail(f"it was resumed on node {record.coordinator_name}", self._now())
             self._carry_out(record.job)
         return record.job in self._supervisors
-
-    def _new_id(self, name: str) -> JobId:
-        base = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40] or "job"
-        while True:
-            job = JobId(f"{base}-{secrets.token_hex(2)}")
-            if job not in self.records:
-                return job
 
     def _led_elsewhere(self, record: JobRecord) -> bool:
         """Whether another node coordinates the job, and lives."""

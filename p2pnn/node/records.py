@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
+import secrets
 import time
 from collections.abc import Callable
 from typing import Final
@@ -101,6 +103,14 @@ class Records:
                 self._dropped.add(blob_id(data))
         if record.state in life.ENDED and (before is None or before.state != record.state):
             self.sweep()
+
+    def new_id(self, name: str) -> JobId:
+        """An id for a new job of this name that no job here has."""
+        base = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40] or "job"
+        while True:
+            job = JobId(f"{base}-{secrets.token_hex(2)}")
+            if job not in self.all:
+                return job
 
     async def flush(self) -> None:
         """Wait until all that was remembered so far is on the disk, or the log says why not."""

@@ -62,7 +62,7 @@ def test_a_killed_node_fails_the_job_by_name_and_it_resumes_elsewhere_with_the_s
     tmp_path: Path, victim: str, unbroken_bits: str
 ) -> None:
     with mesh(tmp_path, 3) as m:
-        job = m.submit("a", *long_job())
+        job = m.submit("a", *long_job(node_count=3))
         await_checkpoint(m, "a", job)
         m.nodes[victim].kill()
         shutil.rmtree(tmp_path / victim)
@@ -76,6 +76,8 @@ def test_a_killed_node_fails_the_job_by_name_and_it_resumes_elsewhere_with_the_s
         done = m.await_state(left, job, "done")
         assert done["result"]["bits"] == unbroken_bits
         assert {share["name"] for share in done["plan"]["nodes"]} == {"a", "b", "c"} - {victim}
+        told = [event.get("text") for event in m[left].stream(f"jobs/{job}/events?after=0")]
+        assert "the job asks for 3 nodes; it goes on over the 2 that are here" in told
 
 
 def test_a_killed_executor_fails_its_job_and_leaves_the_daemon_well(three: Mesh) -> None:

@@ -10,6 +10,7 @@ from p2pnn.job import records
 from p2pnn.job.checkpoint import Manifest, Part, add_bits, fingerprint, tensor_bits
 from p2pnn.job.plan import Plan
 from p2pnn.job.records import JobRecord
+from p2pnn.job.spec import Pin
 from p2pnn.types import BlobId, JobId, NodeId
 from tests.job.test_supervisor import make_spec
 
@@ -60,3 +61,21 @@ def test_the_fingerprint_does_not_depend_on_how_tensors_are_spread() -> None:
 
 def test_a_job_of_sync_is_planned_anew() -> None:
     assert records.same_plan(Plan((), (), 1, 1.0, 1.0), record().checkpoints, make_spec(), ()) is None
+
+
+def test_a_job_that_is_resumed_asks_for_no_more_than_is_here() -> None:
+    here = {NodeId("1"): "a", NodeId("2"): "b"}
+    asked = msgspec.structs.replace(
+        make_spec(), node_count=3, nodes=("a", "c"), pins=(Pin("fc*", "c"), Pin("head", "2")), cut=(0, 1, 2)
+    )
+    wanted, remarks = records.attainable(asked, here, anew=False)
+    assert (wanted.node_count, wanted.nodes, wanted.pins, wanted.cut) == (2, ("a",), (Pin("head", "2"),), ())
+    assert remarks == [
+        "the job asks for node c, which is not here; it goes on without",
+        "the job asks for 3 nodes; it goes on over the 2 that are here",
+    ]
+    _, more = records.attainable(asked, here, anew=True)
+    assert more[-1] == "the job's cut is over 3 nodes, but 2 are here; it is cut anew"
+    fitting = msgspec.structs.replace(make_spec(), cut=(0, 1, 1))
+    assert records.attainable(fitting, here, anew=True) == (fitting, [])
+    assert records.attainable(fitting, here, anew=False)[0].cut == ()
