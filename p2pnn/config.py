@@ -224,8 +224,12 @@ def _settings(flags: Mapping[str, Any], config: str | None, environ: Mapping[str
         value = environ.get(f"P2PNN_{key.upper()}", "")
         if value:
             settings[key] = value
-    settings |= {key: value for key, value in flags.items() if value not in (None, (), [])}
-    return settings
+    given = {key: value for key, value in flags.items() if value not in (None, (), [])}
+    if "state_dir" in given:
+        settings.pop(
+            "socket", None
+        )  # a folder that a flag names brings its own; P2PNN_SOCKET may name another daemon's
+    return settings | given
 
 
 def _read(path: Path) -> dict[str, Any]:

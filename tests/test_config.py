@@ -80,6 +80,8 @@ def test_bad_values(environ: dict[str, str], key: str, value: object, sentence: 
 def test_a_state_folder_of_its_own_brings_the_socket_along(environ: dict[str, str], tmp_path: Path) -> None:
     config = node_config({"state_dir": str(tmp_path / "b")}, environ=environ)
     assert config.socket == tmp_path / "b" / "p2pnn.sock"
+    other = node_config({"state_dir": str(tmp_path / "b")}, environ=environ | {"P2PNN_SOCKET": "/tmp/a/p2pnn.sock"})
+    assert other.socket == config.socket, "a terminal that points to another daemon must not decide"
     choice = client_socket(None, environ | {"P2PNN_STATE_DIR": str(tmp_path / "b")})
     assert choice.asked
     assert choice.path == config.socket
