@@ -70,8 +70,13 @@ OPS = (
 """Forward and backward of one op, with the gradient of its input except at a network's first layer."""
 
 OPTIMIZERS = tuple(
-    op(f"{kind}, 10 million parameters", "optimizer", 0, (10_000_000,), optimizer=kind)
-    for kind in ("sgd", "momentum", "adam")
+    op(f"{words}, 10 million parameters", "optimizer", 0, (10_000_000,), optimizer=kind)
+    for kind, words in (
+        ("sgd", "sgd"),
+        ("momentum", "momentum"),
+        ("adam", "adam"),
+        ("adam fused", "adam, torch's fused"),
+    )
 )
 
 

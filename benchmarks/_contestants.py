@@ -60,11 +60,12 @@ def raw_receive(congestion: str) -> None:
 
 
 def raw_serve(sock: socket.socket) -> None:
-    head = memoryview(bytearray(_ROUND.size))
+    head, body = memoryview(bytearray(_ROUND.size)), memoryview(bytearray(0))
     while True:
         fill(sock, head)
         what, size, count, _ = _ROUND.unpack(head)
-        body = memoryview(bytearray(size))
+        if size != len(body):
+            body = memoryview(bytearray(size))
         for _ in range(count):
             fill(sock, body)
             if what == ROUND_TRIP:

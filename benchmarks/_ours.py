@@ -131,7 +131,8 @@ class OptimizerTask:
 
     def __init__(self, case: Settings) -> None:
         count = case["shape"][0]
-        self._updater = Updater(Optimizer(case["settings"]["optimizer"]), NumpyEngine().combine)
+        kind, _, _ = case["settings"]["optimizer"].partition(" ")
+        self._updater = Updater(Optimizer(kind), NumpyEngine().combine)
         dice = np.random.default_rng(0)
         self._parameter = dice.standard_normal(count, np.float32)
         self._gradient = dice.standard_normal(count, np.float32)

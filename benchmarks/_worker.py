@@ -143,8 +143,15 @@ def together(python: str, module: str, each: Sequence[Sequence[str]]) -> Iterato
             raise
 
 
-def serve(make: Callable[[dict[str, Any]], Task], nice: int = NICE) -> None:
-    """The answering end, until stdin ends. make: raises Absent for what cannot be done. nice: how much to step behind."""
+def serve(
+    make: Callable[[dict[str, Any]], Task],
+    nice: int = NICE,
+    warm: Callable[[dict[str, Any]], None] = lambda asked: None,
+) -> None:
+    """The answering end, until stdin ends. make: raises Absent for what cannot be done. nice: how much to step behind.
+
+    warm: done before each case is made, so that what a library keeps for itself does not count as the case's memory.
+    """
     os.nice(nice)
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print must not be taken for answers
@@ -161,6 +168,8 @@ def serve(make: Callable[[dict[str, Any]], Task], nice: int = NICE) -> None:
                         task = None
                     gc.collect()
                     least_s = asked.pop("least_s", 0.05)
+                    warm(asked)
+                    gc.collect()
                     base = reset_peak()
                     task = make(asked)
                     if least_s > 0:
