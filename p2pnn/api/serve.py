@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import grp
 import json
 import logging
 import os
@@ -21,7 +22,7 @@ from aiohttp import web
 from p2pnn.api.app import application
 from p2pnn.config import NodeConfig
 from p2pnn.data.blobs import storage_error
-from p2pnn.errors import UsageError
+from p2pnn.errors import NotAllowedError, UsageError
 from p2pnn.node.daemon import Daemon
 
 log = logging.getLogger("p2pnn.node")
@@ -57,7 +58,7 @@ async def _run(config: NodeConfig) -> int:
         _watch_lifeline(config.lifeline_fd, stop)
     daemon = Daemon(config)  # locks the state folder, so what follows has one owner
     try:
-        listener = bind_socket(config.socket)
+        listener = bind_socket(config.socket, config.socket_group)
     except BaseException:
         daemon.storage.close()
         raise
@@ -87,17 +88,22 @@ async def _serve(config: NodeConfig, daemon: Daemon, listener: socket.socket, st
         await runner.cleanup()
 
 
-def bind_socket(path: Path) -> socket.socket:
-    """A unix socket that only this user may open. A socket that a dead daemon left is replaced; a living one is not.
+def bind_socket(path: Path, group: str | None = None) -> socket.socket:
+    """A unix socket that only this user, and the people of `group`, may open. A socket that a dead daemon left is replaced; a
+    living one is not.
 
-    Raises UsageError where a daemon answers there or the file is no socket, StorageError where it cannot be made.
+    Raises UsageError where a daemon answers there, the file is no socket or there is no such group, NotAllowedError where
+    this user may not give the socket to the group, StorageError where it cannot be made.
     """
+    number = _group_id(group) if group else -1
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         _clear(path)
         listener.bind(str(path))
         path.chmod(0o600)  # nobody can connect before it listens
+        if group:
+            _open_to_group(path, group, number)
     except OSError as error:
         listener.close()
         raise storage_error(error, path) from error
@@ -114,7 +120,7 @@ def _clear(path: Path) -> None:
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(mode):
-        raise UsageError(f"{path} exists and is not a socket; name another with --socket")
+        raise UsageError(f"{path} exists and is not a socket; name another with --socket", setting="socket")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)  # a full queue of a living daemon must not hold us
         try:
@@ -125,6 +131,36 @@ def _clear(path: Path) -> None:
         except BlockingIOError:
             pass
     raise UsageError(f"another daemon answers on {path}; stop it (p2pnn node stop) or name another with --socket")
+
+
+def _group_id(group: str) -> int:
+    try:
+        return grp.getgrnam(group).gr_gid
+    except KeyError:
+        raise UsageError(
+            f"there is no group {group} to open the socket to; make it (groupadd --system {group}) or name another with"
+            " --socket-group",
+            setting="socket_group",
+        ) from None
+
+
+def _open_to_group(path: Path, group: str, number: int) -> None:
+    """Let the group's people connect; whoever cannot enter the socket's folder still cannot."""
+    if path.stat().st_gid != number:  # as a service its own group is the one, and it may not give files away
+        try:
+            os.chown(path, -1, number)
+        except PermissionError as error:
+            raise NotAllowedError(
+                f"the socket cannot be opened to the group {group}, because the user of this daemon is not in it; add the user"
+                " to the group or name another with --socket-group",
+                setting="socket_group",
+            ) from error
+    path.chmod(0o660)
+    folder = path.parent.stat()
+    if not folder.st_mode & (stat.S_IXGRP if folder.st_gid == number else stat.S_IXOTH):
+        log.warning(
+            "people of the group %s cannot reach the socket: they may not enter the folder %s", group, path.parent
+        )
 
 
 def _watch_lifeline(descriptor: int, stop: asyncio.Event) -> None:
