@@ -1,9 +1,10 @@
-"""Running a daemon as a process: loop, signals, lifeline, unix socket, and the line that says it is ready."""
+"""Running a daemon as a process: loop, signals, lifeline, unix socket, and the words that say it is ready."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import faulthandler
 import grp
 import json
 import logging
@@ -19,6 +20,7 @@ from typing import Final
 
 from aiohttp import web
 
+from p2pnn.api import notify
 from p2pnn.api.app import application
 from p2pnn.config import NodeConfig
 from p2pnn.data.blobs import storage_error
@@ -37,8 +39,11 @@ def run_daemon(config: NodeConfig) -> int:
         level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr
     )
     logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
+    wishes = notify.take(os.environ, os.getpid())  # before any process is started that would inherit them
+    if wishes.watchdog_s:
+        faulthandler.enable()  # systemd ends a loop that hangs by SIGABRT: its log then says where it hung
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        return runner.run(_run(config))
+        return runner.run(_run(config, wishes))
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -49,7 +54,7 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return uvloop.new_event_loop
 
 
-async def _run(config: NodeConfig) -> int:
+async def _run(config: NodeConfig, wishes: notify.Wishes) -> int:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -64,7 +69,8 @@ async def _run(config: NodeConfig) -> int:
         raise
     try:
         await daemon.start()
-        await _serve(config, daemon, listener, stop)
+        reporter = notify.Reporter(loop, wishes, lambda: _status(daemon))
+        await _serve(config, daemon, listener, stop, reporter)
     finally:
         listener.close()
         with contextlib.suppress(OSError):
@@ -73,7 +79,9 @@ async def _run(config: NodeConfig) -> int:
     return 0
 
 
-async def _serve(config: NodeConfig, daemon: Daemon, listener: socket.socket, stop: asyncio.Event) -> None:
+async def _serve(
+    config: NodeConfig, daemon: Daemon, listener: socket.socket, stop: asyncio.Event, reporter: notify.Reporter
+) -> None:
     # handler_cancellation: who follows a job and goes away must not be waited on until the job's next event
     runner = web.AppRunner(
         application(daemon, stop), access_log=None, shutdown_timeout=SHUTDOWN_TIMEOUT_S, handler_cancellation=True
@@ -82,10 +90,19 @@ async def _serve(config: NodeConfig, daemon: Daemon, listener: socket.socket, st
         await runner.setup()
         await web.SockSite(runner, listener).start()
         _announce(config, daemon)
+        reporter.ready()
         await stop.wait()
     finally:
+        reporter.stopping()
         await daemon.close(f"node {config.name} was stopped")
         await runner.cleanup()
+        # A thread that still writes or plans takes its time; meanwhile the service manager is asked for patience.
+        await asyncio.get_running_loop().shutdown_default_executor()
+        reporter.close()
+
+
+def _status(daemon: Daemon) -> str:
+    return notify.status(len(daemon.members.names()) - 1, daemon.place.job, len(daemon.place.waiting))
 
 
 def bind_socket(path: Path, group: str | None = None) -> socket.socket:
