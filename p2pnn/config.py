@@ -34,7 +34,21 @@ NAMES_SHOWN: Final = 8
 """Of names that exist, in the sentence that refuses another."""
 
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
-KEYS: Final = ("name", "state_dir", "listen", "join", "socket", "cluster", "quota", "profile_cache", "log_level")
+KEYS: Final = (
+    "name",
+    "state_dir",
+    "listen",
+    "join",
+    "socket",
+    "socket_group",
+    "cluster",
+    "quota",
+    "profile_cache",
+    "log_level",
+)
+NAME_CHARS_MAX: Final = 64
+"""Of a node's or a cluster's name, which peers read in one column (and refuse when it is longer)."""
+
 _UNITS: Final = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12} | {
     "kib": 2**10,
     "mib": 2**20,
@@ -48,6 +62,7 @@ class NodeConfig:
     """One daemon's configuration, resolved to the last default.
 
     listen: port 0 asks for a free one. join: any one peer is enough. quota_bytes: of the chunk store; 0 for no quota.
+    socket_group: the group whose people may open the socket, None for the daemon's user alone.
     lifeline_fd: the daemon ends when the other end of this pipe closes. ready_fd: gets one JSON line when the daemon is ready.
     profile_cache: a file that daemons of one machine may share, None for one in the state folder.
     """
@@ -58,6 +73,7 @@ class NodeConfig:
     join: tuple[Address, ...]
     socket: Path
     cluster: str
+    socket_group: str | None = None
     quota_bytes: int = 0
     lifeline_fd: int | None = None
     ready_fd: int | None = None
@@ -77,7 +93,7 @@ class Places:
 
     @classmethod
     def of(cls, environ: Mapping[str, str] = os.environ) -> Places:
-        home = Path(environ.get("HOME") or Path.home())
+        home = Path(environ.get("HOME") or _home())
 
         def base(variable: str, default: str) -> Path:
             value = environ.get(variable, "")
@@ -125,22 +141,18 @@ def node_config(
     settings = _settings(flags, config, environ)
     places = Places.of(environ)
     state = _path(settings, "state_dir") or places.state
-    name = settings.get("name") or os.uname().nodename.split(".")[0] or "node"
-    if not isinstance(name, str) or not name.isprintable() or any(c in name for c in " /=*?[],") or len(name) > 64:
-        raise UsageError(
-            f"name = {name!r} cannot be a node's name; use up to 64 letters, digits, '-', '_' and '.', as in attic-pc"
-        )
-    level = settings.get("log_level") or "info"
+    level = _given(settings, "log_level", "info")
     if level not in LOG_LEVELS:
         raise UsageError(f"log_level = {level!r} is not one of {', '.join(LOG_LEVELS)}")
     return NodeConfig(
-        name=name,
+        name=_node_name(settings),
         state_dir=state,
-        listen=_address(settings.get("listen") or "127.0.0.1:7700", "listen"),
-        join=tuple(_address(text, "join") for text in _words(settings.get("join"), "join")),
+        listen=_address(_given(settings, "listen", "127.0.0.1:7700"), "listen"),
+        join=tuple(_peer(text) for text in _words(settings.get("join"), "join")),
         socket=_socket(settings, places),
-        cluster=_text(settings, "cluster") or "p2pnn",
-        quota_bytes=parse_bytes(settings.get("quota") or 0, "quota"),
+        cluster=_cluster(settings),
+        socket_group=_text(settings, "socket_group"),
+        quota_bytes=parse_bytes(_given(settings, "quota", 0), "quota"),
         lifeline_fd=lifeline_fd,
         ready_fd=ready_fd,
         profile_cache=_path(settings, "profile_cache"),
@@ -155,6 +167,11 @@ def can_configure(config: str | None = None, environ: Mapping[str, str] = os.env
     except (UsageError, NotAllowedError):
         return False
     return True
+
+
+def is_configured(key: str, config: str | None = None, environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether file or environment set the key, whatever a flag says. Raises as `node_config` does for a bad file."""
+    return _given(_settings({}, config, environ), key, None) is not None
 
 
 def client_socket(flag: str | None = None, environ: Mapping[str, str] = os.environ) -> SocketChoice:
@@ -173,8 +190,8 @@ def config_file(named: str | None, environ: Mapping[str, str] = os.environ) -> P
     """The node.toml that counts, or None where there is none. A named file must exist."""
     named = named or environ.get("P2PNN_CONFIG") or None
     if named:
-        path = Path(named).expanduser()
-        if not path.exists():
+        path = _expand(named, "the configuration file")
+        if not _exists(path):
             raise UsageError(f"no configuration file {path}")
         return path
     for path in (Places.of(environ).config / "node.toml", SYSTEM_CONFIG):
@@ -245,6 +262,30 @@ def _read(path: Path) -> dict[str, Any]:
     return found
 
 
+def _given(settings: Mapping[str, Any], key: str, default: Any) -> Any:
+    """The value; an empty text counts as none, in the file as in the environment, but 0 and false do not."""
+    value = settings.get(key)
+    return default if value is None or value == "" else value
+
+
+def _node_name(settings: Mapping[str, Any]) -> str:
+    name = _given(settings, "name", os.uname().nodename.split(".")[0] or "node")
+    wrong = not isinstance(name, str) or not name.isprintable() or any(c in name for c in " /=*?[],")
+    if wrong or len(name) > NAME_CHARS_MAX:
+        raise UsageError(
+            f"name = {name!r} cannot be a node's name; use up to {NAME_CHARS_MAX} letters, digits,"
+            " '-', '_' and '.', as in attic-pc"
+        )
+    return str(name)
+
+
+def _cluster(settings: Mapping[str, Any]) -> str:
+    name = _text(settings, "cluster") or "p2pnn"
+    if len(name) > NAME_CHARS_MAX or not name.isprintable():
+        raise UsageError(f"cluster = {name!r} cannot be a mesh's name; use up to {NAME_CHARS_MAX} printable characters")
+    return name
+
+
 def _socket(settings: Mapping[str, Any], places: Places) -> Path:
     path = _path(settings, "socket")
     if path is None:
@@ -265,12 +306,31 @@ def _text(settings: Mapping[str, Any], key: str) -> str | None:
     value = settings.get(key)
     if value is not None and not isinstance(value, str | Path):
         raise UsageError(f"{key} = {value!r} is not a text; write it in quotes")
+    if "\0" in str(value):
+        raise UsageError(f"{key} = {value!r} holds a zero character, which no name in this system may")
     return None if value is None or str(value) == "" else str(value)
 
 
 def _path(settings: Mapping[str, Any], key: str) -> Path | None:
     text = _text(settings, key)
-    return Path(os.path.abspath(Path(text).expanduser())) if text else None
+    return Path(os.path.abspath(_expand(text, key))) if text else None
+
+
+def _expand(text: str, what: str) -> Path:
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise UsageError(
+            f"{what} = {text!r}: nobody's home is called so on this machine; write the whole path"
+        ) from error
+
+
+def _home() -> Path:
+    """The user's home by the system's list; `/` for one that has none there, as the users that systemd makes for a service."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        return Path("/")
 
 
 def _words(value: object, key: str) -> list[str]:
@@ -285,7 +345,19 @@ def _words(value: object, key: str) -> list[str]:
 def _address(value: object, key: str) -> Address:
     if not isinstance(value, str):
         raise UsageError(f"{key} = {value!r} is not an address; write HOST:PORT, as in 192.168.1.20:7700")
-    return Address.parse(value)
+    address = Address.parse(value)
+    if not address.host.isprintable() or any(c.isspace() for c in address.host):
+        raise UsageError(f"{key} = {value!r} is not an address; write HOST:PORT, as in 192.168.1.20:7700")
+    return address
+
+
+def _peer(text: str) -> Address:
+    address = _address(text, "join")
+    if not address.port:
+        raise UsageError(
+            f"join = {text!r} names port 0, on which no peer can be reached; write the port that it listens on"
+        )
+    return address
 
 
 def _exists(path: Path) -> bool:

@@ -26,9 +26,16 @@ from __future__ import annotations
 
 
 class P2pnnError(Exception):
-    """Base of all errors raised on purpose; `str(error)` is one sentence for a person."""
+    """Base of all errors raised on purpose; `str(error)` is one sentence for a person.
+
+    setting: the key of the daemon's setting that is to blame, where a new start with the same value would fail the same way.
+    """
 
     exit_status = 1
+
+    def __init__(self, message: str = "", *, setting: str = "") -> None:
+        super().__init__(message)
+        self.setting = setting
 
 
 class UsageError(P2pnnError):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from p2pnn.config import Places, client_socket, node_config, parse_bytes, unknown
+from p2pnn.config import KEYS, Places, client_socket, is_configured, node_config, parse_bytes, unknown
 from p2pnn.errors import NotAllowedError, UsageError
 from p2pnn.types import Address
 
@@ -70,6 +70,19 @@ def test_a_file_that_may_not_be_read(environ: dict[str, str], tmp_path: Path) ->
         ("state_dir", 5, "state_dir = 5 is not a text"),
         ("join", 7, "is not a list of addresses"),
         ("socket", "/" + "x" * 120, "longer than the 107 bytes"),
+        ("name", 0, "cannot be a node's name"),
+        ("name", "x" * 65, "up to 64 letters"),
+        ("listen", False, "listen = False is not an address"),
+        ("listen", "a b:7700", "listen = 'a b:7700' is not an address"),
+        ("listen", "127.0.0.1:99999", "is not an address"),
+        ("log_level", 0, "log_level = 0 is not one of"),
+        ("quota", False, "quota = False is not a size"),
+        ("cluster", "x" * 65, "up to 64 printable characters"),
+        ("cluster", "a\tb", "cannot be a mesh's name"),
+        ("join", ["127.0.0.1:0"], "join = '127.0.0.1:0' names port 0"),
+        ("state_dir", "a\0b", "holds a zero character"),
+        ("profile_cache", "~no-such-person/x", "nobody's home is called so"),
+        ("socket_group", 5, "socket_group = 5 is not a text"),
     ],
 )
 def test_bad_values(environ: dict[str, str], key: str, value: object, sentence: str) -> None:
@@ -85,6 +98,25 @@ def test_a_state_folder_of_its_own_brings_the_socket_along(environ: dict[str, st
     choice = client_socket(None, environ | {"P2PNN_STATE_DIR": str(tmp_path / "b")})
     assert choice.asked
     assert choice.path == config.socket
+
+
+def test_whether_a_setting_is_configured(environ: dict[str, str], tmp_path: Path) -> None:
+    write(tmp_path, 'name = "file"\ncluster = ""\n')
+    environ |= {"P2PNN_SOCKET_GROUP": "users"}
+    found = {key for key in KEYS if is_configured(key, environ=environ)}
+    assert found == {"name", "socket_group"}
+    assert node_config({}, environ=environ).socket_group == "users"
+
+
+def test_a_user_without_a_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the users that systemd makes for a service."""
+
+    def unknown(path: str) -> str:
+        return path
+
+    monkeypatch.setattr("os.path.expanduser", unknown)
+    assert Places.of({}).state == Path("/.local/state/p2pnn")
+    assert node_config({"state_dir": str(tmp_path)}, config=os.devnull, environ={}).state_dir == tmp_path
 
 
 def test_the_clients_socket(environ: dict[str, str]) -> None:

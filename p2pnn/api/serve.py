@@ -1,9 +1,11 @@
-"""Running a daemon as a process: loop, signals, lifeline, unix socket, and the line that says it is ready."""
+"""Running a daemon as a process: loop, signals, lifeline, unix socket, and the words that say it is ready."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import faulthandler
+import grp
 import json
 import logging
 import os
@@ -18,10 +20,11 @@ from typing import Final
 
 from aiohttp import web
 
+from p2pnn.api import notify
 from p2pnn.api.app import application
 from p2pnn.config import NodeConfig
 from p2pnn.data.blobs import storage_error
-from p2pnn.errors import UsageError
+from p2pnn.errors import NotAllowedError, UsageError
 from p2pnn.node.daemon import Daemon
 
 log = logging.getLogger("p2pnn.node")
@@ -36,8 +39,11 @@ def run_daemon(config: NodeConfig) -> int:
         level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr
     )
     logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
+    wishes = notify.take(os.environ, os.getpid())  # before any process is started that would inherit them
+    if wishes.watchdog_s:
+        faulthandler.enable()  # systemd ends a loop that hangs by SIGABRT: its log then says where it hung
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        return runner.run(_run(config))
+        return runner.run(_run(config, wishes))
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -48,7 +54,7 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return uvloop.new_event_loop
 
 
-async def _run(config: NodeConfig) -> int:
+async def _run(config: NodeConfig, wishes: notify.Wishes) -> int:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -57,13 +63,14 @@ async def _run(config: NodeConfig) -> int:
         _watch_lifeline(config.lifeline_fd, stop)
     daemon = Daemon(config)  # locks the state folder, so what follows has one owner
     try:
-        listener = bind_socket(config.socket)
+        listener = bind_socket(config.socket, config.socket_group)
     except BaseException:
         daemon.storage.close()
         raise
     try:
         await daemon.start()
-        await _serve(config, daemon, listener, stop)
+        reporter = notify.Reporter(loop, wishes, lambda: _status(daemon))
+        await _serve(config, daemon, listener, stop, reporter)
     finally:
         listener.close()
         with contextlib.suppress(OSError):
@@ -72,7 +79,9 @@ async def _run(config: NodeConfig) -> int:
     return 0
 
 
-async def _serve(config: NodeConfig, daemon: Daemon, listener: socket.socket, stop: asyncio.Event) -> None:
+async def _serve(
+    config: NodeConfig, daemon: Daemon, listener: socket.socket, stop: asyncio.Event, reporter: notify.Reporter
+) -> None:
     # handler_cancellation: who follows a job and goes away must not be waited on until the job's next event
     runner = web.AppRunner(
         application(daemon, stop), access_log=None, shutdown_timeout=SHUTDOWN_TIMEOUT_S, handler_cancellation=True
@@ -81,23 +90,37 @@ async def _serve(config: NodeConfig, daemon: Daemon, listener: socket.socket, st
         await runner.setup()
         await web.SockSite(runner, listener).start()
         _announce(config, daemon)
+        reporter.ready()
         await stop.wait()
     finally:
+        reporter.stopping()
         await daemon.close(f"node {config.name} was stopped")
         await runner.cleanup()
+        # A thread that still writes or plans takes its time; meanwhile the service manager is asked for patience.
+        await asyncio.get_running_loop().shutdown_default_executor()
+        reporter.close()
 
 
-def bind_socket(path: Path) -> socket.socket:
-    """A unix socket that only this user may open. A socket that a dead daemon left is replaced; a living one is not.
+def _status(daemon: Daemon) -> str:
+    return notify.status(len(daemon.members.names()) - 1, daemon.place.job, len(daemon.place.waiting))
 
-    Raises UsageError where a daemon answers there or the file is no socket, StorageError where it cannot be made.
+
+def bind_socket(path: Path, group: str | None = None) -> socket.socket:
+    """A unix socket that only this user, and the people of `group`, may open. A socket that a dead daemon left is replaced; a
+    living one is not.
+
+    Raises UsageError where a daemon answers there, the file is no socket or there is no such group, NotAllowedError where
+    this user may not give the socket to the group, StorageError where it cannot be made.
     """
+    number = _group_id(group) if group else -1
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         _clear(path)
         listener.bind(str(path))
         path.chmod(0o600)  # nobody can connect before it listens
+        if group:
+            _open_to_group(path, group, number)
     except OSError as error:
         listener.close()
         raise storage_error(error, path) from error
@@ -114,7 +137,7 @@ def _clear(path: Path) -> None:
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(mode):
-        raise UsageError(f"{path} exists and is not a socket; name another with --socket")
+        raise UsageError(f"{path} exists and is not a socket; name another with --socket", setting="socket")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)  # a full queue of a living daemon must not hold us
         try:
@@ -125,6 +148,36 @@ def _clear(path: Path) -> None:
         except BlockingIOError:
             pass
     raise UsageError(f"another daemon answers on {path}; stop it (p2pnn node stop) or name another with --socket")
+
+
+def _group_id(group: str) -> int:
+    try:
+        return grp.getgrnam(group).gr_gid
+    except KeyError:
+        raise UsageError(
+            f"there is no group {group} to open the socket to; make it (groupadd --system {group}) or name another with"
+            " --socket-group",
+            setting="socket_group",
+        ) from None
+
+
+def _open_to_group(path: Path, group: str, number: int) -> None:
+    """Let the group's people connect; whoever cannot enter the socket's folder still cannot."""
+    if path.stat().st_gid != number:  # as a service its own group is the one, and it may not give files away
+        try:
+            os.chown(path, -1, number)
+        except PermissionError as error:
+            raise NotAllowedError(
+                f"the socket cannot be opened to the group {group}, because the user of this daemon is not in it; add the user"
+                " to the group or name another with --socket-group",
+                setting="socket_group",
+            ) from error
+    path.chmod(0o660)
+    folder = path.parent.stat()
+    if not folder.st_mode & (stat.S_IXGRP if folder.st_gid == number else stat.S_IXOTH):
+        log.warning(
+            "people of the group %s cannot reach the socket: they may not enter the folder %s", group, path.parent
+        )
 
 
 def _watch_lifeline(descriptor: int, stop: asyncio.Event) -> None:

@@ -35,6 +35,10 @@ def start(
             metavar="PATH", help="The socket for commands.  [default: p2pnn.sock in a --state-dir that is given]"
         ),
     ] = None,
+    socket_group: Annotated[
+        str | None,
+        typer.Option(metavar="GROUP", help="A group whose people may open that socket too.  [default: only this user]"),
+    ] = None,
     cluster: Annotated[
         str | None, typer.Option(help="The mesh's name; peers of another are refused.  [default: p2pnn]")
     ] = None,
@@ -57,7 +61,7 @@ def start(
 ) -> None:
     """Run the daemon in the foreground, until it is stopped."""
     from p2pnn.cli.terminal import remark
-    from p2pnn.config import BAD_CONFIGURATION, can_configure, node_config
+    from p2pnn.config import BAD_CONFIGURATION, can_configure, is_configured, node_config
     from p2pnn.errors import NotAllowedError, UsageError
 
     flags = {
@@ -66,6 +70,7 @@ def start(
         "listen": listen,
         "join": join,
         "socket": socket,
+        "socket_group": socket_group,
         "cluster": cluster,
         "quota": quota,
         "profile_cache": profile_cache,
@@ -79,7 +84,14 @@ def start(
         raise typer.Exit(error.exit_status if by_flag else BAD_CONFIGURATION) from error
     from p2pnn.api.serve import run_daemon
 
-    raise typer.Exit(run_daemon(resolved))
+    try:
+        ended = run_daemon(resolved)
+    except (UsageError, NotAllowedError) as error:
+        if not error.setting or flags[error.setting] is not None or not is_configured(error.setting, config):
+            raise
+        remark(f"p2pnn: {error}")
+        raise typer.Exit(BAD_CONFIGURATION) from error
+    raise typer.Exit(ended)
 
 
 @app.command()

@@ -169,7 +169,8 @@ def _make(root: Path) -> None:
             raise storage_error(error, root) from error
         why = os.strerror(errno.EACCES) if error.errno == errno.ENOENT else error.strerror  # what /proc says of itself
         raise UsageError(
-            f"the state folder {root} cannot be made: {why}; name another with --state-dir or P2PNN_STATE_DIR"
+            f"the state folder {root} cannot be made: {why}; name another with --state-dir or P2PNN_STATE_DIR",
+            setting="state_dir",
         ) from error
 
 

@@ -86,7 +86,8 @@ async def bindable(listen: Address) -> Address:
     if outside:
         raise NotAllowedError(
             f"without credentials a node listens on this machine only, because anybody who reaches it could run jobs on it, "
-            f"and {listen.host} can be reached from other machines; listen on 127.0.0.1:{listen.port}"
+            f"and {listen.host} can be reached from other machines; listen on 127.0.0.1:{listen.port}",
+            setting="listen",
         )
     return endpoints[0]
 
@@ -106,6 +107,7 @@ def bind_error(listen: Address, error: OSError) -> P2pnnError:
         )
     if error.errno in (errno.EACCES, errno.EPERM):
         return NotAllowedError(
-            f"the operating system does not let this user listen on port {listen.port}; choose one above 1023"
+            f"the operating system does not let this user listen on port {listen.port}; choose one above 1023",
+            setting="listen",
         )
     return UsageError(f"cannot listen on {listen}: {why(error)}")

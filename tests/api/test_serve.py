@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import grp
+import logging
 import os
 import select
 import signal
@@ -16,7 +18,7 @@ import pytest
 
 from p2pnn.api.serve import bind_socket
 from p2pnn.cli.http import Daemon
-from p2pnn.errors import StorageError, UsageError
+from p2pnn.errors import NotAllowedError, StorageError, UsageError
 from tests.integration.mesh import Mesh, mesh, wait_until
 
 IDLE_BYTES_MAX = 90_000_000
@@ -155,3 +157,38 @@ def test_a_socket_is_bound_for_its_owner_only_and_a_dead_one_is_replaced(tmp_pat
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError):
         bind_socket(tmp_path / "file" / "s.sock")
+
+
+def test_a_socket_for_a_group(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    own = grp.getgrgid(os.getegid()).gr_name
+    folder = tmp_path / "open"
+    folder.mkdir(mode=0o750)
+    bind_socket(folder / "s.sock", own).close()
+    found = (folder / "s.sock").stat()
+    assert (found.st_mode & 0o777, found.st_gid) == (0o660, os.getegid())
+    assert caplog.records == []
+    bind_socket(tmp_path / "closed" / "s.sock", own).close()  # a folder that the daemon makes is its own
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
+    assert "they may not enter the folder" in caplog.text
+    with pytest.raises(UsageError, match="there is no group nobody-has-this to open the socket to") as unknown:
+        bind_socket(folder / "s.sock", "nobody-has-this")
+    assert unknown.value.setting == "socket_group"
+
+    def refuse(path: Path, user: int, group: int) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr("p2pnn.api.serve.os.chown", refuse)
+    other = next(group for group in grp.getgrall() if group.gr_gid != os.getegid())
+    with pytest.raises(NotAllowedError, match=f"cannot be opened to the group {other.gr_name}, because") as foreign:
+        bind_socket(folder / "s.sock", other.gr_name)
+    assert foreign.value.setting == "socket_group"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give a file to any group")
+def test_a_socket_is_given_to_a_group_that_does_not_own_it_yet(tmp_path: Path) -> None:
+    other = next(group for group in grp.getgrall() if group.gr_gid != os.getegid())
+    bind_socket(tmp_path / "s.sock", other.gr_name).close()
+    found = (tmp_path / "s.sock").stat()
+    assert (found.st_mode & 0o777, found.st_gid) == (0o660, other.gr_gid)

@@ -120,6 +120,65 @@ def test_bad_configuration_has_a_status_of_its_own(
     assert len(err.splitlines()) == 1
 
 
+BAD_SETTINGS = [
+    ('listen = "nowhere:http"', "nowhere:http"),
+    ('listen = "0.0.0.0:7700"', "without credentials a node listens on this machine only"),
+    ("listen = false", "listen = False is not an address"),
+    ('join = ["desk:"]', "desk:"),
+    ('join = ["127.0.0.1:0"]', "names port 0"),
+    ('name = "a b"', "'a b' cannot be a node's name"),
+    ("name = 0", "cannot be a node's name"),
+    ('cluster = "' + "x" * 65 + '"', "up to 64 printable characters"),
+    ('quota = "much"', "much"),
+    ("quota = false", "is not a size"),
+    ('log_level = "loud"', "'loud' is not one of"),
+    ('state_dir = "/proc/none"', "the state folder /proc/none cannot be made: "),
+    ('state_dir = "a\\u0000b"', "holds a zero character"),
+    ('socket = "{here}/plain"', "plain exists and is not a socket"),
+    ('socket_group = "nobody-has-this"', "there is no group nobody-has-this"),
+    ('profile_cache = "~no-such-person/x"', "nobody's home is called so"),
+    ("listne = 1", "unknown key 'listne'"),
+    ("listen = ", "is not a readable TOML file"),
+]
+"""A line of node.toml, and what is said of it; whether it is noticed when it is read or when the daemon starts with it."""
+
+TEXTS = [(setting, said) for setting, said in BAD_SETTINGS if '"' in setting and "u0000" not in setting]
+"""What the environment can say too: it has only texts, and names only keys that are known."""
+
+
+@pytest.mark.parametrize(
+    ("place", "setting", "said"),
+    [("file", *case) for case in BAD_SETTINGS] + [("environment", *case) for case in TEXTS],
+)
+def test_every_bad_value_of_file_or_environment_ends_with_this_status(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    place: str,
+    setting: str,
+    said: str,
+) -> None:
+    (tmp_path / "plain").write_text("")
+    setting = setting.replace("{here}", str(tmp_path))
+    key, _, text = setting.partition(" = ")
+    if place == "environment":
+        monkeypatch.setenv(f"P2PNN_{key.upper()}", text.strip('["]'))
+    sound = {"state_dir": str(tmp_path / "state"), "listen": "127.0.0.1:0"}
+    lines = [f'{name} = "{value}"' for name, value in sound.items() if name != key]
+    (tmp_path / "node.toml").write_text("\n".join(lines + [setting] * (place == "file")))
+    assert main(["node", "start", "--config", str(tmp_path / "node.toml")]) == BAD_CONFIGURATION
+    err = capsys.readouterr().err
+    assert err.startswith("p2pnn: ")
+    assert said in err
+    assert len(err.splitlines()) == 1
+
+
+def test_a_flag_over_a_bad_file_is_the_one_to_blame(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "node.toml").write_text(f'state_dir = "{tmp_path}/state"\nlisten = "0.0.0.0:1"\n')
+    assert main(["node", "start", "--config", str(tmp_path / "node.toml"), "--listen", "0.0.0.0:0"]) == 4
+    assert "without credentials" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -129,11 +188,17 @@ def test_bad_configuration_has_a_status_of_its_own(
         (["--name", "a b"], "'a b' cannot be a node's name"),
         (["--quota", "much"], "much"),
         (["--log-level", "loud"], "'loud' is not one of"),
+        (
+            ["--socket-group", "nobody-has-this", "--state-dir", "{here}", "--listen", "127.0.0.1:0"],
+            "there is no group nobody-has-this",
+        ),
         (["--state-dir", "/proc/none", "--listen", "127.0.0.1:0"], "the state folder /proc/none cannot be made: "),
     ],
 )
-def test_a_bad_flag_is_a_usage_error(capsys: pytest.CaptureFixture[str], words: list[str], said: str) -> None:
-    assert main(["node", "start", *words]) == 2
+def test_a_bad_flag_is_a_usage_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], said: str
+) -> None:
+    assert main(["node", "start", *(word.format(here=tmp_path) for word in words)]) == 2
     err = capsys.readouterr().err
     assert err.startswith("p2pnn: ")
     assert said in err
