@@ -8,6 +8,8 @@ executor is started, gets its data as chunks of a blob store, and is told to tra
 from __future__ import annotations
 
 import signal
+import statistics
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
@@ -29,6 +31,9 @@ from p2pnn.job import script
 from p2pnn.job.plan import NodeShare, Plan
 from p2pnn.job.spec import Chunk, Column, Dataset, JobSpec, Optimizer, Split
 from p2pnn.model.graph import Graph
+from p2pnn.plan.cost import Workload
+from p2pnn.plan.predict import predict
+from p2pnn.plan.profile import Profile, decode
 from p2pnn.train.optimizers import Updater
 from p2pnn.types import NodeId
 from p2pnn.zoo import mlp
@@ -36,6 +41,9 @@ from p2pnn.zoo import mlp
 RATE = 1e-4
 BATCHES = 4
 """Of data, which steps go round and round."""
+
+PROFILES = 3
+"""Measurements of the machine for a prediction; a daemon takes one."""
 
 Settings = Mapping[str, Any]
 
@@ -154,6 +162,12 @@ def network(kind: str, settings: Settings) -> Graph:
     return zoo.build(kind, (1, 28, 28), 10).graph
 
 
+def profile() -> Profile:
+    """This machine as a daemon measures it, in a process of its own."""
+    command = [sys.executable, "-m", "p2pnn.executor", "--profile"]
+    return decode(subprocess.run(command, capture_output=True, check=True).stdout)
+
+
 class Steps:
     """Training steps of one job, in an executor of its own."""
 
@@ -162,7 +176,7 @@ class Steps:
         self._folder = tempfile.TemporaryDirectory(prefix="p2pnn-bench-")
         blobs = BlobStore(Path(self._folder.name) / "blobs")
         data, inputs = made_up(graph, rows * BATCHES, blobs)
-        spec = JobSpec(
+        self._spec = spec = JobSpec(
             "bench",
             graph,
             inputs,
@@ -197,13 +211,20 @@ class Steps:
         spent, _, _ = Path(f"/proc/{self._spawned.process.pid}/schedstat").read_text().split()
         return int(spent) / 1e9
 
-    def memory(self) -> dict[str, int]:
-        """The executor's peak less that of an executor with next to nothing to train; what it allocated, as it tells."""
+    def about(self) -> dict[str, float]:
+        """The executor's peak less that of an executor with next to nothing to train; what it allocated, as it tells; and
+        the seconds of a step that the planner predicts, from PROFILES measurements of this machine."""
         tiny = Steps({"kind": "mlp", "rows": 1, "settings": {"optimizer": "sgd", "hidden": [1]}})
         tiny.run(3)
         base = peak_bytes(tiny._spawned.process.pid)
         tiny.close()
-        return {"bytes": peak_bytes(self._spawned.process.pid) - base, "allocated": self._planned}
+        work = Workload(self._spec)
+        steps_s = [predict(work, [0] * work.count, [profile()], {}, 1).step_s for _ in range(PROFILES)]
+        return {
+            "bytes": peak_bytes(self._spawned.process.pid) - base,
+            "allocated": self._planned,
+            "predicted_s": statistics.median(steps_s),
+        }
 
     def close(self) -> None:
         self._spawned.kill()

@@ -6,7 +6,7 @@ JSON object per line and answers each with one:
     {"do": "prepare", …}   make ready what the rest describes     {"count": runs per round} or {"absent": why not}
                            (least_s: how long a round shall take; 0: a run's count comes with each round, and none is tried)
     {"do": "round", …}     one short round                         {"seconds": per run, "processor_seconds": per run, …}
-    {"do": "memory"}       what preparing and running it took      {"bytes": n, …}
+    {"do": "about"}        what preparing and running it took      {"bytes": n, …}
 
 Only the standard library is imported here, since another environment may hold nothing of ours. All workers have one BLAS
 thread, by the environment that they start with, and sessions of their own: Ctrl-C reaches the measurement alone, which ends
@@ -186,7 +186,7 @@ def serve(
                     spent = {"seconds": time.perf_counter() - start, "processor_seconds": processor_s() - began}
                     answer = {**{name: value / runs for name, value in spent.items()}, **(more or {})}
                 else:
-                    known = task.memory() if task is not None and hasattr(task, "memory") else {}
+                    known = task.about() if task is not None and hasattr(task, "about") else {}
                     answer = {"bytes": peak - base, **known}
             except Absent as reason:
                 answer = {"absent": str(reason)}

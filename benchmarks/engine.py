@@ -71,8 +71,12 @@ def measure(
     report.add(contest, *([Target(TORCH, at_most=case.at_most)] if case.at_most else []))
     if case.steps:
         memory = Contest(f"{case.name}, memory", "MiB", ours=OURS)
-        memory.add({name: worker.ask("memory")["bytes"] / (1 << 20) for name, worker in able.items()})
+        about = {name: worker.ask("about") for name, worker in able.items()}
+        memory.add({name: told["bytes"] / (1 << 20) for name, told in about.items()})
         report.add(memory, Target(TORCH, at_most=MEMORY_AT_MOST))
+        predicted_ms = about[OURS]["predicted_s"] * 1e3
+        ratio = predicted_ms / contest.median(OURS)
+        report.facts[f"{case.name}, predicted"] = f"{predicted_ms:.4g} ms, {ratio:.2f} of what was measured"
 
 
 def milliseconds(worker: Worker, what: str) -> float:
