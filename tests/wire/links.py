@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from enum import IntEnum
 from typing import Any, get_args, get_origin, get_type_hints
 
 import msgspec
@@ -110,8 +111,8 @@ def _values(hint: Any) -> st.SearchStrategy[Any]:
         return st.binary(max_size=200)
     if kind is float:
         return st.floats(allow_nan=False)
-    if issubclass(kind, LinkKind):
-        return st.sampled_from(LinkKind)
+    if issubclass(kind, IntEnum):
+        return st.sampled_from(kind)
     return st.builds(kind, *map(_values, _hints(kind).values()))
 
 
