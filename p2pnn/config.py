@@ -34,7 +34,12 @@ NAMES_SHOWN: Final = 8
 """Of names that exist, in the sentence that refuses another."""
 
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
-KEYS: Final = ("name", "state_dir", "listen", "join", "socket", "cluster", "quota", "profile_cache", "log_level")
+PRESETS: Final = ("loopback", "lan", "wan")
+"""How fast other nodes count as dead; the numbers are in `cluster.presets`."""
+
+KEYS: Final = (
+    "name", "state_dir", "listen", "join", "socket", "cluster", "preset", "quota", "profile_cache", "log_level",
+)  # fmt: skip
 _UNITS: Final = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12} | {
     "kib": 2**10,
     "mib": 2**20,
@@ -49,7 +54,7 @@ class NodeConfig:
 
     listen: port 0 asks for a free one. join: any one peer is enough. quota_bytes: of the chunk store; 0 for no quota.
     lifeline_fd: the daemon ends when the other end of this pipe closes. ready_fd: gets one JSON line when the daemon is ready.
-    profile_cache: a file that daemons of one machine may share, None for one in the state folder.
+    profile_cache: a file that daemons of one machine may share, None for one in the state folder. preset: one of PRESETS.
     """
 
     name: str
@@ -63,6 +68,7 @@ class NodeConfig:
     ready_fd: int | None = None
     profile_cache: Path | None = None
     log_level: str = "info"
+    preset: str = "loopback"
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,10 +139,11 @@ def node_config(
     level = settings.get("log_level") or "info"
     if level not in LOG_LEVELS:
         raise UsageError(f"log_level = {level!r} is not one of {', '.join(LOG_LEVELS)}")
+    listen = _address(settings.get("listen") or "127.0.0.1:7700", "listen")
     return NodeConfig(
         name=name,
         state_dir=state,
-        listen=_address(settings.get("listen") or "127.0.0.1:7700", "listen"),
+        listen=listen,
         join=tuple(_address(text, "join") for text in _words(settings.get("join"), "join")),
         socket=_socket(settings, places),
         cluster=_text(settings, "cluster") or "p2pnn",
@@ -145,6 +152,7 @@ def node_config(
         ready_fd=ready_fd,
         profile_cache=_path(settings, "profile_cache"),
         log_level=level,
+        preset=_preset(settings, listen),
     )
 
 
@@ -255,6 +263,16 @@ def _socket(settings: Mapping[str, Any], places: Places) -> Path:
             " name a shorter one with --socket"
         )
     return path
+
+
+def _preset(settings: Mapping[str, Any], listen: Address) -> str:
+    found = _text(settings, "preset")
+    if found is None:
+        here = listen.host in ("localhost", "::1") or listen.host.startswith("127.")
+        return "loopback" if here else "lan"
+    if found not in PRESETS:
+        raise UsageError(unknown("unknown preset", found, PRESETS))
+    return found
 
 
 def _text(settings: Mapping[str, Any], key: str) -> str | None:

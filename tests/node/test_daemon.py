@@ -94,6 +94,12 @@ async def test_garbage_of_a_member_costs_the_job_nothing(tmp_path: Path) -> None
             wire.ProfileReply(1, b"\xc1"),
             wire.LinkProbed(1),
             wire.Roster(()),
+            wire.Gossip((wire.Fact(c.node, "c", "127.0.0.1", 1, "x", 10**9, wire.Life.SUSPECT, c.node, "I say so"),)),
+            wire.Ack(10**9),
+            wire.Nack(10**9),
+            wire.ProbeRequest(1, "0" * 32),
+            wire.Pull(),
+            wire.Testimony(a.node, 1),
         ):
             liar.send(a.node, message)
         for body in (wire.Tensor(job, 1, 0, 0), wire.BlobPiece(1, "0" * 64, 0, 10)):
