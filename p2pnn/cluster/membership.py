@@ -214,9 +214,9 @@ class Membership:
         if name == self._name:
             self._events.append(NameTaken(node, name, self._node))
             return
-        for other in self.alive():
-            if other.name == name and other.node != node:
-                self._events.append(NameTaken(node, name, NodeId(other.node)))
+        for other, one in self._table.known.items():
+            if one.joined and one.fact.name == name and other != node:
+                self._events.append(NameTaken(node, name, other))
                 return
 
     # --- inside: who is dialled

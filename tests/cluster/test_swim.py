@@ -6,6 +6,8 @@ from random import Random
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from p2pnn.cluster.facts import Description
 from p2pnn.cluster.presets import PRESETS
@@ -342,6 +344,29 @@ def test_a_request_for_a_probe_and_its_answer_pass_through() -> None:
     bench.swim.receive(C, Ack(probe.sequence), 1.01)
     [(asker, ack)] = bench.sent(Ack)
     assert (asker, ack.sequence) == (B, 9)  # type: ignore[attr-defined]
+
+
+words = st.builds(
+    said,
+    st.just(C),
+    st.sampled_from(Life),
+    st.integers(0, 4),
+    st.sampled_from([B, D]),
+    st.sampled_from(["b", "b2"]),
+)
+
+
+@given(st.lists(words, max_size=12), st.randoms(use_true_random=False))
+def test_two_nodes_that_hear_the_same_in_any_order_hold_the_same_of_a_member(told: list[Fact], random: Random) -> None:
+    shuffled = [*told, *told[:3]]
+    random.shuffle(shuffled)
+    benches = []
+    for order in (told, shuffled):
+        bench = Bench(B, C, D)
+        for fact in order:
+            bench.hear(fact)
+        benches.append(bench)
+    assert benches[0].fact(C) == benches[1].fact(C)
 
 
 def test_the_forgotten_are_forgotten() -> None:
