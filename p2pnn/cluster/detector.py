@@ -74,6 +74,7 @@ class Detector:
         self._health = health
         self._random = random
         self._round: list[NodeId] = []
+        self._awaited: set[NodeId] = set()  # the same, to look up
         self._sequence = 0
         self._next_at: float | None = None
         self._pending: _Pending | None = None
@@ -81,7 +82,8 @@ class Detector:
 
     def watch(self, node: NodeId, now: float) -> None:
         """A member to be probed from now on: it comes in this round at a random place."""
-        if node not in self._round:
+        if node not in self._awaited:
+            self._awaited.add(node)
             self._round.insert(self._random.randint(0, len(self._round)), node)
         if self._next_at is None:
             self._next_at = now + self._preset.probe_interval_s * self._random.random()
@@ -153,11 +155,13 @@ class Detector:
         for _ in range(2):
             while self._round:
                 node = self._round.pop()
+                self._awaited.discard(node)
                 known = self._table.get(node)
                 if known is not None and known.probed:
                     return node
             self._round = [node for node, known in self._table.known.items() if known.probed]
             self._random.shuffle(self._round)
+            self._awaited = set(self._round)
         return None
 
     def _ask_helpers(self, pending: _Pending) -> None:

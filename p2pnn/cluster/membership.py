@@ -63,6 +63,7 @@ class Membership:
         self._swim = Swim(node, name, boot, preset, self._limits.members_max, now, random)
         self._table = self._swim.table
         self._sweep_at: float | None = None
+        self._holders: dict[str, NodeId] = {}  # name → the member that had it first, as far as it is one still
 
     # --- what the owner feeds
 
@@ -214,10 +215,12 @@ class Membership:
         if name == self._name:
             self._events.append(NameTaken(node, name, self._node))
             return
-        for other, one in self._table.known.items():
-            if one.joined and one.fact.name == name and other != node:
-                self._events.append(NameTaken(node, name, other))
-                return
+        holder = self._holders.get(name)
+        known = self._table.get(holder) if holder is not None else None
+        if holder not in (None, node) and known is not None and known.joined and known.fact.name == name:
+            self._events.append(NameTaken(node, name, NodeId(known.fact.node)))
+        else:
+            self._holders[name] = node
 
     # --- inside: who is dialled
 
@@ -248,6 +251,8 @@ class Membership:
                 self._table.drop(former)
 
     def _unlinked_at(self, address: Address) -> list[Known]:
+        if len(self._table.linked) == len(self._table.known):
+            return []
         return [known for known in self._table.known.values() if not known.linked and known.address == address]
 
     def _ages(self, known: Known) -> bool:
@@ -262,6 +267,7 @@ class Membership:
             due = (known.heard if living(known.fact) else known.since) + self._limits.forget_after_s
             if due <= now:
                 self._swim.forget(node)
+                self._holders.pop(known.fact.name, None)
                 self._introduction.forget(known.address)
                 self._introduction.settled(node)
             else:
