@@ -250,7 +250,7 @@ class Ours:
 
     def dial_reached(self, address: Any, node: Any) -> None: ...
 
-    def dial_failed(self, address: Any, reason: str) -> None:
+    def dial_failed(self, address: Any, reason: str, refused: bool) -> None:
         self.lost(reason)
 
     def message(self, node: Any, message: Any) -> None:

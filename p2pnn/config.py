@@ -34,6 +34,9 @@ NAMES_SHOWN: Final = 8
 """Of names that exist, in the sentence that refuses another."""
 
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
+PRESETS: Final = ("loopback", "lan", "wan")
+"""How fast other nodes count as dead; the numbers are in `cluster.presets`."""
+
 KEYS: Final = (
     "name",
     "state_dir",
@@ -42,6 +45,7 @@ KEYS: Final = (
     "socket",
     "socket_group",
     "cluster",
+    "preset",
     "quota",
     "profile_cache",
     "log_level",
@@ -64,7 +68,7 @@ class NodeConfig:
     listen: port 0 asks for a free one. join: any one peer is enough. quota_bytes: of the chunk store; 0 for no quota.
     socket_group: the group whose people may open the socket, None for the daemon's user alone.
     lifeline_fd: the daemon ends when the other end of this pipe closes. ready_fd: gets one JSON line when the daemon is ready.
-    profile_cache: a file that daemons of one machine may share, None for one in the state folder.
+    profile_cache: a file that daemons of one machine may share, None for one in the state folder. preset: one of PRESETS.
     """
 
     name: str
@@ -79,6 +83,7 @@ class NodeConfig:
     ready_fd: int | None = None
     profile_cache: Path | None = None
     log_level: str = "info"
+    preset: str = "loopback"
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,10 +149,11 @@ def node_config(
     level = _given(settings, "log_level", "info")
     if level not in LOG_LEVELS:
         raise UsageError(f"log_level = {level!r} is not one of {', '.join(LOG_LEVELS)}")
+    listen = _address(_given(settings, "listen", "127.0.0.1:7700"), "listen")
     return NodeConfig(
         name=_node_name(settings),
         state_dir=state,
-        listen=_address(_given(settings, "listen", "127.0.0.1:7700"), "listen"),
+        listen=listen,
         join=tuple(_peer(text) for text in _words(settings.get("join"), "join")),
         socket=_socket(settings, places),
         cluster=_cluster(settings),
@@ -157,6 +163,7 @@ def node_config(
         ready_fd=ready_fd,
         profile_cache=_path(settings, "profile_cache"),
         log_level=level,
+        preset=_preset(settings, listen),
     )
 
 
@@ -300,6 +307,16 @@ def _socket(settings: Mapping[str, Any], places: Places) -> Path:
             " name a shorter one with --socket"
         )
     return path
+
+
+def _preset(settings: Mapping[str, Any], listen: Address) -> str:
+    found = _text(settings, "preset")
+    if found is None:
+        here = listen.host in ("localhost", "::1") or listen.host.startswith("127.")
+        return "loopback" if here else "lan"
+    if found not in PRESETS:
+        raise UsageError(unknown("unknown preset", found, PRESETS))
+    return found
 
 
 def _text(settings: Mapping[str, Any], key: str) -> str | None:

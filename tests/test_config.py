@@ -27,6 +27,9 @@ def test_defaults_are_a_persons_xdg_folders(environ: dict[str, str], tmp_path: P
     assert config.socket == Path("/run/user/7/p2pnn/p2pnn.sock")
     assert config.listen == Address("127.0.0.1", 7700)
     assert (config.join, config.quota_bytes, config.profile_cache) == ((), 0, None)
+    assert config.preset == "loopback"
+    assert node_config({"listen": "10.0.0.1:7700"}, environ=environ).preset == "lan"
+    assert node_config({"preset": "wan"}, environ=environ).preset == "wan"
 
 
 def test_flag_over_environment_over_file(environ: dict[str, str], tmp_path: Path) -> None:
@@ -64,6 +67,7 @@ def test_a_file_that_may_not_be_read(environ: dict[str, str], tmp_path: Path) ->
     ("key", "value", "sentence"),
     [
         ("listen", "host:port", "is not an address"),
+        ("preset", "lna", "unknown preset 'lna'; did you mean lan?"),
         ("quota", "many", "quota = 'many' is not a size"),
         ("log_level", "loud", "log_level = 'loud' is not one of debug, info, warning, error"),
         ("name", "attic pc", "cannot be a node's name"),

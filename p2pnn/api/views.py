@@ -17,6 +17,7 @@ from p2pnn.job import life
 from p2pnn.job.records import JobRecord
 from p2pnn.job.spec import Dataset, JobSpec
 from p2pnn.node.daemon import SOFTWARE, Daemon, resident_bytes
+from p2pnn.node.members import about
 from p2pnn.node.specs import SPEC_BYTES_MAX, splits
 from p2pnn.types import BlobId, JobId
 from p2pnn.wire.messages import LinkKind
@@ -35,6 +36,7 @@ async def node(daemon: Daemon) -> dict[str, Any]:
         "address": str(daemon.address),
         "state_dir": str(daemon.config.state_dir),
         "cluster": daemon.config.cluster,
+        "preset": daemon.config.preset,
         "uptime_s": asyncio.get_running_loop().time() - daemon.started_at,
         "rss_bytes": resident_bytes(),
         "job": daemon.place.job,
@@ -70,7 +72,9 @@ def peers(daemon: Daemon) -> list[dict[str, Any]]:
         "reason": "",
         "rtt_ms": None,
         "since_s": asyncio.get_running_loop().time() - daemon.started_at,
+        "by": [],
         "job": daemon.place.job,
+        **about(daemon.describe()),
     }
     others: list[dict[str, Any]] = []
     for member in daemon.members.snapshot():
@@ -84,7 +88,9 @@ def peers(daemon: Daemon) -> list[dict[str, Any]]:
                 "reason": member.reason,
                 "rtt_ms": trip * 1000 if trip is not None else None,
                 "since_s": member.since_s,
+                "by": list(member.by),
                 "job": running.get(member.node),
+                **about(member.about),
             }
         )
     return [own, *sorted(others, key=lambda row: (row["name"], row["node"]))]

@@ -42,6 +42,12 @@ def start(
     cluster: Annotated[
         str | None, typer.Option(help="The mesh's name; peers of another are refused.  [default: p2pnn]")
     ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            help="How soon a silent node counts as dead: loopback (8 s), lan (30 s) or wan.  [default: by --listen]"
+        ),
+    ] = None,
     quota: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Most bytes of stored data, such as 20 GB.  [default: no limit]")
     ] = None,
@@ -72,6 +78,7 @@ def start(
         "socket": socket,
         "socket_group": socket_group,
         "cluster": cluster,
+        "preset": preset,
         "quota": quota,
         "profile_cache": profile_cache,
         "log_level": log_level,
@@ -141,10 +148,12 @@ def status(socket: SocketFlag = None, json: JsonFlag = False) -> None:
 
 
 def _peers(found: list[dict[str, Any]]) -> str:
-    """`2 alive; 127.0.0.1:7701 unreachable: nobody listens there`."""
+    """`2 alive; b suspect since 3 s, by c: it answers no probe; 127.0.0.1:7701 unreachable: nobody listens there`."""
+    from p2pnn.cli import render
+
     alive = sum(peer["state"] == "alive" for peer in found)
     away = [
-        f"{peer.get('name') or peer['address']} {peer['state']}" + (f": {peer['reason']}" if peer.get("reason") else "")
+        f"{peer.get('name') or peer['address']} {render.peer_state(peer)}"
         for peer in found
         if peer["state"] not in ("self", "alive", "left")
     ]
@@ -152,7 +161,7 @@ def _peers(found: list[dict[str, Any]]) -> str:
 
 
 def peers(socket: SocketFlag = None, json: JsonFlag = False) -> None:
-    """The nodes of the mesh as this one sees them. An unreachable one is shown with the reason."""
+    """The nodes of the mesh as this one sees them. One that is not alive is shown with who says so, and why."""
     from p2pnn.cli import render, terminal
 
     found = connect(socket).get("peers")

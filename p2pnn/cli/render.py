@@ -253,12 +253,22 @@ def jobs_table(jobs: Sequence[Mapping[str, Any]], now_s: float) -> list[str]:
 
 
 def peers_table(peers: Sequence[Mapping[str, Any]]) -> list[str]:
-    rows = [("name", "address", "state", "round trip", "job")]
+    rows = [("name", "address", "state", "round trip", "job", "machine")]
     for peer in peers:
         trip = "" if peer.get("rtt_ms") is None else f"{peer['rtt_ms']:.2f} ms"
-        state = peer["state"] + (f": {peer['reason']}" if peer.get("reason") else "")
-        rows.append((peer.get("name") or "?", peer["address"], state, trip, peer.get("job") or ""))
+        profile = peer.get("profile")
+        machine = f"{profile['gflops']:.0f} GFLOP/s, {size(profile['memory_bytes'])} free" if profile else ""
+        rows.append((peer.get("name") or "?", peer["address"], peer_state(peer), trip, peer.get("job") or "", machine))
     return table(rows, right=(3,))
+
+
+def peer_state(peer: Mapping[str, Any]) -> str:
+    """`suspect since 3 s, by a and c: it answers no probe`, `dead: connection reset`, `unreachable: refused`, `alive`."""
+    state = str(peer["state"])
+    if state == "suspect":
+        by = " and ".join(peer.get("by") or ())
+        state += f" since {peer.get('since_s', 0):.0f} s" + (f", by {by}" if by else "")
+    return state + (f": {peer['reason']}" if peer.get("reason") else "")
 
 
 def datasets_table(datasets: Sequence[Mapping[str, Any]]) -> list[str]:

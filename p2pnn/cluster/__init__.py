@@ -1,31 +1,45 @@
-"""Who is in: membership, and nothing else yet.
+"""Who is in: membership by SWIM with Lifeguard, over a full mesh of control links.
 
-The rest of the program sees only what this package exports. A gossip protocol can take the place of the joining by
-roster inside without its owner noticing.
+The rest of the program sees only what this package exports.
 """
 
 from p2pnn.cluster.events import (
     Dial,
     Event,
     Forget,
+    LinkLost,
+    LinkRestored,
     MemberFailed,
     MemberJoined,
     MemberLeft,
+    MemberRefuted,
     MemberSnapshot,
     MemberState,
+    MemberSuspected,
     NameTaken,
 )
+from p2pnn.cluster.facts import Description
+from p2pnn.cluster.introduction import Limits
 from p2pnn.cluster.membership import Membership
+from p2pnn.cluster.presets import PRESETS, Preset
 
 __all__ = [
+    "PRESETS",
+    "Description",
     "Dial",
     "Event",
     "Forget",
+    "Limits",
+    "LinkLost",
+    "LinkRestored",
     "MemberFailed",
     "MemberJoined",
     "MemberLeft",
+    "MemberRefuted",
     "MemberSnapshot",
     "MemberState",
+    "MemberSuspected",
     "Membership",
     "NameTaken",
+    "Preset",
 ]

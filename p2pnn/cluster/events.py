@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
+from p2pnn.cluster.facts import Description
 from p2pnn.types import Address, NodeId
 from p2pnn.wire.messages import Member
 
 
 class MemberState(StrEnum):
-    """ALIVE: a control link is open. CONNECTING: heard of, not reached yet. UNREACHABLE: lost or never reached, with a
-    reason; it is dialled on. LEFT: it said goodbye."""
+    """ALIVE: it answers probes, and a control link is open. SUSPECT: somebody says that it does not answer; it may refute.
+
+    DEAD: it did not refute, or is proved gone; it is dialled on. LEFT: it said goodbye. CONNECTING: heard of, not reached
+    yet. UNREACHABLE: not reached from here, with a reason, although others may; it is dialled on.
+    """
 
     ALIVE = "alive"
+    SUSPECT = "suspect"
+    DEAD = "dead"
+    LEFT = "left"
     CONNECTING = "connecting"
     UNREACHABLE = "unreachable"
-    LEFT = "left"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +41,14 @@ class Forget:
 
 @dataclass(frozen=True, slots=True)
 class MemberJoined:
+    """A member, with an open link. It is one until MemberFailed or MemberLeft, whatever its link does."""
+
     member: Member
 
 
 @dataclass(frozen=True, slots=True)
 class MemberFailed:
-    """A member that had joined is gone without a goodbye, or was restarted (MemberJoined follows at once)."""
+    """A member is gone without a goodbye, or was restarted (MemberJoined follows)."""
 
     node: NodeId
     reason: str
@@ -48,7 +56,38 @@ class MemberFailed:
 
 @dataclass(frozen=True, slots=True)
 class MemberLeft:
-    """A member that had joined said goodbye."""
+    """A member said goodbye."""
+
+    node: NodeId
+
+
+@dataclass(frozen=True, slots=True)
+class LinkLost:
+    """The link to a member broke: what was on its way is lost. That says nothing of the member, which is a suspect now."""
+
+    node: NodeId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class LinkRestored:
+    """A link to a member that was never gone is open again."""
+
+    member: Member
+
+
+@dataclass(frozen=True, slots=True)
+class MemberSuspected:
+    """`by` says that the member does not answer."""
+
+    node: NodeId
+    by: NodeId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class MemberRefuted:
+    """A suspect is alive."""
 
     node: NodeId
 
@@ -62,14 +101,26 @@ class NameTaken:
     holder: NodeId
 
 
-Event = Dial | Forget | MemberJoined | MemberFailed | MemberLeft | NameTaken
+Event = (
+    Dial
+    | Forget
+    | MemberJoined
+    | MemberFailed
+    | MemberLeft
+    | LinkLost
+    | LinkRestored
+    | MemberSuspected
+    | MemberRefuted
+    | NameTaken
+)
 
 
 @dataclass(frozen=True, slots=True)
 class MemberSnapshot:
     """One member, or one configured address behind which no member is known yet (node and name are empty then).
 
-    reason: why it is not alive, as one clause; empty where nothing is wrong. since_s: seconds in this state.
+    reason: why it is not alive, as one clause; empty where nothing is wrong. since_s: seconds in this state. by: the names
+    of those that suspect it, or say that it is dead. about: what it says of itself.
     """
 
     node: NodeId
@@ -79,3 +130,5 @@ class MemberSnapshot:
     reason: str
     since_s: float
     boot: str = ""
+    by: tuple[str, ...] = ()
+    about: Description = field(default_factory=Description)

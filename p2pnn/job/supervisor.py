@@ -116,7 +116,8 @@ class Supervisor:
         self._ledger.members[node] = name
 
     def member_failed(self, node: NodeId, reason: str, now: float) -> None:
-        """A member is gone. Fails the job if it held a part of it; a job that has not started is planned again."""
+        """A member is gone, or the link to it broke. Fails the job if it held a part of it; one that has not started is planned
+        again."""
         name = self._ledger.name(node)
         self._ledger.members.pop(node, None)
         if self.ended:
@@ -127,11 +128,11 @@ class Supervisor:
             again = (
                 f"go on with `p2pnn jobs resume {self.record.job}`" if self.spec.kind == "train" else "start it again"
             )
-            self._end("fail", f"node {name} is gone: {reason}; {again}")
+            self._end("fail", f"node {name} is lost: {reason}; {again}")
         else:
             self._reservation.lost(node)
             self._run.member_failed(node, now)
-            self._replan(f"node {name} is gone before the job started ({reason}); planning without it")
+            self._replan(f"node {name} is lost before the job started ({reason}); planning without it")
 
     def cancel(self, reason: str, now: float) -> None:
         """End the job at once. UsageError if it has ended already."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from p2pnn import __version__
+from p2pnn.cluster import Description
 from p2pnn.config import NodeConfig
 from p2pnn.node.blobs import BlobExchange
 from p2pnn.node.jobs import Jobs
@@ -34,7 +35,7 @@ SOFTWARE: Final = f"p2pnn {__version__}"
 
 
 class Daemon:
-    """Call `start`, then `close`. Implements `transport.Events`. Create it inside a running loop."""
+    """Call `start`, then `close`. Implements `transport.Events` and `members.Owner`. Create it inside a running loop."""
 
     def __init__(self, config: NodeConfig) -> None:
         self.config = config
@@ -45,7 +46,7 @@ class Daemon:
         identity = LocalIdentity(self.node, config.name, config.cluster, self.boot, SOFTWARE)
         self.transport = Transport(identity, self)
         self.post = Post(self.node, config.name, self.transport, self.message)
-        self.members = Members(self.post, config.join, self.transport, self._member_joined, self._member_failed)
+        self.members = Members(self.post, self.boot, config.join, self.transport, self, self.describe, config.preset)
         self.blobs = BlobExchange(self.storage.blobs, self.post, lambda: self.members.names())
         cache = config.profile_cache or Path(config.state_dir) / "profile"
         self.planning = Planning(self.post, lambda: self.members.names(), cache)
@@ -99,8 +100,8 @@ class Daemon:
     def dial_reached(self, address: Address, node: NodeId) -> None:
         self.members.dial_reached(address, node)
 
-    def dial_failed(self, address: Address, reason: str) -> None:
-        self.members.dial_failed(address, reason)
+    def dial_failed(self, address: Address, reason: str, refused: bool) -> None:
+        self.members.dial_failed(address, reason, refused)
 
     def message(self, node: NodeId, message: wire.Message) -> None:
         """Route a message, of a peer or of this node itself. What no part takes is logged and dropped."""
@@ -131,11 +132,32 @@ class Daemon:
             case wire.LinkProbe():
                 self.planning.body(node, message)
 
+    # --- members.Owner
+
+    def member_usable(self, node: NodeId, name: str) -> None:
+        self.jobs.member_usable(node, name)
+
+    def member_lost(self, node: NodeId, reason: str) -> None:
+        self.jobs.member_lost(node, reason)
+        self.place.member_lost(node, reason)
+
+    def member_failed(self, node: NodeId, reason: str) -> None:
+        self.jobs.member_failed(node, reason)
+
     # --- how
 
     def _make_routes(self) -> dict[type[wire.Message], Callable[[NodeId, wire.Message], None]]:
         groups: dict[Callable[[NodeId, wire.Message], None], tuple[type[wire.Message], ...]] = {
-            self.members.receive: (wire.Roster,),
+            self.members.receive: (
+                wire.Roster,
+                wire.Probe,
+                wire.ProbeRequest,
+                wire.Ack,
+                wire.Nack,
+                wire.Gossip,
+                wire.Pull,
+                wire.Testimony,
+            ),
             self.planning.receive: (wire.ProfileRequest, wire.ProfileReply, wire.LinkProbed),
             self.place.receive: (wire.Reserve, wire.Release, wire.Prepare, wire.Command, wire.Retired, wire.Squares),
             self.jobs.receive: (
@@ -165,12 +187,16 @@ class Daemon:
             case wire.Keep():
                 self.blobs.keep(node, message)
 
-    def _member_joined(self, node: NodeId, name: str) -> None:
-        self.jobs.member_joined(node, name)
-
-    def _member_failed(self, node: NodeId, reason: str) -> None:
-        self.jobs.member_failed(node, reason)
-        self.place.member_failed(node, reason)
+    def describe(self) -> Description:
+        """What this node says of itself to all members."""
+        profile = self.planning.known
+        return Description(
+            SOFTWARE,
+            (wire.VERSION_MIN, wire.VERSION_MAX),
+            load=(self.place.job is not None) + len(self.place.waiting),
+            gflops=round(profile.gemm_gflops) if profile else 0,
+            memory_mib=profile.memory_bytes_max >> 20 if profile else 0,
+        )
 
 
 def _log_failure(task: asyncio.Task[object]) -> None:

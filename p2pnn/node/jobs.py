@@ -210,23 +210,24 @@ class Jobs:
             ):
                 self._receive_of_part(node, message, now)
 
-    def member_joined(self, node: NodeId, name: str) -> None:
+    def member_usable(self, node: NodeId, name: str) -> None:
         for supervisor in self._supervisors.values():
             supervisor.member_joined(node, name)
         self._post.send(node, wire.RecordRequest())
 
-    def member_failed(self, node: NodeId, reason: str) -> None:
-        """Jobs with a part on the lost node fail; jobs that it coordinated are marked so that anybody can resume them."""
+    def member_lost(self, node: NodeId, reason: str) -> None:
+        """Jobs with a part there fail: it is gone, or lives but what was on its way to and from it is lost."""
         for job, supervisor in list(self._supervisors.items()):
             supervisor.member_failed(node, reason, self._now())
             self._carry_out(job)
+
+    def member_failed(self, node: NodeId, reason: str) -> None:
+        """Jobs that a member coordinated which is gone are marked so that anybody can resume them."""
         for record in list(self.records.values()):
             if record.coordinator == node and record.state not in life.ENDED:
-                text = (
-                    f"node {record.coordinator_name}, which coordinated it, is gone: {reason}; "
-                    f"go on with `p2pnn jobs resume {record.job}`"
-                )
-                # Everybody sees it for himself. Where only our link broke, the coordinator's own word mends this later.
+                said = f"node {record.coordinator_name}, which coordinated it, is gone: {reason}"
+                text = f"{said}; go on with `p2pnn jobs resume {record.job}`"
+                # Everybody decides so for himself. Where that was wrong, the coordinator's own word mends it later.
                 self._records.commit(msgspec.structs.replace(record, state="failed", reason=text))
 
     async def close(self, reason: str) -> None:

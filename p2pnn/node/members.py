@@ -6,51 +6,82 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable, Sequence
+from typing import Any, Final, Protocol
 
 from p2pnn.cluster import (
+    PRESETS,
+    Description,
     Dial,
+    Event,
     Forget,
+    LinkLost,
+    LinkRestored,
     MemberFailed,
     MemberJoined,
     MemberLeft,
+    MemberRefuted,
     Membership,
     MemberSnapshot,
+    MemberSuspected,
     NameTaken,
 )
 from p2pnn.node.links import Post
 from p2pnn.transport import PeerIdentity, Transport
 from p2pnn.types import Address, NodeId
-from p2pnn.wire.messages import Message
+from p2pnn.wire.messages import Member, Message
 
 log = logging.getLogger("p2pnn.members")
 
+DESCRIBE_PAUSE_S: Final = 1.0
+"""Between two looks at what this node says of itself: its load changes with each job, and each change is told to all."""
+
+
+class Owner(Protocol):
+    """Who is told of changes."""
+
+    def member_usable(self, node: NodeId, name: str) -> None:
+        """A member with an open link: it joined, or its link is back."""
+
+    def member_lost(self, node: NodeId, reason: str) -> None:
+        """A usable member is none any more: its link broke, so what was on its way is lost, or it is gone."""
+
+    def member_failed(self, node: NodeId, reason: str) -> None:
+        """A member is gone, left or was restarted; after `member_lost`, if it was usable until now."""
+
 
 class Members:
-    """on_joined(node, name) and on_failed(node, reason) are called for every change; a leaving node counts as failed."""
+    """describe: what this node says of itself now."""
 
     def __init__(
         self,
         post: Post,
+        boot: str,
         joins: Sequence[Address],
         transport: Transport,
-        on_joined: Callable[[NodeId, str], None],
-        on_failed: Callable[[NodeId, str], None],
+        owner: Owner,
+        describe: Callable[[], Description],
+        preset: str = "loopback",
     ) -> None:
         self._post = post
         self._transport = transport
-        self._on_joined = on_joined
-        self._on_failed = on_failed
+        self._owner = owner
+        self._describe = describe
         self._loop = asyncio.get_running_loop()
-        self._core = Membership(post.node, post.name, joins, self._loop.time(), random.Random())
+        now = self._loop.time()
+        self._core = Membership(post.node, post.name, boot, joins, now, random.Random(), PRESETS[preset])
         self._timer: asyncio.TimerHandle | None = None
+        self._armed: float | None = None
         self._names: dict[NodeId, str] = {}
+        self._called: dict[NodeId, str] = {post.node: post.name}
         self._untold = dict.fromkeys(joins, "")
+        self._described_at = now
 
     def start(self) -> None:
+        self._core.describe(self._describe(), self._loop.time())
         self._settle()
 
     def names(self) -> dict[NodeId, str]:
-        """Name by id of every living member, this node first."""
+        """Name by id of every member that a link leads to, this node first."""
         return {self._post.node: self._post.name, **self._names}
 
     def snapshot(self) -> tuple[MemberSnapshot, ...]:
@@ -68,7 +99,7 @@ class Members:
         self._core.dial_reached(address, node, self._loop.time())
         self._settle()
 
-    def dial_failed(self, address: Address, reason: str) -> None:
+    def dial_failed(self, address: Address, reason: str, refused: bool) -> None:
         if self._untold.get(address, reason) != reason:  # whoever configured this peer should know, once
             self._untold[address] = reason
             log.warning(
@@ -77,7 +108,7 @@ class Members:
                 address,
                 reason,
             )
-        self._core.dial_failed(address, reason, self._loop.time())
+        self._core.dial_failed(address, reason, refused, self._loop.time())
         self._settle()
 
     def receive(self, node: NodeId, message: Message) -> None:
@@ -87,47 +118,96 @@ class Members:
     def close(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
+            self._timer = self._armed = None
+
+    # --- the three beats: feed (above), route, transmit and re-arm
 
     def _settle(self) -> None:
         while (event := self._core.next_event()) is not None:
-            match event:
-                case Dial(address):
-                    self._transport.dial(address)
-                case Forget(address):
-                    self._transport.forget(address)
-                case MemberJoined(member):
-                    self._names[NodeId(member.node)] = member.name
-                    log.info(
-                        "member joined node=%s name=%s address=%s:%d",
-                        member.node[:8],
-                        member.name,
-                        member.host,
-                        member.port,
-                    )
-                    self._on_joined(NodeId(member.node), member.name)
-                case MemberFailed(node, reason):
-                    self._gone(node, reason)
-                case MemberLeft(node):
-                    self._gone(node, "it was stopped")
-                case NameTaken(node, name, holder):
-                    log.warning(
-                        "name taken twice name=%s nodes=%s,%s; pins by this name are ambiguous",
-                        name,
-                        holder[:8],
-                        node[:8],
-                    )
+            self._route(event)
         for node, message in self._core.messages_to_send(self._loop.time()):
             self._post.send(node, message)
+        due = self._core.get_timer()
+        if due == self._armed:
+            return  # most messages move no timer
         if self._timer is not None:
             self._timer.cancel()
-        due = self._core.get_timer()
+        self._armed = due
         self._timer = self._loop.call_at(due, self._handle_timer) if due is not None else None
 
     def _handle_timer(self) -> None:
-        self._core.handle_timer(self._loop.time())
+        self._timer = self._armed = None
+        now = self._loop.time()
+        self._core.handle_timer(now)
+        if now - self._described_at >= DESCRIBE_PAUSE_S:
+            self._described_at = now
+            self._core.describe(self._describe(), now)
         self._settle()
 
+    def _route(self, event: Event) -> None:
+        match event:
+            case Dial(address):
+                self._transport.dial(address)
+            case Forget(address):
+                self._transport.forget(address)
+            case MemberJoined(member):
+                log.info(
+                    "member joined node=%s name=%s address=%s:%d",
+                    member.node[:8],
+                    member.name,
+                    member.host,
+                    member.port,
+                )
+                self._usable(member)
+            case LinkRestored(member):
+                log.info("link restored node=%s name=%s", member.node[:8], member.name)
+                self._usable(member)
+            case LinkLost(node, reason):
+                log.warning("link lost node=%s name=%s reason=%s", node[:8], self._name(node), reason)
+                self._lost(node, f"its link broke ({reason})")
+            case MemberFailed(node, reason):
+                self._gone(node, reason)
+            case MemberLeft(node):
+                self._gone(node, "it was stopped")
+            case MemberSuspected(node, by, reason):
+                log.warning(
+                    "member suspected node=%s name=%s by=%s reason=%s",
+                    node[:8],
+                    self._name(node),
+                    self._name(by),
+                    reason,
+                )
+            case MemberRefuted(node):
+                log.info("suspicion refuted node=%s name=%s", node[:8], self._name(node))
+            case NameTaken(node, name, holder):
+                log.warning(
+                    "name taken twice name=%s nodes=%s,%s; pins by this name are ambiguous", name, holder[:8], node[:8]
+                )
+
+    def _usable(self, member: Member) -> None:
+        node = NodeId(member.node)
+        self._names[node] = self._called[node] = member.name
+        self._owner.member_usable(node, member.name)
+
+    def _lost(self, node: NodeId, reason: str) -> None:
+        if self._names.pop(node, None) is not None:
+            self._owner.member_lost(node, reason)
+
     def _gone(self, node: NodeId, reason: str) -> None:
-        name = self._names.pop(node, node[:8])
-        log.warning("member gone node=%s name=%s reason=%s", node[:8], name, reason)
-        self._on_failed(node, reason)
+        log.warning("member gone node=%s name=%s reason=%s", node[:8], self._name(node), reason)
+        self._lost(node, reason)
+        self._called.pop(node, None)
+        self._owner.member_failed(node, reason)
+
+    def _name(self, node: NodeId) -> str:
+        return self._called.get(node, node[:8])
+
+
+def about(said: Description) -> dict[str, Any]:
+    """What a node says of itself, as JSON has it."""
+    return {
+        "software": said.software,
+        "versions": list(said.versions),
+        "load": said.load,
+        "profile": {"gflops": said.gflops, "memory_bytes": said.memory_mib << 20} if said.gflops else None,
+    }

@@ -70,7 +70,7 @@ class Place:
         if part is not None and part.is_about(message.job, message.generation):
             part.arrived(message)
 
-    def member_failed(self, node: NodeId, reason: str) -> None:
+    def member_lost(self, node: NodeId, reason: str) -> None:
         """What a lost node coordinated ends here; what it takes part in cannot go on, even if its link comes back."""
         holder = self._queue.holder
         changes = self._queue.drop_coordinator(node)

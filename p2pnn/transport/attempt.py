@@ -29,13 +29,17 @@ _REFUSED: Final[dict[int, str]] = {
 
 
 class Attempt:
-    """One try to open a link to an address. open_link makes the protocol."""
+    """One try to open a link to an address. open_link makes the protocol.
+
+    refused: every IP address behind it answered that nothing listens there.
+    """
 
     def __init__(self, address: Address, open_link: Callable[[], Link], limits: Limits) -> None:
         self.address = address
         self.endpoint = address  # by IP address, once it is known
         self.link: Link | None = None
         self.abandoned = False
+        self.refused = False
         self._open_link = open_link
         self._limits = limits
         self._connecting: asyncio.Task[str] | None = None
@@ -81,7 +85,7 @@ class Attempt:
 
     async def _connect(self) -> str:
         """Connect to the first IP address of the host that answers; the last one's trouble, or an empty string."""
-        trouble = "no such host"
+        trouble, refusals = "no such host", list[bool]()
         try:
             async with asyncio.timeout(self._limits.connect_deadline_s):
                 for endpoint in await resolve(self.address):
@@ -90,9 +94,11 @@ class Attempt:
                         sock = await _connected(endpoint)
                     except OSError as error:
                         trouble = why(error)
+                        refusals.append(isinstance(error, ConnectionRefusedError))
                     else:
                         break
                 else:
+                    self.refused = bool(refusals) and all(refusals)
                     return trouble
         except OSError as error:
             return why(error)

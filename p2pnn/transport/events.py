@@ -68,8 +68,11 @@ class Events(Protocol):
     def dial_reached(self, address: Address, node: NodeId) -> None:
         """The node that answered at a dialled address, each time that becomes known; before peer_connected, if that follows."""
 
-    def dial_failed(self, address: Address, reason: str) -> None:
-        """One attempt to reach `address` failed; the next follows after a growing delay until `forget`."""
+    def dial_failed(self, address: Address, reason: str, refused: bool) -> None:
+        """One attempt to reach `address` failed; the next follows after a growing delay until `forget`.
+
+        refused: the machine answers, and nothing listens there.
+        """
 
 
 @dataclass(frozen=True, slots=True)

@@ -302,9 +302,9 @@ class Transport:
         if not self._closing:
             self._events.dial_reached(address, node)
 
-    def dial_failed(self, address: Address, trouble: str) -> None:
+    def dial_failed(self, address: Address, trouble: str, refused: bool) -> None:
         if not self._closing:
-            self._events.dial_failed(address, trouble)
+            self._events.dial_failed(address, trouble, refused)
 
     def _reached(self, link: Link, node: NodeId) -> None:
         for dialled in list(self._dialled.values()):

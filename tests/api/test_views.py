@@ -99,6 +99,7 @@ async def test_a_peer_is_shown_with_its_trip_and_its_job(tmp_path: Path) -> None
         assert (first["name"], first["state"]) == ("a", "self")
         assert (second["name"], second["state"], second["job"]) == ("b", "alive", JOB)
         assert second["address"] == str(b.address)
+        assert (second["software"], second["load"], second["by"]) == (views.SOFTWARE, 0, [])
         found = await views.node(a)
         assert found["rss_bytes"] > 0
         assert found["address"] == str(a.address)

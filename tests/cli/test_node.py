@@ -30,6 +30,16 @@ PEERS = {
         {"name": "attic", "address": "127.0.0.1:7700", "state": "self", "reason": "", "rtt_ms": None, "job": None},
         {"name": "desk", "address": "127.0.0.1:7701", "state": "alive", "reason": "", "rtt_ms": 0.25, "job": "d-1"},
         {"name": "", "address": "127.0.0.1:7702", "state": "unreachable", "reason": "refused", "rtt_ms": None},
+        {
+            "name": "shed",
+            "address": "127.0.0.1:7703",
+            "state": "suspect",
+            "reason": "it answers no probe",
+            "since_s": 3.2,
+            "by": ["attic", "desk"],
+            "profile": {"gflops": 41, "memory_bytes": 6 << 30},
+        },
+        {"name": "old", "address": "127.0.0.1:7704", "state": "left", "reason": ""},
     ]
 }
 
@@ -44,7 +54,9 @@ def test_status(daemon: FakeDaemon, capsys: pytest.CaptureFixture[str]) -> None:
     assert said["data"] == "3.0 MiB"
     assert said["machine"] == "not measured yet"
     assert said["job"] == "none"
-    assert said["peers"] == "1 alive; 127.0.0.1:7702 unreachable: refused"
+    assert said["peers"] == (
+        "1 alive; 127.0.0.1:7702 unreachable: refused; shed suspect since 3 s, by attic and desk: it answers no probe"
+    )
     assert "up 1:30" in said["version"]
     assert err == "binds loopback only\n"
     daemon["GET node"] = NODE | {
@@ -69,9 +81,12 @@ def test_peers(daemon: FakeDaemon, capsys: pytest.CaptureFixture[str]) -> None:
     daemon["GET peers"] = PEERS
     assert main(["peers"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == ["name", "attic", "desk", "?"]
+    assert [line.split()[0] for line in lines] == ["name", "attic", "desk", "?", "shed", "old"]
     assert lines[2].split() == ["desk", "127.0.0.1:7701", "alive", "0.25", "ms", "d-1"]
     assert "unreachable: refused" in lines[3]
+    assert "suspect since 3 s, by attic and desk: it answers no probe" in lines[4]
+    assert lines[4].endswith("41 GFLOP/s, 6.0 GiB free")
+    assert lines[5].split()[-1] == "left"
     assert main(["peers", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == PEERS
 
@@ -187,6 +202,7 @@ def test_a_flag_over_a_bad_file_is_the_one_to_blame(tmp_path: Path, capsys: pyte
         (["--join", "desk:"], "desk:"),
         (["--name", "a b"], "'a b' cannot be a node's name"),
         (["--quota", "much"], "much"),
+        (["--preset", "lna"], "did you mean lan?"),
         (["--log-level", "loud"], "'loud' is not one of"),
         (
             ["--socket-group", "nobody-has-this", "--state-dir", "{here}", "--listen", "127.0.0.1:0"],

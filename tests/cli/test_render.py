@@ -165,14 +165,22 @@ def test_tables_are_as_wide_as_their_widest() -> None:
             "reason": "refused",
             "rtt_ms": 0.234,
             "job": "d",
+            "profile": {"gflops": 41, "memory_bytes": 6 << 30},
         },
     ]
     assert render.peers_table(peers) == [
-        "name  address          state                 round trip  job",
+        "name  address          state                 round trip  job  machine",
         "a     127.0.0.1:7700   self",
-        "b     127.0.0.1:40001  unreachable: refused     0.23 ms  d",
+        "b     127.0.0.1:40001  unreachable: refused     0.23 ms  d    41 GFLOP/s, 6.0 GiB free",
     ]
     assert render.table([]) == []
+
+
+def test_the_state_of_a_peer_in_words() -> None:
+    said = {"state": "suspect", "since_s": 3.2, "by": ["a", "c"], "reason": "it answers no probe"}
+    assert render.peer_state(said) == "suspect since 3 s, by a and c: it answers no probe"
+    assert render.peer_state({"state": "dead", "reason": "connection reset", "by": ["a"]}) == "dead: connection reset"
+    assert render.peer_state({"state": "left", "reason": ""}) == "left"
 
 
 def test_ages_and_losses_that_ran_away() -> None:

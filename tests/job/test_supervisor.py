@@ -233,7 +233,7 @@ def test_a_lost_node_fails_the_job_with_its_name_and_a_resume_goes_on_from_the_n
     world.supervisor.member_failed(NODES[1], "connection reset", world.now)
     world.take()
     assert world.record.state == "failed"
-    assert world.record.reason == "node b is gone: connection reset; go on with `p2pnn jobs resume toy-1`"
+    assert world.record.reason == "node b is lost: connection reset; go on with `p2pnn jobs resume toy-1`"
     assert set(world.released) == set(NODES)
     failed = world.record
     assert failed.newest is not None
@@ -324,7 +324,7 @@ def test_what_keeps_nothing_is_not_paused_and_not_gone_on_with(kind: str) -> Non
         world.supervisor.pause(world.now)
     world.run(lambda: world.record.state == "running")
     world.supervisor.member_failed(NODES[1], "connection reset", world.now)
-    assert world.record.reason == "node b is gone: connection reset; start it again"
+    assert world.record.reason == "node b is lost: connection reset; start it again"
 
 
 def test_a_pause_whose_checkpoint_fails_lets_the_run_go_on() -> None:

@@ -42,6 +42,22 @@ async def test_a_daemon_that_is_stopped_fails_its_jobs_at_the_others_by_name(tmp
         assert b.place.executor_pid is None
 
 
+async def test_a_broken_link_fails_the_job_over_it_and_no_member(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with daemons(tmp_path, "a", "b") as (a, b):
+        spec, blobs = toy(nodes=("a", "b"), epochs=500)
+        job = await a.jobs.submit(stored(spec, blobs, a.storage.blobs))
+        await until(lambda: a.jobs.get(job).state == "running")
+        a.transport._peers[b.node].control.close(wire.CloseReason.FAILED, "a test broke it")
+        await until(lambda: a.jobs.get(job).state == "failed")
+        assert a.jobs.get(job).reason.startswith("node b is lost: its link broke (a test broke it); go on with")
+        await until(lambda: len(a.members.names()) == len(b.members.names()) == 2)
+        await until(lambda: b.place.job is None and b.jobs.get(job).state == "failed")
+        await until(lambda: [row.state for row in (*a.members.snapshot(), *b.members.snapshot())] == ["alive", "alive"])
+        assert "member gone" not in caplog.text
+
+
 async def test_messages_for_nobody_are_dropped_and_nothing_is_routed_after_the_end(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -94,6 +110,12 @@ async def test_garbage_of_a_member_costs_the_job_nothing(tmp_path: Path) -> None
             wire.ProfileReply(1, b"\xc1"),
             wire.LinkProbed(1),
             wire.Roster(()),
+            wire.Gossip((wire.Fact(c.node, "c", "127.0.0.1", 1, "x", 10**9, wire.Life.SUSPECT, c.node, "I say so"),)),
+            wire.Ack(10**9),
+            wire.Nack(10**9),
+            wire.ProbeRequest(1, "0" * 32),
+            wire.Pull(),
+            wire.Testimony(a.node, 1),
         ):
             liar.send(a.node, message)
         for body in (wire.Tensor(job, 1, 0, 0), wire.BlobPiece(1, "0" * 64, 0, 10)):

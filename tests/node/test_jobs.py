@@ -168,8 +168,8 @@ async def test_a_lost_node_fails_a_running_job_and_replans_a_queued_one(tmp_path
     running, queued = await bench.running(), await bench.submitted()
     del bench.members[B]
     bench.planning.nodes = [A, C]
-    bench.jobs.member_failed(B, "connection reset")
-    assert bench.jobs.get(running).reason.startswith("node b is gone: connection reset; go on with")
+    bench.jobs.member_lost(B, "connection reset")
+    assert bench.jobs.get(running).reason.startswith("node b is lost: connection reset; go on with")
     await until(lambda: bench.planning.asked == 3)
     await until(lambda: [s.name for s in (bench.jobs.get(queued).plan or plan_of(bench.spec, [A])).nodes] == ["a", "c"])
     await bench.close()

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, cast
 
 import pytest
 
-from p2pnn.cluster import MemberState
+from p2pnn.cluster import Description, MemberState
 from p2pnn.node.links import Post
-from p2pnn.node.members import Members
+from p2pnn.node.members import Members, about
 from p2pnn.transport import PeerIdentity, Transport
 from p2pnn.types import Address, NodeId
-from p2pnn.wire.messages import Member, Roster
+from p2pnn.wire.messages import Ack, Fact, Gossip, Life, Member, Message, Probe, Roster
 from tests.node.nodes import A, B, C, Recorder, until
 
 pytestmark = pytest.mark.asyncio
@@ -32,54 +33,141 @@ class Dialler:
 
 
 class Bench:
+    """Node `here`. `changes` is what its owner was told; probes are answered while `answering`."""
+
     def __init__(self, here: NodeId = A) -> None:
         self.outside = Recorder()
         self.dialler = Dialler()
         self.changes: list[tuple[Any, ...]] = []
+        self.answering = True
+        self.said = Description("p2pnn 1", load=0)
+        send = self.outside.send
+
+        def answer(node: NodeId, message: Message) -> None:
+            send(node, message)
+            if isinstance(message, Probe) and self.answering:
+                asyncio.get_running_loop().call_soon(self.members.receive, node, Ack(message.sequence))
+
+        self.outside.send = answer  # type: ignore[method-assign]
         self.members = Members(
             Post(here, "here", self.outside, lambda node, message: None),
+            "boot",
             (JOIN,),
             cast(Transport, self.dialler),
-            lambda node, name: self.changes.append(("joined", node, name)),
-            lambda node, reason: self.changes.append(("gone", node, reason)),
+            self,
+            lambda: self.said,
         )
         self.members.start()
+
+    def member_usable(self, node: NodeId, name: str) -> None:
+        self.changes.append(("usable", node, name))
+
+    def member_lost(self, node: NodeId, reason: str) -> None:
+        self.changes.append(("lost", node, reason))
+
+    def member_failed(self, node: NodeId, reason: str) -> None:
+        self.changes.append(("failed", node, reason))
 
 
 def peer(node: NodeId, name: str, port: int, boot: str = "1") -> PeerIdentity:
     return PeerIdentity(node, name, Address("127.0.0.1", port), boot)
 
 
-async def test_links_make_members_and_everybody_is_told() -> None:
+def says(node: NodeId, name: str, incarnation: int, boot: str = "1") -> Gossip:
+    """What a node says of itself."""
+    return Gossip((Fact(node, name, "", 0, boot, incarnation, Life.ALIVE),))
+
+
+async def test_links_make_members_and_each_is_told_of_this_node() -> None:
     bench = Bench()
     assert bench.dialler.dialled == [JOIN]
     bench.members.dial_reached(JOIN, B)
     bench.members.link_up(B, peer(B, "b", 7001))
-    assert bench.changes == [("joined", B, "b")]
+    assert bench.changes == [("usable", B, "b")]
     assert bench.members.names() == {A: "here", B: "b"}
-    assert [m.node for m in bench.outside.of(Roster, B)[-1].members] == [B]
+    (greeting, *_) = bench.outside.of(Gossip, B)
+    assert [(fact.node, fact.software) for fact in greeting.facts] == [(A, "p2pnn 1")]
     bench.members.receive(B, Roster((Member(C, "c", "127.0.0.1", 7002, "1"),)))
     assert bench.dialler.dialled[-1] == Address("127.0.0.1", 7002)
     assert C not in bench.members.names()  # hearsay makes no member
+    bench.members.close()
+
+
+async def test_a_broken_link_loses_what_was_on_its_way_and_no_member(caplog: pytest.LogCaptureFixture) -> None:
+    bench = Bench()
+    bench.members.link_up(B, peer(B, "b", 7001))
     bench.members.link_down(B, "connection reset", False)
     bench.members.link_down(B, "again", False)
-    assert bench.changes[1:] == [("gone", B, "connection reset")]
+    assert bench.changes[1:] == [("lost", B, "its link broke (connection reset)")]
     assert list(bench.members.names()) == [A]
-    assert {s.name: s.state for s in bench.members.snapshot()}["b"] == MemberState.UNREACHABLE
+    assert {s.name: s.state for s in bench.members.snapshot()}["b"] == MemberState.SUSPECT
+    assert "member suspected" in caplog.text
+    bench.members.link_up(B, peer(B, "b", 7001))
+    assert bench.changes[2:] == [("usable", B, "b")]
+    bench.members.receive(B, says(B, "b", 2))
+    assert {s.name: s.state for s in bench.members.snapshot()}["b"] == MemberState.ALIVE
+    bench.members.close()
+
+
+async def test_a_process_that_refuses_redials_has_failed() -> None:
+    bench = Bench()
+    bench.members.link_up(B, peer(B, "b", 7001))
+    bench.members.link_down(B, "connection reset", False)
+    while len(bench.changes) < 3:
+        bench.members.dial_failed(Address("127.0.0.1", 7001), "refused: nothing listens there", True)
+        await asyncio.sleep(0.01)
+    assert [change[0] for change in bench.changes] == ["usable", "lost", "failed"]
+    assert "no process listens there" in bench.changes[-1][2]
     bench.members.close()
 
 
 async def test_a_goodbye_and_a_restart_are_told() -> None:
     bench = Bench()
     bench.members.link_up(B, peer(B, "b", 7001))
+    bench.members.link_down(B, "it was restarted", False)
     bench.members.link_up(B, peer(B, "b", 7001, boot="2"))
+    bench.members.receive(B, says(B, "b", 9, boot="2"))
     bench.members.link_down(B, "", True)
     assert bench.changes == [
-        ("joined", B, "b"),
-        ("gone", B, "it was restarted"),
-        ("joined", B, "b"),
-        ("gone", B, "it was stopped"),
+        ("usable", B, "b"),
+        ("lost", B, "its link broke (it was restarted)"),
+        ("failed", B, "it was restarted"),
+        ("usable", B, "b"),
+        ("lost", B, "it was stopped"),
+        ("failed", B, "it was stopped"),
     ]
+    bench.members.close()
+
+
+async def test_who_answers_no_probe_is_lost_and_failed_although_its_link_is_open() -> None:
+    bench = Bench()
+    bench.answering = False
+    bench.members.link_up(B, peer(B, "b", 7001))
+    await until(lambda: len(bench.changes) == 3)
+    assert bench.changes[1:] == [("lost", B, "it answers no probe"), ("failed", B, "it answers no probe")]
+    assert {s.name: s.state for s in bench.members.snapshot()}["b"] == MemberState.DEAD
+    bench.answering = True
+    bench.members.receive(B, says(B, "b", 2))
+    assert bench.changes[3:] == [("usable", B, "b")]
+    bench.members.close()
+
+
+async def test_a_change_of_what_this_node_says_of_itself_is_told() -> None:
+    bench = Bench()
+    bench.members.link_up(B, peer(B, "b", 7001))
+    bench.said = Description("p2pnn 1", load=2, gflops=41, memory_mib=2048)
+
+    def told() -> set[int]:
+        messages = [*bench.outside.of(Gossip, B), *bench.outside.of(Probe, B)]
+        return {fact.load for message in messages for fact in message.facts if fact.node == A}
+
+    await until(lambda: 2 in told())
+    assert about(bench.said) == {
+        "software": "p2pnn 1",
+        "versions": [1, 1],
+        "load": 2,
+        "profile": {"gflops": 41, "memory_bytes": 2 << 30},
+    }
     bench.members.close()
 
 
@@ -94,7 +182,7 @@ async def test_the_timer_dials_a_peer_that_should_have_dialled_us() -> None:
 
 async def test_an_address_that_cannot_be_reached_shows_why(caplog: pytest.LogCaptureFixture) -> None:
     bench = Bench()
-    bench.members.dial_failed(JOIN, "connection refused")
+    bench.members.dial_failed(JOIN, "connection refused", True)
     assert [(s.address, s.reason) for s in bench.members.snapshot()] == [(JOIN, "connection refused")]
     bench.members.link_up(B, peer(B, "here", 7002))
     assert "name taken twice" in caplog.text
@@ -104,8 +192,8 @@ async def test_an_address_that_cannot_be_reached_shows_why(caplog: pytest.LogCap
 async def test_a_join_that_fails_is_told_once_for_each_reason(caplog: pytest.LogCaptureFixture) -> None:
     bench = Bench()
     for reason in ("refused", "refused", "another cluster"):
-        bench.members.dial_failed(JOIN, reason)
-    bench.members.dial_failed(Address("127.0.0.1", 1), "refused")  # not configured: heard of from others
+        bench.members.dial_failed(JOIN, reason, False)
+    bench.members.dial_failed(Address("127.0.0.1", 1), "refused", True)  # not configured: heard of from others
     told = [record for record in caplog.records if "cannot join" in record.message]
     assert [record.levelname for record in told] == ["WARNING", "WARNING"]
     assert "--listen" in told[0].message

@@ -409,9 +409,9 @@ async def test_a_lost_coordinator_ends_what_it_asked_for(tmp_path: Path) -> None
     bench = Bench(tmp_path)
     executor = await bench.running()
     bench.reserve("other-1", node=C)
-    bench.place.member_failed("d" * 32, "it was stopped")  # type: ignore[arg-type]
+    bench.place.member_lost("d" * 32, "it was stopped")  # type: ignore[arg-type]
     assert bench.place.job == JOB
-    bench.place.member_failed(A, "connection reset")
+    bench.place.member_lost(A, "connection reset")
     assert bench.place.job == "other-1"
     await until(lambda: executor.ended)
 
@@ -429,7 +429,7 @@ async def test_a_broken_link_between_two_nodes_of_a_job_fails_it_even_if_nothing
     bench.reserve()
     bench.prepare(nodes=(C, B))
     await until(lambda: FakeExecutor.made and FakeExecutor.made[-1].sent)
-    bench.place.member_failed(C, "connection reset")
+    bench.place.member_lost(C, "connection reset")
     await until(lambda: bench.failures)
     assert bench.failures == ["its link to node c broke: connection reset"]
     await bench.place.close()

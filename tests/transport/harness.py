@@ -86,6 +86,7 @@ class Recorder:
         self.bodies: list[tuple[NodeId, Message, bytearray]] = []
         self.asked: list[tuple[NodeId, Message, int]] = []
         self.failed: list[tuple[Address, str]] = []
+        self.refused: list[bool] = []
         self.reached: list[tuple[Address, NodeId]] = []
         self.drop_bodies = False
         self.on_body_for: Callable[[], None] = lambda: None
@@ -122,8 +123,9 @@ class Recorder:
         self.reached.append((address, node))
         self._changed.set()
 
-    def dial_failed(self, address: Address, reason: str) -> None:
+    def dial_failed(self, address: Address, reason: str, refused: bool) -> None:
         self.failed.append((address, reason))
+        self.refused.append(refused)
         self._changed.set()
 
     async def until(self, condition: Callable[[], object]) -> None:

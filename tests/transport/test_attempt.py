@@ -66,6 +66,19 @@ async def test_a_cancelled_attempt_leaves_no_link() -> None:
         assert not node.transport._links
 
 
+@on_both_loops
+async def test_an_address_where_nobody_listens_refuses_and_one_that_says_nothing_does_not() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as tarpit:
+        address = Address(*tarpit.getsockname())
+        silent = attempt_at(address, Node(1))
+        await silent.run()
+        assert not silent.refused
+        await asyncio.wait_for(silent.link.lost, 5)
+    closed = attempt_at(address, Node(1))
+    assert await closed.run() == "refused: nothing listens there"
+    assert closed.refused
+
+
 @pytest.mark.parametrize(
     ("outcome", "trouble", "person"),
     [

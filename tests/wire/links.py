@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from enum import IntEnum
 from typing import Any, get_args, get_origin, get_type_hints
 
 import msgspec
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from p2pnn.wire.connection import BodyFor, Connection, Role
 from p2pnn.wire.events import Event, HelloReceived, Opened
+from p2pnn.wire.fields import MaybeNode, NodeText
 from p2pnn.wire.limits import DEFAULTS, Limits
 from p2pnn.wire.messages import Hello, LinkKind, Message, Tensor, Welcome
 
@@ -98,10 +100,16 @@ def _values(hint: Any) -> st.SearchStrategy[Any]:
     meta: Any
     kind, meta = (hint.__origin__, hint.__metadata__[0]) if hasattr(hint, "__metadata__") else (hint, msgspec.Meta())
     if get_origin(kind) is tuple:
-        return st.lists(_values(get_args(kind)[0]), max_size=min(5, meta.max_length or 5)).map(tuple)
+        item = get_args(kind)[0]
+        many = (
+            2 if isinstance(item, type) and issubclass(item, msgspec.Struct) else 5
+        )  # a struct of many texts is slow to draw
+        return st.lists(_values(item), max_size=min(many, meta.max_length or many)).map(tuple)
     if kind is int:
         return st.integers(meta.ge, meta.le)
     if kind is str:
+        if meta.pattern in (NodeText.__metadata__[0].pattern, MaybeNode.__metadata__[0].pattern):
+            return st.sampled_from([DIALLER, LISTENER, *([""] if "?" in meta.pattern else [])])
         if meta.pattern and ("{" in meta.pattern or "A-Z" in meta.pattern):
             return st.from_regex(re.compile(meta.pattern, re.ASCII)).filter(_within(meta))
         text = st.text(st.characters(codec="utf-8", min_codepoint=33), max_size=60)
@@ -110,8 +118,8 @@ def _values(hint: Any) -> st.SearchStrategy[Any]:
         return st.binary(max_size=200)
     if kind is float:
         return st.floats(allow_nan=False)
-    if issubclass(kind, LinkKind):
-        return st.sampled_from(LinkKind)
+    if issubclass(kind, IntEnum):
+        return st.sampled_from(kind)
     return st.builds(kind, *map(_values, _hints(kind).values()))
 
 

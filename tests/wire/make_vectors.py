@@ -19,7 +19,22 @@ from p2pnn.wire import messages
 from p2pnn.wire.codec import MESSAGES, encode
 from p2pnn.wire.frame import FLAG_FOLLOWING, FLAG_MORE, encode_frame
 from p2pnn.wire.limits import BODY_BYTES_MAX, HEADER_BYTES_MAX, PIECE_BYTES_MAX
-from p2pnn.wire.messages import CloseReason, Hello, LinkKind, Message, Ping, Pong, Reserve, Retired, Tensor, Welcome
+from p2pnn.wire.messages import (
+    CloseReason,
+    Fact,
+    Gossip,
+    Hello,
+    Life,
+    LinkKind,
+    Message,
+    Ping,
+    Pong,
+    Probe,
+    Reserve,
+    Retired,
+    Tensor,
+    Welcome,
+)
 
 VECTORS = Path(__file__).parents[2] / "proto" / "vectors"
 NODES = ("0123456789abcdef" * 2, "fedcba9876543210" * 2)
@@ -33,6 +48,11 @@ EXAMPLES: dict[str, Any] = {
     "sources": (NODES[1],), "squares": (0.0, 1.5, 3.0e300), "profile": b"\x00\xff", "plan": bytes(range(20)),
     "checkpoint": b"", "command": b"c", "report": b"\x80", "record": b"r" * 300, "size": 2**63 - 1, "offset": 2**32,
     "verb": "cancel", "state": "cancelled", "part": b"\x83",
+    "facts": (
+        messages.Fact(NODES[0], "a", "", 0, "b0", 1, Life.ALIVE, "", "", "p2pnn 0.1.0", 1, 2, 3, 41, 6000),
+        messages.Fact(NODES[1], "b", "::1", 7701, "b1", 2**48, Life.SUSPECT, NODES[0], "it answers no probe"),
+    ),
+    "target": NODES[1], "incarnation": 7,
     "members": (messages.Member(NODES[0], "a", "127.0.0.1", 7700, "b0"), messages.Member(NODES[1], "b", "::1", 1, "")),
 }  # fmt: skip
 """A value per field name; numbers that are not here count up from 1000."""
@@ -51,7 +71,7 @@ def plain(value: Any) -> Any:
         return {name: plain(getattr(value, name)) for name in value.__struct_fields__}
     if isinstance(value, tuple):
         return [plain(item) for item in value]
-    return int(value) if isinstance(value, LinkKind) else value
+    return int(value) if isinstance(value, LinkKind | Life) else value
 
 
 def restored(kind: type[msgspec.Struct], fields: dict[str, Any]) -> msgspec.Struct:
@@ -62,10 +82,12 @@ def restored(kind: type[msgspec.Struct], fields: dict[str, Any]) -> msgspec.Stru
 
 def _typed(value: Any, hint: Any) -> Any:
     if isinstance(value, dict):
-        return bytes.fromhex(value["binary"]) if "binary" in value else restored(messages.Member, value)
+        if "binary" in value:
+            return bytes.fromhex(value["binary"])
+        return restored(messages.Fact if "life" in value else messages.Member, value)
     if isinstance(value, list):
         return tuple(_typed(item, None) for item in value)
-    return LinkKind(value) if hint is LinkKind else value
+    return hint(value) if hint in (LinkKind, Life) else value
 
 
 def frame_cases() -> list[dict[str, Any]]:
@@ -89,7 +111,7 @@ def frame_cases() -> list[dict[str, Any]]:
 
 
 def message_cases() -> list[dict[str, Any]]:
-    shortest = [Reserve("j", 0), Hello(1, 1, LinkKind.CONTROL, NODES[1], "", "", 0, "")]
+    shortest = [Reserve("j", 0), Probe(0), Hello(1, 1, LinkKind.CONTROL, NODES[1], "", "", 0, "")]
     return [
         {
             "message": type(message).__name__,
@@ -112,6 +134,10 @@ def evolution_cases() -> list[dict[str, Any]]:
          Welcome(1, NODES[0], "a", "b0", "s", "x 9")),
         ("newer Member in a Roster", [10, [[NODES[0], "a", "h", 1, "b", "tls"]]],
          messages.Roster((messages.Member(NODES[0], "a", "h", 1, "b"),))),
+        ("newer Fact in Gossip", [15, [[NODES[0], "a", "h", 1, "b", 3, 2, "", "", "", 1, 1, 0, 0, 0, [4, 7]]]],
+         Gossip((Fact(NODES[0], "a", "h", 1, "b", 3, Life.DEAD),))),
+        ("shortest Fact in Gossip", [15, [[NODES[0], "a", "h", 1, "b", 3, 3]]],
+         Gossip((Fact(NODES[0], "a", "h", 1, "b", 3, Life.LEFT),))),
     ]  # fmt: skip
     return [
         {
@@ -207,6 +233,15 @@ def reject_cases() -> list[dict[str, Any]]:
             CloseReason.NO_SESSION,
         ),
         ("1,025 members", "control", prefix(pack([10, [[]] * 1025])), malformed),
+        ("21 facts", "control", prefix(pack([15, [[NODES[0], "a", "h", 1, "b", 3, 0]] * 21])), malformed),
+        ("a life that is none", "control", prefix(pack([15, [[NODES[0], "a", "h", 1, "b", 3, 4]]])), malformed),
+        ("incarnation over its limit", "control", prefix(pack([17, NODES[0], 2**48 + 1])), malformed),
+        (
+            "escape in a reason",
+            "control",
+            prefix(pack([15, [[NODES[0], "a", "h", 1, "b", 3, 1, "", "\x1b[2J"]]])),
+            malformed,
+        ),
         ("message before Hello", "listening", prefix(retired), unexpected),
         ("Ping before Hello", "listening", prefix(encode(Ping(1))), unexpected),
         ("Welcome to a listener", "listening", prefix(encode(Welcome(1, NODES[0], "a", "b", "s"))), unexpected),

@@ -9,7 +9,7 @@ import pytest
 
 from p2pnn.wire.codec import MESSAGES, encode
 from p2pnn.wire.frame import encode_frame
-from p2pnn.wire.messages import CloseReason, Member, Message, Ping, Tensor
+from p2pnn.wire.messages import CloseReason, Fact, Member, Message, Ping, Tensor
 
 from .document import PAGE, sections, table
 
@@ -18,6 +18,8 @@ TYPES = {
     "Software": "software", "Host": "host", "NodeText": "node", "BlobText": "blob", "JobText": "job",
     "Sentence": "sentence", "Packed": "record", "Nodes": "list of node",
     "Blobs": "list of blob", "SquareSums": "list of float64",
+    "Incarnation": "incarnation", "Life": "life", "MaybeNode": "node or empty", "Clause": "clause",
+    "Facts": "list of Fact",
     "Annotated[tuple[Member, ...], Meta(max_length=ROSTER_MEMBERS_MAX)]": "list of Member",
 }  # fmt: skip
 RANGES = {range(1, 10), range(10, 20), range(20, 25), range(25, 30), range(30, 60), range(60, 70)}
@@ -29,7 +31,7 @@ def tag(kind: type[Message]) -> int:
     return number
 
 
-@pytest.mark.parametrize("kind", [*MESSAGES, Member], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", [*MESSAGES, Member, Fact], ids=lambda kind: kind.__name__)
 def test_the_document_has_every_field(kind: type[msgspec.Struct]) -> None:
     is_message = issubclass(kind, Message)
     heading = f"{tag(kind)} {kind.__name__}" if issubclass(kind, Message) else kind.__name__
@@ -39,7 +41,7 @@ def test_the_document_has_every_field(kind: type[msgspec.Struct]) -> None:
             str(at + is_message),
             field.name,
             TYPES[kind.__annotations__[field.name]],
-            "" if field.required else {"": '""', b"": '""', (): "[]"}[field.default],
+            "" if field.required else {"": '""', b"": '""', (): "[]"}.get(field.default, str(field.default)),
         ]
         for at, field in enumerate(msgspec.structs.fields(kind))
     ]
@@ -56,7 +58,7 @@ def test_the_document_has_no_other_message() -> None:
 
 def test_the_document_has_every_type() -> None:
     documented = {row[0] for row in table("MessagePack")}
-    assert {name.removeprefix("list of ") for name in TYPES.values()} - {"Member", "float64"} <= documented
+    assert {name.removeprefix("list of ") for name in TYPES.values()} - {"Member", "Fact", "float64"} <= documented
 
 
 def test_the_document_has_every_close_reason() -> None:
@@ -85,7 +87,7 @@ def test_tags_are_unique_ordered_and_grouped() -> None:
 
 def test_every_text_and_list_has_a_limit() -> None:
     """A field without one would be bounded by the header only, and its strings could hold anything."""
-    kinds: list[type[msgspec.Struct]] = [*MESSAGES, Member]
+    kinds: list[type[msgspec.Struct]] = [*MESSAGES, Member, Fact]
     for kind in kinds:
         for name, annotation in kind.__annotations__.items():
             assert annotation in TYPES or name == "BODY", f"{kind.__name__}.{name}: {annotation}"
