@@ -17,6 +17,7 @@ from typing import Final
 from p2pnn import __version__
 from p2pnn.config import NodeConfig
 from p2pnn.node.blobs import BlobExchange
+from p2pnn.node.charter import ClusterCharter
 from p2pnn.node.jobs import Jobs
 from p2pnn.node.links import Post
 from p2pnn.node.members import Members
@@ -46,6 +47,7 @@ class Daemon:
         self.transport = Transport(identity, self)
         self.post = Post(self.node, config.name, self.transport, self.message)
         self.members = Members(self.post, config.join, self.transport, self._member_joined, self._member_failed)
+        self.charter = ClusterCharter(self.post, self.storage.root, founds=not config.join)
         self.blobs = BlobExchange(self.storage.blobs, self.post, lambda: self.members.names())
         cache = config.profile_cache or Path(config.state_dir) / "profile"
         self.planning = Planning(self.post, lambda: self.members.names(), cache)
@@ -58,10 +60,13 @@ class Daemon:
         self._routes = self._make_routes()
 
     async def start(self) -> None:
-        """Listen and begin to join. Raises NotAllowedError or UsageError where the address cannot be had."""
+        """Listen and begin to join. Raises NotAllowedError or UsageError where the address cannot be had, CharterError where the
+        state folder's charter cannot be used."""
         try:
+            self.charter.start()
             self.address = await self.transport.start(self.config.listen)
         except BaseException:
+            await self.charter.close()
             self.storage.close()
             raise
         self.jobs.fail_orphans()
@@ -79,6 +84,7 @@ class Daemon:
         await self.traces.close()
         await self.place.close()
         self.members.close()
+        await self.charter.close()
         if self._profiling is not None:
             self._profiling.cancel()
         await self.planning.close()
@@ -136,6 +142,17 @@ class Daemon:
     def _make_routes(self) -> dict[type[wire.Message], Callable[[NodeId, wire.Message], None]]:
         groups: dict[Callable[[NodeId, wire.Message], None], tuple[type[wire.Message], ...]] = {
             self.members.receive: (wire.Roster,),
+            self.charter.receive: (
+                wire.Lead,
+                wire.Held,
+                wire.PreVote,
+                wire.PreVoted,
+                wire.Vote,
+                wire.Voted,
+                wire.CharterPiece,
+                wire.CharterWanted,
+                wire.Handover,
+            ),
             self.planning.receive: (wire.ProfileRequest, wire.ProfileReply, wire.LinkProbed),
             self.place.receive: (wire.Reserve, wire.Release, wire.Prepare, wire.Command, wire.Retired, wire.Squares),
             self.jobs.receive: (
@@ -166,9 +183,11 @@ class Daemon:
                 self.blobs.keep(node, message)
 
     def _member_joined(self, node: NodeId, name: str) -> None:
+        self.charter.member_joined(node, name)
         self.jobs.member_joined(node, name)
 
     def _member_failed(self, node: NodeId, reason: str) -> None:
+        self.charter.member_failed(node, reason)
         self.jobs.member_failed(node, reason)
         self.place.member_failed(node, reason)
 

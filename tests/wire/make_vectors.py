@@ -32,7 +32,7 @@ EXAMPLES: dict[str, Any] = {
     "behind": "mnist-1.b_2", "blob": BLOBS[0], "spec": BLOBS[1], "blobs": BLOBS, "nodes": NODES,
     "sources": (NODES[1],), "squares": (0.0, 1.5, 3.0e300), "profile": b"\x00\xff", "plan": bytes(range(20)),
     "checkpoint": b"", "command": b"c", "report": b"\x80", "record": b"r" * 300, "size": 2**63 - 1, "offset": 2**32,
-    "verb": "cancel", "state": "cancelled", "part": b"\x83",
+    "verb": "cancel", "state": "cancelled", "part": b"\x83", "piece": b"\x97\x01",
     "members": (messages.Member(NODES[0], "a", "127.0.0.1", 7700, "b0"), messages.Member(NODES[1], "b", "::1", 1, "")),
 }  # fmt: skip
 """A value per field name; numbers that are not here count up from 1000."""
@@ -112,6 +112,8 @@ def evolution_cases() -> list[dict[str, Any]]:
          Welcome(1, NODES[0], "a", "b0", "s", "x 9")),
         ("newer Member in a Roster", [10, [[NODES[0], "a", "h", 1, "b", "tls"]]],
          messages.Roster((messages.Member(NODES[0], "a", "h", 1, "b"),))),
+        ("older Voted, without a reason", [75, 8, 8], messages.Voted(8, 8)),
+        ("newer Lead, with a text more", [70, 8, 7, 3, 7, 2, "x"], messages.Lead(8, 7, 3, 7, 2)),
     ]  # fmt: skip
     return [
         {
@@ -207,6 +209,10 @@ def reject_cases() -> list[dict[str, Any]]:
             CloseReason.NO_SESSION,
         ),
         ("1,025 members", "control", prefix(pack([10, [[]] * 1025])), malformed),
+        ("term over 2**31-1", "control", prefix(pack([78, 2**31])), malformed),
+        ("revision over 2**32-1", "control", prefix(pack([77, 1, 2**32])), malformed),
+        ("charter over its limit", "control", prefix(pack([76, 1, 1, 1, 1, 0, 262145, b""])), malformed),
+        ("piece of a charter over a record", "control", prefix(pack([76, 1, 1, 1, 1, 0, 9, bytes(61441)])), malformed),
         ("message before Hello", "listening", prefix(retired), unexpected),
         ("Ping before Hello", "listening", prefix(encode(Ping(1))), unexpected),
         ("Welcome to a listener", "listening", prefix(encode(Welcome(1, NODES[0], "a", "b", "s"))), unexpected),

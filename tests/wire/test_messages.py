@@ -18,9 +18,10 @@ TYPES = {
     "Software": "software", "Host": "host", "NodeText": "node", "BlobText": "blob", "JobText": "job",
     "Sentence": "sentence", "Packed": "record", "Nodes": "list of node",
     "Blobs": "list of blob", "SquareSums": "list of float64",
+    "Term": "term", "Revision": "revision", "CharterLength": "charter length",
     "Annotated[tuple[Member, ...], Meta(max_length=ROSTER_MEMBERS_MAX)]": "list of Member",
 }  # fmt: skip
-RANGES = {range(1, 10), range(10, 20), range(20, 25), range(25, 30), range(30, 60), range(60, 70)}
+RANGES = {range(1, 10), range(10, 20), range(20, 25), range(25, 30), range(30, 60), range(60, 70), range(70, 90)}
 
 
 def tag(kind: type[Message]) -> int:
