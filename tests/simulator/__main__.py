@@ -27,13 +27,17 @@ CHUNK = 20
 """Seeds that a process takes at once."""
 
 
-def run_seeds(seeds: range, without: str = "") -> list[Result]:
-    """These seeds, here. without: a key of WITHOUT."""
+def play(seeds: range, without: str = "") -> Iterator[Result]:
+    """These seeds, one after the other, here. without: a key of WITHOUT."""
     core = WITHOUT[without] if without else Consensus
     suffix = f' --without "{without}"' if without else ""
-    return [
-        one_seed(seed, core, command=f"./run sim --seed {seed}{suffix}", lying_disks=without == FSYNC) for seed in seeds
-    ]
+    for seed in seeds:
+        yield one_seed(seed, core, command=f"./run sim --seed {seed}{suffix}", lying_disks=without == FSYNC)
+
+
+def run_seeds(seeds: range, without: str = "") -> list[Result]:
+    """The same at once: what a process is given."""
+    return list(play(seeds, without))
 
 
 def run_parallel(seeds: range, without: str, processes: int) -> Iterator[Result]:
@@ -54,9 +58,8 @@ def main(arguments: list[str]) -> int:
         + (f", without {options.without}" * bool(options.without))
     )
     began = time.perf_counter()
-    results = list(
-        run_seeds(seeds, options.without) if processes == 1 else _shown(run_parallel(seeds, options.without, processes))
-    )
+    found = play(seeds, options.without) if processes == 1 else run_parallel(seeds, options.without, processes)
+    results = list(_shown(found))
     _report(results, time.perf_counter() - began)
     broken = any(result.violation for result in results)
     return int(broken != bool(options.without))

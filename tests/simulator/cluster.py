@@ -217,7 +217,8 @@ class Cluster:
         for node in self.nodes if self.proposing else ():
             core = self.core(node)
             if core is not None and core.role is Role.LEADER:
-                self.world.act(node, self._propose_at)
+                for _ in range(random.choice((1, 1, 1, 4))):  # a hasty supervisor does not wait for the commit
+                    self.world.act(node, self._propose_at)
         self.world.after(random.uniform(0.2, 1.8) * self.propose_every_s, self._propose)
 
     def _propose_at(self, core: Consensus, now: float) -> None:

@@ -4,23 +4,35 @@ from __future__ import annotations
 
 import pytest
 
+from p2pnn.cluster.consensus import Consensus
 from p2pnn.wire.codec import decode, encode
-from tests.simulator.__main__ import FSYNC, WITHOUT, main, run_seeds
-from tests.simulator.ablations import SAFETY
-from tests.simulator.cluster import Cluster, one_seed
+from tests.simulator.__main__ import FSYNC, WITHOUT, main, play, run_seeds
+from tests.simulator.ablations import SAFETY, without_prevote
+from tests.simulator.cluster import NERVOUS, Cluster, one_seed
 from tests.simulator.faults import FAULTS
 
 SEEDS = 30
-ABLATION_SEEDS = 400
-"""Each rule's absence is found much sooner; the most that it took is in docs/architecture.md."""
+ABLATION_SEEDS = 500
+
+FIRST = {
+    "rule 1, older charters": 7,
+    "rule 1, one vote": 39,
+    "rule 1, fsync": 1,
+    "rule 3": 11,
+    "rule 4": 7,
+    "rule 5": 1,
+    "rule 6, higher versions": 53,
+    "rule 6, acts on what is committed": 11,
+}
+"""Rule → the first seed that shows its absence, today. The search begins there only to save time: where a change of the
+simulator has moved it, the next one is found, some hundred seeds on at most."""
 
 
 def first_caught(without: str) -> tuple[int, str]:
-    """The first seed that a rule's absence breaks, and how."""
-    for seed in range(1, ABLATION_SEEDS + 1):
-        (result,) = run_seeds(range(seed, seed + 1), without)
+    """The first seed, from FIRST on, that a rule's absence breaks, and how."""
+    for result in play(range(FIRST[without], FIRST[without] + ABLATION_SEEDS), without):
         if result.violation:
-            return seed, result.violation
+            return result.seed, result.violation
     pytest.fail(f"without {without} nothing happened in {ABLATION_SEEDS} seeds")
 
 
@@ -46,11 +58,17 @@ def test_without_rule_2_nothing_commits() -> None:
     assert "no commit within" in result.violation
 
 
+def test_without_rule_8_only_liveness_may_suffer() -> None:
+    cluster = Cluster(8, 5, without_prevote(Consensus), timing=NERVOUS)
+    assert cluster.run(("crash", "partition", "slow network"), 20.0).violation == ""
+    assert cluster.ledger.elections > 10
+
+
 def test_every_message_passes_the_wire() -> None:
     cluster = Cluster(5, 5, through=lambda message: decode(encode(message)))
-    result = cluster.run(tuple(FAULTS), 10.0)
+    result = cluster.run(("crash", "partition", "slow disk"), 10.0, calm_first=True)
     assert result.violation == ""
-    assert result.commits > 20
+    assert result.commits > 10
 
 
 def test_a_quiet_cluster_stays_with_its_leader() -> None:
@@ -60,7 +78,7 @@ def test_a_quiet_cluster_stays_with_its_leader() -> None:
     cluster.world.run(10.0)
     assert cluster.leads_all()
     elections = cluster.ledger.elections
-    cluster.world.run(120.0)
+    cluster.world.run(60.0)
     assert cluster.ledger.elections == elections == 1
     assert cluster.agrees() or cluster.proposing
 
