@@ -82,8 +82,10 @@ class Consensus(Leading):
     # --- what the owner feeds
 
     def receive(self, source: NodeId, message: Message, now: float) -> None:
-        """A message of the charter from a peer; others are ignored."""
+        """A message of the charter from a peer; others, and those of another cluster, are ignored."""
         match message:
+            case Lead() | Held() | PreVote() | Vote() | CharterPiece() if self._is_foreign(message.cluster):
+                pass
             case Lead():
                 self._receive_lead(source, message, now)
             case Held():
@@ -214,9 +216,12 @@ class Consensus(Leading):
             charter = charters.decode(data)
         except CharterError:
             return  # its sender would not have taken it either
-        mine = self.charter
-        if charter.version == version and (mine is None or mine.cluster == charter.cluster):
+        if charter.version == version and not self._is_foreign(charter.cluster):
             self._accept(charter, now)
+
+    def _is_foreign(self, cluster: str) -> bool:
+        """Whether this is another cluster than mine: two that were founded apart may have charters of one version."""
+        return "" not in (cluster, self.cluster) and cluster != self.cluster
 
     def _accept(self, charter: Charter, now: float) -> None:
         """Its term has begun, whoever it comes from; and votes that were given for my older charter count for nothing now."""
@@ -242,4 +247,4 @@ class Consensus(Leading):
 
     def _held(self) -> Held:
         disk = self._stable.disk
-        return Held(disk.term, *disk.version)
+        return Held(disk.term, *disk.version, disk.charter.cluster if disk.charter else "")

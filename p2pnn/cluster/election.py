@@ -115,6 +115,11 @@ class Election(ABC):
         return self._stable.memory.version
 
     @property
+    def cluster(self) -> str:
+        """The id of the cluster whose charter this node holds; empty before it has one."""
+        return "" if self.charter is None else self.charter.cluster
+
+    @property
     def role(self) -> Role:
         return self._role
 
@@ -169,7 +174,7 @@ class Election(ABC):
         self._ballots = {self._node}
         self._note_leader(None, "it is silent")
         self._election_due = self._draw_timeout(now)
-        self._send_voters(PreVote(self.term + 1, *self.version))
+        self._send_voters(PreVote(self.term + 1, *self.version, self.cluster))
         if self._has_majority():
             self._become_candidate(now)
 
@@ -281,7 +286,7 @@ class Election(ABC):
                 self._become_leader(now)
             elif not self._asked_votes:
                 self._asked_votes = True
-                self._send_voters(Vote(self.term, *self.version))
+                self._send_voters(Vote(self.term, *self.version, self.cluster))
 
     def _pay_vote(self) -> None:
         """Rule 1. Answer with a vote only when it is on the disk."""

@@ -210,7 +210,7 @@ class Leading(Election):
             self._events.append(Committed(charter))
 
     def _lead(self) -> Lead:
-        return Lead(self.term, *self.version, *self._known)
+        return Lead(self.term, *self.version, *self._known, self.cluster)
 
     def _push(self, node: NodeId, now: float) -> None:
         """Send the charter to a member that has not acknowledged it."""
@@ -223,5 +223,5 @@ class Leading(Election):
             return
         if self._encoded is None or self._encoded[0] is not charter:
             self._encoded = (charter, charters.encode(charter))
-        for piece in pieces.cut(self._encoded[1], charter.version, self._known):
+        for piece in pieces.cut(self._encoded[1], charter.version, self._known, charter.cluster):
             self._send(target, piece)

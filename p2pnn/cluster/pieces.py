@@ -14,11 +14,11 @@ from p2pnn.types import NodeId
 from p2pnn.wire.charter import CHARTER_BYTES_MAX, CHARTER_PIECE_BYTES, CharterPiece
 
 
-def cut(data: bytes, version: Version, committed: Version) -> Iterator[CharterPiece]:
+def cut(data: bytes, version: Version, committed: Version, cluster: str) -> Iterator[CharterPiece]:
     """The messages that carry an encoded charter. committed: the highest version that the sender knows to be committed."""
     for start in range(0, len(data), CHARTER_PIECE_BYTES):
         piece = data[start : start + CHARTER_PIECE_BYTES]
-        yield CharterPiece(*version, *committed, start, len(data), piece)
+        yield CharterPiece(*version, *committed, start, len(data), piece, cluster)
 
 
 class Assembly:

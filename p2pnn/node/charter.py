@@ -1,9 +1,10 @@
 """The adapter of `cluster.Consensus`: its messages over links, its disk a file, gossip's word from membership.
 
-A daemon that was told of no peer founds a cluster: a charter whose one member and voter it is. One that joins has no charter
-until the leader admits it; whoever is alive in membership is admitted, because so far the link's handshake decides who may come.
-Membership tells only of links that open and break, so a broken link makes a member suspect, and one that stays away for
-`DEAD_AFTER_S` dead.
+A daemon that was told of no peer founds a cluster: a charter whose one member and voter it is. One that joins has no
+charter until the leader admits it; where it founded a cluster before that has no other member, it gives that up.
+Whoever is alive in membership is admitted, because so far the link's handshake decides who may come. Membership tells
+only of links that open and break, so a broken link makes a member suspect, and one that stays away for `DEAD_AFTER_S`
+dead.
 
 The file `charter` in the state folder holds term, vote and charter (`cluster.durable`). It is written in a thread, one write at a
 time. Where it is damaged or newer the daemon does not start: a node that forgets its vote votes twice.
@@ -185,7 +186,7 @@ class ClusterCharter:
 
     async def _write(self, number: int, state: Durable) -> None:
         try:
-            await in_thread(replace_file, self._path, durable.encode(state))
+            await in_thread(self._replace, state)
         except StorageError as error:
             self._disk = str(error)
             if self._core is not None:
@@ -196,6 +197,9 @@ class ClusterCharter:
                 self._core.persisted(number, self._loop.time())
         if self._core is not None:
             self._settle(self._core)
+
+    def _replace(self, state: Durable) -> None:
+        replace_file(self._path, durable.encode(state))
 
     def _load(self) -> Durable:
         """What the file holds, or a new state; the charter of a cluster that is founded is on the disk before it is used."""
@@ -212,4 +216,8 @@ class ClusterCharter:
             return state
         except OSError as error:
             raise storage_error(error, self._path) from error
-        return durable.decode(data, str(self._path))
+        state = durable.decode(data, str(self._path))
+        if not self._founds and state.charter is not None and state.charter.nodes() == [self._post.node]:
+            log.info("gave up a cluster without other members cluster=%s", state.charter.cluster[:8])
+            return Durable()  # a node that was started alone once, and is to join others now
+        return state

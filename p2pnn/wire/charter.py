@@ -1,7 +1,8 @@
 """The messages by which nodes agree on one document, the charter: 70–89 (`p2pnn.cluster.consensus`).
 
 They are part of the closed list in `wire.messages`, and travel on control links. A charter's version is the pair (`charter_term`,
-`revision`), compared in this order; `term` is the sender's own. What a message says of its sender's charter and vote is on
+`revision`), compared in this order; `term` is the sender's own; `cluster` is the id in its charter, empty where it has none,
+and a message of another cluster is ignored. What a message says of its sender's charter and vote is on
 the sender's disk.
 """
 
@@ -11,7 +12,7 @@ from typing import Annotated, Final
 
 from msgspec import Meta
 
-from p2pnn.wire.fields import RECORD_BYTES_MAX, Message, Packed, Sentence
+from p2pnn.wire.fields import RECORD_BYTES_MAX, Message, Name, Packed, Sentence
 
 TERM_MAX: Final = 2**31 - 1  # an election a second for 68 years
 REVISION_MAX: Final = 2**32 - 1  # with the term above it, a version fits one number of 63 bits: a generation
@@ -36,6 +37,7 @@ class Lead(Message, tag=70):
     revision: Revision
     committed_term: Term
     committed_revision: Revision
+    cluster: Name = ""
 
 
 class Held(Message, tag=71):
@@ -44,6 +46,7 @@ class Held(Message, tag=71):
     term: Term
     charter_term: Term
     revision: Revision
+    cluster: Name = ""
 
 
 class PreVote(Message, tag=72):
@@ -52,6 +55,7 @@ class PreVote(Message, tag=72):
     term: Term
     charter_term: Term
     revision: Revision
+    cluster: Name = ""
 
 
 class PreVoted(Message, tag=73):
@@ -68,6 +72,7 @@ class Vote(Message, tag=74):
     term: Term
     charter_term: Term
     revision: Revision
+    cluster: Name = ""
 
 
 class Voted(Message, tag=75):
@@ -88,6 +93,7 @@ class CharterPiece(Message, tag=76):
     start: CharterLength
     total_bytes: CharterLength
     piece: Packed
+    cluster: Name = ""
 
 
 class CharterWanted(Message, tag=77):

@@ -10,7 +10,7 @@ from p2pnn.cluster.durable import Durable
 from p2pnn.cluster.election import Role
 from p2pnn.cluster.outcomes import Committed
 from p2pnn.cluster.view import Standing
-from p2pnn.wire.charter import CharterPiece, CharterWanted, Held, Lead, PreVoted
+from p2pnn.wire.charter import CharterPiece, CharterWanted, Held, Lead, PreVote, PreVoted, Vote
 from p2pnn.wire.messages import Ping
 
 from .charters import A, B, C, D, Desk, charter_of, member
@@ -31,7 +31,10 @@ def follower(*, slow: bool = False) -> Desk:
 def test_a_node_without_a_charter_takes_any() -> None:
     one = Desk(D, Durable())
     assert one.receive(A, Lead(3, 3, 1, 3, 1))[-1] == (A, Held(3, 0, 0))
-    assert one.receive(A, piece(charter_of((A,), learners=(D,), term=3), Version(3, 1)))[-1] == (A, Held(3, 3, 1))
+    assert one.receive(A, piece(charter_of((A,), learners=(D,), term=3), Version(3, 1)))[-1] == (
+        A,
+        Held(3, 3, 1, "home"),
+    )
     assert [event.charter.version for event in one.outcomes(Committed)] == [Version(3, 1)]
 
 
@@ -52,6 +55,20 @@ def test_another_clusters_charter_is_not_taken() -> None:
     one.receive(A, piece(Charter(FORMAT, "other", 9, 9, (A,), (member(A),))))
     assert one.core.version == Version(3, 1)
     assert one.core.term == 3
+
+
+def test_two_clusters_that_were_founded_apart_do_not_mix() -> None:
+    one = follower()
+    for message in (
+        Lead(9, 3, 1, 3, 1, "other"),
+        Held(9, 3, 1, "other"),
+        PreVote(9, 9, 9, "other"),
+        Vote(9, 9, 9, "other"),
+        CharterPiece(9, 9, 9, 9, 0, 1, b"x", "other"),
+    ):
+        assert one.receive(C, message) == []
+    assert (one.core.term, one.core.snapshot().leader) == (3, A)
+    assert one.outcomes(Committed) == []
 
 
 def test_a_piece_that_lies_about_its_version_is_not_taken() -> None:
@@ -77,10 +94,10 @@ def test_it_acts_on_what_is_committed_only() -> None:
 def test_it_tells_and_does_what_its_disk_has() -> None:
     one = follower(slow=True)
     one.receive(A, piece(charter_of((A, B, C), term=3, revision=2)))
-    assert one.receive(A, Lead(3, 3, 2, 3, 2)) == [(A, Held(3, 3, 1))], "a slow disk loses nobody its place"
+    assert one.receive(A, Lead(3, 3, 2, 3, 2)) == [(A, Held(3, 3, 1, "home"))], "a slow disk loses nobody its place"
     assert one.outcomes(Committed) == []
     one.write()
-    assert one.sent == [(A, Held(3, 3, 1)), (A, Held(3, 3, 2))]
+    assert one.sent == [(A, Held(3, 3, 1, "home")), (A, Held(3, 3, 2, "home"))]
     assert [event.charter.version for event in one.outcomes(Committed)] == [Version(3, 2)]
 
 
@@ -96,7 +113,7 @@ def test_a_candidate_that_gets_a_newer_charter_asks_anew() -> None:
 def test_a_deposed_leader_is_told_by_the_next_heartbeat() -> None:
     one = follower()
     one.receive(C, Lead(5, 3, 1, 0, 0))
-    assert one.receive(A, Lead(3, 3, 1, 0, 0)) == [(A, Held(5, 3, 1))]
+    assert one.receive(A, Lead(3, 3, 1, 0, 0)) == [(A, Held(5, 3, 1, "home"))]
     assert one.core.snapshot().leader == C
 
 

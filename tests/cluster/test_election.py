@@ -83,10 +83,10 @@ def test_whoever_asks_with_an_older_charter_is_sent_the_newer() -> None:
 
 def test_a_silent_leader_is_replaced_in_three_steps() -> None:
     one = desk()
-    assert [m for _, m in one.wait(2.0)][:2] == [PreVote(4, *HELD)] * 2
+    assert [m for _, m in one.wait(2.0)][:2] == [PreVote(4, *HELD, "home")] * 2
     assert one.core.role is Role.PRECANDIDATE
     assert one.core.term == 3, "asking costs no term"
-    assert one.receive(B, PreVoted(4, 3)) == [(B, Vote(4, *HELD)), (C, Vote(4, *HELD))]
+    assert one.receive(B, PreVoted(4, 3)) == [(target, Vote(4, *HELD, "home")) for target in (B, C)]
     assert one.core.role is Role.CANDIDATE
     assert (one.disk.term, one.disk.vote) == (4, A)
     one.receive(C, Voted(4, 4))
@@ -193,7 +193,7 @@ def test_a_handover_needs_no_prevote_and_comes_from_the_leader_only() -> None:
     one.receive(B, Lead(3, *HELD, 0, 0))
     assert one.receive(C, Handover(3)) == []
     assert one.receive(B, Handover(2)) == []
-    assert (C, Vote(4, *HELD)) in one.receive(B, Handover(3))
+    assert (C, Vote(4, *HELD, "home")) in one.receive(B, Handover(3))
 
 
 # --- the disk

@@ -14,12 +14,12 @@ ONE, TWO, DONE = Version(1, 1), Version(1, 2), Version(1, 0)
 
 
 def parts(data: bytes, version: Version = ONE) -> list[CharterPiece]:
-    return list(cut(data, version, DONE))
+    return list(cut(data, version, DONE, "home"))
 
 
 def test_small_charters_are_one_message() -> None:
     (piece,) = parts(b"abc")
-    assert piece == CharterPiece(1, 1, 1, 0, 0, 3, b"abc")
+    assert piece == CharterPiece(1, 1, 1, 0, 0, 3, b"abc", "home")
     assert Assembly().add(A, piece) == b"abc"
 
 

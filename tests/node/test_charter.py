@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from p2pnn.cluster.charter import NOTHING
 from p2pnn.cluster.durable import FORMAT, decode
 from p2pnn.cluster.election import Role
 from p2pnn.errors import CharterError, StorageError
@@ -48,6 +49,29 @@ async def test_a_daemon_without_peers_founds_a_cluster_and_leads_it(tmp_path: Pa
     assert found.charter is not None
     assert restarted.charter.cluster == found.charter.cluster
     await again.close()
+
+
+async def test_a_cluster_of_one_is_given_up_for_another_and_a_larger_one_is_not(tmp_path: Path) -> None:
+    one, _ = post()
+    founder = ClusterCharter(one, tmp_path, founds=True)
+    founder.start()
+    await until(lambda: founder.snapshot().consensus.charter is not None)
+    await founder.close()
+    joiner = ClusterCharter(one, tmp_path, founds=False)
+    joiner.start()
+    assert joiner.snapshot().consensus.version == NOTHING
+    await joiner.close()
+    founder = ClusterCharter(one, tmp_path, founds=True)
+    founder.start()
+    await until(lambda: founder.snapshot().consensus.charter is not None)
+    founder.member_joined(B, "b")
+    await until(lambda: founder.snapshot().consensus.version == (2, 2))
+    await until(lambda: founder.snapshot().consensus.charter is not None)
+    await founder.close()
+    joiner = ClusterCharter(one, tmp_path, founds=False)
+    joiner.start()
+    assert joiner.snapshot().consensus.version == (2, 2)
+    await joiner.close()
 
 
 async def test_one_that_joins_waits_to_be_admitted(tmp_path: Path) -> None:

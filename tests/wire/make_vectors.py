@@ -113,7 +113,8 @@ def evolution_cases() -> list[dict[str, Any]]:
         ("newer Member in a Roster", [10, [[NODES[0], "a", "h", 1, "b", "tls"]]],
          messages.Roster((messages.Member(NODES[0], "a", "h", 1, "b"),))),
         ("older Voted, without a reason", [75, 8, 8], messages.Voted(8, 8)),
-        ("newer Lead, with a text more", [70, 8, 7, 3, 7, 2, "x"], messages.Lead(8, 7, 3, 7, 2)),
+        ("older Held, without a cluster", [71, 8, 7, 3], messages.Held(8, 7, 3)),
+        ("newer Lead, with a text more", [70, 8, 7, 3, 7, 2, "home", "x"], messages.Lead(8, 7, 3, 7, 2, "home")),
     ]  # fmt: skip
     return [
         {
