@@ -33,6 +33,10 @@ class Standing(StrEnum):
 SEEN_MAX = 2 * MEMBERS_MAX
 """Nodes that a view remembers: all members, and as many that want to be."""
 
+SAME_START_S = 5.0
+"""Lives that differ by less are equal: of nodes that were started together each would else find itself the older, by the
+time that gossip took."""
+
 _LOST = (Standing.SUSPECT, Standing.DEAD, Standing.PROVED)
 
 
@@ -132,11 +136,11 @@ class View:
         return self._changed + self._stability_s
 
     def _comes_before(self, other: NodeId, node: NodeId, version: Version) -> bool:
-        """The newer charter, then the longer life, as far as they are known; else the smaller id."""
+        """The newer charter, then the clearly longer life, as far as they are known; else the smaller id."""
         seen = self._seen.get(other, _Seen())
-        if seen.version is not None and seen.version != version:
-            return seen.version > version
+        if seen.version is not None and seen.version > version:
+            return True  # a lower one says nothing: gossip is late
         mine, theirs = self.started(node), self.started(other)
-        if float("inf") in (mine, theirs) or mine == theirs:
+        if float("inf") in (mine, theirs) or abs(mine - theirs) < SAME_START_S:
             return other < node
         return theirs < mine

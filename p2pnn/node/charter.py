@@ -211,7 +211,7 @@ class ClusterCharter:
             if not self._founds:
                 return Durable()
             founder = CharterMember(self._post.node, "", self._post.name)
-            state = Durable(charter=found(secrets.token_hex(16), founder))
+            state = Durable(charter=found(secrets.token_hex(8), founder))
             replace_file(self._path, durable.encode(state))
             return state
         except OSError as error:

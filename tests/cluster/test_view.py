@@ -79,10 +79,11 @@ def test_candidates_are_ordered_by_charter_then_by_life() -> None:
     view.observe(C, Standing.ALIVE, 100.0, 90.0, newer)
     view.observe(D, Standing.ALIVE, 100.0, 99.0, older)
     view.observe(E, Standing.SUSPECT, 100.0, 99.0, newer)
-    assert view.rank(C, newer, ALL) == 0
-    assert view.rank(B, newer, ALL) == 1
-    assert view.rank(A, newer, ALL) == 2
+    assert view.rank(C, newer, [A, B, C, E]) == 0
+    assert view.rank(B, newer, [A, B, C, E]) == 1
+    assert view.rank(A, newer, [A, B, C, E]) == 2
     assert view.rank(D, older, ALL) == 2, "nothing is known of A's charter, and it is younger"
+    assert view.rank(C, newer, ALL) == 1, "D's charter may be newer by now, and it runs longest"
     assert view.rank(A, NOTHING, ALL) == 3
     assert view.started(C) == 10.0
 

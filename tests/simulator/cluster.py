@@ -186,6 +186,7 @@ class Cluster:
 
     def _start(self, world: World, host: Host) -> Consensus:
         self.ledger.started(host)
+        host.notes["started"] = world.now
         core: Consensus = self._core(
             host.node,
             host.disk.content or Durable(),
@@ -265,7 +266,7 @@ class Cluster:
             return
         other = self.core(node)
         version = other.version if other is not None and is_up else None
-        core.observe(node, standing, now, uptime_s=10.0 * host.boot, version=version)
+        core.observe(node, standing, now, uptime_s=world.now - host.notes["started"], version=version)
 
 
 NERVOUS = Timing(

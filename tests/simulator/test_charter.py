@@ -61,7 +61,7 @@ def test_without_rule_2_nothing_commits() -> None:
 def test_without_rule_8_only_liveness_may_suffer() -> None:
     cluster = Cluster(8, 5, without_prevote(Consensus), timing=NERVOUS)
     assert cluster.run(("crash", "partition", "slow network"), 20.0).violation == ""
-    assert cluster.ledger.elections > 10
+    assert cluster.ledger.elections >= 5
 
 
 def test_every_message_passes_the_wire() -> None:
