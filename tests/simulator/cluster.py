@@ -92,6 +92,8 @@ class Cluster:
         self.nodes = [node_id(number) for number in range(1, nodes + 1)]
         self.proposing = True
         self.dismissals = 0.0
+        self.handovers = 0.0
+        self.jobs = JOBS
         self.gossip_errors = 0.02
         self._truth: dict[tuple[NodeId, NodeId], tuple[bool, float]] = {}
         for node in self.nodes:
@@ -162,7 +164,7 @@ class Cluster:
 
     def _calm(self, result: Result) -> None:
         world, start = self.world, self.world.now
-        self.dismissals = 0.0
+        self.dismissals = self.handovers = 0.0
         if not world.run_until(lambda: self.leader() is not None, LEADER_WITHIN_S):
             raise world.violation(f"no leader within {LEADER_WITHIN_S} s of the last fault")
         result.leader_after_s = world.now - start
@@ -230,11 +232,13 @@ class Cluster:
         try:
             if random.random() < self.dismissals:
                 core.propose(now, dismiss=[random.choice(self.nodes)])
+            elif random.random() < self.handovers:
+                core.hand_over(now)
             elif missing and random.random() < 0.7:
                 core.propose(now, admit=[self.member(missing[0])])
             else:
                 version = charter.successor().version
-                changed = {**generations(charter), random.choice(JOBS): version.generation}
+                changed = {**generations(charter), random.choice(self.jobs): version.generation}
                 assert core.propose(now, work=msgspec.msgpack.encode(changed)) == version
         except ProposalRefused:
             return
@@ -306,5 +310,6 @@ def one_seed(seed: int, core: type[Consensus] = Consensus, *, command: str = "",
     )
     cluster.propose_every_s = random.choice((0.05, 0.2))
     cluster.fault_every_s, cluster.fault_lasts_s = random.choice(((0.3, 0.5), (0.6, 1.0), (1.0, 2.0)))
+    cluster.handovers = random.choice((0.0, 0.05))
     cluster.dismissals = random.choice((0.0, 0.3, 0.5, 0.5))
     return cluster.run(faults, random.uniform(5.0, 15.0), calm_first=random.random() < 0.9)
