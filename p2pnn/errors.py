@@ -15,6 +15,8 @@
     │   ├── LocalProtocolError    we erred: a bug or a message over a limit that we tried to send
     │   │   └── QueueFullError        the peer does not read as fast as we send
     │   └── RemoteProtocolError   the peer erred: carries the close reason that it is sent
+    ├── CharterError              the cluster's charter: damaged, newer than this program, too large
+    │   └── ProposalRefused           not here or not now: this node does not lead, another change is under way
     ├── PeerGone                  a peer that we speak to is not, or no longer, connected
     └── StorageError              a disk that is full, read-only or failing
 
@@ -88,6 +90,14 @@ class JobFailedError(P2pnnError):
 
 class StorageError(P2pnnError):
     """A disk that is full, read-only or failing; what was there before is unchanged."""
+
+
+class CharterError(P2pnnError):
+    """A charter that is damaged, too large, or written by a newer p2pnn; a durable one is left untouched."""
+
+
+class ProposalRefused(CharterError):
+    """The charter does not take this change here or now; the message says who leads or what it waits for."""
 
 
 class PeerGone(P2pnnError):

@@ -77,6 +77,8 @@ MAY_IMPORT_BY_NAME = {
 }
 
 DURABLE = [
+    "cluster/charter.py",
+    "cluster/durable.py",
     "model/graph.py",
     "job/spec.py",
     "job/plan.py",

@@ -49,6 +49,7 @@ def application(daemon: Daemon, stop: asyncio.Event) -> web.Application:
     app.router.add_get(f"{prefix}/node", _node)
     app.router.add_post(f"{prefix}/node/stop", _stop)
     app.router.add_get(f"{prefix}/peers", _peers)
+    app.router.add_get(f"{prefix}/cluster", _cluster)
     app.router.add_post(f"{prefix}/blobs/missing", _missing)
     app.router.add_put(f"{prefix}/blobs/{{blob}}", _put_blob)
     app.router.add_get(f"{prefix}/blobs/{{blob}}", _get_blob)
@@ -98,6 +99,10 @@ async def _stop(request: web.Request) -> web.Response:
 
 async def _peers(request: web.Request) -> web.Response:
     return web.json_response({"peers": views.peers(request.app[DAEMON])})
+
+
+async def _cluster(request: web.Request) -> web.Response:
+    return web.json_response(views.cluster(request.app[DAEMON]))
 
 
 async def _missing(request: web.Request) -> web.Response:

@@ -96,6 +96,37 @@ def peers(daemon: Daemon) -> list[dict[str, Any]]:
     return [own, *sorted(others, key=lambda row: (row["name"], row["node"]))]
 
 
+def cluster(daemon: Daemon) -> dict[str, Any]:
+    """The charter as this node knows it, for `cluster show`. coordinator: None while nobody leads; cluster: empty before this
+    node was admitted. A member's state: self, alive, or away."""
+    snapshot = daemon.charter.snapshot()
+    consensus, charter = snapshot.consensus, snapshot.consensus.charter
+
+    def state(node: str) -> str:
+        return "self" if node == daemon.node else "alive" if node in snapshot.alive else "away"
+
+    return {
+        "cluster": charter.cluster if charter else "",
+        "coordinator": consensus.leader,
+        "term": consensus.term,
+        "version": str(charter.version) if charter else "",
+        "role": str(consensus.role),
+        "alarm": consensus.alarmed,
+        "disk": snapshot.disk,
+        "members": [
+            {
+                "node": member.node,
+                "name": member.name,
+                "voter": member.node in charter.voters,
+                "state": state(member.node),
+            }
+            for member in sorted(charter.members, key=lambda member: (member.name, member.node))
+        ]
+        if charter
+        else [],
+    }
+
+
 def summary(record: JobRecord) -> dict[str, Any]:
     """One line of `jobs ls`."""
     last = record.history[-1] if record.history else {}

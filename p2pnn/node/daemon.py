@@ -18,6 +18,7 @@ from p2pnn import __version__
 from p2pnn.cluster import Description
 from p2pnn.config import NodeConfig
 from p2pnn.node.blobs import BlobExchange
+from p2pnn.node.charter import ClusterCharter
 from p2pnn.node.jobs import Jobs
 from p2pnn.node.links import Post
 from p2pnn.node.members import Members
@@ -47,6 +48,7 @@ class Daemon:
         self.transport = Transport(identity, self)
         self.post = Post(self.node, config.name, self.transport, self.message)
         self.members = Members(self.post, self.boot, config.join, self.transport, self, self.describe, config.preset)
+        self.charter = ClusterCharter(self.post, self.storage.root, founds=not config.join)
         self.blobs = BlobExchange(self.storage.blobs, self.post, lambda: self.members.names())
         cache = config.profile_cache or Path(config.state_dir) / "profile"
         self.planning = Planning(self.post, lambda: self.members.names(), cache)
@@ -59,10 +61,13 @@ class Daemon:
         self._routes = self._make_routes()
 
     async def start(self) -> None:
-        """Listen and begin to join. Raises NotAllowedError or UsageError where the address cannot be had."""
+        """Listen and begin to join. Raises NotAllowedError or UsageError where the address cannot be had, CharterError where the
+        state folder's charter cannot be used."""
         try:
+            self.charter.start()
             self.address = await self.transport.start(self.config.listen)
         except BaseException:
+            await self.charter.close()
             self.storage.close()
             raise
         self.jobs.fail_orphans()
@@ -80,6 +85,7 @@ class Daemon:
         await self.traces.close()
         await self.place.close()
         self.members.close()
+        await self.charter.close()
         if self._profiling is not None:
             self._profiling.cancel()
         await self.planning.close()
@@ -135,13 +141,21 @@ class Daemon:
     # --- members.Owner
 
     def member_usable(self, node: NodeId, name: str) -> None:
+        self.charter.member_alive(node, name)
         self.jobs.member_usable(node, name)
 
     def member_lost(self, node: NodeId, reason: str) -> None:
         self.jobs.member_lost(node, reason)
         self.place.member_lost(node, reason)
 
+    def member_suspected(self, node: NodeId) -> None:
+        self.charter.member_suspected(node)
+
+    def member_refuted(self, node: NodeId, name: str) -> None:
+        self.charter.member_alive(node, name)
+
     def member_failed(self, node: NodeId, reason: str) -> None:
+        self.charter.member_failed(node)
         self.jobs.member_failed(node, reason)
 
     # --- how
@@ -157,6 +171,17 @@ class Daemon:
                 wire.Gossip,
                 wire.Pull,
                 wire.Testimony,
+            ),
+            self.charter.receive: (
+                wire.Lead,
+                wire.Held,
+                wire.PreVote,
+                wire.PreVoted,
+                wire.Vote,
+                wire.Voted,
+                wire.CharterPiece,
+                wire.CharterWanted,
+                wire.Handover,
             ),
             self.planning.receive: (wire.ProfileRequest, wire.ProfileReply, wire.LinkProbed),
             self.place.receive: (wire.Reserve, wire.Release, wire.Prepare, wire.Command, wire.Retired, wire.Squares),

@@ -45,6 +45,12 @@ class Owner(Protocol):
     def member_lost(self, node: NodeId, reason: str) -> None:
         """A usable member is none any more: its link broke, so what was on its way is lost, or it is gone."""
 
+    def member_suspected(self, node: NodeId) -> None:
+        """Somebody holds a member for dead; it may refute that."""
+
+    def member_refuted(self, node: NodeId, name: str) -> None:
+        """A suspect has shown that it lives."""
+
     def member_failed(self, node: NodeId, reason: str) -> None:
         """A member is gone, left or was restarted; after `member_lost`, if it was usable until now."""
 
@@ -177,8 +183,10 @@ class Members:
                     self._name(by),
                     reason,
                 )
+                self._owner.member_suspected(node)
             case MemberRefuted(node):
                 log.info("suspicion refuted node=%s name=%s", node[:8], self._name(node))
+                self._owner.member_refuted(node, self._name(node))
             case NameTaken(node, name, holder):
                 log.warning(
                     "name taken twice name=%s nodes=%s,%s; pins by this name are ambiguous", name, holder[:8], node[:8]

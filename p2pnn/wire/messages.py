@@ -4,7 +4,7 @@ A message is a MessagePack array whose first item is its number (`tag`). Numbers
 at the end, with a default, so that an older node reads what it knows and ignores the rest. `proto/README.md` describes
 every one for strangers, and a test compares that page with this file. Fields of type bytes carry records of higher
 layers that this layer never opens. Messages with BODY = True are followed by raw bytes outside MessagePack. The types of fields
-are in `wire.fields`, the messages of membership (10–19) in `wire.membership`.
+are in `wire.fields`, the messages of membership (10–19) in `wire.membership`, those of the charter (70–89) in `wire.charter`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,15 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import ClassVar
 
+from p2pnn.wire.charter import CharterPiece as CharterPiece
+from p2pnn.wire.charter import CharterWanted as CharterWanted
+from p2pnn.wire.charter import Handover as Handover
+from p2pnn.wire.charter import Held as Held
+from p2pnn.wire.charter import Lead as Lead
+from p2pnn.wire.charter import PreVote as PreVote
+from p2pnn.wire.charter import PreVoted as PreVoted
+from p2pnn.wire.charter import Vote as Vote
+from p2pnn.wire.charter import Voted as Voted
 from p2pnn.wire.fields import BLOBS_MAX as BLOBS_MAX
 from p2pnn.wire.fields import RECORD_BYTES_MAX as RECORD_BYTES_MAX
 from p2pnn.wire.fields import SENTENCE_CHARS_MAX as SENTENCE_CHARS_MAX
@@ -366,4 +375,5 @@ AnyMessage = (
     | ProfileRequest | ProfileReply | LinkProbe | LinkProbed
     | Reserve | Waiting | Granted | Release | Prepare | Preparing | Prepared | Command | Report | JobFailed
     | Retired | Squares | Keep | Kept | Record | RecordRequest | Ask | Answered | Traced | Tensor
+    | Lead | Held | PreVote | PreVoted | Vote | Voted | CharterPiece | CharterWanted | Handover
 )  # fmt: skip

@@ -33,12 +33,13 @@ class Dialler:
 
 
 class Bench:
-    """Node `here`. `changes` is what its owner was told; probes are answered while `answering`."""
+    """Node `here`. `changes` and `doubts` are what its owner was told; probes are answered while `answering`."""
 
     def __init__(self, here: NodeId = A) -> None:
         self.outside = Recorder()
         self.dialler = Dialler()
         self.changes: list[tuple[Any, ...]] = []
+        self.doubts: list[tuple[str, NodeId]] = []
         self.answering = True
         self.said = Description("p2pnn 1", load=0)
         send = self.outside.send
@@ -64,6 +65,12 @@ class Bench:
 
     def member_lost(self, node: NodeId, reason: str) -> None:
         self.changes.append(("lost", node, reason))
+
+    def member_suspected(self, node: NodeId) -> None:
+        self.doubts.append(("suspected", node))
+
+    def member_refuted(self, node: NodeId, name: str) -> None:
+        self.doubts.append(("refuted", node))
 
     def member_failed(self, node: NodeId, reason: str) -> None:
         self.changes.append(("failed", node, reason))
@@ -106,6 +113,7 @@ async def test_a_broken_link_loses_what_was_on_its_way_and_no_member(caplog: pyt
     assert bench.changes[2:] == [("usable", B, "b")]
     bench.members.receive(B, says(B, "b", 2))
     assert {s.name: s.state for s in bench.members.snapshot()}["b"] == MemberState.ALIVE
+    assert bench.doubts == [("suspected", B), ("refuted", B)]
     bench.members.close()
 
 

@@ -161,7 +161,7 @@ FAULTS: dict[str, Fault] = {
 
 
 class Storm:
-    """Strikes by `faults`, names of FAULTS, from now until a true time; then the calm.
+    """Strikes by `faults`, names of FAULTS, from now until a true time, by each once before any twice; then the calm.
 
     every_s: the mean time between strikes. lasts_s: the mean time until one is undone. aim: the preferred target now, or
     None; it is taken every second time.
@@ -187,6 +187,7 @@ class Storm:
         self._calm_conditions = world.network.conditions
         self._calm_disks = {node: host.disk.delay_s for node, host in world.hosts.items()}
         self._undo: list[Undo] = []
+        self._unused = world.random.sample(self.faults, len(self.faults))
         if self.faults:
             self._next()
         world.at(until, self.calm)
@@ -211,7 +212,7 @@ class Storm:
 
     def _strike(self) -> None:
         world, random = self._world, self._world.random
-        name = random.choice(self.faults)
+        name = self._unused.pop() if self._unused else random.choice(self.faults)
         host = world.hosts[self._target()]
         self.struck.append((world.now, name, host.node))
         undo = FAULTS[name](world, host)

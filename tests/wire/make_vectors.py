@@ -47,7 +47,7 @@ EXAMPLES: dict[str, Any] = {
     "behind": "mnist-1.b_2", "blob": BLOBS[0], "spec": BLOBS[1], "blobs": BLOBS, "nodes": NODES,
     "sources": (NODES[1],), "squares": (0.0, 1.5, 3.0e300), "profile": b"\x00\xff", "plan": bytes(range(20)),
     "checkpoint": b"", "command": b"c", "report": b"\x80", "record": b"r" * 300, "size": 2**63 - 1, "offset": 2**32,
-    "verb": "cancel", "state": "cancelled", "part": b"\x83",
+    "verb": "cancel", "state": "cancelled", "part": b"\x83", "piece": b"\x97\x01",
     "facts": (
         messages.Fact(NODES[0], "a", "", 0, "b0", 1, Life.ALIVE, "", "", "p2pnn 0.1.0", 1, 2, 3, 41, 6000),
         messages.Fact(NODES[1], "b", "::1", 7701, "b1", 2**48, Life.SUSPECT, NODES[0], "it answers no probe"),
@@ -138,6 +138,9 @@ def evolution_cases() -> list[dict[str, Any]]:
          Gossip((Fact(NODES[0], "a", "h", 1, "b", 3, Life.DEAD),))),
         ("shortest Fact in Gossip", [15, [[NODES[0], "a", "h", 1, "b", 3, 3]]],
          Gossip((Fact(NODES[0], "a", "h", 1, "b", 3, Life.LEFT),))),
+        ("older Voted, without a reason", [75, 8, 8], messages.Voted(8, 8)),
+        ("older Held, without a cluster", [71, 8, 7, 3], messages.Held(8, 7, 3)),
+        ("newer Lead, with a text more", [70, 8, 7, 3, 7, 2, "home", "x"], messages.Lead(8, 7, 3, 7, 2, "home")),
     ]  # fmt: skip
     return [
         {
@@ -242,6 +245,10 @@ def reject_cases() -> list[dict[str, Any]]:
             prefix(pack([15, [[NODES[0], "a", "h", 1, "b", 3, 1, "", "\x1b[2J"]]])),
             malformed,
         ),
+        ("term over 2**31-1", "control", prefix(pack([78, 2**31])), malformed),
+        ("revision over 2**32-1", "control", prefix(pack([77, 1, 2**32])), malformed),
+        ("charter over its limit", "control", prefix(pack([76, 1, 1, 1, 1, 0, 262145, b""])), malformed),
+        ("piece of a charter over a record", "control", prefix(pack([76, 1, 1, 1, 1, 0, 9, bytes(61441)])), malformed),
         ("message before Hello", "listening", prefix(retired), unexpected),
         ("Ping before Hello", "listening", prefix(encode(Ping(1))), unexpected),
         ("Welcome to a listener", "listening", prefix(encode(Welcome(1, NODES[0], "a", "b", "s"))), unexpected),

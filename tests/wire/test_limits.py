@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from p2pnn.wire import fields, limits
+from p2pnn.wire import charter, fields, limits
 from p2pnn.wire.limits import Limits
 
 from .document import table
@@ -22,7 +22,7 @@ def test_the_document_has_every_limit() -> None:
     }  # how we receive is not the peer's business
     ours = {
         name: value
-        for module in (limits, fields)
+        for module in (limits, fields, charter)
         for name, value in vars(module).items()
         if name.isupper() and isinstance(value, int) and not name.startswith("VERSION") and name not in own
     }

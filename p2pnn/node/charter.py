@@ -1,0 +1,214 @@
+"""The adapter of `cluster.Consensus`: its messages over links, its disk a file, gossip's word from membership.
+
+A daemon that was told of no peer founds a cluster: a charter whose one member and voter it is. One that joins has no
+charter until the leader admits it; where it founded a cluster before that has no other member, it gives that up.
+Whoever is alive in membership is admitted, because so far the link's handshake decides who may come.
+
+The file `charter` in the state folder holds term, vote and charter (`cluster.durable`). It is written in a thread, one write at a
+time. Where it is damaged or newer the daemon does not start: a node that forgets its vote votes twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+
+from p2pnn.cluster import durable
+from p2pnn.cluster.charter import CharterMember, found
+from p2pnn.cluster.consensus import Consensus, ConsensusSnapshot
+from p2pnn.cluster.durable import Durable
+from p2pnn.cluster.election import Role
+from p2pnn.cluster.outcomes import (
+    Alarm,
+    AlarmOver,
+    Committed,
+    DiskFailed,
+    Gone,
+    LeaderChanged,
+    Outcome,
+    Persist,
+)
+from p2pnn.cluster.view import Standing
+from p2pnn.data.blobs import storage_error
+from p2pnn.errors import CharterError, ProposalRefused, StorageError
+from p2pnn.node.links import Post
+from p2pnn.node.storage import replace_file
+from p2pnn.node.tasks import Tasks, in_thread
+from p2pnn.types import NodeId
+from p2pnn.wire.messages import Message
+
+log = logging.getLogger("p2pnn.charter")
+
+
+@dataclass(frozen=True, slots=True)
+class CharterSnapshot:
+    """consensus: as the core tells it. alive: names by id of the members that gossip holds for alive, and this one.
+
+    disk: empty, or why the last write failed.
+    """
+
+    consensus: ConsensusSnapshot
+    alive: dict[NodeId, str]
+    disk: str
+
+
+class ClusterCharter:
+    """This node's part in the charter. founds: whether to found a cluster where the state folder has no charter."""
+
+    def __init__(self, post: Post, folder: Path, founds: bool) -> None:
+        self._post = post
+        self._path = folder / "charter"
+        self._founds = founds
+        self._loop = asyncio.get_running_loop()
+        self._alive: dict[NodeId, str] = {post.node: post.name}
+        self._timer: asyncio.TimerHandle | None = None
+        self._tasks = Tasks()
+        self._disk = ""
+        self._core: Consensus | None = None
+
+    def start(self) -> None:
+        """Read or found. Raises CharterError for a file that is damaged or newer, StorageError for a disk that fails."""
+        self._core = Consensus(self._post.node, self._load(), self._loop.time(), random.Random())
+        self._settle(self._core)
+
+    async def close(self) -> None:
+        """A write that is under way is finished; its answer reaches nobody."""
+        core, self._core = self._core, None
+        if self._timer is not None:
+            self._timer.cancel()
+        if core is not None:
+            await self._tasks.close()
+
+    def receive(self, node: NodeId, message: Message) -> None:
+        if self._core is not None:
+            self._core.receive(node, message, self._loop.time())
+            self._settle(self._core)
+
+    def member_alive(self, node: NodeId, name: str) -> None:
+        """It joined, came back, or refuted what was said of it."""
+        self._alive[node] = name
+        self._observe(node, Standing.ALIVE)
+
+    def member_suspected(self, node: NodeId) -> None:
+        """It may refute that."""
+        self._alive.pop(node, None)
+        self._observe(node, Standing.SUSPECT)
+
+    def member_failed(self, node: NodeId) -> None:
+        """It is dead, or has left."""
+        self._alive.pop(node, None)
+        self._observe(node, Standing.DEAD)
+
+    def snapshot(self) -> CharterSnapshot:
+        assert self._core is not None, "asked before the start"
+        return CharterSnapshot(self._core.snapshot(), dict(self._alive), self._disk)
+
+    # --- how
+
+    def _observe(self, node: NodeId, standing: Standing) -> None:
+        if self._core is not None:
+            self._core.observe(node, standing, self._loop.time())
+            self._admit(self._core)
+            self._settle(self._core)
+
+    def _settle(self, core: Consensus) -> None:
+        while (event := core.next_event()) is not None:
+            self._route(core, event)
+        for node, message in core.messages_to_send(self._loop.time()):
+            self._post.send(node, message)
+        if self._timer is not None:
+            self._timer.cancel()
+        due = core.get_timer()
+        self._timer = None if due is None else self._loop.call_at(due, self._handle_timer)
+
+    def _handle_timer(self) -> None:
+        if self._core is not None:
+            self._core.handle_timer(self._loop.time())
+            self._settle(self._core)
+
+    def _route(self, core: Consensus, event: Outcome) -> None:
+        match event:
+            case Persist(number, state):
+                self._tasks.spawn(self._write(number, state))
+            case LeaderChanged(leader, term, reason):
+                name = "none" if leader is None else self._alive.get(leader, leader[:8])
+                log.info("coordinator changed name=%s term=%d reason=%s", name, term, reason)
+            case Committed(charter):
+                log.info(
+                    "charter committed version=%s voters=%d members=%d",
+                    charter.version,
+                    len(charter.voters),
+                    len(charter.members),
+                )
+                self._admit(core)
+            case Gone(node):
+                log.warning("member is dead node=%s", node[:8])
+            case Alarm(suspects, members):
+                log.error(
+                    "more than half of the members were lost at once lost=%d members=%d; nothing is reassigned until some are"
+                    " back: look at this node's network first",
+                    suspects,
+                    members,
+                )
+            case AlarmOver():
+                log.info("enough members are back")
+            case DiskFailed(reason):
+                log.error("charter not stored reason=%s; this node neither votes nor leads meanwhile", reason)
+
+    def _admit(self, core: Consensus) -> None:
+        """As the leader: whoever is alive becomes a member. What is refused now is tried again at the next commit."""
+        charter = core.charter
+        if core.role is not Role.LEADER or charter is None:
+            return
+        known = set(charter.nodes())
+        missing = [CharterMember(node, "", name) for node, name in self._alive.items() if node not in known]
+        if not missing:
+            return
+        try:
+            core.propose(self._loop.time(), admit=missing)
+        except ProposalRefused:
+            pass
+        except CharterError as error:
+            log.warning("members not admitted count=%d reason=%s", len(missing), error)
+
+    async def _write(self, number: int, state: Durable) -> None:
+        try:
+            await in_thread(self._replace, state)
+        except StorageError as error:
+            self._disk = str(error)
+            if self._core is not None:
+                self._core.persist_failed(number, str(error), self._loop.time())
+        else:
+            self._disk = ""
+            if self._core is not None:
+                self._core.persisted(number, self._loop.time())
+        if self._core is not None:
+            self._settle(self._core)
+
+    def _replace(self, state: Durable) -> None:
+        replace_file(self._path, durable.encode(state))
+
+    def _load(self) -> Durable:
+        """What the file holds, or a new state; the charter of a cluster that is founded is on the disk before it is used."""
+        try:
+            for torn in self._path.parent.glob(f".{self._path.name}.*"):
+                torn.unlink(missing_ok=True)
+            data = self._path.read_bytes()
+        except FileNotFoundError:
+            if not self._founds:
+                return Durable()
+            founder = CharterMember(self._post.node, "", self._post.name)
+            state = Durable(charter=found(secrets.token_hex(8), founder))
+            replace_file(self._path, durable.encode(state))
+            return state
+        except OSError as error:
+            raise storage_error(error, self._path) from error
+        state = durable.decode(data, str(self._path))
+        if not self._founds and state.charter is not None and state.charter.nodes() == [self._post.node]:
+            log.info("gave up a cluster without other members cluster=%s", state.charter.cluster[:8])
+            return Durable()  # a node that was started alone once, and is to join others now
+        return state

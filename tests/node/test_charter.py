@@ -1,0 +1,154 @@
+"""The adapter of the charter: founding, the file, and daemons that agree."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from p2pnn.cluster.charter import NOTHING
+from p2pnn.cluster.durable import FORMAT, decode
+from p2pnn.cluster.election import Role
+from p2pnn.errors import CharterError, StorageError
+from p2pnn.node import charter as module
+from p2pnn.node.charter import ClusterCharter
+from p2pnn.node.daemon import Daemon
+from p2pnn.types import NodeId
+from p2pnn.wire.messages import Lead
+from tests.node.nodes import A, B, config, daemons, post, until
+
+pytestmark = pytest.mark.asyncio
+
+
+def leader_of(daemon: Daemon) -> NodeId | None:
+    return daemon.charter.snapshot().consensus.leader
+
+
+def members_of(daemon: Daemon) -> set[NodeId]:
+    charter = daemon.charter.snapshot().consensus.charter
+    return set() if charter is None else set(charter.nodes())
+
+
+async def test_a_daemon_without_peers_founds_a_cluster_and_leads_it(tmp_path: Path) -> None:
+    part = ClusterCharter(post()[0], tmp_path, founds=True)
+    part.start()
+    await until(lambda: part.snapshot().consensus.charter is not None)
+    found = part.snapshot().consensus
+    assert (found.role, found.term, found.leader) == (Role.LEADER, 1, A)
+    on_disk = decode((tmp_path / "charter").read_bytes(), "charter")
+    assert (on_disk.term, on_disk.vote, on_disk.charter) == (1, A, found.charter)
+    await part.close()
+    again = ClusterCharter(post()[0], tmp_path, founds=True)
+    again.start()
+    await until(lambda: again.snapshot().consensus.charter is not None)
+    restarted = again.snapshot().consensus
+    assert restarted.term == 2
+    assert restarted.charter is not None
+    assert found.charter is not None
+    assert restarted.charter.cluster == found.charter.cluster
+    await again.close()
+
+
+async def test_a_cluster_of_one_is_given_up_for_another_and_a_larger_one_is_not(tmp_path: Path) -> None:
+    one, _ = post()
+    founder = ClusterCharter(one, tmp_path, founds=True)
+    founder.start()
+    await until(lambda: founder.snapshot().consensus.charter is not None)
+    await founder.close()
+    joiner = ClusterCharter(one, tmp_path, founds=False)
+    joiner.start()
+    assert joiner.snapshot().consensus.version == NOTHING
+    await joiner.close()
+    founder = ClusterCharter(one, tmp_path, founds=True)
+    founder.start()
+    await until(lambda: founder.snapshot().consensus.charter is not None)
+    founder.member_alive(B, "b")
+    await until(lambda: founder.snapshot().consensus.version == (2, 2))
+    await until(lambda: founder.snapshot().consensus.charter is not None)
+    await founder.close()
+    joiner = ClusterCharter(one, tmp_path, founds=False)
+    joiner.start()
+    assert joiner.snapshot().consensus.version == (2, 2)
+    await joiner.close()
+
+
+async def test_one_that_joins_waits_to_be_admitted(tmp_path: Path) -> None:
+    one, outside = post(B)
+    part = ClusterCharter(one, tmp_path, founds=False)
+    part.start()
+    assert part.snapshot().consensus.charter is None
+    assert outside.sent == []
+    part.receive(A, Lead(3, 3, 1, 3, 1))
+    await until(lambda: (tmp_path / "charter").exists())
+    await part.close()
+    part.receive(A, Lead(4, 3, 1, 3, 1))
+    part.member_alive(A, "a")
+    part.member_failed(A)
+
+
+@pytest.mark.parametrize("data", [b"\xc1", msgspec.msgpack.encode([FORMAT + 1, "new"])], ids=["damaged", "newer"])
+async def test_a_daemon_does_not_start_over_a_charter_that_it_cannot_read(tmp_path: Path, data: bytes) -> None:
+    settings = config(tmp_path)
+    daemon = Daemon(settings)
+    path = settings.state_dir / "charter"
+    path.write_bytes(data)
+    with pytest.raises(CharterError, match=str(path)):
+        await daemon.start()
+    assert path.read_bytes() == data
+    path.unlink()
+    again = Daemon(settings)
+    await again.start()
+    await again.close("over")
+
+
+async def test_what_a_crash_left_half_written_goes(tmp_path: Path) -> None:
+    torn = tmp_path / ".charter.77.abcd"
+    torn.write_bytes(b"half")
+    part = ClusterCharter(post()[0], tmp_path, founds=True)
+    part.start()
+    assert not torn.exists()
+    await part.close()
+
+
+async def test_a_disk_that_fails_is_said_and_the_old_file_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    part = ClusterCharter(post()[0], tmp_path, founds=True)
+    fails = True
+    real = module.replace_file
+
+    def replace_file(path: Path, data: bytes) -> None:
+        if fails and path.exists():
+            raise StorageError("the disk is full") from OSError(errno.ENOSPC, "full")
+        real(path, data)
+
+    monkeypatch.setattr(module, "replace_file", replace_file)
+    part.start()
+    before = (tmp_path / "charter").read_bytes()
+    await until(lambda: part.snapshot().disk)
+    assert part.snapshot().disk == "the disk is full"
+    assert part.snapshot().consensus.leader is None
+    assert "charter not stored reason=the disk is full" in caplog.text
+    assert (tmp_path / "charter").read_bytes() == before
+    fails = False
+    await until(lambda: part.snapshot().consensus.role is Role.LEADER)
+    assert part.snapshot().disk == ""
+    await part.close()
+
+
+async def test_daemons_agree_on_members_and_voters_and_survive_their_coordinator(tmp_path: Path) -> None:
+    async with daemons(tmp_path, "a", "b", "c") as (a, b, c):
+        everybody = {a.node, b.node, c.node}
+        await until(lambda: all(members_of(one) == everybody for one in (a, b, c)))
+        await until(lambda: all(leader_of(one) == a.node for one in (a, b, c)))
+
+        def voters(one: Daemon) -> int:
+            charter = one.charter.snapshot().consensus.charter
+            return 0 if charter is None else len(charter.voters)
+
+        await until(lambda: voters(b) == voters(c) == 3)
+        await a.close("node a was stopped")
+        await until(lambda: leader_of(b) == leader_of(c) and leader_of(b) in (b.node, c.node))
+        assert members_of(b) == everybody, "who is away is a member all the same"
