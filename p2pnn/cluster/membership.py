@@ -63,7 +63,7 @@ class Membership:
         self._swim = Swim(node, name, boot, preset, self._limits.members_max, now, random)
         self._table = self._swim.table
         self._sweep_at: float | None = None
-        self._holders: dict[str, NodeId] = {}  # name → the member that had it first, as far as it is one still
+        self._holders: dict[str, NodeId] = {}  # name → the member that had it first
 
     # --- what the owner feeds
 
@@ -181,6 +181,7 @@ class Membership:
         fact = known.fact
         if known.joined and not known.probed:
             known.joined = known.told_suspect = False
+            self._holders = {name: holder for name, holder in self._holders.items() if holder != node}
             if fact.life is Life.LEFT:
                 self._events.append(MemberLeft(node))
             else:
@@ -267,7 +268,6 @@ class Membership:
             due = (known.heard if living(known.fact) else known.since) + self._limits.forget_after_s
             if due <= now:
                 self._swim.forget(node)
-                self._holders.pop(known.fact.name, None)
                 self._introduction.forget(known.address)
                 self._introduction.settled(node)
             else:
