@@ -1,7 +1,7 @@
-"""Who is in: membership, and nothing else yet.
+"""Who is in, and who decides.
 
-The rest of the program sees only what this package exports. A gossip protocol can take the place of the joining by
-roster inside without its owner noticing.
+Of membership the rest of the program sees only what this package exports: a gossip protocol can take the place of the joining
+by roster inside without its owner noticing. The charter's parts are modules of their own, from `cluster.consensus` on.
 """
 
 from p2pnn.cluster.events import (
