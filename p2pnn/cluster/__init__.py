@@ -1,6 +1,7 @@
-"""Who is in: membership by SWIM with Lifeguard, over a full mesh of control links.
+"""Who is in, and who decides: membership by SWIM with Lifeguard over a full mesh of control links, and the charter.
 
-The rest of the program sees only what this package exports.
+Of membership the rest of the program sees only what this package exports. The charter's parts are modules of their own, from
+`cluster.consensus` on.
 """
 
 from p2pnn.cluster.events import (

@@ -72,7 +72,6 @@ class Timing:
         assert self.learners_per_beat > 0
 
 
-NEVER: Final = float("inf")
 HEALTH_MAX: Final = 8.0
 
 

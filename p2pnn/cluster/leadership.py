@@ -21,13 +21,14 @@ class _Follower:
 
 
 class Leadership:
-    """One term's. since: when it began. resend_s: how long an unacknowledged charter is given."""
+    """One term's. since: when it began. resend_s: how long an unacknowledged charter is given.
+
+    handover_until: while it is handing over, until when it tries. announced: members that were told to be gone.
+    """
 
     def __init__(self, node: NodeId, since: float, resend_s: float) -> None:
         self.since = since
         self.handover_until: float | None = None
-        self.successor: NodeId | None = None
-        self.named: NodeId | None = None
         self.announced: set[NodeId] = set()
         self._node = node
         self._resend_s = resend_s

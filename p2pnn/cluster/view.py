@@ -131,10 +131,6 @@ class View:
             if (standing := self.standing(node)) is Standing.PROVED or (standing is Standing.DEAD and is_stable)
         }
 
-    def stable_at(self) -> float:
-        """When deaths by silence count, if nothing changes until then."""
-        return self._changed + self._stability_s
-
     def _comes_before(self, other: NodeId, node: NodeId, version: Version) -> bool:
         """The newer charter, then the clearly longer life, as far as they are known; else the smaller id."""
         seen = self._seen.get(other, _Seen())

@@ -35,7 +35,6 @@ def test_silence_counts_when_nothing_changes_any_more_and_proof_at_once() -> Non
     assert view.gone(ALL, 4.0) == set(), "the view has changed"
     view.observe(C, Standing.PROVED, 4.0, None, None)
     assert view.gone(ALL, 4.0) == {C}
-    assert view.stable_at() == 6.0
     assert view.gone(ALL, 6.0) == {B, C}
     view.observe(B, Standing.ALIVE, 6.0, None, None)
     assert view.gone(ALL, 9.0) == {C}
