@@ -107,7 +107,7 @@ def test_any_prefix_with_a_right_checksum_ends_or_passes(
 
 @pytest.mark.parametrize("phase", PHASES)
 @given(data=st.data())
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 def test_any_message_at_any_time_with_or_without_a_body(phase: str, data: st.DataObject) -> None:
     connection = PHASES[phase]()
     happened: list[Event] = []
