@@ -13,7 +13,7 @@ from p2pnn.errors import NotFoundError
 from p2pnn.job.checkpoint import Manifest, Part
 from p2pnn.job.records import JobRecord, SplitResult
 from p2pnn.types import BlobId, JobId
-from tests.node.nodes import JOB, A, daemons, plan_of, stored, toy
+from tests.node.nodes import JOB, A, daemons, plan_of, stored, toy, until
 
 
 def record(**changes: Any) -> JobRecord:
@@ -95,6 +95,7 @@ async def test_a_peer_is_shown_with_its_trip_and_its_job(tmp_path: Path) -> None
         plan = plan_of(spec, [A])
         share = msgspec.structs.replace(plan.nodes[0], node=b.node)
         a.jobs.records[JOB] = record(state="running", plan=msgspec.structs.replace(plan, nodes=(share,)))
+        await until(lambda: views.peers(a)[1]["software"])  # what it says of itself follows its link
         first, second = views.peers(a)
         assert (first["name"], first["state"]) == ("a", "self")
         assert (second["name"], second["state"], second["job"]) == ("b", "alive", JOB)
