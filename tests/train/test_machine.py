@@ -251,22 +251,25 @@ def run(seed: int, **options: Any) -> Mesh:
         raise AssertionError(f"repeat with: Mesh({seed}, **{options}).run()") from error
 
 
-def test_ten_thousand_random_meshes_none_hangs() -> None:
-    for seed in range(10_000):
+def test_thousands_of_random_meshes_none_hangs() -> None:
+    for seed in range(3_000):
         run(seed)
 
 
 def test_with_several_mini_batches_in_flight_none_hangs_and_each_reads_its_own_version() -> None:
     ahead = 0
-    for seed in range(5_000):
+    for seed in range(1_500):
         mesh = run(seed, in_flight_max=5, step=seed % 3 * 4)
         assert mesh.most_ahead <= max(mesh.delays)
         ahead += mesh.most_ahead == max(mesh.delays) > 0
-    assert ahead > 1_500  # of the 2,656 meshes with a delay at all
+    assert ahead > 450  # about a third of all; some half have a delay at all
 
 
 @pytest.mark.long
-def test_larger_random_meshes() -> None:
+def test_more_random_meshes_and_larger_ones() -> None:
+    for seed in range(3_000, 10_000):
+        run(seed)
+        run(seed, in_flight_max=5, step=seed % 3 * 4)
     for seed in range(10_000, 20_000):
         run(seed, ops_max=20)
         run(seed, ops_max=20, in_flight_max=8, step=seed % 3 * 4)
