@@ -71,7 +71,7 @@ def test_a_python_that_the_service_cannot_see_is_passed_over(tmp_path: Path, mon
     own = fake(tmp_path / "own", "[3, 12]", "/home/ada/.pyenv/bin/python3.12")
     monkeypatch.setattr(sys, "_base_executable", own)
     monkeypatch.setattr(origin, "SYSTEM_PATH", str(tmp_path))
-    fake(tmp_path / "python3.14", "[3, 14]", "/root/python")
+    fake(tmp_path / "python3.14", "[3, 14]", "/home/ada/python")
     fake(tmp_path / "python3.12", "[3, 10]", "/usr")  # older than it says
     (tmp_path / "python3.11").write_text("#!/bin/sh\nexit 1\n")  # without its module venv
     (tmp_path / "python3.11").chmod(0o755)

@@ -121,9 +121,12 @@ async def test_a_process_that_refuses_redials_has_failed() -> None:
     bench = Bench()
     bench.members.link_up(B, peer(B, "b", 7001))
     bench.members.link_down(B, "connection reset", False)
-    while len(bench.changes) < 3:
+
+    def given_up() -> bool:
         bench.members.dial_failed(Address("127.0.0.1", 7001), "refused: nothing listens there", True)
-        await asyncio.sleep(0.01)
+        return len(bench.changes) >= 3
+
+    await until(given_up)
     assert [change[0] for change in bench.changes] == ["usable", "lost", "failed"]
     assert "no process listens there" in bench.changes[-1][2]
     bench.members.close()
