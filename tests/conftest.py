@@ -4,9 +4,13 @@ import os
 import secrets
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from p2pnn.config import Places
+from tests.support import warm
 
 LEAK_WAIT_S = 5.0
 MARK = f"P2PNN_TEST_SESSION={secrets.token_hex(8)}"
@@ -30,12 +34,22 @@ def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monke
     return home
 
 
+@pytest.fixture
+def warm_processes(own_home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Daemons of local meshes and executors start without the time of their imports, and the machine is measured once."""
+    monkeypatch.setattr("p2pnn.executor.process.subprocess", warm)
+    monkeypatch.setattr("p2pnn.cli.local.subprocess", warm)
+    with warm.measured(Places.of().profile_cache):
+        yield
+
+
 def pytest_sessionstart() -> None:
     name, _, value = MARK.partition("=")
     os.environ[name] = value
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
+    warm.close()
     deadline = time.monotonic() + LEAK_WAIT_S
     while (leaked := processes_of_this_session()) and time.monotonic() < deadline:
         time.sleep(0.05)
