@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from p2pnn.config import Places
@@ -17,6 +18,10 @@ MARK = f"P2PNN_TEST_SESSION={secrets.token_hex(8)}"
 """Inherited by every process that a test starts, also by those of its children: so a leak is known by its environment."""
 
 left_over: list[str] = []
+
+# A property is tried with fresh examples by every run, so few at a time find as much in the end; `-m long` and
+# `--hypothesis-profile=default` try 100 in one run.
+hypothesis.settings.register_profile("quick", max_examples=40)
 
 
 @pytest.fixture(autouse=True)
@@ -41,6 +46,11 @@ def warm_processes(own_home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     monkeypatch.setattr("p2pnn.cli.local.subprocess", warm)
     with warm.measured(Places.of().profile_cache):
         yield
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("-m") == "not long" and not config.getoption("--hypothesis-profile"):
+        hypothesis.settings.load_profile("quick")
 
 
 def pytest_sessionstart() -> None:

@@ -1,9 +1,6 @@
-from collections.abc import Iterator
-
 import pytest
 
 
 @pytest.fixture(autouse=True)
-def warm(warm_processes: None) -> Iterator[None]:
+def warm(warm_processes: None) -> None:
     """What is tested here is the daemon's side; how executors start is tested beside them."""
-    yield
