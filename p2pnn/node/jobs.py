@@ -32,7 +32,7 @@ from p2pnn.node.planning import Planning
 from p2pnn.node.records import JOBS_MAX, Records
 from p2pnn.node.storage import Storage
 from p2pnn.node.succession import Succession
-from p2pnn.node.supervision import Supervision, alone
+from p2pnn.node.supervision import Supervision, alone, is_over
 from p2pnn.node.tasks import Tasks
 from p2pnn.node.work import Work
 from p2pnn.types import BlobId, JobId, NodeId
@@ -321,8 +321,8 @@ class Jobs:
 
     def _learnt(self, record: JobRecord) -> None:
         self._bulletin.learnt(record)
-        if self._leading and not self._succession.busy:
-            self._succession.check(record, self.work.entries)
+        if not is_over(record) and record.job not in self.work.entries:
+            self._succession.look_for_orphans(self.work.entries)
 
     async def _at_the_coordinator(self, question: wire.Ask, here: Callable[[], Awaitable[str]]) -> str:
         """Have it done where this cluster is coordinated: here, or by asking there; returns the job's state.
