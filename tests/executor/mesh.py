@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import pytest
 from safetensors.numpy import load_file
 
 from p2pnn.data import chunks
@@ -30,6 +31,7 @@ from p2pnn.train.frames import layout
 from p2pnn.train.gate import Gate
 from p2pnn.types import BlobId, JobId
 from tests.executor.models import CLASSES, IMAGE
+from tests.support import warm
 from tests.train.graphs import plan_for
 
 DEADLINE_S = 60.0
@@ -126,7 +128,7 @@ class Mesh:
         self.transfers = transfers(spec.graph, assignment)
         self.layouts = [layout(spec.graph, plan, n, spec.rows_per_micro_batch) for n in range(nodes)]
         self.gates = [Gate(spec.graph, plan, n, self.layouts[n]) for n in range(nodes)]
-        self.spawned: list[Spawned] = [spawn(places.arena_bytes + RING_BYTES, spec.threads) for places in self.layouts]
+        self.spawned = [spawn_warm(places.arena_bytes + RING_BYTES, spec.threads) for places in self.layouts]
         self.codecs = [channel.Codec[commands.FromExecutor](commands.FromExecutor) for _ in range(nodes)]
         self.done: list[dict[int, script.Done]] = [{} for _ in range(nodes)]
         self.progress: list[list[script.Progress]] = [[] for _ in range(nodes)]
@@ -263,6 +265,13 @@ class Mesh:
         except OSError:
             if not self.finishing:
                 raise
+
+
+def spawn_warm(arena_bytes: int, threads: int = 1) -> Spawned:
+    """An executor as `spawn` starts it, without the time that its imports take."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("p2pnn.executor.process.subprocess", warm)
+        return spawn(arena_bytes, threads)
 
 
 def digests(parts: Sequence[Part], blobs: BlobStore) -> dict[str, str]:
