@@ -27,8 +27,9 @@ handle_timer at get_timer's time; after each it takes next_event and messages_to
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from random import Random
+
+import msgspec
 
 from p2pnn.cluster import charter as charters
 from p2pnn.cluster import pieces
@@ -54,8 +55,7 @@ from p2pnn.wire.charter import (
 from p2pnn.wire.fields import Message
 
 
-@dataclass(frozen=True, slots=True)
-class ConsensusSnapshot:
+class ConsensusSnapshot(msgspec.Struct, frozen=True):
     """What a person may want to know. charter: the newest that this node knows to be committed; None before any."""
 
     role: Role
@@ -149,15 +149,14 @@ class Consensus(Leading):
 
     def get_timer(self) -> float | None:
         """When handle_timer wants to be called next; None where only others can move anything."""
+        due: float | None = None
         if self._role is Role.LEADER:
             due = self._beat_due
         elif self._is_voter():
             due = self._election_due
-        else:
-            due = float("inf")
         if not self._stable.is_synced and self._stable.is_idle:
-            due = min(due, self._disk_retry_at)
-        return None if due == float("inf") else due
+            due = self._disk_retry_at if due is None else min(due, self._disk_retry_at)
+        return due
 
     def handle_timer(self, now: float) -> None:
         self._flush(now)
@@ -169,7 +168,9 @@ class Consensus(Leading):
 
     def messages_to_send(self, now: float) -> list[tuple[NodeId, Message]]:
         """Messages since the last call, for control links; any may be lost."""
-        out, self._outbox = self._outbox, []
+        out = self._outbox
+        if out:
+            self._outbox = []
         return out
 
     def next_event(self) -> Outcome | None:
@@ -213,15 +214,21 @@ class Consensus(Leading):
         if not self.accepts(version) or (data := self._assembly.add(source, message)) is None:
             return
         try:
-            charter = charters.decode(data)
+            charter = self._decode(data)
         except CharterError:
             return  # its sender would not have taken it either
         if charter.version == version and not self._is_foreign(charter.cluster):
             self._accept(charter, now)
 
+    @staticmethod
+    def _decode(data: bytes) -> Charter:
+        """A whole charter that has arrived. Raises CharterError."""
+        return charters.decode(data)
+
     def _is_foreign(self, cluster: str) -> bool:
         """Whether this is another cluster than mine: two that were founded apart may have charters of one version."""
-        return "" not in (cluster, self.cluster) and cluster != self.cluster
+        mine = self.cluster
+        return cluster != mine and cluster != "" and mine != ""
 
     def _accept(self, charter: Charter, now: float) -> None:
         """Its term has begun, whoever it comes from; and votes that were given for my older charter count for nothing now."""

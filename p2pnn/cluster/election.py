@@ -20,7 +20,7 @@ from enum import StrEnum
 from random import Random
 from typing import Final
 
-from p2pnn.cluster.charter import Charter, Version
+from p2pnn.cluster.charter import NOTHING, Charter, Version
 from p2pnn.cluster.durable import Durable, Stable
 from p2pnn.cluster.outcomes import DiskFailed, LeaderChanged, Outcome, Persist
 from p2pnn.cluster.view import Standing, View
@@ -111,12 +111,14 @@ class Election(ABC):
 
     @property
     def version(self) -> Version:
-        return self._stable.memory.version
+        charter = self._stable.memory.charter
+        return NOTHING if charter is None else charter.version
 
     @property
     def cluster(self) -> str:
         """The id of the cluster whose charter this node holds; empty before it has one."""
-        return "" if self.charter is None else self.charter.cluster
+        charter = self._stable.memory.charter
+        return "" if charter is None else charter.cluster
 
     @property
     def role(self) -> Role:
@@ -307,7 +309,8 @@ class Election(ABC):
     # --- small things
 
     def _is_voter(self) -> bool:
-        return self.charter is not None and self._node in self.charter.voters
+        charter = self._stable.memory.charter
+        return charter is not None and self._node in charter.voters
 
     def _leads_alone(self) -> bool:
         return self.charter is not None and self.charter.voters == (self._node,)

@@ -12,7 +12,7 @@ Gossip gives hints, never decisions. Its view serves three ends, none of which s
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -60,6 +60,7 @@ class View:
         self._stability_s = stability_s
         self._window_s = window_s
         self._seen: dict[NodeId, _Seen] = {node: _Seen(Standing.ALIVE, now, now)}
+        self._lost: set[NodeId] = set()
         self._changed = now
         self.alarmed = False
 
@@ -80,6 +81,10 @@ class View:
         if not (was_lost and standing in _LOST):
             seen.since = now  # suspect, then dead, then proved is one loss
         seen.standing = standing
+        if standing in _LOST:
+            self._lost.add(node)
+        else:
+            self._lost.discard(node)
         self._changed = now
         return True
 
@@ -89,7 +94,7 @@ class View:
 
     def is_lost(self, node: NodeId) -> bool:
         """Whether gossip doubts this node."""
-        return self.standing(node) in _LOST
+        return node in self._lost
 
     def rank(self, node: NodeId, version: Version, others: Iterable[NodeId]) -> int:
         """How many of the `others`, those that are lost left out, should campaign before `node`, which holds `version`."""
@@ -102,9 +107,11 @@ class View:
         seen = self._seen.get(node)
         return float("inf") if seen is None or seen.started is None else seen.started
 
-    def check_alarm(self, members: list[NodeId]) -> bool | None:
+    def check_alarm(self, members: Sequence[NodeId]) -> bool | None:
         """Raise or end the alarm: True where it begins, False where it ends, None where nothing changes."""
-        lost = sorted(self._seen[node].since for node in members if self.is_lost(node))
+        if not self._lost and not self.alarmed:
+            return None
+        lost = sorted(self._seen[node].since for node in members if node in self._lost)
         most = len(members) // 2 + 1  # more than half
         if self.alarmed and len(lost) < most:
             self.alarmed = False
@@ -116,13 +123,13 @@ class View:
             return True
         return None
 
-    def lost(self, members: list[NodeId]) -> int:
+    def lost(self, members: Sequence[NodeId]) -> int:
         """How many of the members gossip doubts."""
-        return sum(self.is_lost(node) for node in members)
+        return sum(node in self._lost for node in members)
 
-    def gone(self, members: list[NodeId], now: float) -> set[NodeId]:
+    def gone(self, members: Sequence[NodeId], now: float) -> set[NodeId]:
         """The members whose work may be given to others; none while the alarm lasts."""
-        if self.alarmed:
+        if self.alarmed or not self._lost:
             return set()
         is_stable = now - self._changed >= self._stability_s
         return {
