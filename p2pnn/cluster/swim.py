@@ -232,6 +232,9 @@ class Swim:
 
     def _hear(self, source: NodeId, teller: Known, facts: tuple[Fact, ...], now: float) -> None:
         for fact in facts:
+            known = self.table.known.get(NodeId(fact.node))
+            if known is not None and known.fact == fact and known.suspicion is None:
+                continue  # most of all that is heard is known
             if fact.node == self._node:
                 self._hear_of_me(source, fact, now)
             else:
