@@ -33,7 +33,7 @@ import msgspec
 
 from p2pnn.cluster import charter as charters
 from p2pnn.cluster import pieces
-from p2pnn.cluster.charter import Charter, Version
+from p2pnn.cluster.charter import NOTHING, Charter, Version
 from p2pnn.cluster.durable import Durable
 from p2pnn.cluster.election import HEALTH_MAX, Role, Timing
 from p2pnn.cluster.leading import Leading
@@ -120,26 +120,26 @@ class Consensus(Leading):
         if self._stable.failed(number):
             self._fall_back(reason, now)
 
-    def observe(
-        self,
-        node: NodeId,
-        standing: Standing,
-        now: float,
-        *,
-        uptime_s: float | None = None,
-        version: Version | None = None,
-    ) -> None:
-        """Gossip says so of a member: whether it lives, for how long, and the charter's version that it holds."""
-        changed = self._view.observe(node, standing, now, uptime_s, version)
+    def observe(self, node: NodeId, standing: Standing, now: float) -> None:
+        """Gossip says so of a member's life."""
+        changed = self._view.observe(node, standing, now)
         if changed and node == self._leader and self._view.is_lost(node):
             self._hurry(now)
         if changed and self._leadership is not None:
             self._beat_due = min(self._beat_due, now)
             if standing is Standing.ALIVE:
                 self._leadership.returned(node)
-        if version is not None and version > self.version and now - self._wanted_at >= self._timing.resend_s:
+
+    def hear_of(self, node: NodeId, now: float, uptime_s: float, lag_s: float, version: Version, cluster: str) -> None:
+        """Gossip tells what a member says of itself: for how long it runs, how late its loop is, and the newest charter of which
+        cluster it knows to be committed. A newer one than this node acts on is asked for."""
+        if self._is_foreign(cluster):
+            return
+        self._view.describe(node, now, uptime_s, lag_s, version)
+        mine = NOTHING if self._acted is None else self._acted.version
+        if version > mine and now - self._wanted_at >= self._timing.resend_s:
             self._wanted_at = now
-            self._send(node, CharterWanted(*self.version))
+            self._send(node, CharterWanted(*mine))
 
     def set_health(self, factor: float) -> None:
         """This node's own slowness, 1 for none: its timeouts grow by it, so that it accuses nobody of it."""

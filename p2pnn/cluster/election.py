@@ -127,8 +127,11 @@ class Election(ABC):
     # --- the rules
 
     def may_vote(self, candidate: NodeId, term: int, version: Version) -> bool:
-        """Rule 1. Only for a higher term (or the same vote once more), and for a charter that is not older than mine."""
-        return self.is_fresh_vote(candidate, term) and version >= self.version
+        """Rule 1. Only for a higher term (or the same vote once more), and for a charter that is not older than mine.
+
+        Who holds no charter votes for nobody: no voter holds none, so it may have lost it, with the memory of its votes.
+        """
+        return self.is_fresh_vote(candidate, term) and version >= self.version and self.charter is not None
 
     def is_fresh_vote(self, candidate: NodeId, term: int) -> bool:
         """Rule 1, its first half: one vote per term. A repeated request gets the repeated answer."""
@@ -246,6 +249,7 @@ class Election(ABC):
         version = Version(message.charter_term, message.revision)
         if not self.may_vote(source, message.term, version):
             reason = f"in term {self.term} this node voted already" if version >= self.version else "an older charter"
+            reason = reason if self.charter is not None else "this node holds no charter"
             self._observe_term(message.term, now)
             self._send(source, Voted(message.term, self.term, reason))
             if version < self.version:

@@ -275,9 +275,11 @@ class Cluster:
             standing = Standing.PROVED if host.core is None else Standing.SUSPECT
         else:
             return
+        core.observe(node, standing, now)
         other = self.core(node)
-        version = other.version if other is not None and is_up else None
-        core.observe(node, standing, now, uptime_s=world.now - host.notes["started"], version=version)
+        charter = other.snapshot().charter if other is not None and is_up else None
+        if charter is not None:
+            core.hear_of(node, now, world.now - host.notes["started"], 0.0, charter.version, charter.cluster)
 
 
 NERVOUS = Timing(
