@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from p2pnn.cluster.charter import Charter
-from p2pnn.types import NodeId
+from p2pnn.types import NodeId, lasting
 
 RECOVER = "p2pnn cluster recover"
 
@@ -29,7 +29,7 @@ class Parked:
 
     def reason(self, now: float) -> str:
         """One sentence: what is so, for how long, and what to do."""
-        lasts = duration(now - self.since)
+        lasts = lasting(now - self.since)
         if not self.needed:
             return (
                 f"no cluster has admitted this node for {lasts}: a node of one must be reachable;"
@@ -78,14 +78,6 @@ def names_of(charter: Charter) -> Mapping[str, str]:
         member.node: member.name if called.count(member.name) == 1 else f"{member.name} ({member.node[:8]})"
         for member in charter.members
     }
-
-
-def duration(seconds: float) -> str:
-    """`12 s`, `3 min`, `5 h`, `2 days`."""
-    for size, unit in ((2 * 86400, "days"), (2 * 3600, "h"), (120, "min")):
-        if seconds >= size:
-            return f"{seconds // {'days': 86400, 'h': 3600, 'min': 60}[unit]:.0f} {unit}"
-    return f"{max(0.0, seconds):.0f} s"
 
 
 def _names(names: tuple[str, ...]) -> str:

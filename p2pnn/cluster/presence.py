@@ -32,18 +32,34 @@ class Lost:
     since: float
 
 
+@dataclass(frozen=True, slots=True)
+class Foreign:
+    """A living node of another cluster. theirs, ours: the ids of both."""
+
+    name: str
+    theirs: str
+    ours: str
+
+    def __str__(self) -> str:
+        return (
+            f"node {self.name} belongs to cluster {self.theirs}, this node to cluster {self.ours}, and two clusters never become"
+            " one by themselves: stop the one that is to give its cluster up, move the file charter out of its state folder,"
+            " and start it with --join"
+        )
+
+
 class Presence:
     """As one node sees it. alive: names by id, this node's among them. alarm: while nothing is reassigned because of it.
 
     gone: members that the coordinator, while it was this node, found dead beyond doubt, and when.
-    foreign: names and clusters, by id, of living nodes that belong to another cluster.
+    foreign: the living nodes that belong to another cluster, by id.
     """
 
     def __init__(self, node: NodeId, name: str, now: float) -> None:
         self.alive: dict[NodeId, str] = {node: name}
         self.gone: dict[NodeId, float] = {}
         self.alarm: Lost | None = None
-        self.foreign: dict[NodeId, tuple[str, str]] = {}
+        self.foreign: dict[NodeId, Foreign] = {}
         self._started = now
         self._away: dict[NodeId, Absence] = {}
         self._clusters: dict[NodeId, str | None] = {}
@@ -81,16 +97,8 @@ class Presence:
         """Look who belongs to another cluster than this one; returns those that are new."""
         before = self.foreign
         self.foreign = {
-            node: (name, theirs)
+            node: Foreign(name, theirs, cluster)
             for node, name in self.alive.items()
             if cluster and (theirs := self._clusters.get(node)) and theirs != cluster
         }
         return [node for node in self.foreign if node not in before]
-
-
-def foreign_sentence(name: str, theirs: str, ours: str) -> str:
-    """What is said of a node of another cluster, here and there."""
-    return (
-        f"node {name} belongs to cluster {theirs}, this node to cluster {ours}, and two clusters never become one by themselves: "
-        "stop the one that is to give its cluster up, move the file charter out of its state folder, and start it with --join"
-    )

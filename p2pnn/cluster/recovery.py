@@ -16,8 +16,8 @@ import msgspec
 
 from p2pnn.cluster.charter import Charter, Version
 from p2pnn.cluster.durable import Durable
-from p2pnn.cluster.parking import Parked, duration, names_of
-from p2pnn.types import NodeId
+from p2pnn.cluster.parking import Parked, names_of
+from p2pnn.types import NodeId, lasting
 from p2pnn.wire.charter import TERM_MAX
 
 RECOVER_AFTER_S = 30.0
@@ -44,8 +44,8 @@ def refusal(
         )
     if now - parked.since < after_s:
         return (
-            f"this node is without a coordinator for only {duration(now - parked.since)}: wait until it is"
-            f" {duration(after_s)}, because voters may still be on their way"
+            f"this node is without a coordinator for only {lasting(now - parked.since)}: wait until it is"
+            f" {lasting(after_s)}, because voters may still be on their way"
         )
     if newer:
         node, version = max(newer.items(), key=lambda item: item[1])

@@ -34,7 +34,7 @@ from p2pnn.cluster.outcomes import (
     Persist,
 )
 from p2pnn.cluster.parking import Parked
-from p2pnn.cluster.presence import Lost, Presence, foreign_sentence
+from p2pnn.cluster.presence import Lost, Presence
 from p2pnn.cluster.view import Standing
 from p2pnn.data.blobs import storage_error
 from p2pnn.errors import CharterError, NotAllowedError, ProposalRefused, StorageError
@@ -194,8 +194,7 @@ class ClusterCharter:
         """Whether this node is parked, and who came here that belongs elsewhere."""
         presence, now = self._presence, self._loop.time()
         for node in presence.note_foreign(core.cluster):
-            name, theirs = presence.foreign[node]
-            log.warning("not admitted node=%s reason=%s", node[:8], foreign_sentence(name, theirs, core.cluster))
+            log.warning("not admitted node=%s reason=%s", node[:8], presence.foreign[node])
         ours = self._alive.keys() - presence.foreign.keys()
         self._parked = parking.look(core.charter, core.snapshot().leader, self._post.node, ours, self._parked, now)
 
