@@ -47,11 +47,13 @@ class PlaceQueue:
         self.waiting: list[Ticket] = []
 
     def reserve(self, ticket: Ticket) -> list[Grant | Wait]:
-        """Ask for the place. A newer start of the same job replaces an older one that still waits. One of the same generation
-        by another coordinator does not: which of them goes on is theirs to find out."""
+        """Ask for the place. A newer start of the same job replaces an older one that waits or holds it. One of the same
+        generation by another coordinator does not: which of them goes on is theirs to find out."""
         if ticket == self.holder:
             return [Grant(ticket)]
         self.waiting = [t for t in self.waiting if not self._replaced(t, ticket)]
+        if self.holder is not None and self._replaced(self.holder, ticket) and self.holder != ticket:
+            self.holder = None  # its release was lost with a link
         if len(self.waiting) >= self.LENGTH_MAX:
             return []
         self.waiting.append(ticket)

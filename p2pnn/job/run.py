@@ -39,6 +39,7 @@ from p2pnn.job.script import (
     Sample,
     Train,
 )
+from p2pnn.job.snapshots import Interval
 from p2pnn.job.spec import JobSpec
 from p2pnn.job.watch import Watch
 from p2pnn.types import BlobId, NodeId
@@ -57,10 +58,19 @@ class _Outstanding:
 
 
 class Run:
-    """Pure. end(event, reason) is called when the run is over: the owner changes the state and gives the nodes back."""
+    """Pure. end(event, reason) is called when the run is over: the owner changes the state and gives the nodes back.
+
+    before: the run of this job that was lost; a text goes on where it was.
+    """
 
     def __init__(
-        self, ledger: Ledger, spec: JobSpec, end: Callable[[str, str], None], watch: Watch, now: float
+        self,
+        ledger: Ledger,
+        spec: JobSpec,
+        end: Callable[[str, str], None],
+        watch: Watch,
+        now: float,
+        before: Run | None = None,
     ) -> None:
         record = ledger.record
         resumed = record.newest
@@ -69,7 +79,7 @@ class Run:
         self._end = end
         self._watch = watch
         self._nodes: list[NodeId] = []
-        self._cut = ""
+        self.cut = ""
         self._outstanding: dict[int, _Outstanding] = {}
         self._sequence = 0
         self._saver = Saver(ledger.members, record.spec, record.generation)
@@ -79,7 +89,9 @@ class Run:
         self._epoch = resumed.epoch if resumed else 0
         self._history = record.history[: resumed.epoch] if resumed else ()
         self._monitor = Monitor(spec, resumed)
-        self._sampler = Sampler(spec) if spec.sampling is not None else None
+        sampler = Sampler(spec) if spec.sampling is not None else None
+        self._sampler: Sampler | None = before._sampler if before else sampler
+        self._snapshots = Interval(spec.snapshot_steps)
         self._stage = spec.kind
         self._steps_per_s = 0.0
         self._evaluating = False
@@ -91,10 +103,16 @@ class Run:
         """Updates that all nodes have done."""
         return self._step_done
 
+    @property
+    def limit(self) -> int | None:
+        """No cut behind this step can be gone on from: the best epoch's checkpoint, for early stopping, would be missing."""
+        pending = [*self._saver.pending, *self._checkpointing.values()] if self._spec.patience else []
+        return min((manifest.step for manifest, best in pending if best), default=None)
+
     def assign(self, nodes: list[NodeId], cut: str = "") -> None:
         """The nodes of the plan, in its order, and its `job.plan.cut`."""
         self._nodes = self._saver.nodes = nodes
-        self._cut = cut
+        self.cut = cut
 
     def start(self, now: float) -> None:
         """All nodes are prepared."""
@@ -111,6 +129,7 @@ class Run:
         self._at(now)
         self._watch.heard(node, now, report.sequence if isinstance(report, Done) else None)
         if isinstance(report, Progress):
+            self._snapshots.add(node, report)
             event = self._meter.add(self._ledger.name(node), report, now)
             if event is not None:
                 epoch = min(self._epoch + 1, self._spec.epochs)
@@ -198,7 +217,7 @@ class Run:
             if every:
                 until = min(until, (self._step_granted // every + 1) * every)
             self._step_granted = until
-            self._order(Train(self._next(), until))
+            self._order(Train(self._next(), until, self._snapshots.steps if len(self._ledger.members) > 1 else 0))
             if every and until % every == 0 and until < self._epoch_end() and not self._saver.busy:
                 self._checkpoint(best=False)  # none while one is being copied: slow links must not pile them up
         if not training and self._step_done >= self._epoch_end() and not self._evaluating:
@@ -313,7 +332,7 @@ class Run:
             best_value=self._monitor.best_value,
             best_epoch=self._monitor.best_epoch,
             finished=self._epoch >= self._spec.epochs,
-            cut=self._cut,
+            cut=self.cut,
         )
         command = Checkpoint(self._next())
         self._checkpointing[command.sequence] = (manifest, best)

@@ -84,6 +84,11 @@ class Saver:
         """Whether a checkpoint still waits for its copies."""
         return bool(self._savings)
 
+    @property
+    def pending(self) -> list[tuple[Manifest, bool]]:
+        """The checkpoints that wait, and whether each is of the best epoch."""
+        return [(saving.manifest, saving.best) for saving in self._savings]
+
     def save(self, manifest: Manifest, *, best: bool) -> None:
         """All parts were written, part i by node i of the plan: have each copied to a buddy."""
         saving = _Saving(manifest, best)

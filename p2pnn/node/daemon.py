@@ -17,6 +17,7 @@ from typing import Final
 from p2pnn import __version__
 from p2pnn.cluster import Description
 from p2pnn.config import NodeConfig
+from p2pnn.job.records import JobRecord
 from p2pnn.node.blobs import BlobExchange
 from p2pnn.node.charter import ClusterCharter
 from p2pnn.node.jobs import Jobs
@@ -24,6 +25,7 @@ from p2pnn.node.links import Post
 from p2pnn.node.members import Members
 from p2pnn.node.place import Place
 from p2pnn.node.planning import Planning
+from p2pnn.node.snapshots import Snapshots
 from p2pnn.node.storage import Storage
 from p2pnn.node.traces import Traces
 from p2pnn.transport import LocalIdentity, PeerIdentity, Transport
@@ -54,7 +56,9 @@ class Daemon:
         self.planning = Planning(self.post, lambda: self.members.names(), cache)
         self.jobs = Jobs(self.post, self.storage, self.blobs, self.planning, lambda: self.members.names())
         self.traces = Traces(self.post, self.storage, self.blobs, self.jobs.asking)
-        self.place = Place(self.post, self.blobs, self.traces)
+        self.snapshots = Snapshots(self.post, self.blobs, lambda: self.members.names(), self.jobs.records.get)
+        self.place = Place(self.post, self.blobs, self.traces, self.snapshots)
+        self.jobs.when_changed(self._record_changed)
         self.address = config.listen
         self._profiling: asyncio.Task[object] | None = None
         self._closing = False
@@ -84,6 +88,7 @@ class Daemon:
         self._closing = True
         await self.traces.close()
         await self.place.close()
+        await self.snapshots.close()
         self.members.close()
         await self.charter.close()
         if self._profiling is not None:
@@ -101,6 +106,7 @@ class Daemon:
     def peer_lost(self, node: NodeId, reason: str, left: bool) -> None:
         self.blobs.peer_lost(node, reason)
         self.planning.peer_lost(node, reason)
+        self.snapshots.member_lost(node)
         self.members.link_down(node, reason, left)
 
     def dial_reached(self, address: Address, node: NodeId) -> None:
@@ -127,6 +133,8 @@ class Daemon:
                 return self.blobs.body_for(node, message, nbytes)
             case wire.LinkProbe():
                 return self.planning.body_for(node, message, nbytes)
+            case wire.Snapshot():
+                return self.snapshots.body_for(node, message, nbytes)
         return None
 
     def body(self, node: NodeId, message: wire.Message) -> None:
@@ -137,6 +145,8 @@ class Daemon:
                 self.blobs.received(node, message)
             case wire.LinkProbe():
                 self.planning.body(node, message)
+            case wire.Snapshot():
+                self.snapshots.body(node, message)
 
     # --- members.Owner
 
@@ -198,7 +208,10 @@ class Daemon:
                 wire.Ask,
                 wire.Answered,
                 wire.Traced,
+                wire.CutsHeld,
+                wire.PartMade,
             ),
+            self.snapshots.receive: (wire.CutsWanted, wire.PartWanted),
             self._receive_blob: (wire.BlobRequest, wire.BlobMissing, wire.Keep),
         }
         return {kind: receive for receive, kinds in groups.items() for kind in kinds}
@@ -211,6 +224,10 @@ class Daemon:
                 self.blobs.missing(node, message)
             case wire.Keep():
                 self.blobs.keep(node, message)
+
+    def _record_changed(self, record: JobRecord) -> None:
+        self.place.record_changed(record)
+        self.snapshots.record_changed(record)
 
     def describe(self) -> Description:
         """What this node says of itself to all members."""

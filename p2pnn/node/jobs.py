@@ -18,7 +18,9 @@ from p2pnn.errors import CheckpointError, NotFoundError, P2pnnError, StorageErro
 from p2pnn.job import life, records, script
 from p2pnn.job.actions import (
     Action,
+    AskCuts,
     KeepBlobs,
+    MakePart,
     Order,
     PrepareNode,
     Publish,
@@ -31,7 +33,7 @@ from p2pnn.job.plan import Plan
 from p2pnn.job.records import JobRecord
 from p2pnn.job.spec import JobSpec
 from p2pnn.job.supervisor import Supervisor
-from p2pnn.node import parcels, specs, starts, told
+from p2pnn.node import parcels, recovering, specs, starts, told
 from p2pnn.node.asking import Asking
 from p2pnn.node.blobs import BlobExchange
 from p2pnn.node.journal import Journal, Journals
@@ -77,6 +79,10 @@ class Jobs:
     def records(self) -> dict[JobId, JobRecord]:
         """What is remembered of every job; `get` knows more of those that this node coordinates."""
         return self._records.all
+
+    def when_changed(self, tell: Callable[[JobRecord], None]) -> None:
+        """Have `tell` called with each record that changes from now on."""
+        self._records.listeners.append(tell)
 
     # --- what a person asks for
 
@@ -200,10 +206,10 @@ class Jobs:
                 self._records.receive(node, message)
             case wire.Ask() | wire.Answered() | wire.Traced():
                 self.asking.receive(node, message)
-            case wire.Kept():
+            case wire.Kept() | wire.CutsHeld() | wire.PartMade():
                 supervisor = self._supervisors.get(JobId(message.job))
                 if supervisor is not None:
-                    supervisor.kept(node, message.request, message.error, now)
+                    recovering.tell(supervisor, node, message, now)
                     self._carry_out(JobId(message.job))
             case (
                 wire.Waiting() | wire.Granted() | wire.Preparing() | wire.Prepared() | wire.Report() | wire.JobFailed()
@@ -211,18 +217,22 @@ class Jobs:
                 self._receive_of_part(node, message, now)
 
     def member_usable(self, node: NodeId, name: str) -> None:
-        for supervisor in self._supervisors.values():
-            supervisor.member_joined(node, name)
+        for job, supervisor in list(self._supervisors.items()):
+            supervisor.member_joined(node, name, self._now())
+            self._carry_out(job)
         self._post.send(node, wire.RecordRequest())
 
     def member_lost(self, node: NodeId, reason: str) -> None:
-        """Jobs with a part there fail: it is gone, or lives but what was on its way to and from it is lost."""
+        """Starts with a part there are over: it is gone, or lives but what was on its way to and from it is lost."""
         for job, supervisor in list(self._supervisors.items()):
-            supervisor.member_failed(node, reason, self._now())
+            supervisor.member_lost(node, reason, self._now())
             self._carry_out(job)
 
     def member_failed(self, node: NodeId, reason: str) -> None:
         """Jobs that a member coordinated which is gone are marked so that anybody can resume them."""
+        for job, supervisor in list(self._supervisors.items()):
+            supervisor.member_failed(node, reason, self._now())
+            self._carry_out(job)
         for record in list(self.records.values()):
             if record.coordinator == node and record.state not in life.ENDED:
                 said = f"node {record.coordinator_name}, which coordinated it, is gone: {reason}"
@@ -302,6 +312,8 @@ class Jobs:
                     self._post.send(share.node, wire.Command(*about, data))
             case KeepBlobs(node, request, blobs, source):
                 self._post.send(node, wire.Keep(job, request, blobs, source))
+            case AskCuts() | MakePart():
+                self._post.send(action.node, recovering.question(job, action))
             case Remember(changed):
                 self._records.remember(changed)
             case Publish(kind, fields):
@@ -318,13 +330,8 @@ class Jobs:
         self._post.send(node, message)
 
     async def _replan(self, job: JobId, supervisor: Supervisor) -> None:
-        try:
-            plan = await self._planning.plan(supervisor.spec)
-        except P2pnnError as error:
-            supervisor.fail(str(error), self._now())
-        else:
-            if supervisor.record.state == "queued":
-                supervisor.planned(plan, self._now())
+        exchange, planning = self._blobs, self._planning
+        await recovering.replan(supervisor, planning, exchange, self._members, self._spread_data)
         if self._supervisors.get(job) is supervisor:
             self._carry_out(job)
 

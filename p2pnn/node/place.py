@@ -9,9 +9,11 @@ from __future__ import annotations
 import logging
 
 from p2pnn.job.queue import Grant, PlaceQueue, Ticket, Wait
+from p2pnn.job.records import JobRecord
 from p2pnn.node.blobs import BlobExchange
 from p2pnn.node.links import Post
 from p2pnn.node.part import Part
+from p2pnn.node.snapshots import Snapshots
 from p2pnn.node.tasks import Tasks
 from p2pnn.node.traces import Traces
 from p2pnn.types import JobId, NodeId
@@ -23,10 +25,11 @@ log = logging.getLogger("p2pnn.place")
 class Place:
     """The adapter of `job.queue.PlaceQueue`, with at most one running part."""
 
-    def __init__(self, post: Post, blobs: BlobExchange, traces: Traces) -> None:
+    def __init__(self, post: Post, blobs: BlobExchange, traces: Traces, snapshots: Snapshots) -> None:
         self._post = post
         self._blobs = blobs
         self._traces = traces
+        self._snapshots = snapshots
         self._queue = PlaceQueue()
         self._part: Part | None = None
         self._ending = Tasks()
@@ -80,6 +83,12 @@ class Place:
             self._part.peer_lost(node, reason)
         self._tell(changes)
 
+    def record_changed(self, record: JobRecord) -> None:
+        """A newer start of a job ends an older one that still holds the place: a node that hung, or was cut off, learns so."""
+        holder = self._queue.holder
+        if holder is not None and holder.job == record.job and holder.generation < record.generation:
+            self._release(holder)
+
     async def close(self) -> None:
         """End what runs, and begin nothing more."""
         self._closed = True
@@ -89,8 +98,10 @@ class Place:
     # --- how
 
     def _reserve(self, ticket: Ticket) -> None:
-        before = self._queue.waiting
+        before, holder = self._queue.waiting, self._queue.holder
         changes = self._queue.reserve(ticket)
+        if holder is not None and self._queue.holder != holder:
+            self._end_part()
         for old in before:
             if old not in self._queue.waiting and old != self._queue.holder and old.coordinator != ticket.coordinator:
                 text = "the job was started again by another node"
@@ -114,7 +125,7 @@ class Place:
             text = "its place was not reserved for this start; start the job again"
             self._post.send(node, wire.JobFailed(message.job, message.generation, text))
             return
-        self._part = Part(node, message, self._post, self._blobs, self._traces)
+        self._part = Part(node, message, self._post, self._blobs, self._traces, self._snapshots)
 
     def _end_part(self) -> None:
         part, self._part = self._part, None

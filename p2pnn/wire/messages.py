@@ -4,7 +4,8 @@ A message is a MessagePack array whose first item is its number (`tag`). Numbers
 at the end, with a default, so that an older node reads what it knows and ignores the rest. `proto/README.md` describes
 every one for strangers, and a test compares that page with this file. Fields of type bytes carry records of higher
 layers that this layer never opens. Messages with BODY = True are followed by raw bytes outside MessagePack. The types of fields
-are in `wire.fields`, the messages of membership (10–19) in `wire.membership`, those of the charter (70–89) in `wire.charter`.
+are in `wire.fields`, the messages of membership (10–19) in `wire.membership`, those of the charter (70–89) in `wire.charter`,
+those of snapshots (54–57, 61) in `wire.cuts`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,12 @@ from p2pnn.wire.charter import PreVote as PreVote
 from p2pnn.wire.charter import PreVoted as PreVoted
 from p2pnn.wire.charter import Vote as Vote
 from p2pnn.wire.charter import Voted as Voted
+from p2pnn.wire.cuts import CUTS_MAX as CUTS_MAX
+from p2pnn.wire.cuts import CutsHeld as CutsHeld
+from p2pnn.wire.cuts import CutsWanted as CutsWanted
+from p2pnn.wire.cuts import PartMade as PartMade
+from p2pnn.wire.cuts import PartWanted as PartWanted
+from p2pnn.wire.cuts import Snapshot as Snapshot
 from p2pnn.wire.fields import BLOBS_MAX as BLOBS_MAX
 from p2pnn.wire.fields import RECORD_BYTES_MAX as RECORD_BYTES_MAX
 from p2pnn.wire.fields import SENTENCE_CHARS_MAX as SENTENCE_CHARS_MAX
@@ -32,6 +39,7 @@ from p2pnn.wire.fields import (
     Count,
     JobText,
     Length,
+    MaybeNode,
     Name,
     Nodes,
     NodeText,
@@ -264,11 +272,17 @@ class Report(Message, tag=38):
 
 
 class JobFailed(Message, tag=39):
-    """Node to coordinator: the job cannot go on here. text: one sentence, without the node's name."""
+    """Node to coordinator: the job cannot go on here. text: one sentence, without the node's name.
+
+    kind: 0 what no other start would change; 1 its compute process was killed; 2 what it needs could not be had, or a link
+    broke, that to `peer` where one is named.
+    """
 
     job: JobText
     generation: Count
     text: Sentence
+    kind: Count = 0
+    peer: MaybeNode = ""
 
 
 class Retired(Message, tag=40):
@@ -375,5 +389,6 @@ AnyMessage = (
     | ProfileRequest | ProfileReply | LinkProbe | LinkProbed
     | Reserve | Waiting | Granted | Release | Prepare | Preparing | Prepared | Command | Report | JobFailed
     | Retired | Squares | Keep | Kept | Record | RecordRequest | Ask | Answered | Traced | Tensor
+    | CutsWanted | CutsHeld | PartWanted | PartMade | Snapshot
     | Lead | Held | PreVote | PreVoted | Vote | Voted | CharterPiece | CharterWanted | Handover
 )  # fmt: skip
