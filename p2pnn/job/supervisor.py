@@ -270,10 +270,10 @@ class Supervisor:
             self._run.handle_timer(now)
             return
         node, seconds = silent
-        what = (
-            "its compute process has not moved" if self.record.state != "preparing" else "its preparing has not moved"
-        )
-        self.node_failed(node, f"{what} for {seconds:.0f} s", now, Loss.UNREACHABLE)
+        if self.record.state == "preparing":
+            self.node_failed(node, f"its preparing has not moved for {seconds:.0f} s", now)
+        else:
+            self.node_failed(node, f"its compute process has not moved for {seconds:.0f} s", now, Loss.UNREACHABLE)
 
     # --- how
 
