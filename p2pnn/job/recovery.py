@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -43,6 +43,9 @@ FRUITLESS_MAX: Final = 3
 
 KILLS_MAX: Final = 2
 """How often compute processes may be killed before a job fails: memory that did not suffice three times will not."""
+
+PARKED_S: Final = 10.0
+"""A parked job looks again so often whether there is memory now; it does at once when a node comes."""
 
 
 class Loss(IntEnum):
@@ -227,3 +230,26 @@ def taken_back(ledger: Ledger, manifest: Manifest | None) -> None:
         predictions=None,
         stopped_early=False,
     )
+
+
+def parked(ledger: Ledger, reason: str) -> str:
+    """Why a job waits, with who is away of those that it ran on."""
+    shares = ledger.record.plan.nodes if ledger.record.plan else ()
+    away = [share.name for share in shares if share.node not in ledger.members]
+    return f"parked: {reason}" + "".join(f"; node {name} is away" for name in away)
+
+
+def told(lost: Lost, spec: JobSpec, names: Sequence[str], step: int, now: float) -> dict[str, Any]:
+    """The event of a job that goes on: what was lost, from which step it went on over whom, and what that cost."""
+    seconds = now - lost.since
+    where, redone, more = f"over {', '.join(names)} after {seconds:.1f} s", 0, ""
+    if spec.kind == "train":
+        redone = max(0, lost.reached - step)
+        where = f"from step {step:,} {where}"
+        more = f"; {redone:,} step{'s' * (redone != 1)} redone"
+    return {
+        "text": f"{lost.text}: went on {where}{more}",
+        "step": step,
+        "redone": redone,
+        "seconds": round(seconds, 3),
+    }

@@ -30,11 +30,11 @@ class Interval:
 
     def __init__(self, fixed: int) -> None:
         self._fixed = fixed
-        self._steps: dict[NodeId, int] = {}
-        self._step_s: dict[NodeId, float] = {}
-        self._cost_s: dict[NodeId, float] = {}
+        self._steps: dict[str, int] = {}
+        self._step_s: dict[str, float] = {}
+        self._cost_s: dict[str, float] = {}
 
-    def add(self, node: NodeId, progress: Progress) -> None:
+    def add(self, node: str, progress: Progress) -> None:
         """What a node reports of the time since its last report."""
         before = self._steps.get(node)
         self._steps[node] = progress.step
@@ -56,7 +56,7 @@ class Interval:
         return max(1, math.ceil(max(wanted))) if wanted else FIRST_STEPS
 
     @staticmethod
-    def _blend(into: dict[NodeId, float], node: NodeId, value: float) -> None:
+    def _blend(into: dict[str, float], node: str, value: float) -> None:
         into[node] = SMOOTHING * value + (1 - SMOOTHING) * into.get(node, value)
 
 

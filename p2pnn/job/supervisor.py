@@ -14,24 +14,23 @@ import msgspec
 
 from p2pnn.errors import UsageError
 from p2pnn.job import life
-from p2pnn.job.actions import Action, PrepareNode, Replan
-from p2pnn.job.checkpoint import RECUT, Manifest, Part
+from p2pnn.job.actions import Action, Decide, PrepareNode, ReleaseNode, Replan
+from p2pnn.job.checkpoint import Manifest, Part
+from p2pnn.job.checkpointing import resumed_cut
 from p2pnn.job.ledger import Ledger
 from p2pnn.job.plan import Plan, cut
 from p2pnn.job.records import JobRecord
-from p2pnn.job.recovery import FRUITLESS_MAX, KILLS_MAX, Loss, Lost, Recovery, taken_back
+from p2pnn.job.recovery import FRUITLESS_MAX, KILLS_MAX, PARKED_S, Loss, Lost, Recovery, parked, taken_back, told
 from p2pnn.job.reservation import Reservation
 from p2pnn.job.run import Run
 from p2pnn.job.script import Report
 from p2pnn.job.spec import JobSpec
+from p2pnn.job.takeover import Takeover
 from p2pnn.job.watch import Watch
 from p2pnn.types import BlobId, NodeId
 
 _PLACING: Final = ("queued", "recovering")
 """States in which a plan's nodes are taken."""
-
-PARKED_S: Final = 10.0
-"""A parked job looks again so often whether there is memory now; it does at once when a node comes."""
 
 _PREPARE: Final = 0
 """Numbers what a node owes after PrepareNode; commands count from 1."""
@@ -40,11 +39,12 @@ _PREPARE: Final = 0
 class Supervisor:
     """One start of one job. Create it with a queued record; feed it; do what next_action says until it is None.
 
-    record: state `queued`, generation already raised for this start. members: name by node id of every living member,
-    this node included.
+    members: name by node id of every living member, this node included. begins: not for a start that is taken over.
     """
 
-    def __init__(self, record: JobRecord, spec: JobSpec, members: dict[NodeId, str], now: float) -> None:
+    def __init__(
+        self, record: JobRecord, spec: JobSpec, members: dict[NodeId, str], now: float, *, begins: bool = True
+    ) -> None:
         self.spec = spec
         self._ledger = Ledger(record, dict(members))
         self._nodes: list[NodeId] = []
@@ -59,7 +59,8 @@ class Supervisor:
         self._fruitless = self._kills = 0
         self._pausing = self._planning = False
         self._parked_until = 0.0
-        self._ledger.tell_state("waiting for its nodes")
+        if begins:
+            self._ledger.tell_state("waiting for its nodes")
 
     @property
     def record(self) -> JobRecord:
@@ -96,9 +97,51 @@ class Supervisor:
         for text in plan.reasons[1:]:
             self._ledger.publish("warning" if "not bitwise" in text else "note", text=text)
         self._nodes = [share.node for share in plan.nodes]
-        self._run.assign(self._nodes, self._cut(plan))
+        self._run.assign(self._nodes, resumed_cut(self.spec, plan, self._ledger))
+        self._ledger.do(Decide())
+
+    def decided(self, generation: int, now: float) -> None:
+        """The cluster has decided this start, under this generation, which is higher than that of any before."""
+        if self.ended or not self._nodes:
+            return
+        self._ledger.change(generation=generation, revision=0)
+        self._ledger.remember()
         self._ledger.do(*self._reservation.want(self._nodes))
         self._prepare_all(now)
+
+    def take_over(self, found: Takeover, now: float) -> None:
+        """Go on as the new coordinator of a start whose nodes all run, where the old one stood. The record is its last one."""
+        state, record = found.state, self.record
+        self._nodes = found.nodes
+        self._reservation.assume(found.nodes)
+        self._ledger.change(
+            state=state.state,
+            reason=state.reason,
+            epoch=state.epoch,
+            history=(*record.history[: state.told], *state.history),
+            results=state.results,
+            stopped_early=state.stopped_early,
+        )
+        self._ledger.remember()
+        self._run.assign(found.nodes, state.cut)
+        self._run.take_over(state, found.commands, found.totals, now)
+        self._ran = (record.generation, len(found.nodes), state.cut)
+        self._from = self._run.step
+        for node, report in found.answers:
+            self.report(node, report, now)
+
+    def recover(self, reason: str, limit: int | None, now: float) -> None:
+        """Go on as the new coordinator of a job whose start is over. reason: why, as a clause. The record is its last one, with
+        all epochs that are known; limit: no cut behind this step can be gone on from."""
+        plan = self.record.plan
+        if plan is not None and self.record.state in life.RUNNING:
+            self._ran = (self.record.generation, len(plan.nodes), cut(self.spec, plan))
+        self._pausing = self.record.state == "pausing"
+        if self.record.state in ("recovering", "parked"):
+            self._ledger.change(state="running")
+        for share in plan.nodes if plan else ():
+            self._ledger.do(ReleaseNode(share.node))
+        self._lose(f"another node coordinates, and the start that ran is over: {reason}", {}, now, limit)
 
     def waiting(self, node: NodeId, behind: str, position: int, now: float) -> None:
         if self.record.state in _PLACING and node in self._nodes:
@@ -208,12 +251,9 @@ class Supervisor:
         if self.record.state not in ("recovering", "parked"):
             self.fail(reason, now)
             return
-        shares = self.record.plan.nodes if self.record.plan else ()
-        away = [share.name for share in shares if share.node not in self._ledger.members]
-        text = f"parked: {reason}" + "".join(f"; node {name} is away" for name in away)
         self._parked_until = now + PARKED_S
         if self.record.state == "recovering":
-            self._ledger.move("park", text, self._run.step)
+            self._ledger.move("park", parked(self._ledger, reason), self._run.step)
 
     def cancel(self, reason: str, now: float) -> None:
         """End the job at once. UsageError if it has ended already."""
@@ -243,6 +283,10 @@ class Supervisor:
     def keep_data(self, source: NodeId, blobs: tuple[BlobId, ...]) -> None:
         """Have data that only `source` holds copied to another node; no checkpoint is complete before that is done."""
         self._run.keep_data(source, blobs)
+
+    def warn(self, text: str) -> None:
+        """Tell who follows; text: one clause."""
+        self._ledger.publish("warning", text=text)
 
     # --- time
 
@@ -277,19 +321,6 @@ class Supervisor:
 
     # --- how
 
-    def _cut(self, plan: Plan) -> str:
-        """The plan's cut; says so where the run will not repeat the bits of a run without a break."""
-        found, resumed = cut(self.spec, plan), self.record.newest
-        if resumed is None or resumed.cut == found:
-            return found
-        if resumed.cut.removeprefix(RECUT) != found:
-            self._ledger.publish(
-                "warning",
-                text=f"the run goes on from step {resumed.step} over another cut, with other delays: its bits will differ "
-                "from those of a run without a break",
-            )
-        return RECUT + found
-
     def _prepare_all(self, now: float) -> None:
         if self._reservation.complete:
             self._ledger.move("granted", "fetching model and data", self._run.step)
@@ -298,12 +329,11 @@ class Supervisor:
                 self._ledger.do(PrepareNode(node, index))
 
     def _replan(self, text: str) -> None:
-        """Begin anew under a higher generation: a place granted under this one must not be taken for one of the next plan."""
+        """Plan and have it decided anew: a place granted under this generation must not be taken for one of the next plan."""
         self._ledger.publish("warning", text=text)
         self._ledger.do(*self._reservation.give_back())
         self._nodes = []
-        self._ledger.change(generation=self.record.generation + 1)
-        self._ledger.remember()
+        self._ledger.change(starts=self.record.starts + 1)
         self._plan_again()
 
     def _plan_again(self) -> None:
@@ -313,10 +343,12 @@ class Supervisor:
 
     # --- after a loss
 
-    def _lose(self, text: str, away: dict[NodeId, str], now: float) -> None:
+    def _lose(self, text: str, away: dict[NodeId, str], now: float, limit: int | None = None) -> None:
         """This start is over: end it everywhere, and find out what to go on from."""
         generation, parts, found = self._ran
-        lost = Lost(text, generation, parts, found, self._run.step, now, self._run.limit)
+        if limit is None and self.spec.patience:  # early stopping may want this checkpoint, which is not complete yet
+            limit = self._run.checkpoints.oldest_best
+        lost = Lost(text, generation, parts, found, self._run.step, now, limit)
         if self._lost is not None:  # the start after an earlier loss did not come to run
             lost.since, lost.reached = self._lost.since, max(self._lost.reached, lost.reached)
         self._pausing |= self.record.state == "pausing"
@@ -325,7 +357,7 @@ class Supervisor:
             self._reservation.lost(node)
         self._ledger.do(*self._reservation.give_back())
         self._nodes = []
-        self._ledger.change(generation=self.record.generation + 1)
+        self._ledger.change(starts=self.record.starts + 1)
         self._ledger.move("lose", text, self._run.step)
         self._recovery = Recovery(self._ledger, self.spec, lost, away, now)
         self._recovered(now)
@@ -354,22 +386,16 @@ class Supervisor:
 
     def _begin_anew(self, now: float) -> None:
         self._watch, self._prepared = Watch(), set()
-        self._run = Run(self._ledger, self.spec, self._end, self._watch, now, self._run)
+        sampler = self._run.sampler
+        self._run = Run(self._ledger, self.spec, self._end, self._watch, now)
+        self._run.sampler = sampler
 
     def _tell_recovered(self, now: float) -> None:
         lost, self._lost = self._lost, None
         if lost is None:
             return
-        step, seconds = self._run.step, now - lost.since
-        redone = max(0, lost.reached - step) if self.spec.kind == "train" else 0
-        names = ", ".join(map(self._ledger.name, self._nodes))
-        text = f"{lost.text}: went on"
-        if self.spec.kind == "train":
-            text += f" from step {step:,}"
-        text += f" over {names} after {seconds:.1f} s"
-        if self.spec.kind == "train":
-            text += f"; {redone:,} step{'s' * (redone != 1)} redone"
-        self._ledger.publish("recovered", text=text, step=step, redone=redone, seconds=round(seconds, 3))
+        names = [self._ledger.name(node) for node in self._nodes]
+        self._ledger.publish("recovered", **told(lost, self.spec, names, self._run.step, now))
 
     def _end(self, event: str, reason: str) -> None:
         self._recovery = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import msgspec
 
@@ -59,10 +59,10 @@ async def replan(
     supervisor: Supervisor,
     planning: Planning,
     blobs: BlobExchange,
+    here: NodeId,
     members: Callable[[], dict[NodeId, str]],
-    spread: Callable[[Supervisor, JobSpec, Plan, set[BlobId]], None],
 ) -> None:
-    """Plan a job again, over who is left, and tell its supervisor. spread: have data that only one node holds copied."""
+    """Plan a job again, over who is left, and tell its supervisor; have data copied that only one node would hold."""
     began, now = supervisor.record.state != "queued", asyncio.get_running_loop().time
     try:
         if began:
@@ -76,7 +76,25 @@ async def replan(
         return
     supervisor.planned(plan, now(), remarks)
     if began and not supervisor.ended:
-        spread(supervisor, supervisor.spec, plan, await asyncio.to_thread(specs.absent, supervisor.spec, blobs.blobs))
+        absent = await asyncio.to_thread(specs.absent, supervisor.spec, blobs.blobs)
+        keep_data(supervisor, alone(supervisor.spec, plan, here, absent, len(members())))
+
+
+def keep_data(supervisor: Supervisor, alone: Mapping[NodeId, tuple[BlobId, ...]]) -> None:
+    """Have data copied that one node alone holds."""
+    for source, blobs in alone.items():
+        for start in range(0, len(blobs), wire.BLOBS_MAX):
+            supervisor.keep_data(source, blobs[start : start + wire.BLOBS_MAX])
+
+
+def alone(
+    spec: JobSpec, plan: Plan, holder: NodeId, absent: set[BlobId], members: int
+) -> dict[NodeId, tuple[BlobId, ...]]:
+    """By node, what it alone will hold of the job's data: it needs a second copy, so that the run can go on without that node.
+
+    holder: a node that has all of it but `absent`.
+    """
+    return specs.held_by_one(spec, plan, holder, absent) if members > 1 else {}
 
 
 async def _find_checkpoint(supervisor: Supervisor, blobs: BlobExchange, now: float) -> None:

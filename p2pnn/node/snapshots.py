@@ -89,9 +89,16 @@ class _Spare:
 
 
 class Own:
-    """What a part of this node gives to be kept and sent. freed: a slot is free again; closed when the part ends."""
+    """What a part of this node gives to be kept and sent; `close` it when the part ends."""
 
-    def __init__(self, keeper: Snapshots, key: Key, holding: _Holding, freed: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        keeper: Snapshots,
+        key: Key,
+        holding: _Holding,
+        counter: memoryview | None,
+        freed: Callable[[int], None],
+    ) -> None:
         self.seconds = 0.0
         self._keeper = keeper
         self._key = key
@@ -100,7 +107,7 @@ class Own:
         self._slots: dict[int, int] = {}
         self._sending: int | None = None
         self._sent = -1
-        self._counter: memoryview | None = None
+        self._counter = counter
         self._open = True
         holding.release = self._released
 
@@ -108,10 +115,6 @@ class Own:
     def step(self) -> int:
         """Updates that the executor has done."""
         return 0 if self._counter is None else int(struct.unpack_from("=q", self._counter)[0])
-
-    def watch(self, counter: memoryview | None) -> None:
-        """Where the executor counts its updates."""
-        self._counter = counter
 
     def snapped(self, step: int, slot: int, data: memoryview) -> None:
         """A slot holds the state after `step` updates."""
@@ -186,18 +189,16 @@ class Snapshots:
 
     def begin(
         self,
-        job: JobId,
-        generation: int,
-        index: int,
+        key: Key,
         spec: BlobId,
         plan: Plan,
         found: Places,
+        counter: memoryview | None,
         freed: Callable[[int], None],
     ) -> Own:
-        """A part begins here that takes snapshots."""
-        key = (job, generation, index)
+        """A part begins here that takes snapshots. counter: where its executor counts updates; freed: a slot is free again."""
         holding = self._holdings[key] = _Holding(plan, spec, found.kept)
-        self._owns[key] = own = Own(self, key, holding, freed)
+        self._owns[key] = own = Own(self, key, holding, counter, freed)
         return own
 
     def start_sending(self, key: Key, plan: Plan, step: int, data: memoryview) -> Any:

@@ -1,4 +1,4 @@
-"""The messages of snapshots: 54–57 on control links, 61 on data links (`p2pnn.node.snapshots`).
+"""The messages of snapshots: 50–53 on control links, 61 on data links (`p2pnn.node.snapshots`).
 
 They are part of the closed list in `wire.messages`. A *cut* is what all nodes of a plan held after the same update; node
 `index` of the plan has its part of it. Each node sends its part to one other, in memory alone, so that a run goes on without
@@ -21,7 +21,7 @@ assert CUTS_MAX * 18 < 64 * 1024
 Numbers = Annotated[tuple[Count, ...], Meta(max_length=CUTS_MAX)]
 
 
-class CutsWanted(Message, tag=54):
+class CutsWanted(Message, tag=50):
     """Coordinator to every member: which cuts of this start of the job do you hold in memory? Answered by CutsHeld."""
 
     job: JobText
@@ -29,7 +29,7 @@ class CutsWanted(Message, tag=54):
     request: Count
 
 
-class CutsHeld(Message, tag=55):
+class CutsHeld(Message, tag=51):
     """Part `indices[i]` of the cut after `steps[i]` updates is here. step: updates that the sender's own part has done."""
 
     job: JobText
@@ -40,7 +40,7 @@ class CutsHeld(Message, tag=55):
     steps: Numbers
 
 
-class PartWanted(Message, tag=56):
+class PartWanted(Message, tag=52):
     """Write part `index` of the cut after `step` updates as a part of a checkpoint, a blob; answered by PartMade."""
 
     job: JobText
@@ -50,7 +50,7 @@ class PartWanted(Message, tag=56):
     step: Count
 
 
-class PartMade(Message, tag=57):
+class PartMade(Message, tag=53):
     """part: MessagePack of the `job.checkpoint.Part` that lies in the sender's store; empty where error says why not."""
 
     job: JobText
