@@ -139,15 +139,18 @@ def oldest_best(writing: Iterable[tuple[int, Manifest, bool]], copying: Iterable
     return min((manifest.step for manifest, best in pending if best), default=None)
 
 
-def resumed_cut(spec: JobSpec, plan: Plan, ledger: Ledger) -> str:
-    """The plan's cut, as checkpoints name it; says so where the run will not repeat the bits of a run without a break."""
-    found, resumed = cut(spec, plan), ledger.record.newest
-    if resumed is None or resumed.cut == found:
-        return found
-    if resumed.cut.removeprefix(RECUT) != found:
+def cut_of(spec: JobSpec, plan: Plan, resumed: Manifest | None) -> str:
+    """The plan's cut, as the checkpoints of a start from `resumed` name it."""
+    found = cut(spec, plan)
+    return found if resumed is None or resumed.cut == found else RECUT + found
+
+
+def tell_cut(spec: JobSpec, plan: Plan, ledger: Ledger) -> None:
+    """Say so where the run will not repeat the bits of a run without a break."""
+    resumed = ledger.record.newest
+    if resumed is not None and resumed.cut.removeprefix(RECUT) != cut(spec, plan):
         ledger.publish(
             "warning",
             text=f"the run goes on from step {resumed.step} over another cut, with other delays: its bits will differ "
             "from those of a run without a break",
         )
-    return RECUT + found

@@ -43,7 +43,7 @@ from p2pnn.job.script import (
 )
 from p2pnn.job.spec import JobSpec
 from p2pnn.job.watch import Watch
-from p2pnn.types import BlobId, NodeId
+from p2pnn.types import NodeId
 
 PIECE_S: Final = 0.5
 """Aim for the length of one Train command."""
@@ -56,10 +56,7 @@ FIRST_PIECE_STEPS: Final = 4
 
 
 class Run:
-    """Pure. end(event, reason) is called when the run is over: the owner changes the state and gives the nodes back.
-
-    sampler: the text of a job of kind `sample`; the run after a loss gets that of the lost one.
-    """
+    """Pure. end(event, reason) is called when the run is over: the owner changes the state and gives the nodes back."""
 
     def __init__(
         self, ledger: Ledger, spec: JobSpec, end: Callable[[str, str], None], watch: Watch, now: float
@@ -160,10 +157,6 @@ class Run:
         self._at(now)
         self.checkpoints.member_failed(node)
         self._go_on()
-
-    def keep_data(self, source: NodeId, blobs: tuple[BlobId, ...]) -> None:
-        """Have data that only `source` holds copied to another node; no checkpoint is complete before that is done."""
-        self.checkpoints.keep_data(source, blobs)
 
     def get_timer(self) -> float | None:
         """When handle_timer is to be called, for copies that nobody answers for."""

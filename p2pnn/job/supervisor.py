@@ -16,9 +16,9 @@ from p2pnn.errors import UsageError
 from p2pnn.job import life
 from p2pnn.job.actions import Action, Decide, PrepareNode, ReleaseNode, Replan
 from p2pnn.job.checkpoint import Manifest, Part
-from p2pnn.job.checkpointing import resumed_cut
+from p2pnn.job.checkpointing import cut_of, tell_cut
 from p2pnn.job.ledger import Ledger
-from p2pnn.job.plan import Plan, cut
+from p2pnn.job.plan import Plan
 from p2pnn.job.records import JobRecord
 from p2pnn.job.recovery import FRUITLESS_MAX, KILLS_MAX, PARKED_S, Loss, Lost, Recovery, parked, taken_back, told
 from p2pnn.job.reservation import Reservation
@@ -97,7 +97,8 @@ class Supervisor:
         for text in plan.reasons[1:]:
             self._ledger.publish("warning" if "not bitwise" in text else "note", text=text)
         self._nodes = [share.node for share in plan.nodes]
-        self._run.assign(self._nodes, resumed_cut(self.spec, plan, self._ledger))
+        tell_cut(self.spec, plan, self._ledger)
+        self._run.assign(self._nodes, cut_of(self.spec, plan, self.record.newest))
         self._ledger.do(Decide())
 
     def decided(self, generation: int, now: float) -> None:
@@ -135,13 +136,11 @@ class Supervisor:
         all epochs that are known; limit: no cut behind this step can be gone on from."""
         plan = self.record.plan
         if plan is not None and self.record.state in life.RUNNING:
-            self._ran = (self.record.generation, len(plan.nodes), cut(self.spec, plan))
-        self._pausing = self.record.state == "pausing"
+            self._ran = (self.record.generation, len(plan.nodes), cut_of(self.spec, plan, self.record.newest))
+            self._ledger.do(*(ReleaseNode(share.node) for share in plan.nodes))
         if self.record.state in ("recovering", "parked"):
             self._ledger.change(state="running")
-        for share in plan.nodes if plan else ():
-            self._ledger.do(ReleaseNode(share.node))
-        self._lose(f"another node coordinates, and the start that ran is over: {reason}", {}, now, limit)
+        self._lose(f"{reason}, and another node coordinates now", {}, now, limit)
 
     def waiting(self, node: NodeId, behind: str, position: int, now: float) -> None:
         if self.record.state in _PLACING and node in self._nodes:
@@ -251,9 +250,9 @@ class Supervisor:
         if self.record.state not in ("recovering", "parked"):
             self.fail(reason, now)
             return
-        self._parked_until = now + PARKED_S
         if self.record.state == "recovering":
             self._ledger.move("park", parked(self._ledger, reason), self._run.step)
+        self._parked_until = now + PARKED_S
 
     def cancel(self, reason: str, now: float) -> None:
         """End the job at once. UsageError if it has ended already."""
@@ -282,7 +281,7 @@ class Supervisor:
 
     def keep_data(self, source: NodeId, blobs: tuple[BlobId, ...]) -> None:
         """Have data that only `source` holds copied to another node; no checkpoint is complete before that is done."""
-        self._run.keep_data(source, blobs)
+        self._run.checkpoints.keep_data(source, blobs)
 
     def warn(self, text: str) -> None:
         """Tell who follows; text: one clause."""
