@@ -26,6 +26,7 @@ from p2pnn.node.links import Post
 from p2pnn.node.members import Members
 from p2pnn.node.place import Place
 from p2pnn.node.planning import Planning
+from p2pnn.node.snapshots import Snapshots
 from p2pnn.node.storage import Storage
 from p2pnn.node.traces import Traces
 from p2pnn.transport import LocalIdentity, PeerIdentity, Transport
@@ -59,7 +60,9 @@ class Daemon:
         self.planning = Planning(self.post, lambda: self.members.names(), cache)
         self.jobs = Jobs(self.post, self.storage, self.blobs, self.planning, lambda: self.members.names(), self.charter)
         self.traces = Traces(self.post, self.storage, self.blobs, self.jobs.asking)
-        self.place = Place(self.post, self.blobs, self.traces, self.charter.refusal, self.jobs.recorded)
+        self.snapshots = Snapshots(self.post, self.blobs, lambda: self.members.names(), self.jobs.records.get)
+        self.place = Place(self.post, self.blobs, self.traces, self.snapshots, self.charter.refusal, self.jobs.recorded)
+        self.jobs.when_changed(self.snapshots.record_changed)
         self.address = config.listen
         self._profiling: asyncio.Task[object] | None = None
         self._closing = False
@@ -89,6 +92,7 @@ class Daemon:
         await self.jobs.close()
         await self.traces.close()
         await self.place.close()
+        await self.snapshots.close()
         self.members.close()
         await self.charter.close()
         if self._profiling is not None:
@@ -106,6 +110,7 @@ class Daemon:
     def peer_lost(self, node: NodeId, reason: str, left: bool) -> None:
         self.blobs.peer_lost(node, reason)
         self.planning.peer_lost(node, reason)
+        self.snapshots.member_lost(node)
         self.members.link_down(node, reason, left)
 
     def dial_reached(self, address: Address, node: NodeId) -> None:
@@ -132,6 +137,8 @@ class Daemon:
                 return self.blobs.body_for(node, message, nbytes)
             case wire.LinkProbe():
                 return self.planning.body_for(node, message, nbytes)
+            case wire.Snapshot():
+                return self.snapshots.body_for(node, message, nbytes)
         return None
 
     def body(self, node: NodeId, message: wire.Message) -> None:
@@ -142,6 +149,8 @@ class Daemon:
                 self.blobs.received(node, message)
             case wire.LinkProbe():
                 self.planning.body(node, message)
+            case wire.Snapshot():
+                self.snapshots.body(node, message)
 
     # --- members.Owner
 
@@ -167,6 +176,7 @@ class Daemon:
 
     def member_failed(self, node: NodeId, reason: str) -> None:
         self.charter.member_failed(node, reason)
+        self.jobs.member_failed(node, reason)
 
     # --- charter.Owner
 
@@ -228,7 +238,10 @@ class Daemon:
                 wire.Adopted,
                 wire.Happened,
                 wire.Follow,
+                wire.CutsHeld,
+                wire.PartMade,
             ),
+            self.snapshots.receive: (wire.CutsWanted, wire.PartWanted),
             self._receive_blob: (wire.BlobRequest, wire.BlobMissing, wire.Keep),
         }
         return {kind: receive for receive, kinds in groups.items() for kind in kinds}
