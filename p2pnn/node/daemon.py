@@ -16,7 +16,9 @@ from typing import Final
 
 from p2pnn import __version__
 from p2pnn.cluster import Description
+from p2pnn.cluster.charter import Charter
 from p2pnn.config import NodeConfig
+from p2pnn.job.work import generations
 from p2pnn.node.blobs import BlobExchange
 from p2pnn.node.charter import ClusterCharter
 from p2pnn.node.jobs import Jobs
@@ -24,6 +26,7 @@ from p2pnn.node.links import Post
 from p2pnn.node.members import Members
 from p2pnn.node.place import Place
 from p2pnn.node.planning import Planning
+from p2pnn.node.snapshots import Snapshots
 from p2pnn.node.storage import Storage
 from p2pnn.node.traces import Traces
 from p2pnn.transport import LocalIdentity, PeerIdentity, Transport
@@ -36,7 +39,10 @@ SOFTWARE: Final = f"p2pnn {__version__}"
 
 
 class Daemon:
-    """Call `start`, then `close`. Implements `transport.Events` and `members.Owner`. Create it inside a running loop."""
+    """Call `start`, then `close`. Create it inside a running loop.
+
+    Implements `transport.Events`, `members.Owner` and `charter.Owner`.
+    """
 
     def __init__(self, config: NodeConfig) -> None:
         self.config = config
@@ -48,13 +54,15 @@ class Daemon:
         self.transport = Transport(identity, self)
         self.post = Post(self.node, config.name, self.transport, self.message)
         self.members = Members(self.post, self.boot, config.join, self.transport, self, self.describe, config.preset)
-        self.charter = ClusterCharter(self.post, self.storage.root, founds=not config.join)
+        self.charter = ClusterCharter(self.post, self.storage.root, not config.join, self)
         self.blobs = BlobExchange(self.storage.blobs, self.post, lambda: self.members.names())
         cache = config.profile_cache or Path(config.state_dir) / "profile"
         self.planning = Planning(self.post, lambda: self.members.names(), cache)
-        self.jobs = Jobs(self.post, self.storage, self.blobs, self.planning, lambda: self.members.names())
+        self.jobs = Jobs(self.post, self.storage, self.blobs, self.planning, lambda: self.members.names(), self.charter)
         self.traces = Traces(self.post, self.storage, self.blobs, self.jobs.asking)
-        self.place = Place(self.post, self.blobs, self.traces)
+        self.snapshots = Snapshots(self.post, self.blobs, lambda: self.members.names(), self.jobs.records.get)
+        self.place = Place(self.post, self.blobs, self.traces, self.snapshots, self.charter.refusal, self.jobs.recorded)
+        self.jobs.when_changed(self.snapshots.record_changed)
         self.address = config.listen
         self._profiling: asyncio.Task[object] | None = None
         self._closing = False
@@ -70,7 +78,7 @@ class Daemon:
             await self.charter.close()
             self.storage.close()
             raise
-        self.jobs.fail_orphans()
+        self.jobs.start()
         self.members.start()
         self._profiling = asyncio.ensure_future(self.planning.profile())
         self._profiling.add_done_callback(_log_failure)
@@ -80,10 +88,11 @@ class Daemon:
         """End jobs and executors, say goodbye to the peers, let go of the state folder; harmless when that is done."""
         if self._closing:
             return
-        await self.jobs.close(reason)
         self._closing = True
+        await self.jobs.close()
         await self.traces.close()
         await self.place.close()
+        await self.snapshots.close()
         self.members.close()
         await self.charter.close()
         if self._profiling is not None:
@@ -101,6 +110,7 @@ class Daemon:
     def peer_lost(self, node: NodeId, reason: str, left: bool) -> None:
         self.blobs.peer_lost(node, reason)
         self.planning.peer_lost(node, reason)
+        self.snapshots.member_lost(node)
         self.members.link_down(node, reason, left)
 
     def dial_reached(self, address: Address, node: NodeId) -> None:
@@ -127,6 +137,8 @@ class Daemon:
                 return self.blobs.body_for(node, message, nbytes)
             case wire.LinkProbe():
                 return self.planning.body_for(node, message, nbytes)
+            case wire.Snapshot():
+                return self.snapshots.body_for(node, message, nbytes)
         return None
 
     def body(self, node: NodeId, message: wire.Message) -> None:
@@ -137,11 +149,13 @@ class Daemon:
                 self.blobs.received(node, message)
             case wire.LinkProbe():
                 self.planning.body(node, message)
+            case wire.Snapshot():
+                self.snapshots.body(node, message)
 
     # --- members.Owner
 
     def member_usable(self, node: NodeId, name: str) -> None:
-        self.charter.member_alive(node, name)
+        self.charter.member_alive(node, name, self.members.cluster_of(node))
         self.jobs.member_usable(node, name)
 
     def member_lost(self, node: NodeId, reason: str) -> None:
@@ -152,11 +166,26 @@ class Daemon:
         self.charter.member_suspected(node)
 
     def member_refuted(self, node: NodeId, name: str) -> None:
-        self.charter.member_alive(node, name)
+        self.charter.member_alive(node, name, self.members.cluster_of(node))
+
+    def member_described(self, node: NodeId, about: Description, uptime_s: float) -> None:
+        self.charter.member_described(node, about, uptime_s)
+
+    def slowness_changed(self, factor: float) -> None:
+        self.charter.slowness_changed(factor)
 
     def member_failed(self, node: NodeId, reason: str) -> None:
-        self.charter.member_failed(node)
+        self.charter.member_failed(node, reason)
         self.jobs.member_failed(node, reason)
+
+    # --- charter.Owner
+
+    def charter_committed(self, charter: Charter) -> None:
+        self.jobs.charter_committed(charter)
+        self.place.decided(generations(self.jobs.work.entries), charter.version.generation)
+
+    def coordinator_changed(self, coordinator: NodeId | None) -> None:
+        self.jobs.coordinator_changed(coordinator)
 
     # --- how
 
@@ -184,7 +213,15 @@ class Daemon:
                 wire.Handover,
             ),
             self.planning.receive: (wire.ProfileRequest, wire.ProfileReply, wire.LinkProbed),
-            self.place.receive: (wire.Reserve, wire.Release, wire.Prepare, wire.Command, wire.Retired, wire.Squares),
+            self.place.receive: (
+                wire.Reserve,
+                wire.Release,
+                wire.Prepare,
+                wire.Command,
+                wire.Adopt,
+                wire.Retired,
+                wire.Squares,
+            ),
             self.jobs.receive: (
                 wire.Waiting,
                 wire.Granted,
@@ -198,7 +235,13 @@ class Daemon:
                 wire.Ask,
                 wire.Answered,
                 wire.Traced,
+                wire.Adopted,
+                wire.Happened,
+                wire.Follow,
+                wire.CutsHeld,
+                wire.PartMade,
             ),
+            self.snapshots.receive: (wire.CutsWanted, wire.PartWanted),
             self._receive_blob: (wire.BlobRequest, wire.BlobMissing, wire.Keep),
         }
         return {kind: receive for receive, kinds in groups.items() for kind in kinds}
@@ -215,12 +258,16 @@ class Daemon:
     def describe(self) -> Description:
         """What this node says of itself to all members."""
         profile = self.planning.known
+        cluster, charter = self.charter.description()
         return Description(
             SOFTWARE,
             (wire.VERSION_MIN, wire.VERSION_MAX),
             load=(self.place.job is not None) + len(self.place.waiting),
             gflops=round(profile.gemm_gflops) if profile else 0,
             memory_mib=profile.memory_bytes_max >> 20 if profile else 0,
+            cluster=cluster,
+            charter=charter,
+            lag_ms=self.members.lag_ms,
         )
 
 

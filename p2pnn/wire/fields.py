@@ -29,7 +29,7 @@ ROSTER_MEMBERS_MAX: Final = 1024  # with names and hosts of usual length the hea
 INCARNATION_MAX: Final = 2**48  # more refutations than a life has; nobody can be told a number that cannot be raised
 CLAUSE_CHARS_MAX: Final = 128  # a reason that travels with a fact, and is shown in one line
 FACTS_MAX: Final = 20  # with every text at its longest; `FACT_BYTES_MAX` each
-FACT_BYTES_MAX: Final = 3072  # 637 characters of up to 4 bytes, two ids and nine numbers are 2,680
+FACT_BYTES_MAX: Final = 3072  # 701 characters of up to 4 bytes, two ids and thirteen numbers are 2,989
 NODES_MAX: Final = 1024
 BLOBS_MAX: Final = 990  # 66 bytes each
 SQUARES_MAX: Final = 7000  # 9 bytes each
@@ -52,6 +52,7 @@ NodeText = Annotated[str, Meta(pattern=r"\A[0-9a-f]{32}\Z")]
 MaybeNode = Annotated[str, Meta(pattern=r"\A([0-9a-f]{32})?\Z")]
 BlobText = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]  # it becomes a file's name
 JobText = Annotated[str, Meta(max_length=JOB_CHARS_MAX, pattern=r"\A[A-Za-z0-9][A-Za-z0-9._-]*\Z")]  # a folder's name
+MaybeBlob = Annotated[str, Meta(pattern=r"\A([0-9a-f]{64})?\Z")]
 Sentence = Annotated[str, Meta(max_length=SENTENCE_CHARS_MAX)]
 Packed = Annotated[bytes, Meta(max_length=RECORD_BYTES_MAX)]
 Nodes = Annotated[tuple[NodeText, ...], Meta(max_length=NODES_MAX)]
