@@ -33,6 +33,7 @@ from typing import Any
 
 IMPORTED = (
     "p2pnn.api.serve",
+    "p2pnn.cli",
     "p2pnn.cli.node",
     "p2pnn.executor.loop",
     "p2pnn.executor.runner",
