@@ -75,6 +75,7 @@ class CloseReason(IntEnum):
     NO_SESSION = 33  # a data link that names no living control session
     TOO_MANY = 34
     REMOVED = 35
+    NOT_MEMBER = 36  # its certificate is the cluster's, and the charter does not name it
 
 
 class LinkKind(IntEnum):
