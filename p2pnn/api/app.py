@@ -178,8 +178,7 @@ async def _change(request: web.Request) -> web.Response:
     if (verb := request.match_info["verb"]) != "resume":
         return web.json_response({"state": await jobs.ask(job, verb)})
     after = jobs.journal(jobs.get(job).job).number  # what has happened until now is past
-    await jobs.resume(job)
-    return web.json_response({"job": job, "state": jobs.get(job).state, "after": after})
+    return web.json_response({"job": job, "state": await jobs.ask(job, verb), "after": after})
 
 
 async def _events(request: web.Request) -> web.StreamResponse:

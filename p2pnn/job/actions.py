@@ -11,6 +11,11 @@ from p2pnn.types import BlobId, NodeId
 
 
 @dataclass(frozen=True, slots=True)
+class Decide:
+    """Have this start of the job decided, with the record as it is now; answered by `decided`."""
+
+
+@dataclass(frozen=True, slots=True)
 class ReserveNode:
     """Ask for the node's one place."""
 
@@ -27,9 +32,12 @@ class PrepareNode:
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """Send a command to all nodes of the plan."""
+    """Send commands to all nodes of the plan, in one message. oldest: number of the oldest command that not all have answered,
+    these included. state: where the script stands with them (`job.run_state`); empty where nobody could go on from it."""
 
-    command: Command
+    commands: tuple[Command, ...]
+    oldest: int
+    state: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,4 +77,4 @@ class Replan:
     """A planned node went away before anything started: plan again over who is left."""
 
 
-Action = ReserveNode | PrepareNode | Order | ReleaseNode | KeepBlobs | Remember | Publish | Replan
+Action = Decide | ReserveNode | PrepareNode | Order | ReleaseNode | KeepBlobs | Remember | Publish | Replan

@@ -13,7 +13,7 @@ import msgspec
 
 from p2pnn.errors import UsageError
 from p2pnn.job import life
-from p2pnn.job.actions import Action, PrepareNode, Replan
+from p2pnn.job.actions import Action, Decide, PrepareNode, Replan
 from p2pnn.job.checkpoint import RECUT
 from p2pnn.job.ledger import Ledger
 from p2pnn.job.plan import Plan, cut
@@ -22,6 +22,7 @@ from p2pnn.job.reservation import Reservation
 from p2pnn.job.run import Run
 from p2pnn.job.script import Report
 from p2pnn.job.spec import JobSpec
+from p2pnn.job.takeover import Takeover
 from p2pnn.job.watch import Watch
 from p2pnn.types import BlobId, NodeId
 
@@ -32,11 +33,12 @@ _PREPARE: Final = 0
 class Supervisor:
     """One start of one job. Create it with a queued record; feed it; do what next_action says until it is None.
 
-    record: state `queued`, generation already raised for this start. members: name by node id of every living member,
-    this node included.
+    members: name by node id of every living member, this node included. begins: not for a start that is taken over.
     """
 
-    def __init__(self, record: JobRecord, spec: JobSpec, members: dict[NodeId, str], now: float) -> None:
+    def __init__(
+        self, record: JobRecord, spec: JobSpec, members: dict[NodeId, str], now: float, *, begins: bool = True
+    ) -> None:
         self.spec = spec
         self._ledger = Ledger(record, dict(members))
         self._nodes: list[NodeId] = []
@@ -44,7 +46,8 @@ class Supervisor:
         self._prepared: set[NodeId] = set()
         self._watch = Watch()
         self._run = Run(self._ledger, spec, self._end, self._watch, now)
-        self._ledger.tell_state("waiting for its nodes")
+        if begins:
+            self._ledger.tell_state("waiting for its nodes")
 
     @property
     def record(self) -> JobRecord:
@@ -72,8 +75,35 @@ class Supervisor:
             self._ledger.publish("warning" if "not bitwise" in text else "note", text=text)
         self._nodes = [share.node for share in plan.nodes]
         self._run.assign(self._nodes, self._cut(plan))
+        self._ledger.do(Decide())
+
+    def decided(self, generation: int, now: float) -> None:
+        """The cluster has decided this start, under this generation, which is higher than that of any before."""
+        if self.ended or not self._nodes:
+            return
+        self._ledger.change(generation=generation, revision=0)
+        self._ledger.remember()
         self._ledger.do(*self._reservation.want(self._nodes))
         self._prepare_all(now)
+
+    def take_over(self, found: Takeover, now: float) -> None:
+        """Go on as the new coordinator of a start whose nodes all run, where the old one stood. The record is its last one."""
+        state, record = found.state, self.record
+        self._nodes = found.nodes
+        self._reservation.assume(found.nodes)
+        self._ledger.change(
+            state=state.state,
+            reason=state.reason,
+            epoch=state.epoch,
+            history=(*record.history[: state.told], *state.history),
+            results=state.results,
+            stopped_early=state.stopped_early,
+        )
+        self._ledger.remember()
+        self._run.assign(found.nodes, state.cut)
+        self._run.take_over(state, found.commands, found.totals, now)
+        for node, report in found.answers:
+            self.report(node, report, now)
 
     def waiting(self, node: NodeId, behind: str, position: int, now: float) -> None:
         if self.record.state == "queued" and node in self._nodes:
@@ -158,6 +188,10 @@ class Supervisor:
         """Have data that only `source` holds copied to another node; no checkpoint is complete before that is done."""
         self._run.keep_data(source, blobs)
 
+    def warn(self, text: str) -> None:
+        """Tell who follows; text: one clause."""
+        self._ledger.publish("warning", text=text)
+
     # --- time
 
     def get_timer(self) -> float | None:
@@ -202,12 +236,11 @@ class Supervisor:
                 self._ledger.do(PrepareNode(node, index))
 
     def _replan(self, text: str) -> None:
-        """Begin anew under a higher generation: a place granted under this one must not be taken for one of the next plan."""
+        """Plan and have it decided anew: a place granted under this generation must not be taken for one of the next plan."""
         self._ledger.publish("warning", text=text)
         self._ledger.do(*self._reservation.give_back())
         self._nodes = []
-        self._ledger.change(generation=self.record.generation + 1)
-        self._ledger.remember()
+        self._ledger.change(starts=self.record.starts + 1)
         self._ledger.do(Replan())
 
     def _end(self, event: str, reason: str) -> None:

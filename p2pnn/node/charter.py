@@ -14,11 +14,13 @@ import asyncio
 import logging
 import random
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from p2pnn.cluster import durable
-from p2pnn.cluster.charter import CharterMember, found
+from p2pnn.cluster.charter import Charter, CharterMember, Version, found
 from p2pnn.cluster.consensus import Consensus, ConsensusSnapshot
 from p2pnn.cluster.durable import Durable
 from p2pnn.cluster.election import Role
@@ -56,11 +58,22 @@ class CharterSnapshot:
     disk: str
 
 
+class Owner(Protocol):
+    """Who wants to know what was decided."""
+
+    def charter_committed(self, charter: Charter) -> None:
+        """This charter holds until the next one."""
+
+    def coordinator_changed(self, coordinator: NodeId | None) -> None:
+        """Another node coordinates, as far as this one knows, or the same in another term; None: nobody does."""
+
+
 class ClusterCharter:
     """This node's part in the charter. founds: whether to found a cluster where the state folder has no charter."""
 
-    def __init__(self, post: Post, folder: Path, founds: bool) -> None:
+    def __init__(self, post: Post, folder: Path, founds: bool, owner: Owner) -> None:
         self._post = post
+        self._owner = owner
         self._path = folder / "charter"
         self._founds = founds
         self._loop = asyncio.get_running_loop()
@@ -103,6 +116,58 @@ class ClusterCharter:
         self._alive.pop(node, None)
         self._observe(node, Standing.DEAD)
 
+    @property
+    def coordinator(self) -> NodeId | None:
+        """Who leads, as far as this node knows."""
+        return self._core.snapshot().leader if self._core is not None else None
+
+    @property
+    def term(self) -> int:
+        return self._core.term if self._core is not None else 0
+
+    @property
+    def coordinates(self) -> bool:
+        """Whether this node leads and its first charter holds: from then on it knows all that was ever decided."""
+        core = self._core
+        if core is None or core.role is not Role.LEADER:
+            return False
+        acted = core.snapshot().charter
+        return acted is not None and acted.term == core.term
+
+    def voters(self) -> tuple[NodeId, ...]:
+        """Of the newest charter that holds; none before any."""
+        charter = self._core.snapshot().charter if self._core is not None else None
+        return tuple(map(NodeId, charter.voters)) if charter is not None else ()
+
+    def refusal(self, node: NodeId, term: int) -> str:
+        """Why this node does not obey a coordinator's word of this term, as a clause; empty where it does."""
+        core = self._core
+        if core is None:
+            return "this node is stopping"
+        leader = core.snapshot().leader
+        if term < core.term:
+            return f"it is of term {term}, and term {core.term} has begun"
+        if term == core.term and leader not in (None, node):
+            return f"another node coordinates in term {term}"
+        return ""
+
+    def propose_work(self, make: Callable[[int], bytes]) -> Version:
+        """Have the table of jobs replaced. make(generation): the new one, whose new entries bear this generation. The returned
+        version holds once a charter of it, and none of a higher one before, is committed.
+
+        Raises ProposalRefused where this node does not lead or a change is under way (try again at the next commit), CharterError
+        where the table is too large.
+        """
+        core = self._core
+        if core is None or core.charter is None:
+            raise ProposalRefused("this node does not lead")
+        now = self._loop.time()
+        version = core.charter.version._replace(revision=core.charter.revision + 1)
+        proposed = core.propose(now, work=make(version.generation))
+        assert proposed == version, "the leader's charter is of its own term"
+        self._loop.call_soon(self._settle_soon)
+        return proposed
+
     def snapshot(self) -> CharterSnapshot:
         assert self._core is not None, "asked before the start"
         return CharterSnapshot(self._core.snapshot(), dict(self._alive), self._disk)
@@ -113,6 +178,10 @@ class ClusterCharter:
         if self._core is not None:
             self._core.observe(node, standing, self._loop.time())
             self._admit(self._core)
+            self._settle(self._core)
+
+    def _settle_soon(self) -> None:
+        if self._core is not None:
             self._settle(self._core)
 
     def _settle(self, core: Consensus) -> None:
@@ -137,6 +206,7 @@ class ClusterCharter:
             case LeaderChanged(leader, term, reason):
                 name = "none" if leader is None else self._alive.get(leader, leader[:8])
                 log.info("coordinator changed name=%s term=%d reason=%s", name, term, reason)
+                self._owner.coordinator_changed(leader)
             case Committed(charter):
                 log.info(
                     "charter committed version=%s voters=%d members=%d",
@@ -145,6 +215,7 @@ class ClusterCharter:
                     len(charter.members),
                 )
                 self._admit(core)
+                self._owner.charter_committed(charter)
             case Gone(node):
                 log.warning("member is dead node=%s", node[:8])
             case Alarm(suspects, members):

@@ -16,7 +16,9 @@ from typing import Final
 
 from p2pnn import __version__
 from p2pnn.cluster import Description
+from p2pnn.cluster.charter import Charter
 from p2pnn.config import NodeConfig
+from p2pnn.job.work import generations
 from p2pnn.node.blobs import BlobExchange
 from p2pnn.node.charter import ClusterCharter
 from p2pnn.node.jobs import Jobs
@@ -36,7 +38,10 @@ SOFTWARE: Final = f"p2pnn {__version__}"
 
 
 class Daemon:
-    """Call `start`, then `close`. Implements `transport.Events` and `members.Owner`. Create it inside a running loop."""
+    """Call `start`, then `close`. Create it inside a running loop.
+
+    Implements `transport.Events`, `members.Owner` and `charter.Owner`.
+    """
 
     def __init__(self, config: NodeConfig) -> None:
         self.config = config
@@ -48,13 +53,13 @@ class Daemon:
         self.transport = Transport(identity, self)
         self.post = Post(self.node, config.name, self.transport, self.message)
         self.members = Members(self.post, self.boot, config.join, self.transport, self, self.describe, config.preset)
-        self.charter = ClusterCharter(self.post, self.storage.root, founds=not config.join)
+        self.charter = ClusterCharter(self.post, self.storage.root, not config.join, self)
         self.blobs = BlobExchange(self.storage.blobs, self.post, lambda: self.members.names())
         cache = config.profile_cache or Path(config.state_dir) / "profile"
         self.planning = Planning(self.post, lambda: self.members.names(), cache)
-        self.jobs = Jobs(self.post, self.storage, self.blobs, self.planning, lambda: self.members.names())
+        self.jobs = Jobs(self.post, self.storage, self.blobs, self.planning, lambda: self.members.names(), self.charter)
         self.traces = Traces(self.post, self.storage, self.blobs, self.jobs.asking)
-        self.place = Place(self.post, self.blobs, self.traces)
+        self.place = Place(self.post, self.blobs, self.traces, self.charter.refusal, self.jobs.recorded)
         self.address = config.listen
         self._profiling: asyncio.Task[object] | None = None
         self._closing = False
@@ -70,7 +75,7 @@ class Daemon:
             await self.charter.close()
             self.storage.close()
             raise
-        self.jobs.fail_orphans()
+        self.jobs.start()
         self.members.start()
         self._profiling = asyncio.ensure_future(self.planning.profile())
         self._profiling.add_done_callback(_log_failure)
@@ -80,8 +85,8 @@ class Daemon:
         """End jobs and executors, say goodbye to the peers, let go of the state folder; harmless when that is done."""
         if self._closing:
             return
-        await self.jobs.close(reason)
         self._closing = True
+        await self.jobs.close()
         await self.traces.close()
         await self.place.close()
         self.members.close()
@@ -156,7 +161,15 @@ class Daemon:
 
     def member_failed(self, node: NodeId, reason: str) -> None:
         self.charter.member_failed(node)
-        self.jobs.member_failed(node, reason)
+
+    # --- charter.Owner
+
+    def charter_committed(self, charter: Charter) -> None:
+        self.jobs.charter_committed(charter)
+        self.place.decided(generations(self.jobs.work.entries), charter.version.generation)
+
+    def coordinator_changed(self, coordinator: NodeId | None) -> None:
+        self.jobs.coordinator_changed(coordinator)
 
     # --- how
 
@@ -184,7 +197,15 @@ class Daemon:
                 wire.Handover,
             ),
             self.planning.receive: (wire.ProfileRequest, wire.ProfileReply, wire.LinkProbed),
-            self.place.receive: (wire.Reserve, wire.Release, wire.Prepare, wire.Command, wire.Retired, wire.Squares),
+            self.place.receive: (
+                wire.Reserve,
+                wire.Release,
+                wire.Prepare,
+                wire.Command,
+                wire.Adopt,
+                wire.Retired,
+                wire.Squares,
+            ),
             self.jobs.receive: (
                 wire.Waiting,
                 wire.Granted,
@@ -198,6 +219,9 @@ class Daemon:
                 wire.Ask,
                 wire.Answered,
                 wire.Traced,
+                wire.Adopted,
+                wire.Happened,
+                wire.Follow,
             ),
             self._receive_blob: (wire.BlobRequest, wire.BlobMissing, wire.Keep),
         }

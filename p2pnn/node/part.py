@@ -19,6 +19,7 @@ from p2pnn.errors import P2pnnError, PeerGone, StorageError, UsageError
 from p2pnn.executor import commands
 from p2pnn.job import script
 from p2pnn.job.checkpoint import Manifest
+from p2pnn.job.part_log import PartLog, PartState
 from p2pnn.job.plan import Plan
 from p2pnn.job.segment import Transfer, transfers
 from p2pnn.job.spans import RING_BYTES
@@ -41,7 +42,7 @@ log = logging.getLogger("p2pnn.place")
 LINK_GRACE_S: Final = 2.0
 """How long the coordinator has to notice a dead peer before a node that misses it fails the job for a broken link."""
 
-_commands = msgspec.msgpack.Decoder(script.Command)
+_commands = msgspec.msgpack.Decoder(list[script.Command])
 
 
 class Part:
@@ -62,6 +63,9 @@ class Part:
         self._transfers: list[Transfer] = []
         self._names: dict[NodeId, str] = {}
         self._held: deque[commands.ToExecutor] | None = None
+        self._log = PartLog()
+        self._running = False
+        self._failure = ""
         self._over = False
         self._place: Callable[[int, int], tuple[int, int]]
         self._tasks = Tasks(lambda error: self._fail(f"a fault in this program: {error!r}"))
@@ -80,12 +84,22 @@ class Part:
         if executor is None:
             return
         match message:
-            case wire.Command() if node == self._coordinator:
-                self._command(executor, message)
+            case wire.Command():
+                self._obey(executor, message)
             case wire.Retired() if self._is_index(node, message.index):
                 executor.send(commands.PeerRetired(message.index, message.count))
             case wire.Squares() if self._is_index(node, message.index):
                 executor.send(commands.PeerSquares(message.index, message.step, list(message.squares)))
+
+    def adopt(self, coordinator: NodeId, record: bytes) -> None:
+        """Another node coordinates from now on: tell it how far this part is, and the job's record as it is known here."""
+        self._coordinator = coordinator
+        if self._running and not self._over:
+            state = self._log.tell(record)
+        else:
+            text = self._failure or ("it is through" if self._running else "it is not prepared yet")
+            state = PartState("ended" if self._over else "preparing", text=text)
+        self._tasks.spawn(self._tell(state))
 
     def body_for(self, node: NodeId, message: wire.Tensor, nbytes: int) -> memoryview | None:
         if self._gate is None or self._executor is None or self._over or node not in self._nodes:
@@ -200,12 +214,19 @@ class Part:
         root = str(self._blobs.blobs.root)
         self._executor.send(commands.Prepare(spec_path, packed, index, root, checkpoint, places.arena_bytes))
 
-    def _command(self, executor: Executor, message: wire.Command) -> None:
+    def _obey(self, executor: Executor, message: wire.Command) -> None:
         try:
-            command = _commands.decode(message.command)
+            found = _commands.decode(message.commands)
         except msgspec.MsgspecError as error:
-            self._fail(f"the coordinator sent a command that cannot be read: {error}")
+            self._fail(f"the coordinator sent commands that cannot be read: {error}")
             return
+        for command in found:
+            if isinstance(command, script.Finish) or self._log.command(
+                command.sequence, msgspec.msgpack.encode(command), message.oldest, message.state
+            ):
+                self._command(executor, command)
+
+    def _command(self, executor: Executor, command: script.Command) -> None:
         if self._held is not None:
             self._held.append(command)
         elif isinstance(command, script.Restore):
@@ -248,13 +269,17 @@ class Part:
                     if node != self._post.node:
                         self._post.send(node, wire.Squares(*about, index, message.step, tuple(message.squares)))
             case commands.Prepared():
+                self._running = True
                 self._post.send(self._coordinator, wire.Prepared(*about, message.memory_bytes))
             case script.Progress() | script.Done():
                 data = msgspec.msgpack.encode(message)
-                if len(data) <= parcels.INLINE_BYTES_MAX:
+                if isinstance(message, script.Progress):
+                    self._log.progress(message)
                     self._report(data)
+                elif len(data) <= parcels.INLINE_BYTES_MAX:
+                    self._answer(message.sequence, data)
                 else:
-                    self._tasks.spawn(self._report_parcel(data))
+                    self._tasks.spawn(self._answer_parcel(message.sequence, data))
             case commands.Failed():
                 self._fail(message.error)
 
@@ -300,11 +325,23 @@ class Part:
         await asyncio.sleep(LINK_GRACE_S)
         self._fail(f"its link to node {self._names.get(node, node[:8])} broke: {reason}")
 
-    async def _report_parcel(self, data: bytes) -> None:
+    async def _answer_parcel(self, number: int, data: bytes) -> None:
         try:
-            self._report(await in_thread(parcels.pack, data, self._blobs.blobs))
+            self._answer(number, await in_thread(parcels.pack, data, self._blobs.blobs))
         except StorageError as error:
             self._fail(str(error))
+
+    def _answer(self, number: int, packed: bytes) -> None:
+        self._log.answered(number, packed)
+        self._report(packed)
+
+    async def _tell(self, state: PartState) -> None:
+        about, coordinator = (self._message.job, self._message.generation), self._coordinator
+        try:
+            packed = await in_thread(parcels.pack, msgspec.msgpack.encode(state), self._blobs.blobs)
+        except StorageError as error:
+            packed = msgspec.msgpack.encode(PartState("ended", text=str(error)))
+        self._post.send(coordinator, wire.Adopted(*about, packed))
 
     def _report(self, packed: bytes) -> None:
         self._post.send(self._coordinator, wire.Report(self._message.job, self._message.generation, packed))
@@ -318,7 +355,7 @@ class Part:
         """Tell the coordinator, once; it releases the place."""
         if self._over:
             return
-        self._over = True
+        self._over, self._failure = True, text
         log.warning("part failed job=%s reason=%s", self._message.job, text)
         self._post.send(self._coordinator, wire.JobFailed(self._message.job, self._message.generation, text))
 

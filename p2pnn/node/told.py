@@ -40,7 +40,7 @@ async def follow(
 
 def events(record: JobRecord) -> Iterator[dict[str, Any]]:
     """What the record tells, in the order of the numbers."""
-    first = record.generation * PER_START
+    first = max(record.starts, 1) * PER_START
     last = first + len(record.history) * PER_EPOCH
     if record.plan is not None:
         yield _event(record, first + 1, "plan", {"plan": msgspec.to_builtins(record.plan)})
