@@ -94,6 +94,8 @@ class OpenDoor:
     def name_of(self, key: Any) -> str:
         return ""
 
+    def told_removed(self, words: str) -> None: ...
+
     def guest(self, stream: Any, host: str) -> None:
         stream.abort()
 

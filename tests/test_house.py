@@ -22,7 +22,8 @@ EVERYWHERE = {"errors", "types", "__version__"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "types": {"errors"},
-    "config": set(),
+    "values": {"identity"},
+    "config": {"values"},
     "wire": set(),
     "identity": set(),
     "transport": {"wire", "identity"},
@@ -39,8 +40,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "node": {
         "config", "wire", "identity", "transport", "cluster", "model", "engine", "job", "data", "train", "plan", "executor",
     },
-    "api": {"node", "config", "wire", "data", "job", "model"},
-    "cli": {"zoo", "nn", "data", "job", "model", "config", "plan"},
+    "api": {"node", "config", "wire", "identity", "cluster", "data", "job", "model"},
+    "cli": {"zoo", "nn", "data", "job", "model", "config", "values", "plan"},
     "__main__": {"cli"},
     "__init__": {"cli", "nn", "zoo", "train"},
 }  # fmt: skip
@@ -58,7 +59,7 @@ WORLD: dict[str, tuple[set[str], set[str]]] = {
         {"socket", "select", "selectors", "ssl", "http", "urllib", "subprocess", "threading"},
     ),
     "disk": (
-        NETWORK | {"executor", "data", "config", "model/onnx"},
+        NETWORK | {"executor", "data", "config", "values", "model/onnx"},
         {"os", "io", "pathlib", "shutil", "tempfile", "mmap", "glob", "gzip", "zipfile", "fcntl", "open()"},
     ),
     "clocks": (NETWORK | {"executor"}, {"time", "datetime"}),

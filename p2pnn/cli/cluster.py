@@ -1,19 +1,14 @@
-"""`p2pnn cluster show`: what the cluster agrees on, as this node knows it."""
+"""`p2pnn cluster show|remove`: what the cluster agrees on, as this node knows it, and who is in no longer."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
 from p2pnn.cli.mesh import JsonFlag, SocketFlag, connect
 
 app = typer.Typer(help="What the mesh agrees on.", no_args_is_help=True)
-
-
-@app.callback()
-def _root() -> None:
-    """A group, though it has one verb so far."""
 
 
 @app.command()
@@ -44,6 +39,20 @@ def show(socket: SocketFlag = None, json: JsonFlag = False) -> None:
         terminal.remark("more than half of the members were lost at once, so nothing is reassigned until some are back")
     if found["disk"]:
         terminal.remark(f"this node cannot store the charter, so it does not vote: {found['disk']}")
+
+
+@app.command()
+def remove(
+    member: Annotated[
+        str, typer.Argument(metavar="NAME|ID", help="Its name, or its node id or the beginning of that.")
+    ],
+    socket: SocketFlag = None,
+) -> None:
+    """Remove a member: its links end at once, and no other member lets it in any more."""
+    from p2pnn.cli import terminal
+
+    connect(socket).post("members/remove", {"member": member})
+    terminal.say(f"{member} is no member any more; a new token lets that machine in again (p2pnn token create)")
 
 
 def _table(found: dict[str, Any]) -> list[tuple[str, ...]]:

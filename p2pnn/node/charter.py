@@ -1,8 +1,8 @@
 """The adapter of `cluster.Consensus`: its messages over links, its disk a file, gossip's word from membership.
-
-A daemon that was told of no peer founds a cluster: a charter whose one member and voter it is. One that joins has no
-charter until the leader admits it; where it founded a cluster before that has no other member, it gives that up.
-Whoever is alive in membership is admitted, because so far the link's handshake decides who may come.
+ A daemon that was told of no peer founds a cluster: a charter whose one member and voter it is. One that joins has no
+charter until the leader admits it; where it founded a cluster before that has no other member, it gives that up. In a
+plain mesh whoever is alive in membership is admitted, because the link's handshake decides who may come. In a secured
+cluster tokens admit (`node.identity`).
 
 The file `charter` in the state folder holds term, vote and charter (`cluster.durable`). It is written in a thread, one write at a
 time. Where it is damaged or newer the daemon does not start: a node that forgets its vote votes twice.
@@ -34,9 +34,11 @@ from p2pnn.cluster.outcomes import (
     Outcome,
     Persist,
 )
+from p2pnn.cluster.petitions import Change
 from p2pnn.cluster.view import Standing
 from p2pnn.data.blobs import storage_error
 from p2pnn.errors import CharterError, ProposalRefused, StorageError
+from p2pnn.identity.tokens import TokenRecord
 from p2pnn.node.links import Post
 from p2pnn.node.storage import replace_file
 from p2pnn.node.tasks import Tasks, in_thread
@@ -68,14 +70,26 @@ class Owner(Protocol):
         """Another node coordinates, as far as this one knows, or the same in another term; None: nobody does."""
 
 
-class ClusterCharter:
-    """This node's part in the charter. founds: whether to found a cluster where the state folder has no charter."""
+@dataclass(frozen=True, slots=True)
+class Founding:
+    """What a secured cluster begins with."""
 
-    def __init__(self, post: Post, folder: Path, founds: bool, owner: Owner) -> None:
+    founder: CharterMember
+    tokens: tuple[TokenRecord, ...] = ()
+
+
+class ClusterCharter:
+    """This node's part in the charter. founds: whether to found a cluster where the state folder has no charter.
+
+    founding: of a secured cluster, its first member and tokens; None in a plain mesh.
+    """
+
+    def __init__(self, post: Post, folder: Path, founds: bool, owner: Owner, founding: Founding | None = None) -> None:
         self._post = post
         self._owner = owner
         self._path = folder / "charter"
         self._founds = founds
+        self._founding = founding
         self._loop = asyncio.get_running_loop()
         self._alive: dict[NodeId, str] = {post.node: post.name}
         self._timer: asyncio.TimerHandle | None = None
@@ -168,6 +182,43 @@ class ClusterCharter:
         self._loop.call_soon(self._settle_soon)
         return proposed
 
+    @property
+    def committed(self) -> Charter | None:
+        """The newest that holds, as far as this node knows."""
+        return self._core.snapshot().charter if self._core is not None else None
+
+    def propose_members(self, change: Change) -> Version:
+        """Have members admitted or dismissed, or tokens changed; as `propose_work`, and raises as that."""
+        if self._core is None:
+            raise ProposalRefused("this node does not lead")
+        now = self._loop.time()
+        proposed = self._core.propose(now, admit=change.admit, dismiss=change.dismiss, tokens=change.tokens)
+        self._loop.call_soon(self._settle_soon)
+        return proposed
+
+    def hand_over(self) -> None:
+        """Let another voter lead. Raises ProposalRefused where this node does not."""
+        if self._core is None:
+            raise ProposalRefused("this node does not lead")
+        self._core.hand_over(self._loop.time())
+        self._loop.call_soon(self._settle_soon)
+
+    async def start_over(self) -> None:
+        """Give the charter up: this node has joined another cluster, and waits for its charter. Raises StorageError."""
+        await self.close()
+        self._founds = False
+        self._tasks = Tasks()
+        await in_thread(self._forget)
+        self._alive = {self._post.node: self._post.name}
+        self._owner.coordinator_changed(None)
+        self.start()
+
+    def _forget(self) -> None:
+        try:
+            self._path.unlink(missing_ok=True)
+        except OSError as error:
+            raise storage_error(error, self._path) from error
+
     def snapshot(self) -> CharterSnapshot:
         assert self._core is not None, "asked before the start"
         return CharterSnapshot(self._core.snapshot(), dict(self._alive), self._disk)
@@ -233,7 +284,7 @@ class ClusterCharter:
     def _admit(self, core: Consensus) -> None:
         """As the leader: whoever is alive becomes a member. What is refused now is tried again at the next commit."""
         charter = core.charter
-        if core.role is not Role.LEADER or charter is None:
+        if core.role is not Role.LEADER or charter is None or self._founding is not None:
             return
         known = set(charter.nodes())
         missing = [CharterMember(node, "", name) for node, name in self._alive.items() if node not in known]
@@ -272,14 +323,15 @@ class ClusterCharter:
         except FileNotFoundError:
             if not self._founds:
                 return Durable()
-            founder = CharterMember(self._post.node, "", self._post.name)
-            state = Durable(charter=found(secrets.token_hex(8), founder))
+            founding = self._founding or Founding(CharterMember(self._post.node, "", self._post.name))
+            state = Durable(charter=found(secrets.token_hex(8), founding.founder, founding.tokens))
             replace_file(self._path, durable.encode(state))
             return state
         except OSError as error:
             raise storage_error(error, self._path) from error
         state = durable.decode(data, str(self._path))
-        if not self._founds and state.charter is not None and state.charter.nodes() == [self._post.node]:
+        plain = self._founding is None
+        if plain and not self._founds and state.charter is not None and state.charter.nodes() == [self._post.node]:
             log.info("gave up a cluster without other members cluster=%s", state.charter.cluster[:8])
             return Durable()  # a node that was started alone once, and is to join others now
         return state

@@ -68,7 +68,7 @@ def admit(
 ) -> Accept | Introduce | Refuse:
     """What to answer. linked: the peer's open control link; ours: of the same kind as the Hello's link; full: no room."""
     if not equal(hello.cluster, local.cluster):
-        return Refuse(CloseReason.WRONG_CLUSTER, f"this node is in another cluster than {hello.cluster!r}")
+        return Refuse(CloseReason.WRONG_CLUSTER, "the names (--cluster) of the two nodes' meshes differ")
     if hello.node == local.node:
         if hello.boot == local.boot:
             return Refuse(CloseReason.SELF, "a node dialled itself")

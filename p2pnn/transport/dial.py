@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from random import Random
 from typing import Protocol
 
@@ -110,6 +110,12 @@ class Dialled:
             log.info("dial failed address=%s reason=%s", self.address, trouble)
         self._trouble = trouble
         self._owner.dial_failed(self.address, trouble, attempt.refused)
+
+
+def towards(home: Address, node: str, dialled: Iterable[Dialled]) -> list[Attempt]:
+    """The attempts of these that lead to an address, or to a node that has answered there before."""
+    attempts = [(one.node, one.attempt) for one in dialled if one.attempt is not None]
+    return [a for known, a in attempts if home in (a.endpoint, a.address) or known == node]
 
 
 async def dial_data(peer: Peer, open_link: Callable[[], Link], limits: Limits, random: Random) -> None:

@@ -40,6 +40,9 @@ class Door(Protocol):
     def name_of(self, key: PublicKey) -> str:
         """What it is called, for the log; empty where nobody knows."""
 
+    def told_removed(self, words: str) -> None:
+        """A member has closed a link because this node was removed."""
+
     def guest(self, stream: SecureStream, host: str) -> None:
         """Somebody without a certificate: a joiner, or nobody. The stream is the callee's; it has no user yet."""
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from p2pnn.errors import LocalProtocolError, PeerGone, QueueFullError
 from p2pnn.transport.admission import Accept, Introduce, Linked, Refuse, admit, outranks
 from p2pnn.transport.attempt import Attempt, furthest
-from p2pnn.transport.dial import Dialled, dial_data
+from p2pnn.transport.dial import Dialled, dial_data, towards
 from p2pnn.transport.events import Events, LinkSnapshot, LocalIdentity, PeerIdentity
 from p2pnn.transport.limits import Limits
 from p2pnn.transport.link import Link
@@ -109,7 +109,7 @@ class Transport:
 
     def expel(self, node: NodeId, text: str) -> None:
         """Close all links to a node that the cluster has removed; its door refuses new ones."""
-        for link in list(self._links):
+        for link in sorted(self._links, key=lambda link: link.kind is LinkKind.DATA):  # the control link tells why
             if node in (link.node, link.proved):
                 link.close(CloseReason.REMOVED, text)
 
@@ -262,6 +262,13 @@ class Transport:
 
     def link_closed(self, link: Link, event: Closed) -> None:
         log_closed(link, event)
+        if (
+            self._security is not None
+            and link.key is not None
+            and event.by_peer
+            and event.reason == CloseReason.REMOVED
+        ):
+            self._security.door.told_removed(event.text)
         peer = self._peers.get(link.node)
         if peer is None or self._closing:
             return
@@ -329,9 +336,7 @@ class Transport:
         if not self._closing:
             self._events.peer_lost(peer.node, reason, left)
 
-    # --- dialling
-
-    # dial.Owner
+    # --- dialling (dial.Owner)
 
     def open_control(self) -> Link:
         return Link(self, self._identity.hello(LinkKind.CONTROL, "", self._listen_port), self._limits, self._security)
@@ -372,11 +377,7 @@ class Transport:
         """Our own attempts to open the same kind of link to the node that said this Hello, as far as addresses tell."""
         if hello.link is LinkKind.DATA:
             return [peer.data_attempt] if peer is not None and peer.data_attempt is not None else []
-        home = Address(link.remote.host, hello.port)
-        attempts = [
-            (dialled.node, dialled.attempt) for dialled in self._dialled.values() if dialled.attempt is not None
-        ]
-        return [a for node, a in attempts if home in (a.endpoint, a.address) or node == hello.node]
+        return towards(Address(link.remote.host, hello.port), hello.node, self._dialled.values())
 
     # --- small things
 

@@ -41,6 +41,13 @@ from p2pnn.wire.fields import (
     Version,
 )
 from p2pnn.wire.fields import Message as Message
+from p2pnn.wire.identity import AuthorityKey as AuthorityKey
+from p2pnn.wire.identity import AuthorityWanted as AuthorityWanted
+from p2pnn.wire.identity import Join as Join
+from p2pnn.wire.identity import Joined as Joined
+from p2pnn.wire.identity import Offer as Offer
+from p2pnn.wire.identity import Petition as Petition
+from p2pnn.wire.identity import Ruling as Ruling
 from p2pnn.wire.jobs import Adopt as Adopt
 from p2pnn.wire.jobs import Adopted as Adopted
 from p2pnn.wire.jobs import Answered as Answered
@@ -219,7 +226,7 @@ class Tensor(Message, tag=60):
 
 
 AnyMessage = (
-    Hello | Welcome | Close | Ping | Pong
+    Hello | Welcome | Close | Ping | Pong | Offer | Join | Joined
     | Roster | Probe | ProbeRequest | Ack | Nack | Gossip | Pull | Testimony
     | BlobRequest | BlobPiece | BlobMissing
     | ProfileRequest | ProfileReply | LinkProbe | LinkProbed
@@ -227,4 +234,5 @@ AnyMessage = (
     | Retired | Squares | Keep | Kept | Record | RecordRequest | Ask | Answered | Traced | Tensor
     | Adopt | Adopted | Happened | Follow
     | Lead | Held | PreVote | PreVoted | Vote | Voted | CharterPiece | CharterWanted | Handover
+    | Petition | Ruling | AuthorityWanted | AuthorityKey
 )  # fmt: skip
