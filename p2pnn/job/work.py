@@ -21,8 +21,9 @@ from p2pnn.wire.fields import BlobText, Count, JobText, Nodes
 
 FORMAT: Final = 1
 
-RECORD_BYTES_MAX: Final = 8 * 1024
-"""Of a larger record, the plan stays out: the members have it as well, and who lacks it plans anew."""
+RECORD_BYTES_MAX: Final = 1024
+"""Of a larger record plan and history stay out, so that hundreds of jobs fit a charter: the members have both as well, and a
+coordinator that has neither plans anew."""
 
 
 class Entry(msgspec.Struct, frozen=True, array_like=True):

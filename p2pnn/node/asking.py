@@ -23,6 +23,14 @@ ANSWER_TIMEOUT_S: Final = 10.0
 OFFERED_MAX: Final = 16
 """Questions being answered by what was offered; more are refused."""
 
+AGAIN: Final = "again"
+"""The state in an answer that says: ask the coordinator again, who is another one now."""
+
+
+class AskAgain(UsageError):
+    """Whoever was asked is lost or does not coordinate any more; it may have done it nevertheless."""
+
+
 Answer = Callable[[NodeId, wire.Ask], Awaitable[wire.Answered | wire.Traced]]
 
 
@@ -46,7 +54,7 @@ class Asking:
     ) -> wire.Answered | wire.Traced:
         """Ask `node`, called `name`, and return its answer; the question's number is given here.
 
-        UsageError with its words, or where it is silent or lost.
+        UsageError with its words, or where it is silent; AskAgain where it is lost, or is not the one to ask.
         """
         number = next(self._numbers)
         future: asyncio.Future[wire.Answered | wire.Traced] = asyncio.get_running_loop().create_future()
@@ -58,11 +66,11 @@ class Asking:
         except TimeoutError:
             raise UsageError(f"node {name} did not answer within {timeout_s:.0f} s; try again") from None
         except PeerGone as error:
-            raise UsageError(f"node {name} was lost before it answered ({error}); look whether it was done") from None
+            raise AskAgain(f"node {name} was lost before it answered: {error}") from None
         finally:
             del self._asked[number]
         if isinstance(answer, wire.Answered) and answer.error:
-            raise UsageError(answer.error)
+            raise AskAgain(answer.error) if answer.state == AGAIN else UsageError(answer.error)
         return answer
 
     def receive(self, node: NodeId, message: wire.Ask | wire.Answered | wire.Traced) -> None:
@@ -92,6 +100,8 @@ class Asking:
     async def _answer(self, node: NodeId, message: wire.Ask) -> None:
         try:
             self._post.send(node, await self._offered[message.verb](node, message))
+        except AskAgain as error:
+            self._post.send(node, wire.Answered(message.request, AGAIN, str(error)))
         except P2pnnError as error:
             self._post.send(node, wire.Answered(message.request, "", str(error)))
         finally:

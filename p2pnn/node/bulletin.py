@@ -24,8 +24,11 @@ from p2pnn.wire import messages as wire
 
 log = logging.getLogger("p2pnn.jobs")
 
-FOLLOW_S: Final = 2.0
+FOLLOW_S: Final = 1.0
 """Who follows says so this often, and is believed for three times as long."""
+
+MISSED_S: Final = 1.0
+"""The word that a job has ended comes right behind its record; where it has not come by then, this node was away."""
 
 FOLLOWED_MAX: Final = 4096
 """Pairs of job and member that are followed at once; more get no progress."""
@@ -75,6 +78,11 @@ class Bulletin:
             else:
                 self._journals.of(job).add(message.kind, fields)
 
+    def learnt(self, record: JobRecord) -> None:
+        """A record came. Who follows a job whose end this node has missed learns of it from the record."""
+        if record.state in life.ENDED:
+            asyncio.get_running_loop().call_later(MISSED_S, self._end, record)
+
     def knows_all_of(self, record: JobRecord) -> bool:
         """Whether the journal here can be followed: it has the beginning of the job, and its end where it has ended."""
         journal = self._journals.of(record.job)
@@ -99,6 +107,11 @@ class Bulletin:
             if coordinator is not None and coordinator != self._post.node:
                 self._post.send(coordinator, wire.Follow(job))
             await asyncio.sleep(FOLLOW_S)
+
+    def _end(self, record: JobRecord) -> None:
+        journal = self._journals.of(record.job)
+        if journal.begins_with_the_job and not journal.ended:
+            journal.add("state", {"state": record.state, "reason": record.reason})
 
     def _is_followed(self, job: JobId, node: NodeId) -> bool:
         return self._followers.get((job, node), 0.0) > self._now()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -22,7 +22,7 @@ from p2pnn.job.plan import Plan
 from p2pnn.job.records import JobRecord
 from p2pnn.job.spec import JobSpec
 from p2pnn.node import specs, starts, told
-from p2pnn.node.asking import Asking
+from p2pnn.node.asking import AskAgain, Asking
 from p2pnn.node.blobs import BlobExchange
 from p2pnn.node.bulletin import Bulletin
 from p2pnn.node.journal import Journal, Journals
@@ -32,7 +32,7 @@ from p2pnn.node.planning import Planning
 from p2pnn.node.records import JOBS_MAX, Records
 from p2pnn.node.storage import Storage
 from p2pnn.node.succession import Succession
-from p2pnn.node.supervision import Supervision, alone
+from p2pnn.node.supervision import Supervision, alone, is_over
 from p2pnn.node.tasks import Tasks
 from p2pnn.node.work import Work
 from p2pnn.types import BlobId, JobId, NodeId
@@ -47,6 +47,7 @@ SUBMIT_S: Final = 300.0
 """For the coordinator to plan a job and have it decided: a new node measures itself first, and parameters travel."""
 
 REPLANS_MAX: Final = 3
+SUCCESSORS_MAX: Final = 5
 
 
 class ClusterState(Protocol):
@@ -127,14 +128,10 @@ class Jobs:
         missing = await asyncio.to_thread(specs.absent, spec, self._storage.blobs)
         if missing:
             raise UsageError(f"{len(missing)} data chunks of the job are not in this node's store; submit it again")
-        coordinator = await self._coordinator("a job can be submitted")
-        if coordinator == self._post.node:
-            return await self._submit(spec_blob, spec, self._post.node)
-        name = self._name(coordinator)
-        question = wire.Ask(0, "new", "submit", spec_blob)
-        answer = await self.asking.inquire(coordinator, f"{name}, which coordinates,", question, SUBMIT_S)
-        assert isinstance(answer, wire.Answered)
-        job = JobId(answer.job)
+        job = self._records.new_id(spec.name)
+        await self._at_the_coordinator(
+            wire.Ask(0, job, "submit", spec_blob), lambda: self._submit(job, spec_blob, spec, self._post.node)
+        )
         await self._known(job)
         return job
 
@@ -149,12 +146,7 @@ class Jobs:
         """
         record = self.get(job)
         life.after(record.state, verb)
-        coordinator = await self._coordinator(f"job {job} can be told to {verb}")
-        if coordinator == self._post.node:
-            return await self._carry_out(record.job, verb)
-        name = f"{self._name(coordinator)}, which coordinates,"
-        answer = await self.asking.inquire(coordinator, name, wire.Ask(0, job, verb), SUBMIT_S)
-        return answer.state if isinstance(answer, wire.Answered) else ""
+        return await self._at_the_coordinator(wire.Ask(0, job, verb), lambda: self._carry_out(record.job, verb))
 
     def get(self, job: str) -> JobRecord:
         """The newest record of a job. NotFoundError where nobody knows it."""
@@ -236,26 +228,31 @@ class Jobs:
 
     async def _answer(self, node: NodeId, message: wire.Ask) -> wire.Answered:
         """A peer passes on what a person asked for there."""
-        await self._to_coordinate()
+        if await self._coordinator() != self._post.node:
+            raise AskAgain(f"node {self._post.name} does not coordinate any more")
+        job = JobId(message.job)
         if message.verb != "submit":
-            return wire.Answered(message.request, await self._carry_out(JobId(message.job), message.verb))
+            return wire.Answered(message.request, await self._carry_out(job, message.verb))
         blob = BlobId(message.blob)
         await self._blobs.fetch(blob, [node], size_max=specs.SPEC_BYTES_MAX)
         spec = await asyncio.to_thread(specs.load, self._storage.blobs, blob)
-        job = await self._submit(blob, spec, node)
-        return wire.Answered(message.request, "queued", job=job)
+        return wire.Answered(message.request, await self._submit(job, blob, spec, node))
 
-    async def _submit(self, blob: BlobId, spec: JobSpec, holder: NodeId) -> JobId:
-        """holder: a member that has all data of the job."""
+    async def _submit(self, job: JobId, blob: BlobId, spec: JobSpec, holder: NodeId) -> str:
+        """Returns the state. holder: a member that has all data of the job, and has named it."""
+        known = self.records.get(job)
+        if known is not None and known.spec == blob:
+            return known.state  # asked again, because the answer was lost with the last coordinator
+        if known is not None:
+            raise UsageError(f"there is a job {job} already; submit it again")
         if len(self.records) >= JOBS_MAX:
             raise UsageError(f"this mesh remembers {JOBS_MAX} jobs already; remove old state before submitting more")
         await self._blobs.fetch_all(dict.fromkeys(spec.initial), [holder])
-        job = self._records.new_id(spec.name)
         record = records.queued(job, blob, spec, self._post.node, self._post.name, time.time())
         plan = await self._planned(spec)
         await self._supervision.begin(record, spec, plan, alone(spec, plan, holder, set(), len(self._members())), [])
         await self._records.flush()
-        return job
+        return self.get(job).state
 
     async def _carry_out(self, job: JobId, verb: str) -> str:
         record = self.get(job)
@@ -323,15 +320,30 @@ class Jobs:
         return record.job in self._supervision.led
 
     def _learnt(self, record: JobRecord) -> None:
-        if self._leading and not self._succession.busy:
-            self._succession.check(record, self.work.entries)
+        self._bulletin.learnt(record)
+        if not is_over(record) and record.job not in self.work.entries:
+            self._succession.look_for_orphans(self.work.entries)
 
-    async def _to_coordinate(self) -> None:
-        """Wait until this node coordinates and has taken up all. UsageError where that is another's."""
-        if await self._coordinator("that is done") != self._post.node:
-            raise UsageError("another node has been elected meanwhile; try again")
+    async def _at_the_coordinator(self, question: wire.Ask, here: Callable[[], Awaitable[str]]) -> str:
+        """Have it done where this cluster is coordinated: here, or by asking there; returns the job's state.
 
-    async def _coordinator(self, what: str) -> NodeId:
+        Asks the next coordinator where one is replaced meanwhile: what is asked for twice is done once.
+        """
+        for _ in range(SUCCESSORS_MAX):
+            coordinator = await self._coordinator()
+            try:
+                if coordinator == self._post.node:
+                    return await here()
+                name = self._members().get(coordinator, coordinator[:8])
+                answer = await self.asking.inquire(coordinator, f"{name}, which coordinates,", question, SUBMIT_S)
+                assert isinstance(answer, wire.Answered)
+                return answer.state
+            except AskAgain as error:
+                last = error
+                log.info("job=%s asked again verb=%s reason=%s", question.job, question.verb, error)
+        raise UsageError(f"the coordinator was replaced again and again, last because {last}; look at `p2pnn jobs ls`")
+
+    async def _coordinator(self) -> NodeId:
         """Who coordinates; where it is this node, it has taken up everything. UsageError where none is elected in time."""
         try:
             async with asyncio.timeout(ELECTION_S):
@@ -345,8 +357,8 @@ class Jobs:
                     await self._change()
         except TimeoutError:
             raise UsageError(
-                f"no coordinator was elected within {ELECTION_S:.0f} s, and only with one {what}: too few voters can be "
-                "reached from here; `p2pnn cluster show` says which"
+                f"no coordinator was elected within {ELECTION_S:.0f} s, and jobs need one: too few voters can be reached from "
+                "here; `p2pnn cluster show` says which"
             ) from None
 
     async def _known(self, job: JobId) -> None:
@@ -371,6 +383,3 @@ class Jobs:
                 await self._changed.wait()
         except TimeoutError:
             return
-
-    def _name(self, node: NodeId) -> str:
-        return self._members().get(node, node[:8])

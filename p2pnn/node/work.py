@@ -12,9 +12,10 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from p2pnn.cluster.charter import Charter, Version
-from p2pnn.errors import CharterError, P2pnnError, ProposalRefused
+from p2pnn.errors import CharterError, ProposalRefused
 from p2pnn.job import work
 from p2pnn.job.work import Entry
+from p2pnn.node.asking import AskAgain
 from p2pnn.types import JobId
 
 AGAIN_S: Final = 0.2
@@ -31,7 +32,7 @@ class Proposer(Protocol):
     def coordinates(self) -> bool: ...
 
 
-class NotDecided(P2pnnError):
+class NotDecided(AskAgain):
     """A change of the table did not come to be, or nobody knows: this node coordinates no more."""
 
 

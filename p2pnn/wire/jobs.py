@@ -11,7 +11,6 @@ from p2pnn.wire.fields import (
     Count,
     JobText,
     MaybeBlob,
-    MaybeJob,
     Message,
     Name,
     Nodes,
@@ -174,8 +173,8 @@ class Ask(Message, tag=47):
     """Ask a node about a job: the coordinator to `submit`, `cancel`, `pause` or `resume` it, as a person said here; answered by
     Answered.
 
-    Any node for its `trace` of it, or only for its `clock`; answered by Traced, or Answered with an error. job: of one that is
-    submitted, its name. blob: its spec, which the asking node holds with all its data.
+    Any node for its `trace` of it, or only for its `clock`; answered by Traced, or Answered with an error. blob: of a job
+    that is submitted, its spec, which the asking node holds with all its data.
     """
 
     request: Count
@@ -185,12 +184,11 @@ class Ask(Message, tag=47):
 
 
 class Answered(Message, tag=48):
-    """state: the job's, now. error: empty, or why not, in one sentence. job: the id of one that was submitted."""
+    """state: the job's, now; `again` where the coordinator is another one now. error: empty, or why not, in one sentence."""
 
     request: Count
     state: Name
     error: Sentence = ""
-    job: MaybeJob = ""
 
 
 class Traced(Message, tag=49):
