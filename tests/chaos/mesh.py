@@ -312,7 +312,7 @@ async def mesh(
     folder: Path, names: str, *, switched: bool = True, disks: dict[str, int] | None = None
 ) -> AsyncIterator[Mesh]:
     """Nodes that agree, the first of them founder and coordinator. disks: node → bytes of a disk of its own."""
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)  # noqa: ASYNC240
     found = Mesh(folder, switched=switched)
     try:
         with warm.measured(folder / "profile"):
