@@ -223,7 +223,7 @@ AnyMessage = (
     | BlobRequest | BlobPiece | BlobMissing
     | ProfileRequest | ProfileReply | LinkProbe | LinkProbed
     | Reserve | Waiting | Granted | Release | Prepare | Preparing | Prepared | Command | Report | JobFailed
-    | Retired | Squares | Keep | Kept | Record | RecordRequest | Ask | Answered | Traced | Tensor
-    | Adopt | Adopted | Happened | Follow
+    | Retired | Squares | Keep | Kept | Record | RecordRequest | Ask | Answered | Traced
+    | Adopt | Adopted | Happened | Follow | Tensor
     | Lead | Held | PreVote | PreVoted | Vote | Voted | CharterPiece | CharterWanted | Handover
 )  # fmt: skip

@@ -18,7 +18,7 @@ TYPES = {
     "Software": "software", "Host": "host", "NodeText": "node", "BlobText": "blob", "JobText": "job",
     "Sentence": "sentence", "Packed": "record", "Nodes": "list of node",
     "Blobs": "list of blob", "SquareSums": "list of float64",
-    "Incarnation": "incarnation", "Life": "life", "MaybeNode": "node or empty", "Clause": "clause",
+    "Incarnation": "incarnation", "Life": "life", "MaybeNode": "node or empty", "MaybeBlob": "blob or empty", "Clause": "clause",
     "Facts": "list of Fact",
     "Term": "term", "Revision": "revision", "CharterLength": "charter length",
     "Annotated[tuple[Member, ...], Meta(max_length=ROSTER_MEMBERS_MAX)]": "list of Member",
