@@ -76,7 +76,7 @@ def make_record(spec: JobSpec, **changes: Any) -> JobRecord:
         "state": "queued",
         "coordinator": NODES[0],
         "coordinator_name": "a",
-        "generation": 1,
+        "generation": 0,
     }
     return JobRecord(**(fields | changes))
 
@@ -105,6 +105,7 @@ class World:
         self.keep_error = ""
         self.step = 0
         self.replans = 0
+        self.generation = record.generation if record else 0
         self.supervisor = Supervisor(record or make_record(spec), spec, dict(NAMES), 0.0)
         if planned:
             self.supervisor.planned(make_plan(self.nodes), 0.0)
@@ -117,11 +118,15 @@ class World:
                     self.queues[node].append(lambda node=node: self.supervisor.granted(node, self.now))
                 case actions.PrepareNode(node, _):
                     self.queues[node].append(lambda node=node: self.supervisor.prepared(node, 100, self.now))
-                case actions.Order(command):
-                    self.orders.append(command)
-                    if not isinstance(command, Finish):
-                        for node in self.nodes:
-                            self.queues[node].append(lambda node=node, c=command: self.answer(node, c))
+                case actions.Decide():
+                    self.generation += 1
+                    self.supervisor.decided(self.generation, self.now)
+                case actions.Order(commands):
+                    self.orders += commands
+                    for command in commands:
+                        if not isinstance(command, Finish):
+                            for node in self.nodes:
+                                self.queues[node].append(lambda node=node, c=command: self.answer(node, c))
                 case actions.KeepBlobs(node, request, _, _):
                     self.queues[request].append(
                         lambda n=node, r=request: self.supervisor.kept(n, r, self.keep_error, self.now)
@@ -384,9 +389,14 @@ def test_a_new_plan_is_a_new_generation_and_takes_its_places_anew() -> None:
     world.run(lambda: world.now > 0.04)  # node a has granted its place
     world.supervisor.member_failed(NODES[2], "connection reset", world.now)
     world.take()
-    assert world.record.generation == 2
     assert set(world.released) >= {NODES[0]}
-    assert world.records[-1].version > (1, world.record.revision)
+    assert world.record.starts == 1
+    before = world.records[-1].version
+    world.supervisor.planned(make_plan(NODES[:2]), world.now)
+    world.take()
+    assert world.record.generation == 2
+    assert world.records[-1].version > before
+    assert world.record.starts == 1
 
 
 def test_a_node_that_does_not_move_any_more_fails_the_job() -> None:
