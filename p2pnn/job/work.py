@@ -28,7 +28,7 @@ coordinator that has neither plans anew."""
 _JobText = Annotated[str, Meta(max_length=128, pattern=r"\A[A-Za-z0-9][A-Za-z0-9._-]*\Z")]  # it becomes a folder's name
 _BlobText = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 _NodeText = Annotated[str, Meta(pattern=r"\A[0-9a-f]{32}\Z")]
-_Generation = Annotated[int, Meta(ge=0, lt=2**63)]
+_Generation = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 
 
 class Entry(msgspec.Struct, frozen=True, array_like=True):

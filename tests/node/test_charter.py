@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from p2pnn.cluster.charter import NOTHING
+from p2pnn.cluster.charter import NOTHING, Charter
 from p2pnn.cluster.durable import FORMAT, decode
 from p2pnn.cluster.election import Role
 from p2pnn.errors import CharterError, StorageError
@@ -22,6 +22,20 @@ from tests.node.nodes import A, B, config, daemons, post, until
 pytestmark = pytest.mark.asyncio
 
 
+class FakeOwner:
+    """Who wants to know what was decided."""
+
+    def __init__(self) -> None:
+        self.charters: list[Charter] = []
+        self.coordinators: list[NodeId | None] = []
+
+    def charter_committed(self, charter: Charter) -> None:
+        self.charters.append(charter)
+
+    def coordinator_changed(self, coordinator: NodeId | None) -> None:
+        self.coordinators.append(coordinator)
+
+
 def leader_of(daemon: Daemon) -> NodeId | None:
     return daemon.charter.snapshot().consensus.leader
 
@@ -32,7 +46,7 @@ def members_of(daemon: Daemon) -> set[NodeId]:
 
 
 async def test_a_daemon_without_peers_founds_a_cluster_and_leads_it(tmp_path: Path) -> None:
-    part = ClusterCharter(post()[0], tmp_path, founds=True)
+    part = ClusterCharter(post()[0], tmp_path, True, FakeOwner())
     part.start()
     await until(lambda: part.snapshot().consensus.charter is not None)
     found = part.snapshot().consensus
@@ -40,7 +54,7 @@ async def test_a_daemon_without_peers_founds_a_cluster_and_leads_it(tmp_path: Pa
     on_disk = decode((tmp_path / "charter").read_bytes(), "charter")
     assert (on_disk.term, on_disk.vote, on_disk.charter) == (1, A, found.charter)
     await part.close()
-    again = ClusterCharter(post()[0], tmp_path, founds=True)
+    again = ClusterCharter(post()[0], tmp_path, True, FakeOwner())
     again.start()
     await until(lambda: again.snapshot().consensus.charter is not None)
     restarted = again.snapshot().consensus
@@ -53,22 +67,22 @@ async def test_a_daemon_without_peers_founds_a_cluster_and_leads_it(tmp_path: Pa
 
 async def test_a_cluster_of_one_is_given_up_for_another_and_a_larger_one_is_not(tmp_path: Path) -> None:
     one, _ = post()
-    founder = ClusterCharter(one, tmp_path, founds=True)
+    founder = ClusterCharter(one, tmp_path, True, FakeOwner())
     founder.start()
     await until(lambda: founder.snapshot().consensus.charter is not None)
     await founder.close()
-    joiner = ClusterCharter(one, tmp_path, founds=False)
+    joiner = ClusterCharter(one, tmp_path, False, FakeOwner())
     joiner.start()
     assert joiner.snapshot().consensus.version == NOTHING
     await joiner.close()
-    founder = ClusterCharter(one, tmp_path, founds=True)
+    founder = ClusterCharter(one, tmp_path, True, FakeOwner())
     founder.start()
     await until(lambda: founder.snapshot().consensus.charter is not None)
     founder.member_alive(B, "b")
     await until(lambda: founder.snapshot().consensus.version == (2, 2))
     await until(lambda: founder.snapshot().consensus.charter is not None)
     await founder.close()
-    joiner = ClusterCharter(one, tmp_path, founds=False)
+    joiner = ClusterCharter(one, tmp_path, False, FakeOwner())
     joiner.start()
     assert joiner.snapshot().consensus.version == (2, 2)
     await joiner.close()
@@ -76,7 +90,7 @@ async def test_a_cluster_of_one_is_given_up_for_another_and_a_larger_one_is_not(
 
 async def test_one_that_joins_waits_to_be_admitted(tmp_path: Path) -> None:
     one, outside = post(B)
-    part = ClusterCharter(one, tmp_path, founds=False)
+    part = ClusterCharter(one, tmp_path, False, FakeOwner())
     part.start()
     assert part.snapshot().consensus.charter is None
     assert outside.sent == []
@@ -106,7 +120,7 @@ async def test_a_daemon_does_not_start_over_a_charter_that_it_cannot_read(tmp_pa
 async def test_what_a_crash_left_half_written_goes(tmp_path: Path) -> None:
     torn = tmp_path / ".charter.77.abcd"
     torn.write_bytes(b"half")
-    part = ClusterCharter(post()[0], tmp_path, founds=True)
+    part = ClusterCharter(post()[0], tmp_path, True, FakeOwner())
     part.start()
     assert not torn.exists()
     await part.close()
@@ -115,7 +129,7 @@ async def test_what_a_crash_left_half_written_goes(tmp_path: Path) -> None:
 async def test_a_disk_that_fails_is_said_and_the_old_file_stands(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    part = ClusterCharter(post()[0], tmp_path, founds=True)
+    part = ClusterCharter(post()[0], tmp_path, True, FakeOwner())
     fails = True
     real = module.replace_file
 

@@ -46,7 +46,8 @@ EXAMPLES: dict[str, Any] = {
     "reason": 12, "text": "Sätze dürfen alles enthalten.", "error": "disk full", "job": "digits-3f2a",
     "behind": "mnist-1.b_2", "blob": BLOBS[0], "spec": BLOBS[1], "blobs": BLOBS, "nodes": NODES,
     "sources": (NODES[1],), "squares": (0.0, 1.5, 3.0e300), "profile": b"\x00\xff", "plan": bytes(range(20)),
-    "checkpoint": b"", "commands": b"\x91\xc0", "kind": "epoch", "fields": b"\x80", "report": b"\x80", "record": b"r" * 300, "size": 2**63 - 1, "offset": 2**32,
+    "checkpoint": b"", "commands": b"\x91\xc0", "kind": "epoch", "fields": b"\x80",
+    "report": b"\x80", "record": b"r" * 300, "size": 2**63 - 1, "offset": 2**32,
     "verb": "cancel", "state": "cancelled", "part": b"\x83", "piece": b"\x97\x01",
     "facts": (
         messages.Fact(NODES[0], "a", "", 0, "b0", 1, Life.ALIVE, "", "", "p2pnn 0.1.0", 1, 2, 3, 41, 6000),
