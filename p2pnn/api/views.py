@@ -6,11 +6,13 @@ import asyncio
 import hashlib
 import math
 import os
+import time
 from typing import Any
 
 import msgspec
 import numpy as np
 
+from p2pnn.cluster import Description
 from p2pnn.data.chunks import DTYPES, HEADER_BYTES
 from p2pnn.errors import NotFoundError, StorageError, UsageError
 from p2pnn.job import life
@@ -19,7 +21,7 @@ from p2pnn.job.spec import Dataset, JobSpec
 from p2pnn.node.daemon import SOFTWARE, Daemon, resident_bytes
 from p2pnn.node.members import about
 from p2pnn.node.specs import SPEC_BYTES_MAX, splits
-from p2pnn.types import BlobId, JobId
+from p2pnn.types import BlobId, JobId, NodeId, lasting
 from p2pnn.wire.messages import LinkKind
 
 
@@ -35,7 +37,7 @@ async def node(daemon: Daemon) -> dict[str, Any]:
         "pid": os.getpid(),
         "address": str(daemon.address),
         "state_dir": str(daemon.config.state_dir),
-        "cluster": daemon.config.cluster,
+        "cluster": charter.cluster if (charter := daemon.charter.committed) else "",
         "preset": daemon.config.preset,
         "uptime_s": asyncio.get_running_loop().time() - daemon.started_at,
         "rss_bytes": resident_bytes(),
@@ -51,7 +53,21 @@ async def node(daemon: Daemon) -> dict[str, Any]:
         }
         if profile
         else None,
-        "notice": "binds loopback only: without credentials no other machine can reach it",
+        "secured": _secured(daemon),
+        "notice": "" if daemon.secured else "plain: it has no keys, so it listens on this machine only",
+    }
+
+
+def _secured(daemon: Daemon) -> dict[str, Any] | None:
+    """Of a secured node: its cluster, until when its certificate holds, whether it has the authority's key. Plain: None."""
+    if daemon.secured is None:
+        return None
+    held = daemon.secured.identity.credentials
+    return {
+        "cluster": held.cluster,
+        "certificate_ends_s": held.certificate.ends_s if held.certificate else None,
+        "holds_authority": held.ca is not None,
+        "removed": daemon.secured.identity.removed,
     }
 
 
@@ -93,17 +109,47 @@ def peers(daemon: Daemon) -> list[dict[str, Any]]:
                 **about(member.about),
             }
         )
-    return [own, *sorted(others, key=lambda row: (row["name"], row["node"]))]
+    return [own, *sorted([*others, *_unjoined(daemon)], key=lambda row: (row["name"], row["node"]))]
+
+
+def _unjoined(daemon: Daemon) -> list[dict[str, Any]]:
+    """The addresses by which a node with a token tries to join, each with its reason."""
+    arrival = daemon.secured.arrival if daemon.secured else None
+    now = time.monotonic()
+    return [
+        {
+            "node": "",
+            "name": "",
+            "address": str(one.address),
+            "state": "unreachable",
+            "reason": one.reason,
+            "rtt_ms": None,
+            "since_s": now - one.since,
+            "by": [],
+            "job": None,
+            **about(Description()),
+        }
+        for one in (arrival.unjoined if arrival else ())
+    ]
 
 
 def cluster(daemon: Daemon) -> dict[str, Any]:
     """The charter as this node knows it, for `cluster show`. coordinator: None while nobody leads; cluster: empty before this
-    node was admitted. A member's state: self, alive, or away."""
+    node was admitted; parked: empty, or why nothing can be decided here. A member's state: self, alive, or away, for `away_s` and
+    with a reason; gone_s: since when the coordinator, if it is this node, holds it for dead beyond doubt. lost: how many of the
+    members were lost at once, while nothing is reassigned because of that. foreign: living nodes of other clusters. Times are in
+    seconds, and as a person reads them."""
     snapshot = daemon.charter.snapshot()
-    consensus, charter = snapshot.consensus, snapshot.consensus.charter
+    consensus, charter, presence = snapshot.consensus, snapshot.consensus.charter, snapshot.presence
+    now = asyncio.get_running_loop().time()
 
-    def state(node: str) -> str:
-        return "self" if node == daemon.node else "alive" if node in snapshot.alive else "away"
+    def state(node: NodeId) -> dict[str, Any]:
+        if node == daemon.node or node in snapshot.alive:
+            state = "self" if node == daemon.node else "alive"
+            return {"state": state, "away_s": None, "away": "", "reason": "", "gone_s": None}
+        absence, gone = presence.absence(node), presence.gone.get(node)
+        away_s, gone_s = now - absence.since, None if gone is None else now - gone
+        return {"state": "away", "away_s": away_s, "away": lasting(away_s), "reason": absence.reason, "gone_s": gone_s}
 
     return {
         "cluster": charter.cluster if charter else "",
@@ -111,14 +157,27 @@ def cluster(daemon: Daemon) -> dict[str, Any]:
         "term": consensus.term,
         "version": str(charter.version) if charter else "",
         "role": str(consensus.role),
+        "parked": snapshot.parked,
         "alarm": consensus.alarmed,
+        "lost": {
+            "count": alarm.count,
+            "members": alarm.members,
+            "since_s": now - alarm.since,
+            "since": lasting(now - alarm.since),
+        }
+        if (alarm := presence.alarm) is not None
+        else None,
         "disk": snapshot.disk,
+        "foreign": [
+            {"node": node, "name": other.name, "cluster": other.theirs, "reason": str(other)}
+            for node, other in presence.foreign.items()
+        ],
         "members": [
             {
                 "node": member.node,
                 "name": member.name,
                 "voter": member.node in charter.voters,
-                "state": state(member.node),
+                **state(NodeId(member.node)),
             }
             for member in sorted(charter.members, key=lambda member: (member.name, member.node))
         ]

@@ -30,9 +30,10 @@ from p2pnn.node.keeping import Keeping
 from p2pnn.node.links import Post
 from p2pnn.node.planning import Planning
 from p2pnn.node.records import JOBS_MAX, Records
+from p2pnn.node.recovering import alone
 from p2pnn.node.storage import Storage
 from p2pnn.node.succession import Succession
-from p2pnn.node.supervision import Supervision, alone
+from p2pnn.node.supervision import Supervision, is_over
 from p2pnn.node.tasks import Tasks
 from p2pnn.node.work import Work
 from p2pnn.types import BlobId, JobId, NodeId
@@ -113,6 +114,10 @@ class Jobs:
         """What is remembered of every job; `get` knows more of those that this node coordinates."""
         return self._records.all
 
+    def when_changed(self, tell: Callable[[JobRecord], None]) -> None:
+        """Have `tell` called with each record that changes from now on."""
+        self._records.listeners.append(tell)
+
     def start(self) -> None:
         """Remove what earlier jobs have left in the store."""
         self._records.sweep()
@@ -192,6 +197,10 @@ class Jobs:
         self._succession.member_lost(node)
         self._supervision.member_lost(node, reason)
         self.asking.member_lost(node, reason)
+
+    def member_failed(self, node: NodeId, reason: str) -> None:
+        """It is dead, or has left."""
+        self._supervision.member_failed(node, reason)
 
     def charter_committed(self, charter: Charter) -> None:
         """The cluster has decided."""
@@ -321,8 +330,8 @@ class Jobs:
 
     def _learnt(self, record: JobRecord) -> None:
         self._bulletin.learnt(record)
-        if self._leading and not self._succession.busy:
-            self._succession.check(record, self.work.entries)
+        if not is_over(record) and record.job not in self.work.entries:
+            self._succession.look_for_orphans(self.work.entries)
 
     async def _at_the_coordinator(self, question: wire.Ask, here: Callable[[], Awaitable[str]]) -> str:
         """Have it done where this cluster is coordinated: here, or by asking there; returns the job's state.

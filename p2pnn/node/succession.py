@@ -37,6 +37,9 @@ ANSWER_S: Final = 2.0
 GATHER_S: Final = 5.0
 """After a power cut the nodes of a job come back one after the other: wait so long for those that it ran on."""
 
+TELL_S: Final = 3.0
+"""For the members to tell a new coordinator what they remember of jobs."""
+
 HELD_BACK_MAX: Final = 4096
 """Messages of a start's nodes that come before all have told how far they are."""
 
@@ -71,6 +74,8 @@ class Succession:
         self._members = members
         self._restart = restart
         self._asking: dict[JobId, _Asking] = {}
+        self._term = 0
+        self._looking = False
         self._started_at = asyncio.get_running_loop().time()
         self._tasks = Tasks()
 
@@ -82,20 +87,28 @@ class Succession:
     def begin(self, entries: dict[JobId, work.Entry], term: int) -> None:
         """This node coordinates, in this term, and these are all starts that there are."""
         self.let_go()
+        self._term = term
         for job, entry in entries.items():
             if job not in self._supervision.led:
                 self._asking[job] = asking = _Asking(entry.generation, set())
                 self._tasks.spawn(self._take_up(job, entry, asking, term))
-        for record in list(self._records.all.values()):
-            self.check(record, entries)
+        for node in self._members():
+            if node != self._post.node:
+                self._post.send(node, wire.RecordRequest())
+        self.look_for_orphans(entries)
 
-    def check(self, record: JobRecord, entries: dict[JobId, work.Entry]) -> None:
-        """A record of a job that goes on, says somebody, and of which the cluster knows nothing, is of another time."""
-        if record.job not in entries and record.job not in self._supervision.led and not is_over(record):
-            text = f"the cluster does not know of this start; go on with `p2pnn jobs resume {record.job}`"
-            self._supervision.end(records.ended(record, "fail", text))
+    def look_for_orphans(self, entries: dict[JobId, work.Entry]) -> None:
+        """A record of a job that goes on, says somebody, and of which the cluster knows nothing, is of another time.
+
+        entries: as they are at any time. Does nothing where this node does not coordinate.
+        """
+        if self._term and not self._looking:
+            self._looking = True
+            self._tasks.spawn(self._end_orphans(entries))
 
     def let_go(self) -> None:
+        """This node coordinates no more."""
+        self._term = 0
         self._asking.clear()
 
     def receive(self, node: NodeId, message: wire.Message) -> bool:
@@ -121,6 +134,24 @@ class Succession:
 
     # --- how
 
+    async def _end_orphans(self, entries: dict[JobId, work.Entry]) -> None:
+        """Once the members have told what they remember: somebody may know that a job has ended."""
+        try:
+            term = 0
+            while term != self._term:
+                term = self._term
+                await asyncio.sleep(TELL_S)
+        finally:
+            self._looking = False
+        if term:
+            for record in list(self._records.all.values()):
+                self._end_if_orphan(record, entries)
+
+    def _end_if_orphan(self, record: JobRecord, entries: dict[JobId, work.Entry]) -> None:
+        if record.job not in entries and record.job not in self._supervision.led and not is_over(record):
+            text = f"the cluster does not know of this start; go on with `p2pnn jobs resume {record.job}`"
+            self._supervision.end(records.ended(record, "fail", text))
+
     async def _take_up(self, job: JobId, entry: work.Entry, asking: _Asking, term: int) -> None:
         try:
             record = self._newest(job, entry)
@@ -139,9 +170,13 @@ class Succession:
             else:
                 log.info("job=%s begins anew reason=%s", job, found)
                 await self._wait_for_nodes(record)
-                if self._asking.get(job) is asking:
+                if self._asking.get(job) is not asking:
+                    return
+                if record.state in ("queued", "preparing"):
                     del self._asking[job]
                     await self._restart(record, found)
+                else:
+                    await self._recover(record, found, asking, term)
         except P2pnnError as error:
             log.warning("job=%s not taken up reason=%s", job, error)
             if self._asking.get(job) is asking:
@@ -161,6 +196,16 @@ class Succession:
         log.info("job=%s taken over step=%d", record.job, found.state.step_done)
         for node, message in asking.held_back:
             self._supervision.receive(node, message)
+
+    async def _recover(self, record: JobRecord, reason: str, asking: _Asking, term: int) -> None:
+        """The start ran, and cannot be gone on with: a node of it was lost, mostly together with its coordinator."""
+        await self._blobs.fetch(record.spec, size_max=specs.SPEC_BYTES_MAX)
+        spec = await asyncio.to_thread(specs.load, self._blobs.blobs, record.spec)
+        if self._asking.get(record.job) is asking:
+            del self._asking[record.job]
+            record, limit = takeover.known(record, spec, asking.parts)
+            mine = records.taken_over(record, self._post.node, self._post.name, term)
+            self._supervision.recover(mine, spec, reason, limit)
 
     def _newest(self, job: JobId, entry: work.Entry) -> JobRecord:
         began = entry.began()

@@ -5,7 +5,7 @@ at the end, with a default, so that an older node reads what it knows and ignore
 every one for strangers, and a test compares that page with this file. Fields of type bytes carry records of higher
 layers that this layer never opens. Messages with BODY = True are followed by raw bytes outside MessagePack. The types of fields
 are in `wire.fields`, the messages of membership (10–19) in `wire.membership`, of jobs (30–59) in `wire.jobs`, of the charter
-(70–89) in `wire.charter`.
+(70–89) in `wire.charter`, of snapshots (50–53, 61) in `wire.cuts`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,12 @@ from p2pnn.wire.charter import PreVote as PreVote
 from p2pnn.wire.charter import PreVoted as PreVoted
 from p2pnn.wire.charter import Vote as Vote
 from p2pnn.wire.charter import Voted as Voted
+from p2pnn.wire.cuts import CUTS_MAX as CUTS_MAX
+from p2pnn.wire.cuts import CutsHeld as CutsHeld
+from p2pnn.wire.cuts import CutsWanted as CutsWanted
+from p2pnn.wire.cuts import PartMade as PartMade
+from p2pnn.wire.cuts import PartWanted as PartWanted
+from p2pnn.wire.cuts import Snapshot as Snapshot
 from p2pnn.wire.fields import BLOBS_MAX as BLOBS_MAX
 from p2pnn.wire.fields import RECORD_BYTES_MAX as RECORD_BYTES_MAX
 from p2pnn.wire.fields import SENTENCE_CHARS_MAX as SENTENCE_CHARS_MAX
@@ -41,6 +47,13 @@ from p2pnn.wire.fields import (
     Version,
 )
 from p2pnn.wire.fields import Message as Message
+from p2pnn.wire.identity import AuthorityKey as AuthorityKey
+from p2pnn.wire.identity import AuthorityWanted as AuthorityWanted
+from p2pnn.wire.identity import Join as Join
+from p2pnn.wire.identity import Joined as Joined
+from p2pnn.wire.identity import Offer as Offer
+from p2pnn.wire.identity import Petition as Petition
+from p2pnn.wire.identity import Ruling as Ruling
 from p2pnn.wire.jobs import Adopt as Adopt
 from p2pnn.wire.jobs import Adopted as Adopted
 from p2pnn.wire.jobs import Answered as Answered
@@ -96,6 +109,7 @@ class CloseReason(IntEnum):
     NO_SESSION = 33  # a data link that names no living control session
     TOO_MANY = 34
     REMOVED = 35
+    NOT_MEMBER = 36  # its certificate is the cluster's, and the charter does not name it
 
 
 class LinkKind(IntEnum):
@@ -218,12 +232,13 @@ class Tensor(Message, tag=60):
 
 
 AnyMessage = (
-    Hello | Welcome | Close | Ping | Pong
+    Hello | Welcome | Close | Ping | Pong | Offer | Join | Joined
     | Roster | Probe | ProbeRequest | Ack | Nack | Gossip | Pull | Testimony
     | BlobRequest | BlobPiece | BlobMissing
     | ProfileRequest | ProfileReply | LinkProbe | LinkProbed
     | Reserve | Waiting | Granted | Release | Prepare | Preparing | Prepared | Command | Report | JobFailed
     | Retired | Squares | Keep | Kept | Record | RecordRequest | Ask | Answered | Traced
-    | Adopt | Adopted | Happened | Follow | Tensor
+    | CutsWanted | CutsHeld | PartWanted | PartMade | Adopt | Adopted | Happened | Follow | Tensor | Snapshot
     | Lead | Held | PreVote | PreVoted | Vote | Voted | CharterPiece | CharterWanted | Handover
+    | Petition | Ruling | AuthorityWanted | AuthorityKey
 )  # fmt: skip

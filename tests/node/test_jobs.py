@@ -15,6 +15,7 @@ from p2pnn.job.checkpoint import Manifest, Part
 from p2pnn.job.plan import Plan
 from p2pnn.job.spec import JobSpec
 from p2pnn.node import jobs as jobs_module
+from p2pnn.node import succession
 from p2pnn.node.jobs import Jobs
 from p2pnn.node.storage import Storage
 from p2pnn.types import BlobId, JobId, NodeId
@@ -257,7 +258,10 @@ async def test_a_node_that_stops_leaves_its_jobs_to_the_next_coordinator(tmp_pat
     await again.close()
 
 
-async def test_a_job_that_the_cluster_does_not_know_of_has_failed(tmp_path: Path) -> None:
+async def test_a_job_that_the_cluster_does_not_know_of_has_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(succession, "TELL_S", 0.0)
     bench = Bench(tmp_path)
     job = await bench.running()
     await bench.close()

@@ -20,6 +20,7 @@ from p2pnn.node import parcels
 from p2pnn.node import part as module
 from p2pnn.node.asking import Asking
 from p2pnn.node.place import Place
+from p2pnn.node.snapshots import Snapshots
 from p2pnn.node.storage import Storage
 from p2pnn.node.traces import Traces
 from p2pnn.train.frames import layout
@@ -77,10 +78,12 @@ class Bench:
         self.storage = Storage(folder / "state")
         traces = Traces(self.post, self.storage, self.exchange, Asking(self.post))
         self.refusal = ""
+        self.snapshots = Snapshots(self.post, self.exchange, lambda: {A: "a", B: "b"}, lambda job: None)
         self.place = Place(
             self.post,
             self.exchange,
             traces,
+            self.snapshots,
             lambda node, term: self.refusal,
             lambda job: f"what it knows of {job}".encode(),
         )
