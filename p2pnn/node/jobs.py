@@ -62,6 +62,9 @@ class ClusterState(Protocol):
     @property
     def term(self) -> int: ...
 
+    @property
+    def alarm(self) -> str: ...
+
     def voters(self) -> tuple[NodeId, ...]: ...
 
     def propose_work(self, make: Callable[[int], bytes]) -> Version: ...
@@ -99,6 +102,7 @@ class Jobs:
             Keeping(post, cluster.voters),
             members,
             lambda: cluster.term,
+            lambda: cluster.alarm,
         )
         self._succession = Succession(post, blobs, self._records, self._supervision, members, self._restart)
         self._leading = 0
