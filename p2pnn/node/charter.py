@@ -162,6 +162,12 @@ class ClusterCharter:
         acted = core.snapshot().charter
         return acted is not None and acted.term == core.term
 
+    @property
+    def alarm(self) -> str:
+        """As the coordinator: why nothing may be given to other nodes now, as a clause; empty where it may."""
+        lost = self._presence.alarm
+        return f"{lost.count} of {lost.members} members were lost at once, so the fault may be ours" if lost else ""
+
     def voters(self) -> tuple[NodeId, ...]:
         """Of the newest charter that holds; none before any."""
         charter = self._core.snapshot().charter if self._core is not None else None
