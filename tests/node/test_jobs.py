@@ -266,7 +266,7 @@ async def test_a_job_that_the_cluster_does_not_know_of_has_failed(
     job = await bench.running()
     await bench.close()
     again = Bench(tmp_path)  # another cluster, founded anew
-    assert again.state(job) == "failed"
+    await until(lambda: again.state(job) == "failed")
     assert (
         again.jobs.get(job).reason == f"the cluster does not know of this start; go on with `p2pnn jobs resume {job}`"
     )

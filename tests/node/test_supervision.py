@@ -14,7 +14,7 @@ from p2pnn.job.plan import Plan
 from p2pnn.node import parcels
 from p2pnn.node import supervision as module
 from p2pnn.wire import messages as wire
-from tests.node.nodes import A, B, C, plan_of, until
+from tests.node.nodes import A, B, C, until
 from tests.node.test_jobs import Bench
 
 pytestmark = pytest.mark.asyncio
