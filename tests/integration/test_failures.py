@@ -1,11 +1,8 @@
-"""Killing things in the middle of a run, and what is left of it."""
+"""What happens to a run that is broken off, paused or refused; what goes on by itself is in test_recovery."""
 
 from __future__ import annotations
 
 import os
-import shutil
-import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -53,69 +50,8 @@ def unbroken_bits(three: Mesh) -> str:
     return str(three.await_state("c", job, "done")["result"]["bits"])
 
 
-def await_voters(m: Mesh, names: str) -> None:
-    """Wait until all of them know of one coordinator, and that three vote: what one may die of without loss."""
-
-    def agree() -> bool:
-        seen = [m[name].get("cluster") for name in names]
-        same = {(one["coordinator"], one["version"]) for one in seen}
-        return len(same) == 1 and sum(member["voter"] for member in seen[0]["members"]) == 3
-
-    wait_until(agree, "three voters agree")
-
-
 def await_checkpoint(m: Mesh, node: str, job: str, count: int = 1) -> None:
     wait_until(lambda: len(m.job(node, job)["checkpoints"]) >= count, "there is a checkpoint")
-
-
-def test_a_killed_node_fails_the_job_by_name_and_it_resumes_elsewhere_with_the_same_bits(
-    tmp_path: Path, unbroken_bits: str
-) -> None:
-    with mesh(tmp_path, 3) as m:
-        job = m.submit("a", *long_job(node_count=3))
-        await_checkpoint(m, "a", job)
-        m.nodes["b"].kill()
-        shutil.rmtree(tmp_path / "b")
-        begin = time.monotonic()
-        failed = m.await_state("c", job, "failed", timeout_s=10)
-        assert time.monotonic() - begin < 10
-        assert "node b" in failed["reason"]
-        wait_until(lambda: m.alive("c") == {"a", "c"}, "the others have noticed")
-        m["c"].post(f"jobs/{job}/resume")
-        done = m.await_state("c", job, "done")
-        assert done["result"]["bits"] == unbroken_bits
-        assert {share["name"] for share in done["plan"]["nodes"]} == {"a", "c"}
-        told = [event.get("text") for event in m["c"].stream(f"jobs/{job}/events?after=0")]
-        assert "the job asks for 3 nodes; it goes on over the 2 that are here" in told
-
-
-def test_a_killed_coordinator_that_holds_a_part_costs_only_what_came_after_the_checkpoint(
-    tmp_path: Path, unbroken_bits: str
-) -> None:
-    with mesh(tmp_path, 3) as m:
-        await_voters(m, "abc")
-        job = m.submit("a", *long_job(node_count=3))
-        await_checkpoint(m, "a", job)
-        m.nodes["a"].kill()
-        shutil.rmtree(tmp_path / "a")
-        done = m.await_state("c", job, "done")  # begun anew by the next coordinator, without a word of anybody
-        assert done["result"]["bits"] == unbroken_bits
-        assert {share["name"] for share in done["plan"]["nodes"]} == {"b", "c"}
-        told = [event.get("text") or "" for event in m["c"].stream(f"jobs/{job}/events?after=0")]
-        assert any("begins anew from step" in text and "under another coordinator" in text for text in told), told
-
-
-def test_a_killed_executor_fails_its_job_and_leaves_the_daemon_well(three: Mesh) -> None:
-    m = three
-    job = m.submit("a", *long_job(nodes=("a", "b")))
-    await_checkpoint(m, "a", job)
-    pid = m["b"].get("node")["executor_pid"]
-    os.kill(pid, signal.SIGKILL)
-    failed = m.await_state("a", job, "failed", timeout_s=10)
-    assert "node b: its compute process was killed by signal 9" in failed["reason"]
-    again = m.submit("a", *make_job(small(), blobs_of(), nodes=("a", "b")))
-    m.await_state("a", again, "done")
-    assert m.nodes["b"].process.poll() is None
 
 
 def test_an_executor_never_outlives_its_daemon(tmp_path: Path) -> None:

@@ -105,6 +105,7 @@ class FakeCluster:
         self.term = 1
         self.voting: tuple[NodeId, ...] = (node,)
         self.refuses = 0
+        self.alarm = ""
         self.work_bytes_max = 1 << 18
         self.delays = False
         self.proposed: list[Charter] = []
