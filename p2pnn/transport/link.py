@@ -19,7 +19,7 @@ import logging
 import socket
 from functools import partial
 from time import monotonic
-from typing import Protocol
+from typing import Final, Protocol
 
 from p2pnn.errors import RemoteProtocolError
 from p2pnn.transport.limits import Limits
@@ -32,6 +32,9 @@ from p2pnn.wire.events import BodyReceived, Closed, Event, HelloReceived, Opened
 from p2pnn.wire.messages import CloseReason, Hello, LinkKind, Message
 
 log = logging.getLogger("p2pnn.transport")
+
+LATE_S: Final = 0.1
+"""A timer that rings so late has waited for this process, not for the peer."""
 
 
 class Owner(Protocol):
@@ -366,6 +369,8 @@ class Link:
 
     def _ring(self) -> None:
         self._timer = None
+        if self._transport is not None and monotonic() - self._timer_due >= LATE_S:
+            self.readable()  # this process stood still, so what came meanwhile lies unread
         now = monotonic()  # the loop's own clock moves in milliseconds under uvloop, too coarse for round trips
         due = self.connection.get_timer()
         if due is not None and due <= now:
