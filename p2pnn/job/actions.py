@@ -11,6 +11,11 @@ from p2pnn.types import BlobId, NodeId
 
 
 @dataclass(frozen=True, slots=True)
+class Decide:
+    """Have this start of the job decided, with the record as it is now; answered by `decided`."""
+
+
+@dataclass(frozen=True, slots=True)
 class ReserveNode:
     """Ask for the node's one place."""
 
@@ -27,9 +32,12 @@ class PrepareNode:
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """Send a command to all nodes of the plan."""
+    """Send commands to all nodes of the plan, in one message. oldest: number of the oldest command that not all have answered,
+    these included. state: where the script stands with them (`job.run_state`); empty where nobody could go on from it."""
 
-    command: Command
+    commands: tuple[Command, ...]
+    oldest: int
+    state: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +58,26 @@ class KeepBlobs:
 
 
 @dataclass(frozen=True, slots=True)
+class AskCuts:
+    """Ask a member which cuts of this start of the job it holds in memory; answered by `cuts`."""
+
+    node: NodeId
+    generation: int
+    request: int
+
+
+@dataclass(frozen=True, slots=True)
+class MakePart:
+    """Have a member write a part of a cut that it holds as a checkpoint's; answered by `made`."""
+
+    node: NodeId
+    generation: int
+    request: int
+    index: int
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
 class Remember:
     """Store the record durably here and send it to every member."""
 
@@ -66,7 +94,19 @@ class Publish:
 
 @dataclass(frozen=True, slots=True)
 class Replan:
-    """A planned node went away before anything started: plan again over who is left."""
+    """A planned node went away: plan again over who is left. Answered by `planned` or `unplanned`."""
 
 
-Action = ReserveNode | PrepareNode | Order | ReleaseNode | KeepBlobs | Remember | Publish | Replan
+Action = (
+    Decide
+    | ReserveNode
+    | PrepareNode
+    | Order
+    | ReleaseNode
+    | KeepBlobs
+    | AskCuts
+    | MakePart
+    | Remember
+    | Publish
+    | Replan
+)

@@ -14,10 +14,11 @@ from p2pnn.types import NodeId
 
 
 class Ledger:
-    """record: as it is now. members: name by id of the living, kept up to date by the owner. Take `next_action` until None."""
+    """record: as it is now; remembered: as the members were last told. members: name by id of the living, kept up to date by the
+    owner. Take `next_action` until None."""
 
     def __init__(self, record: JobRecord, members: dict[NodeId, str]) -> None:
-        self.record = record
+        self.record = self.remembered = record
         self.members = members
         self._actions: deque[Action] = deque()
 
@@ -38,6 +39,7 @@ class Ledger:
     def remember(self) -> None:
         """Have the record stored and sent, under a higher revision."""
         self.change(revision=self.record.revision + 1)
+        self.remembered = self.record
         self.do(Remember(self.record))
 
     def publish(self, kind: str, **fields: Any) -> None:

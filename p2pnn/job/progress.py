@@ -7,7 +7,9 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Any, Final
 
+from p2pnn.job.part_log import Totals
 from p2pnn.job.script import Progress
+from p2pnn.job.snapshots import Interval
 from p2pnn.job.spec import JobSpec
 
 WINDOW_S: Final = 3.0
@@ -34,10 +36,12 @@ class ProgressMeter:
         self._step = step
         self._steps: dict[str, int] = {}
         self._busy: dict[str, tuple[float, float]] = {}
+        self.interval = Interval(spec.snapshot_steps)
+        self.counted: dict[str, Totals] = {}
         self._recent: deque[tuple[float, int]] = deque([(now, step)])
         self._shown_at = -math.inf
-        self._since_event = _Sums()
-        self._since_epoch = _Sums()
+        self._since_event = Totals()
+        self._since_epoch = Totals()
         self._epoch_start = (now, step)
 
     def start(self, now: float, nodes: Iterable[str]) -> None:
@@ -49,8 +53,9 @@ class ProgressMeter:
     def add(self, node: str, progress: Progress, now: float) -> dict[str, Any] | None:
         """Count one message; returns the fields of a progress event when it is time for one."""
         self._steps[node] = progress.step
+        self.interval.add(node, progress)
         self._busy[node] = (progress.compute_s, progress.wall_s)
-        for sums in (self._since_event, self._since_epoch):
+        for sums in (self._since_event, self._since_epoch, self.counted.setdefault(node, Totals())):
             sums.add(progress)
         step = min(self._steps.values())  # the slowest node is what counts
         if step > self._step:
@@ -65,14 +70,25 @@ class ProgressMeter:
         event = {
             "step": self._step,
             "steps": self._spec.steps,
-            "loss": self._since_event.loss,
-            "metrics": self._since_event.metrics(self._spec),
+            "loss": _loss(self._since_event),
+            "metrics": _metrics(self._since_event, self._spec),
             "samples_per_s": rate * self._spec.batch_size,
             "busy": {name: min(1.0, c / w) if w > 0 else 0.0 for name, (c, w) in sorted(self._busy.items())},
             "left_s": (self._spec.steps - self._step) / rate if rate > 0 else None,
         }
-        self._since_event = _Sums()
+        self._since_event = Totals()
         return event
+
+    def tell(self, nodes: Iterable[str]) -> tuple[tuple[Totals, ...], Totals]:
+        """What a coordinator that goes on needs: what was counted so far by node, and the sums of this epoch."""
+        return tuple(self.counted.get(node, Totals()) for node in nodes), self._since_epoch
+
+    def take_over(self, counted: dict[str, Totals], epoch: Totals, step: int, now: float) -> None:
+        """Go on from what `tell` gave, in a process that has not seen the steps before. The epoch's rate counts from here."""
+        self._step = step
+        self.start(now, counted)
+        self.counted = counted
+        self._since_epoch = epoch
 
     def steps_per_s(self, now: float) -> float:
         (then, first), (_, last) = self._recent[0], self._recent[-1]
@@ -83,30 +99,17 @@ class ProgressMeter:
         then, first = self._epoch_start
         entry: dict[str, float] = {"epoch": epoch, "step": step}
         if self._since_epoch.rows:
-            entry["loss"] = self._since_epoch.loss
-        entry |= self._since_epoch.metrics(self._spec)
+            entry["loss"] = _loss(self._since_epoch)
+        entry |= _metrics(self._since_epoch, self._spec)
         entry["samples_per_s"] = (step - first) * self._spec.batch_size / max(1e-9, now - then)
-        self._since_epoch = _Sums()
+        self._since_epoch = Totals()
         self._epoch_start = (now, step)
         return entry
 
 
-class _Sums:
-    def __init__(self) -> None:
-        self.loss_sum = 0.0
-        self.rows = 0
-        self._metrics: dict[str, tuple[float, float]] = {}
+def _loss(sums: Totals) -> float:
+    return sums.loss_sum / sums.rows if sums.rows else math.nan
 
-    def add(self, progress: Progress) -> None:
-        self.loss_sum += progress.losses[0]
-        self.rows += progress.losses[1]
-        for name, (total, count) in progress.metrics.items():
-            before = self._metrics.get(name, (0.0, 0.0))
-            self._metrics[name] = (before[0] + total, before[1] + count)
 
-    @property
-    def loss(self) -> float:
-        return self.loss_sum / self.rows if self.rows else math.nan
-
-    def metrics(self, spec: JobSpec) -> dict[str, float]:
-        return {m.name: finished(m.kind, *self._metrics[m.name]) for m in spec.graph.metrics if m.name in self._metrics}
+def _metrics(sums: Totals, spec: JobSpec) -> dict[str, float]:
+    return {m.name: finished(m.kind, *sums.metrics[m.name]) for m in spec.graph.metrics if m.name in sums.metrics}

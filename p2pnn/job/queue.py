@@ -6,18 +6,19 @@ hold one each and wait for the other.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
 from p2pnn.types import JobId, NodeId
 
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """Who asked for the place: a start of a job, and the node that coordinates it."""
+    """Who asked for the place: a start of a job. coordinator: who is told; it may change, and the ticket stays the same."""
 
     job: JobId
     generation: int
-    coordinator: NodeId
+    coordinator: NodeId = field(compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,35 +48,43 @@ class PlaceQueue:
         self.waiting: list[Ticket] = []
 
     def reserve(self, ticket: Ticket) -> list[Grant | Wait]:
-        """Ask for the place. A newer start of the same job replaces an older one that still waits. One of the same generation
-        by another coordinator does not: which of them goes on is theirs to find out."""
+        """Ask for the place. A newer start of the same job replaces an older one that waits or, since its release was lost with a
+        link, holds it."""
         if ticket == self.holder:
+            self.holder = ticket
             return [Grant(ticket)]
-        self.waiting = [t for t in self.waiting if not self._replaced(t, ticket)]
+        self.waiting = [t for t in self.waiting if not (t.job == ticket.job and t.generation <= ticket.generation)]
+        if self.holder and self.holder.job == ticket.job and self.holder.generation < ticket.generation:
+            self.holder = None
         if len(self.waiting) >= self.LENGTH_MAX:
             return []
         self.waiting.append(ticket)
         return self._advance()
 
-    @staticmethod
-    def _replaced(old: Ticket, new: Ticket) -> bool:
-        return old.job == new.job and (old.generation < new.generation or old == new)
-
     def release(self, ticket: Ticket) -> list[Grant | Wait]:
-        """Give the place back, or stop waiting for it: this start of the job and earlier ones, of this coordinator."""
+        """Give the place back, or stop waiting for it: this start of the job and earlier ones."""
+        return self._drop(lambda t: t.job == ticket.job and t.generation <= ticket.generation)
 
-        def ended(t: Ticket) -> bool:
-            return (t.job, t.coordinator) == (ticket.job, ticket.coordinator) and t.generation <= ticket.generation
+    def fence(self, generations: Mapping[JobId, int], decided: int) -> list[Grant | Wait]:
+        """Forget every start that the cluster has ended or replaced.
 
+        generations: of the starts that there are, by job. decided: the generation of a start that would be decided now; a
+        higher one has been decided since.
+        """
+        before = (self.holder, self.waiting)
+        changes = self._drop(lambda t: t.generation <= decided and generations.get(t.job) != t.generation)
+        return changes if before != (self.holder, self.waiting) else []
+
+    def adopt(self, job: JobId, generation: int, coordinator: NodeId) -> bool:
+        """Another node coordinates this start from now on; False where it does not hold the place."""
+        if self.holder is None or (self.holder.job, self.holder.generation) != (job, generation):
+            return False
+        self.holder = replace(self.holder, coordinator=coordinator)
+        return True
+
+    def _drop(self, ended: Callable[[Ticket], bool]) -> list[Grant | Wait]:
         self.waiting = [t for t in self.waiting if not ended(t)]
         if self.holder and ended(self.holder):
-            self.holder = None
-        return self._advance()
-
-    def drop_coordinator(self, node: NodeId) -> list[Grant | Wait]:
-        """A coordinator is gone: forget what it asked for."""
-        self.waiting = [t for t in self.waiting if t.coordinator != node]
-        if self.holder and self.holder.coordinator == node:
             self.holder = None
         return self._advance()
 

@@ -41,6 +41,7 @@ class JobRecord(msgspec.Struct, frozen=True):
 
     best: the complete checkpoint of the best epoch, where there is a validation split. datasets: what its data is called
     and the blobs of it, so that they can be listed and kept. bits: the fingerprint of the result.
+    starts: how many it has had.
     """
 
     job: JobId
@@ -69,6 +70,7 @@ class JobRecord(msgspec.Struct, frozen=True):
     stopped_early: bool = False
     takes_best: bool = False
     format: int = FORMAT
+    starts: int = 0
 
     @property
     def newest(self) -> Manifest | None:
@@ -85,13 +87,8 @@ class JobRecord(msgspec.Struct, frozen=True):
         return (self.generation, self.revision)
 
     def replaces(self, other: JobRecord) -> bool:
-        """Whether this one counts more: the higher generation, of two starts of one generation (somebody has resumed the job
-        at two peers at once) that of the smaller coordinator id, of one start the higher revision."""
-        if self.generation != other.generation:
-            return self.generation > other.generation
-        if self.coordinator != other.coordinator:
-            return self.coordinator < other.coordinator
-        return self.revision > other.revision
+        """Whether this one counts more: the later start's, and of one start the higher revision."""
+        return self.version > other.version
 
     def part_blobs(self) -> set[BlobId]:
         """The checkpoint parts that this record needs; predictions too."""
@@ -105,7 +102,10 @@ class JobRecord(msgspec.Struct, frozen=True):
 def queued(
     job: JobId, blob: BlobId, spec: JobSpec, coordinator: NodeId, coordinator_name: str, now_s: float
 ) -> JobRecord:
-    """The record of a job that was just submitted. blob: where its spec lies; now_s: seconds since 1970."""
+    """The record of a job that was just submitted, and whose start is not decided yet.
+
+    blob: where its spec lies; now_s: seconds since 1970.
+    """
     trains = spec.kind == "train"
     return JobRecord(
         job=job,
@@ -115,7 +115,8 @@ def queued(
         state="queued",
         coordinator=coordinator,
         coordinator_name=coordinator_name,
-        generation=1,
+        generation=0,
+        starts=1,
         created_s=now_s,
         updated_s=now_s,
         steps=spec.steps if trains else 0,
@@ -125,7 +126,8 @@ def queued(
 
 
 def resumed(record: JobRecord, coordinator: NodeId, coordinator_name: str) -> JobRecord:
-    """The record of the next start of a job, from its newest checkpoint. Raises UsageError for a state that cannot resume."""
+    """The record of the next start of a job, not decided yet, from its newest checkpoint. Raises UsageError for a state that
+    cannot resume."""
     newest = record.newest
     return msgspec.structs.replace(
         record,
@@ -133,13 +135,26 @@ def resumed(record: JobRecord, coordinator: NodeId, coordinator_name: str) -> Jo
         reason="",
         coordinator=coordinator,
         coordinator_name=coordinator_name,
-        generation=record.generation + 1,
-        revision=0,
+        starts=record.starts + 1,
         results=(),
         stopped_early=False,
         step=newest.step if newest else 0,
         epoch=newest.epoch if newest else 0,
         history=record.history[: newest.epoch] if newest else (),
+    )
+
+
+def begun_anew(record: JobRecord, coordinator: NodeId, coordinator_name: str) -> JobRecord:
+    """The record of the next start of a job that has not ended, not decided yet, from its newest checkpoint."""
+    left = msgspec.structs.replace(record, state="failed")
+    return resumed(left, coordinator, coordinator_name)
+
+
+def taken_over(record: JobRecord, coordinator: NodeId, coordinator_name: str, term: int) -> JobRecord:
+    """The record of a start as its next coordinator has it: what the last one may still have told counts less."""
+    revision = max(record.revision + 1, term << 32)
+    return msgspec.structs.replace(
+        record, coordinator=coordinator, coordinator_name=coordinator_name, revision=revision
     )
 
 
@@ -178,19 +193,10 @@ def attainable(spec: JobSpec, members: Mapping[NodeId, str], *, anew: bool) -> t
     return msgspec.structs.replace(spec, cut=cut, nodes=nodes, pins=pins, node_count=count), remarks
 
 
-def cancelled(record: JobRecord, coordinator: NodeId, coordinator_name: str) -> JobRecord:
-    """The record of a job that is cancelled while nobody leads it, by its coordinator or, when that is gone, by another node,
-    whose word counts from now on. Raises UsageError for a state that cannot be cancelled."""
-    mine = record.coordinator == coordinator
-    return msgspec.structs.replace(
-        record,
-        state=life.after(record.state, "cancel"),
-        reason="cancelled",
-        coordinator=coordinator,
-        coordinator_name=coordinator_name,
-        generation=record.generation if mine else record.generation + 1,
-        revision=record.revision + 1 if mine else 0,
-    )
+def ended(record: JobRecord, event: str, reason: str) -> JobRecord:
+    """The record of a job that ends while nothing of it runs. Raises UsageError where its state has no such end."""
+    state = life.after(record.state, event)
+    return msgspec.structs.replace(record, state=state, reason=reason, revision=record.revision + 1)
 
 
 _decoder = msgspec.msgpack.Decoder(JobRecord)

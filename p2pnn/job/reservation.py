@@ -38,6 +38,11 @@ class Reservation:
             self._asked = None
         return [*map(ReleaseNode, dropped), *self._ask()]
 
+    def assume(self, nodes: Iterable[NodeId]) -> None:
+        """All of these are ours already: another coordinator took them for this start."""
+        self._nodes = sorted(nodes)
+        self._granted = set(self._nodes)
+
     def granted(self, node: NodeId) -> list[ReserveNode | ReleaseNode]:
         """A place is ours now; one that is not wanted any more is given back."""
         if node in self._granted:

@@ -1,6 +1,6 @@
 """The script of a run: which command comes next, and what the answers mean. See `job.script` for the commands.
 
-    per epoch: Train … Train (pieces of half a second, two ahead), Evaluate(validation), Checkpoint
+    per epoch: Train … Train (pieces of half a second, a few ahead), Evaluate(validation), Checkpoint
     at the end: Restore (only where the best epoch was not the last), Evaluate(test), Finish
     to go on with a text: Sample … Sample (each with the token that the answer before it gave), Finish
 
@@ -11,21 +11,23 @@ A checkpoint counts when each node's part is verified there and on a buddy (see 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Final
 
 import msgspec
 
 from p2pnn.errors import JobFailedError
-from p2pnn.job import answers
+from p2pnn.job import answers, run_state
 from p2pnn.job.actions import Order
 from p2pnn.job.checkpoint import Manifest, fingerprint
+from p2pnn.job.checkpointing import Checkpointing
 from p2pnn.job.ledger import Ledger
 from p2pnn.job.monitor import Monitor
+from p2pnn.job.orders import Issued, Orders
+from p2pnn.job.part_log import Totals
 from p2pnn.job.progress import ProgressMeter
-from p2pnn.job.records import KEPT_CHECKPOINTS, SplitResult
+from p2pnn.job.records import SplitResult
+from p2pnn.job.run_state import RunState
 from p2pnn.job.sampling import Sampler
-from p2pnn.job.saving import Complete, DataAlone, Saver
 from p2pnn.job.script import (
     Checkpoint,
     Command,
@@ -41,19 +43,16 @@ from p2pnn.job.script import (
 )
 from p2pnn.job.spec import JobSpec
 from p2pnn.job.watch import Watch
-from p2pnn.types import BlobId, NodeId
+from p2pnn.types import NodeId
 
 PIECE_S: Final = 0.5
-"""Aim for the length of one Train command: a pause waits for at most two of them."""
+"""Aim for the length of one Train command."""
+
+AHEAD: Final = 3
+"""Train commands that are granted. A pause waits for as many; and while a coordinator is replaced, nodes have the work of the
+last two, which is longer than an election takes where the old one was seen to die."""
 
 FIRST_PIECE_STEPS: Final = 4
-
-
-@dataclass(slots=True)
-class _Outstanding:
-    command: Command
-    since: float
-    answers: dict[NodeId, Done] = field(default_factory=dict)
 
 
 class Run:
@@ -69,21 +68,18 @@ class Run:
         self._end = end
         self._watch = watch
         self._nodes: list[NodeId] = []
-        self._cut = ""
-        self._outstanding: dict[int, _Outstanding] = {}
-        self._sequence = 0
-        self._saver = Saver(ledger.members, record.spec, record.generation)
+        self.cut = ""
+        self._orders = Orders(watch)
+        self.checkpoints = Checkpointing(ledger, self._checkpoint_complete, self._checkpoint_failed)
         self._at(now)
-        self._checkpointing: dict[int, tuple[Manifest, bool]] = {}
         self._step_granted = self._step_done = resumed.step if resumed else 0
         self._epoch = resumed.epoch if resumed else 0
         self._history = record.history[: resumed.epoch] if resumed else ()
         self._monitor = Monitor(spec, resumed)
-        self._sampler = Sampler(spec) if spec.sampling is not None else None
+        self.sampler = Sampler(spec) if spec.sampling is not None else None
         self._stage = spec.kind
         self._steps_per_s = 0.0
         self._evaluating = False
-        self._last_error = ""
         self._meter = ProgressMeter(spec, self._step_done, now)
 
     @property
@@ -93,8 +89,9 @@ class Run:
 
     def assign(self, nodes: list[NodeId], cut: str = "") -> None:
         """The nodes of the plan, in its order, and its `job.plan.cut`."""
-        self._nodes = self._saver.nodes = nodes
-        self._cut = cut
+        self._nodes = self._orders.nodes = nodes
+        self.checkpoints.assign(nodes)
+        self.cut = cut
 
     def start(self, now: float) -> None:
         """All nodes are prepared."""
@@ -104,7 +101,30 @@ class Run:
         if self._spec.kind == "train" and self._over():  # resumed from the last checkpoint of all
             self._stage = "close"
             self._ledger.move("complete", "", self._step_done)
-        self._advance()
+        self._go_on()
+
+    def take_over(self, state: RunState, commands: dict[int, Command], totals: list[Totals], now: float) -> None:
+        """Go on where another coordinator stood; `report` the answers that nodes gave since. The record's state is set already.
+
+        commands: those without all answers, by number, sent again here. totals: what each node of the plan has reported.
+        """
+        self._at(now)
+        self._orders.last = state.sequence
+        self._step_granted, self._step_done, self._epoch = state.step_granted, state.step_done, state.epoch
+        self._history = self._ledger.record.history
+        self._stage, self._evaluating, self._steps_per_s = state.stage, state.evaluating, state.steps_per_s
+        self._monitor.best_value, self._monitor.best_epoch = state.best_value, state.best_epoch
+        for number, manifest, best in state.checkpointing:
+            self.checkpoints.begin(number, manifest, best=best)
+        names = [self._ledger.name(node) for node in self._nodes]
+        self._meter.take_over(dict(zip(names, state.counted, strict=True)), state.epoch_sums, state.step_done, now)
+        for name, total, counted in zip(names, totals, state.counted, strict=True):
+            self._meter.add(name, Progress(state.step_done, *total.beyond(counted), 0.0, 0.0), now)
+        for number in sorted(state.outstanding):
+            self._order(commands[number])
+        for manifest, best in state.saving:
+            self.checkpoints.copy(manifest, best=best)
+        self._go_on()
 
     def report(self, node: NodeId, report: Report, now: float) -> None:
         """A node's Progress or Done. Raises msgspec.MsgspecError for a result that cannot be read."""
@@ -116,65 +136,58 @@ class Run:
                 epoch = min(self._epoch + 1, self._spec.epochs)
                 self._ledger.publish("progress", **event, epoch=epoch, epochs=self._spec.epochs)
             return
-        outstanding = self._outstanding.get(report.sequence)
-        if outstanding is None:
-            return
-        outstanding.answers[node] = report
-        if len(outstanding.answers) == len(self._nodes):
-            del self._outstanding[report.sequence]
-            self._answered(outstanding)
-            self._advance()
+        if (issued := self._orders.answer(node, report)) is not None:
+            self._answered(issued)
+            self._go_on()
 
     def pause(self, now: float) -> None:
         """Stop where the granted steps end, with a checkpoint there."""
         self._at(now)
         self._ledger.move("pause", "pausing at the end of the granted steps", self._step_done)
-        self._advance()
+        self._go_on()
 
     def kept(self, node: NodeId, request: int, error: str, now: float) -> None:
         """`node` keeps the blobs of a KeepBlobs, or could not."""
         self._at(now)
-        self._saver.kept(node, request, error)
-        self._settle()
-        self._advance()
+        self.checkpoints.kept(node, request, error)
+        self._go_on()
 
     def member_failed(self, node: NodeId, now: float) -> None:
         """A member that is no node of the plan is gone: what it was to keep is asked of another."""
         self._at(now)
-        self._saver.member_failed(node)
-        self._settle()
-        self._advance()
-
-    def keep_data(self, source: NodeId, blobs: tuple[BlobId, ...]) -> None:
-        """Have data that only `source` holds copied to another node; no checkpoint is complete before that is done."""
-        self._saver.keep_data(source, blobs)
-        self._settle()
+        self.checkpoints.member_failed(node)
+        self._go_on()
 
     def get_timer(self) -> float | None:
         """When handle_timer is to be called, for copies that nobody answers for."""
-        return self._saver.get_timer()
+        return self.checkpoints.get_timer()
 
     def handle_timer(self, now: float) -> None:
         self._at(now)
-        self._saver.handle_timer()
-        self._settle()
-        self._advance()
+        self.checkpoints.handle_timer()
+        self._go_on()
 
     # --- the script
+
+    def _go_on(self) -> None:
+        self._advance()
+        self._send()
 
     def _advance(self) -> None:
         """Issue every command whose time has come."""
         if self._ledger.record.state not in ("running", "pausing", "finishing"):
             return
         if self._stage in ("evaluate", "predict"):
-            self._order(Evaluate(self._next(), "test") if self._stage == "evaluate" else Predict(self._next()))
+            self._order(
+                Evaluate(self._orders.next(), "test") if self._stage == "evaluate" else Predict(self._orders.next())
+            )
             self._stage = "answer"
         elif self._stage == "train":
             self._advance_training()
         elif self._stage == "sample":
-            if self._sampler is not None and not self._outstanding:
-                self._order(Sample(self._next(), self._sampler.window()))
-        elif self._outstanding or self._saver.busy:
+            if self.sampler is not None and not self._orders.open:
+                self._order(Sample(self._orders.next(), self.sampler.window()))
+        elif self._orders.open or self.checkpoints.is_copying:
             return
         elif self._stage == "close":
             self._end_script()
@@ -184,22 +197,23 @@ class Run:
             self._finish()
 
     def _advance_training(self) -> None:
-        training = any(isinstance(o.command, Train) for o in self._outstanding.values())
+        training = self._orders.training
         if self._ledger.record.state == "pausing":
-            if not training and not self._evaluating and not self._checkpointing and not self._saver.busy:
+            saving = self.checkpoints.writing or self.checkpoints.is_copying
+            if not training and not self._evaluating and not saving:
                 if self._step_done < self._epoch_end():
                     self._checkpoint(best=False)
                 else:
                     self._end_epoch_training()
             return
-        while self._step_granted < self._epoch_end() and self._ahead() < 2:
+        while self._step_granted < self._epoch_end() and self._orders.training < AHEAD:
             until = min(self._step_granted + self._piece(), self._epoch_end())
             every = self._spec.checkpoint_steps
             if every:
                 until = min(until, (self._step_granted // every + 1) * every)
             self._step_granted = until
-            self._order(Train(self._next(), until))
-            if every and until % every == 0 and until < self._epoch_end() and not self._saver.busy:
+            self._order(Train(self._orders.next(), until, self._meter.interval.steps * (len(self._ledger.members) > 1)))
+            if every and until % every == 0 and until < self._epoch_end() and not self.checkpoints.is_copying:
                 self._checkpoint(best=False)  # none while one is being copied: slow links must not pile them up
         if not training and self._step_done >= self._epoch_end() and not self._evaluating:
             self._end_epoch_training()
@@ -207,15 +221,15 @@ class Run:
     def _end_epoch_training(self) -> None:
         if self._spec.validation is not None:
             self._evaluating = True
-            self._order(Evaluate(self._next(), "validation"))
+            self._order(Evaluate(self._orders.next(), "validation"))
         else:
             self._epoch_done(None)
 
-    def _answered(self, outstanding: _Outstanding) -> None:
+    def _answered(self, issued: Issued) -> None:
         """All nodes have answered a command."""
-        command, found = outstanding.command, outstanding.answers
+        command, found = issued.command, issued.answers
         if isinstance(command, Train):
-            elapsed = max(1e-6, self._now - outstanding.since)
+            elapsed = max(1e-6, self._now - issued.since)
             self._steps_per_s = max(self._steps_per_s * 0.5, (command.until_step - self._step_done) / elapsed)
             self._step_done = max(self._step_done, command.until_step)  # a large answer may be overtaken
         elif isinstance(command, Evaluate):
@@ -236,17 +250,17 @@ class Run:
         elif isinstance(command, Sample):
             self._drawn(answers.scores(self._nodes, found))
         elif isinstance(command, Checkpoint):
-            self._parts_written(command.sequence, found)
+            self.checkpoints.written(command.sequence, found)
 
     def _drawn(self, scores: bytes) -> None:
         """The text has one more token."""
-        assert self._sampler is not None
+        assert self.sampler is not None
         try:
-            self._ledger.publish("tokens", tokens=[self._sampler.take(scores)])
+            self._ledger.publish("tokens", tokens=[self.sampler.take(scores)])
         except JobFailedError as error:
             self._end("fail", str(error))
             return
-        if self._sampler.done:
+        if self.sampler.done:
             self._stage = "end"
             self._ledger.move("complete", "", self._step_done)
 
@@ -276,9 +290,9 @@ class Run:
     def _end_script(self) -> None:
         best = self._ledger.record.best
         if self._spec.patience and self._monitor.best_epoch != self._epoch and best is not None:
-            self._order(Restore(self._next(), tuple(part.blob for part in best.parts)))
+            self._order(Restore(self._orders.next(), tuple(part.blob for part in best.parts)))
         if self._spec.test is not None:
-            self._order(Evaluate(self._next(), "test"))
+            self._order(Evaluate(self._orders.next(), "test"))
 
     def _finish(self) -> None:
         """The script is through: say what came out, give the nodes back."""
@@ -286,7 +300,8 @@ class Run:
             result = self._ledger.record.outcome
             if result is None or (result is not self._ledger.record.best and result.step != self._step_done):
                 self._end(
-                    "fail", f"the last checkpoint could not be written, so there is no result: {self._last_error}"
+                    "fail",
+                    f"the last checkpoint could not be written, so there is no result: {self.checkpoints.last_error}",
                 )
                 return
             self._ledger.change(bits=fingerprint(result.parts))
@@ -298,7 +313,8 @@ class Run:
                 stopped_early=self._ledger.record.stopped_early,
                 evaluation=msgspec.to_builtins(self._ledger.record.results),
             )
-        self._ledger.do(Order(Finish()))
+        self._order(Finish())
+        self._send()
         self._end("gathered", "")
 
     # --- checkpoints
@@ -313,47 +329,19 @@ class Run:
             best_value=self._monitor.best_value,
             best_epoch=self._monitor.best_epoch,
             finished=self._epoch >= self._spec.epochs,
-            cut=self._cut,
+            cut=self.cut,
         )
-        command = Checkpoint(self._next())
-        self._checkpointing[command.sequence] = (manifest, best)
+        command = Checkpoint(self._orders.next())
+        self.checkpoints.begin(command.sequence, manifest, best=best)
         self._order(command)
 
-    def _parts_written(self, sequence: int, found: dict[NodeId, Done]) -> None:
-        manifest, best = self._checkpointing.pop(sequence)
-        errors = [f"node {self._ledger.name(n)}: {found[n].error}" for n in self._nodes if found[n].error]
-        if errors:
-            self._checkpoint_failed(manifest, "; ".join(errors))
-            return
-        parts = answers.parts(self._nodes, found)
-        self._saver.save(msgspec.structs.replace(manifest, parts=parts), best=best)
-        self._settle()
-
-    def _settle(self) -> None:
-        """Carry out what the saver wants, and take what has come of it."""
-        while self._saver.requests:
-            self._ledger.do(self._saver.requests.popleft())
-        while (outcome := self._saver.next_outcome()) is not None:
-            match outcome:
-                case Complete(manifest, best, warnings):
-                    for text in warnings:
-                        self._ledger.publish("warning", text=f"the checkpoint of step {manifest.step} has {text}")
-                    self._checkpoint_complete(manifest, best)
-                case DataAlone(error):
-                    self._ledger.publish("warning", text=f"the data has {error}")
-
-    def _checkpoint_complete(self, manifest: Manifest, best: bool) -> None:
-        kept = (*self._ledger.record.checkpoints, manifest)[-KEPT_CHECKPOINTS:]
-        self._ledger.change(checkpoints=kept, step=manifest.step, best=manifest if best else self._ledger.record.best)
-        self._ledger.remember()
-        self._ledger.publish("checkpoint", step=manifest.step, epoch=manifest.epoch, complete=True, error="")
+    def _checkpoint_complete(self, manifest: Manifest) -> None:
         if self._ledger.record.state == "pausing" and manifest.step == self._step_done == self._step_granted:
-            self._ledger.do(Order(Finish()))
+            self._order(Finish())
+            self._send()
             self._end("saved", f"paused at step {manifest.step}")
 
-    def _checkpoint_failed(self, manifest: Manifest, error: str) -> None:
-        self._last_error = error
-        self._ledger.publish("checkpoint", step=manifest.step, epoch=manifest.epoch, complete=False, error=error)
+    def _checkpoint_failed(self, error: str) -> None:
         if self._ledger.record.state == "pausing":
             self._ledger.move(
                 "unsaved", f"not paused, because the checkpoint could not be written: {error}", self._step_done
@@ -362,24 +350,49 @@ class Run:
     # --- small questions
 
     def _order(self, command: Command) -> None:
-        if not isinstance(command, Finish):
-            self._outstanding[command.sequence] = _Outstanding(command, self._now)
-            for node in self._nodes:
-                self._watch.expect(node, command.sequence, self._now, training=isinstance(command, Train))
-        self._ledger.do(Order(command))
+        self._orders.issue(command, self._now)
+
+    def _send(self) -> None:
+        """Send what was issued at once, with where the script stands now: nobody must get a part of it without the rest."""
+        commands = self._orders.take()
+        if commands:
+            state = run_state.encode(self._state()) if self._spec.kind == "train" else b""
+            self._ledger.do(Order(commands, self._orders.oldest, state))
+
+    def _state(self) -> RunState:
+        record = self._ledger.record
+        counted, epoch_sums = self._meter.tell(map(self._ledger.name, self._nodes))
+        return RunState(
+            sequence=self._orders.last,
+            step_granted=self._step_granted,
+            step_done=self._step_done,
+            epoch=self._epoch,
+            told=len(self._ledger.remembered.history),
+            history=self._history[len(self._ledger.remembered.history) :],
+            stage=self._stage,
+            state=record.state,
+            reason=record.reason,
+            evaluating=self._evaluating,
+            steps_per_s=self._steps_per_s,
+            best_value=self._monitor.best_value,
+            best_epoch=self._monitor.best_epoch,
+            stopped_early=record.stopped_early,
+            results=record.results,
+            outstanding=self._orders.open,
+            checkpointing=self.checkpoints.writing,
+            saving=self.checkpoints.copying,
+            cut=self.cut,
+            revision=self._ledger.remembered.revision,
+            counted=counted,
+            epoch_sums=epoch_sums,
+        )
 
     def _at(self, now: float) -> None:
-        self._now = self._saver.now = now
-
-    def _next(self) -> int:
-        self._sequence += 1
-        return self._sequence
+        self._now = now
+        self.checkpoints.at(now)
 
     def _epoch_end(self) -> int:
         return (self._epoch + 1) * self._spec.steps_per_epoch
-
-    def _ahead(self) -> int:
-        return sum(isinstance(o.command, Train) for o in self._outstanding.values())
 
     def _piece(self) -> int:
         return max(1, int(self._steps_per_s * PIECE_S)) if self._steps_per_s else FIRST_PIECE_STEPS

@@ -66,15 +66,18 @@ class _Copy:
 
 class Saver:
     """Pure. nodes: the plan's, in its order, set when the plan is known. members: name by id of the living, kept up to date
-    by the owner. now: the time, kept by the owner. Take `requests` and `next_outcome` after each call."""
+    by the owner. start: how many starts the job has had. now: the time, kept by the owner.
 
-    def __init__(self, members: dict[NodeId, str], spec: BlobId, generation: int) -> None:
+    Take `requests` and `next_outcome` after each call.
+    """
+
+    def __init__(self, members: dict[NodeId, str], spec: BlobId, start: int) -> None:
         self.nodes: list[NodeId] = []
         self.now = 0.0
         self.requests: deque[KeepBlobs] = deque()
         self._members = members
         self._spec = spec
-        self._number = generation * REQUESTS_PER_START
+        self._number = start * REQUESTS_PER_START
         self._copies: dict[int, _Copy] = {}
         self._savings: list[_Saving] = []
         self._outcomes: deque[Complete | DataAlone] = deque()
@@ -83,6 +86,11 @@ class Saver:
     def busy(self) -> bool:
         """Whether a checkpoint still waits for its copies."""
         return bool(self._savings)
+
+    @property
+    def waiting(self) -> tuple[tuple[Manifest, bool], ...]:
+        """The checkpoints that wait for their copies, and whether each holds the best epoch; oldest first."""
+        return tuple((saving.manifest, saving.best) for saving in self._savings)
 
     def save(self, manifest: Manifest, *, best: bool) -> None:
         """All parts were written, part i by node i of the plan: have each copied to a buddy."""

@@ -12,11 +12,14 @@ import os
 import secrets
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from p2pnn import __version__
 from p2pnn.cluster import Description
+from p2pnn.cluster.charter import Charter
 from p2pnn.config import NodeConfig
+from p2pnn.job import life
+from p2pnn.job.work import generations
 from p2pnn.node.blobs import BlobExchange
 from p2pnn.node.charter import ClusterCharter
 from p2pnn.node.jobs import Jobs
@@ -24,11 +27,15 @@ from p2pnn.node.links import Post
 from p2pnn.node.members import Members
 from p2pnn.node.place import Place
 from p2pnn.node.planning import Planning
+from p2pnn.node.snapshots import Snapshots
 from p2pnn.node.storage import Storage
 from p2pnn.node.traces import Traces
 from p2pnn.transport import LocalIdentity, PeerIdentity, Transport
 from p2pnn.types import Address, NodeId
 from p2pnn.wire import messages as wire
+
+if TYPE_CHECKING:
+    from p2pnn.node.secured import Secured
 
 log = logging.getLogger("p2pnn.node")
 
@@ -36,25 +43,37 @@ SOFTWARE: Final = f"p2pnn {__version__}"
 
 
 class Daemon:
-    """Call `start`, then `close`. Implements `transport.Events` and `members.Owner`. Create it inside a running loop."""
+    """Call `start`, then `close`. Create it inside a running loop.
+
+    Implements `transport.Events`, `members.Owner` and `charter.Owner`.
+    """
 
     def __init__(self, config: NodeConfig) -> None:
         self.config = config
         self.boot = secrets.token_hex(8)
         self.started_at = asyncio.get_running_loop().time()
-        self.storage = Storage(config.state_dir, config.quota_bytes)
+        self.storage = Storage(config.state_dir, config.quota_bytes, plain=not config.secured)
         self.node = self.storage.node
-        identity = LocalIdentity(self.node, config.name, config.cluster, self.boot, SOFTWARE)
-        self.transport = Transport(identity, self)
+        self.secured = self._secure()
+        held = self.secured
+        security, joins = (held.identity.security(), held.joins) if held else (None, config.join)
+        cluster = held.identity.cluster if held else config.cluster
+        identity = LocalIdentity(self.node, config.name, cluster, self.boot, SOFTWARE)
+        self.transport = Transport(identity, self, security=security)
         self.post = Post(self.node, config.name, self.transport, self.message)
-        self.members = Members(self.post, self.boot, config.join, self.transport, self, self.describe, config.preset)
-        self.charter = ClusterCharter(self.post, self.storage.root, founds=not config.join)
+        self.members = Members(self.post, self.boot, joins, self.transport, self, self.describe, config.preset)
+        founds, founding = (held.founds, held.founding) if held else (not config.join, None)
+        self.charter = ClusterCharter(self.post, self.storage.root, founds, self, founding)
         self.blobs = BlobExchange(self.storage.blobs, self.post, lambda: self.members.names())
         cache = config.profile_cache or Path(config.state_dir) / "profile"
         self.planning = Planning(self.post, lambda: self.members.names(), cache)
-        self.jobs = Jobs(self.post, self.storage, self.blobs, self.planning, lambda: self.members.names())
+        self.jobs = Jobs(self.post, self.storage, self.blobs, self.planning, lambda: self.members.names(), self.charter)
         self.traces = Traces(self.post, self.storage, self.blobs, self.jobs.asking)
-        self.place = Place(self.post, self.blobs, self.traces)
+        self.snapshots = Snapshots(self.post, self.blobs, lambda: self.members.names(), self.jobs.records.get)
+        self.place = Place(self.post, self.blobs, self.traces, self.snapshots, self.charter.refusal, self.jobs.recorded)
+        self.jobs.when_changed(self.snapshots.record_changed)
+        if held:
+            held.identity.attach(self.post, self.transport, self.members, self.charter, self._job_that_keeps)
         self.address = config.listen
         self._profiling: asyncio.Task[object] | None = None
         self._closing = False
@@ -66,11 +85,16 @@ class Daemon:
         try:
             self.charter.start()
             self.address = await self.transport.start(self.config.listen)
+            if self.secured:
+                await self.secured.start()
         except BaseException:
+            if self.secured:
+                await self.secured.close()
             await self.charter.close()
+            await self.transport.close("it could not start")
             self.storage.close()
             raise
-        self.jobs.fail_orphans()
+        self.jobs.start()
         self.members.start()
         self._profiling = asyncio.ensure_future(self.planning.profile())
         self._profiling.add_done_callback(_log_failure)
@@ -80,10 +104,13 @@ class Daemon:
         """End jobs and executors, say goodbye to the peers, let go of the state folder; harmless when that is done."""
         if self._closing:
             return
-        await self.jobs.close(reason)
         self._closing = True
+        await self.jobs.close()
         await self.traces.close()
         await self.place.close()
+        await self.snapshots.close()
+        if self.secured:
+            await self.secured.close()
         self.members.close()
         await self.charter.close()
         if self._profiling is not None:
@@ -101,6 +128,7 @@ class Daemon:
     def peer_lost(self, node: NodeId, reason: str, left: bool) -> None:
         self.blobs.peer_lost(node, reason)
         self.planning.peer_lost(node, reason)
+        self.snapshots.member_lost(node)
         self.members.link_down(node, reason, left)
 
     def dial_reached(self, address: Address, node: NodeId) -> None:
@@ -127,6 +155,8 @@ class Daemon:
                 return self.blobs.body_for(node, message, nbytes)
             case wire.LinkProbe():
                 return self.planning.body_for(node, message, nbytes)
+            case wire.Snapshot():
+                return self.snapshots.body_for(node, message, nbytes)
         return None
 
     def body(self, node: NodeId, message: wire.Message) -> None:
@@ -137,6 +167,8 @@ class Daemon:
                 self.blobs.received(node, message)
             case wire.LinkProbe():
                 self.planning.body(node, message)
+            case wire.Snapshot():
+                self.snapshots.body(node, message)
 
     # --- members.Owner
 
@@ -164,7 +196,39 @@ class Daemon:
         self.charter.member_failed(node, reason)
         self.jobs.member_failed(node, reason)
 
+    # --- charter.Owner
+
+    def charter_committed(self, charter: Charter) -> None:
+        if self.secured:
+            self.secured.identity.charter_committed(charter)
+        self.jobs.charter_committed(charter)
+        self.place.decided(generations(self.jobs.work.entries), charter.version.generation)
+
+    def coordinator_changed(self, coordinator: NodeId | None) -> None:
+        if self.secured:
+            self.secured.identity.coordinator_changed(coordinator)
+        self.jobs.coordinator_changed(coordinator)
+
     # --- how
+
+    def _secure(self) -> Secured | None:
+        """Credentials, of a secured node. Raises StorageError, UsageError."""
+        if not self.config.secured:
+            return None
+        from p2pnn.node.secured import open_secured  # a plain node does without, and starts sooner
+
+        try:
+            return open_secured(self.config, self.storage, SOFTWARE)
+        except BaseException:
+            self.storage.close()
+            raise
+
+    def _job_that_keeps(self) -> str:
+        """A job for which this node stays in its cluster, as a clause; empty for none."""
+        for record in self.jobs.records.values():
+            if record.state not in life.ENDED:
+                return f"job {record.job} is {record.state}; cancel it or wait for its end"
+        return f"job {self.place.job} has its place" if self.place.job else ""
 
     def _make_routes(self) -> dict[type[wire.Message], Callable[[NodeId, wire.Message], None]]:
         groups: dict[Callable[[NodeId, wire.Message], None], tuple[type[wire.Message], ...]] = {
@@ -190,7 +254,15 @@ class Daemon:
                 wire.Handover,
             ),
             self.planning.receive: (wire.ProfileRequest, wire.ProfileReply, wire.LinkProbed),
-            self.place.receive: (wire.Reserve, wire.Release, wire.Prepare, wire.Command, wire.Retired, wire.Squares),
+            self.place.receive: (
+                wire.Reserve,
+                wire.Release,
+                wire.Prepare,
+                wire.Command,
+                wire.Adopt,
+                wire.Retired,
+                wire.Squares,
+            ),
             self.jobs.receive: (
                 wire.Waiting,
                 wire.Granted,
@@ -204,9 +276,18 @@ class Daemon:
                 wire.Ask,
                 wire.Answered,
                 wire.Traced,
+                wire.Adopted,
+                wire.Happened,
+                wire.Follow,
+                wire.CutsHeld,
+                wire.PartMade,
             ),
+            self.snapshots.receive: (wire.CutsWanted, wire.PartWanted),
             self._receive_blob: (wire.BlobRequest, wire.BlobMissing, wire.Keep),
         }
+        if self.secured:
+            of_identity = (wire.Petition, wire.Ruling, wire.AuthorityWanted, wire.AuthorityKey)
+            groups[self.secured.identity.receive] = of_identity
         return {kind: receive for receive, kinds in groups.items() for kind in kinds}
 
     def _receive_blob(self, node: NodeId, message: wire.Message) -> None:

@@ -1,7 +1,8 @@
-"""The jobs that this node knows of, and those that it coordinates: the adapter of `job.supervisor`.
+"""The jobs that this node knows of, and what a person asks of them.
 
-The node that takes a submission coordinates the job. What it decides is carried out by messages; the commit of a decision
-(`_commit`) returns at once here, and is the one place where a replicated log would have to be asked first.
+One node coordinates all jobs: the one that the cluster has elected. Whoever is asked passes it on to that one, and tells what
+comes of it. On the coordinator `node.supervision` leads the jobs; when it is elected, `node.succession` takes up those that
+another has led.
 """
 
 from __future__ import annotations
@@ -9,45 +10,64 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
-from typing import Any, Final
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, Final, Protocol
 
 import msgspec
 
-from p2pnn.errors import CheckpointError, NotFoundError, P2pnnError, StorageError, UsageError
-from p2pnn.job import life, records, script
-from p2pnn.job.actions import (
-    Action,
-    KeepBlobs,
-    Order,
-    PrepareNode,
-    Publish,
-    ReleaseNode,
-    Remember,
-    Replan,
-    ReserveNode,
-)
+from p2pnn.cluster.charter import Charter, Version
+from p2pnn.errors import CheckpointError, NotFoundError, StorageError, UsageError
+from p2pnn.job import life, records
 from p2pnn.job.plan import Plan
 from p2pnn.job.records import JobRecord
 from p2pnn.job.spec import JobSpec
-from p2pnn.job.supervisor import Supervisor
-from p2pnn.node import parcels, specs, starts, told
-from p2pnn.node.asking import Asking
+from p2pnn.node import recovering, specs, starts, told
+from p2pnn.node.asking import AskAgain, Asking
 from p2pnn.node.blobs import BlobExchange
+from p2pnn.node.bulletin import Bulletin
 from p2pnn.node.journal import Journal, Journals
+from p2pnn.node.keeping import Keeping
 from p2pnn.node.links import Post
 from p2pnn.node.planning import Planning
 from p2pnn.node.records import JOBS_MAX, Records
+from p2pnn.node.recovering import alone
 from p2pnn.node.storage import Storage
+from p2pnn.node.succession import Succession
+from p2pnn.node.supervision import Supervision, is_over
 from p2pnn.node.tasks import Tasks
+from p2pnn.node.work import Work
 from p2pnn.types import BlobId, JobId, NodeId
 from p2pnn.wire import messages as wire
 
 log = logging.getLogger("p2pnn.jobs")
 
-LATE_S: Final = 1.0  # a timer that fires later than this says that the process stood still
+ELECTION_S: Final = 10.0
+"""For a coordinator to be elected, and to take up what its predecessor led, before a person is told that there is none."""
 
-_reports = msgspec.msgpack.Decoder(script.Report)
+SUBMIT_S: Final = 300.0
+"""For the coordinator to plan a job and have it decided: a new node measures itself first, and parameters travel."""
+
+SUCCESSORS_MAX: Final = 5
+
+
+class ClusterState(Protocol):
+    """The charter, as far as jobs need it (`node.charter.ClusterCharter`)."""
+
+    @property
+    def coordinator(self) -> NodeId | None: ...
+
+    @property
+    def coordinates(self) -> bool: ...
+
+    @property
+    def term(self) -> int: ...
+
+    @property
+    def alarm(self) -> str: ...
+
+    def voters(self) -> tuple[NodeId, ...]: ...
+
+    def propose_work(self, make: Callable[[int], bytes]) -> Version: ...
 
 
 class Jobs:
@@ -60,17 +80,36 @@ class Jobs:
         blobs: BlobExchange,
         planning: Planning,
         members: Callable[[], dict[NodeId, str]],
+        cluster: ClusterState,
     ) -> None:
         self._post = post
         self._storage = storage
         self._blobs = blobs
         self._planning = planning
         self._members = members
-        self._records = Records(post, storage, blobs, members, self._runs_here)
-        self._supervisors: dict[JobId, Supervisor] = {}
-        self._timers: dict[JobId, asyncio.TimerHandle] = {}
-        self._journals = Journals(storage, self._supervisors)
-        self.asking = Asking(post, lambda job, verb: self.cancel(job) if verb == "cancel" else self.pause(job))
+        self._cluster = cluster
+        self.work = Work(cluster)
+        self._records = Records(post, storage, blobs, members, self._is_led_here, self._learnt)
+        self._journals = Journals(storage, self.work.entries)
+        self._bulletin = Bulletin(post, self._journals, lambda: cluster.coordinator, members)
+        self._supervision = Supervision(
+            post,
+            blobs,
+            planning,
+            self._records,
+            self._bulletin,
+            self.work,
+            Keeping(post, cluster.voters),
+            members,
+            lambda: cluster.term,
+            lambda: cluster.alarm,
+        )
+        self._succession = Succession(post, blobs, self._records, self._supervision, members, self._restart)
+        self._leading = 0
+        self._changed = asyncio.Event()
+        self.asking = Asking(post)
+        for verb in ("submit", "cancel", "pause", "resume"):
+            self.asking.offer(verb, self._answer)
         self._tasks = Tasks()
 
     @property
@@ -78,39 +117,177 @@ class Jobs:
         """What is remembered of every job; `get` knows more of those that this node coordinates."""
         return self._records.all
 
+    def when_changed(self, tell: Callable[[JobRecord], None]) -> None:
+        """Have `tell` called with each record that changes from now on."""
+        self._records.listeners.append(tell)
+
+    def start(self) -> None:
+        """Remove what earlier jobs have left in the store."""
+        self._records.sweep()
+
     # --- what a person asks for
 
     async def submit(self, spec_blob: BlobId) -> JobId:
-        """Plan the job and queue it. The spec and its data are in this node's blob store.
+        """Have the job planned, decided and queued. The spec and its data are in this node's blob store.
 
         Raises UsageError (PlanError, ModelError, DataError) before anything has started.
         """
         spec = await asyncio.to_thread(specs.load, self._storage.blobs, spec_blob)
-        if len(self.records) >= JOBS_MAX:
-            raise UsageError(f"this mesh remembers {JOBS_MAX} jobs already; remove old state before submitting more")
         missing = await asyncio.to_thread(specs.absent, spec, self._storage.blobs)
         if missing:
             raise UsageError(f"{len(missing)} data chunks of the job are not in this node's store; submit it again")
-        plan = await self._planning.plan(spec)
         job = self._records.new_id(spec.name)
-        record = records.queued(job, spec_blob, spec, self._post.node, self._post.name, time.time())
-        self._begin(record, spec, plan, set())
-        await self._records.flush()
+        await self._at_the_coordinator(
+            wire.Ask(0, job, "submit", spec_blob), lambda: self._submit(job, spec_blob, spec, self._post.node)
+        )
+        await self._known(job)
         return job
 
     async def plan(self, data: bytes) -> Plan:
         """The plan of a spec, without submitting it."""
         return await self._planning.plan(await asyncio.to_thread(specs.decode_spec, data))
 
-    async def resume(self, job: str) -> None:
-        """Queue a paused, failed or cancelled job again, from its newest complete checkpoint, over who is there now.
+    async def ask(self, job: str, verb: str) -> str:
+        """Cancel, pause or resume a job, whoever coordinates; returns its state.
 
-        Raises UsageError where the job cannot be resumed, CheckpointError where what it needs is nowhere.
+        Raises UsageError where it cannot be, CheckpointError where what a resume needs is nowhere, NotFoundError.
         """
         record = self.get(job)
-        life.after(record.state, "resume")
-        if record.coordinator != self._post.node and record.state not in life.ENDED:
-            raise UsageError(f"job {job} is coordinated by node {record.coordinator_name}; ask there")
+        life.after(record.state, verb)
+        return await self._at_the_coordinator(wire.Ask(0, job, verb), lambda: self._carry_out(record.job, verb))
+
+    def get(self, job: str) -> JobRecord:
+        """The newest record of a job. NotFoundError where nobody knows it."""
+        supervisor = self._supervision.led.get(JobId(job))
+        record = supervisor.record if supervisor else self.records.get(JobId(job))
+        if record is None:
+            raise NotFoundError(f"no job {job!r}; `p2pnn jobs ls` shows those that this node knows")
+        return record
+
+    def journal(self, job: JobId) -> Journal:
+        return self._journals.of(job)
+
+    def events(self, job: str, after: int) -> AsyncIterator[dict[str, Any]]:
+        """Follow a job: by the journal here where that knows all of it, otherwise as its record tells.
+
+        Raises NotFoundError where nobody knows it.
+        """
+        record = self.get(job)
+        if self._bulletin.knows_all_of(record) and after < told.PER_START:  # who began with the record goes on with it
+            return self._bulletin.follow(record.job, after)
+        return told.follow(lambda: self.get(job), lambda: self._records.changed, after)
+
+    # --- what peers say, and what becomes of the cluster
+
+    def receive(self, node: NodeId, message: wire.Message) -> None:
+        match message:
+            case wire.Record() | wire.RecordRequest():
+                self._records.receive(node, message)
+            case wire.Ask() | wire.Answered() | wire.Traced():
+                self.asking.receive(node, message)
+            case wire.Happened() | wire.Follow():
+                self._bulletin.receive(node, message)
+            case _:
+                if not self._succession.receive(node, message):
+                    self._supervision.receive(node, message)
+
+    def member_usable(self, node: NodeId, name: str) -> None:
+        self._supervision.member_usable(node, name)
+        self._post.send(node, wire.RecordRequest())
+
+    def member_lost(self, node: NodeId, reason: str) -> None:
+        """It is gone, or lives but what was on its way to and from it is lost."""
+        self._succession.member_lost(node)
+        self._supervision.member_lost(node, reason)
+        self.asking.member_lost(node, reason)
+
+    def member_failed(self, node: NodeId, reason: str) -> None:
+        """It is dead, or has left."""
+        self._supervision.member_failed(node, reason)
+
+    def charter_committed(self, charter: Charter) -> None:
+        """The cluster has decided."""
+        self.work.committed(charter)
+        if self._cluster.coordinates and self._leading != self._cluster.term:
+            self._leading = self._cluster.term
+            self._succession.begin(self.work.entries, self._leading)
+        self._tell_change()
+
+    def coordinator_changed(self, coordinator: NodeId | None) -> None:
+        """Another node coordinates, or nobody."""
+        if coordinator != self._post.node and self._leading:
+            self._leading = 0
+            self._succession.let_go()
+            self._supervision.let_go()
+            self.work.deposed()
+        self._tell_change()
+
+    def recorded(self, job: JobId) -> bytes:
+        """The job's record as this node knows it, as bytes; none where it does not."""
+        record = self.records.get(job)
+        return records.encode(record) if record is not None else b""
+
+    async def close(self) -> None:
+        """The daemon stops: what it coordinates goes on, or is begun again when a coordinator is there."""
+        await self._tasks.close()
+        await self._succession.close()
+        await self._supervision.close()
+        self.work.deposed()
+        await self.asking.close()
+        await self._records.close()
+
+    # --- as the coordinator
+
+    async def _answer(self, node: NodeId, message: wire.Ask) -> wire.Answered:
+        """A peer passes on what a person asked for there."""
+        if await self._coordinator() != self._post.node:
+            raise AskAgain(f"node {self._post.name} does not coordinate any more")
+        job = JobId(message.job)
+        if message.verb != "submit":
+            return wire.Answered(message.request, await self._carry_out(job, message.verb))
+        blob = BlobId(message.blob)
+        await self._blobs.fetch(blob, [node], size_max=specs.SPEC_BYTES_MAX)
+        spec = await asyncio.to_thread(specs.load, self._storage.blobs, blob)
+        return wire.Answered(message.request, await self._submit(job, blob, spec, node))
+
+    async def _submit(self, job: JobId, blob: BlobId, spec: JobSpec, holder: NodeId) -> str:
+        """Returns the state. holder: a member that has all data of the job, and has named it."""
+        known = self.records.get(job)
+        if known is not None and known.spec == blob:
+            return known.state  # asked again, because the answer was lost with the last coordinator
+        if known is not None:
+            raise UsageError(f"there is a job {job} already; submit it again")
+        if len(self.records) >= JOBS_MAX:
+            raise UsageError(f"this mesh remembers {JOBS_MAX} jobs already; remove old state before submitting more")
+        await self._blobs.fetch_all(dict.fromkeys(spec.initial), [holder])
+        record = records.queued(job, blob, spec, self._post.node, self._post.name, time.time())
+        plan = await recovering.planned(spec, self._planning, self._members)
+        await self._supervision.begin(record, spec, plan, alone(spec, plan, holder, set(), len(self._members())), [])
+        await self._records.flush()
+        return self.get(job).state
+
+    async def _carry_out(self, job: JobId, verb: str) -> str:
+        record = self.get(job)
+        if verb == "resume":
+            life.after(record.state, "resume")
+            await self._resume(record, records.resumed, "")
+        elif job in self._supervision.led:
+            if verb == "cancel":
+                self._supervision.act(job, lambda supervisor, now: supervisor.cancel("cancelled", now))
+            else:
+                self._supervision.act(job, lambda supervisor, now: supervisor.pause(now))
+        elif verb == "cancel":
+            self._supervision.end(records.ended(record, "cancel", "cancelled"))
+        else:
+            life.after(record.state, verb)
+            raise UsageError(f"job {job} does not run")
+        return self.get(job).state
+
+    async def _resume(
+        self, record: JobRecord, begin: Callable[[JobRecord, NodeId, str], JobRecord], remark: str
+    ) -> None:
+        """Begin the next start, from the newest checkpoint that can be had, over who is there now. begin makes its record."""
+        job = record.job
         try:
             await self._blobs.fetch(record.spec, size_max=specs.SPEC_BYTES_MAX)
         except StorageError as error:
@@ -122,273 +299,92 @@ class Jobs:
             )
         if spec.kind == "train" and record.newest is None:
             log.warning("job=%s resumed without a checkpoint: it begins again", job)
-        whole, absent = (
-            await starts.whole_checkpoints(record, self._blobs),
-            await asyncio.to_thread(specs.absent, spec, self._storage.blobs),
-        )
+        await self._blobs.fetch_all(dict.fromkeys(spec.initial), ())
+        whole = await starts.whole_checkpoints(record, self._blobs)
+        absent = await asyncio.to_thread(specs.absent, spec, self._storage.blobs)
         plan = records.same_plan(record.plan, whole, spec, self._members())
-        remarks: list[str] = []
+        remarks = [remark] if remark else []
         if plan is None:
-            wanted, remarks = records.attainable(spec, self._members(), anew=record.newest is None)
-            plan = await self._planning.plan(wanted)
-        left = msgspec.structs.replace(self.get(job), checkpoints=whole)
-        self._begin(records.resumed(left, self._post.node, self._post.name), spec, plan, absent)
-        for text in remarks:
-            self.journal(record.job).add("warning", {"text": text})
+            plan, dropped = await recovering.planned_without_the_lost(
+                spec, self._planning, self._members, anew=record.newest is None
+            )
+            remarks += dropped
+        left = begin(msgspec.structs.replace(record, checkpoints=whole), self._post.node, self._post.name)
+        data = alone(spec, plan, self._post.node, absent, len(self._members()))
+        await self._supervision.begin(left, spec, plan, data, remarks)
 
-    async def ask(self, job: str, verb: str) -> str:
-        """Cancel or pause a job, whoever coordinates it; returns its state. Raises UsageError where it cannot be."""
-        record = self.get(job)
-        if self._led_elsewhere(record):
-            return await self.asking.ask(record.coordinator, record.coordinator_name, job, verb)
-        return self.cancel(job) if verb == "cancel" else self.pause(job)
-
-    def cancel(self, job: str) -> str:
-        """End a job that this node coordinates, or whose coordinator is gone; returns its state."""
-        record = self.get(job)
-        supervisor = self._supervisors.get(record.job)
-        if supervisor is None:
-            self._refuse_foreign(record)
-            self._records.remember(records.cancelled(record, self._post.node, self._post.name))
-            self.journal(record.job).add("state", {"state": "cancelled", "reason": "cancelled"})
-        else:
-            supervisor.cancel("cancelled", self._now())
-            self._carry_out(record.job)
-        return self.get(job).state
-
-    def pause(self, job: str) -> str:
-        """Pause a job that this node coordinates; returns its state."""
-        record = self.get(job)
-        supervisor = self._supervisors.get(record.job)
-        if supervisor is None:
-            life.after(record.state, "pause")
-            self._refuse_foreign(record)
-            raise UsageError(f"job {job} does not run")
-        supervisor.pause(self._now())
-        self._carry_out(record.job)
-        return self.get(job).state
-
-    def get(self, job: str) -> JobRecord:
-        """The newest record of a job. NotFoundError where nobody knows it."""
-        record = self.records.get(JobId(job))
-        if record is None:
-            raise NotFoundError(f"no job {job!r}; `p2pnn jobs ls` shows those that this node knows")
-        supervisor = self._supervisors.get(record.job)
-        return supervisor.record if supervisor else record
-
-    def journal(self, job: JobId) -> Journal:
-        return self._journals.of(job)
-
-    def events(self, job: str, after: int) -> AsyncIterator[dict[str, Any]]:
-        """Follow a job: by its journal where that is kept here, otherwise as its record tells.
-
-        Raises NotFoundError where nobody knows it.
-        """
-        record = self.get(job)
-        journal = self.journal(record.job)
-        kept = record.job in self._supervisors or (record.coordinator == self._post.node and journal.ended)
-        if kept and after < told.PER_START:  # who began with numbers of the record goes on with them
-            return journal.follow(after)
-        return told.follow(lambda: self.get(job), lambda: self._records.changed, after)
-
-    # --- what peers say
-
-    def receive(self, node: NodeId, message: wire.Message) -> None:
-        now = self._now()
-        match message:
-            case wire.Record() | wire.RecordRequest():
-                self._records.receive(node, message)
-            case wire.Ask() | wire.Answered() | wire.Traced():
-                self.asking.receive(node, message)
-            case wire.Kept():
-                supervisor = self._supervisors.get(JobId(message.job))
-                if supervisor is not None:
-                    supervisor.kept(node, message.request, message.error, now)
-                    self._carry_out(JobId(message.job))
-            case (
-                wire.Waiting() | wire.Granted() | wire.Preparing() | wire.Prepared() | wire.Report() | wire.JobFailed()
-            ):
-                self._receive_of_part(node, message, now)
-
-    def member_usable(self, node: NodeId, name: str) -> None:
-        for supervisor in self._supervisors.values():
-            supervisor.member_joined(node, name)
-        self._post.send(node, wire.RecordRequest())
-
-    def member_lost(self, node: NodeId, reason: str) -> None:
-        """Jobs with a part there fail: it is gone, or lives but what was on its way to and from it is lost."""
-        for job, supervisor in list(self._supervisors.items()):
-            supervisor.member_failed(node, reason, self._now())
-            self._carry_out(job)
-
-    def member_failed(self, node: NodeId, reason: str) -> None:
-        """Jobs that a member coordinated which is gone are marked so that anybody can resume them."""
-        for record in list(self.records.values()):
-            if record.coordinator == node and record.state not in life.ENDED:
-                said = f"node {record.coordinator_name}, which coordinated it, is gone: {reason}"
-                text = f"{said}; go on with `p2pnn jobs resume {record.job}`"
-                # Everybody decides so for himself. Where that was wrong, the coordinator's own word mends it later.
-                self._records.commit(msgspec.structs.replace(record, state="failed", reason=text))
-
-    async def close(self, reason: str) -> None:
-        """The daemon stops: jobs that it coordinates fail, with a reason that says how to go on."""
-        for job, supervisor in list(self._supervisors.items()):
-            supervisor.fail(f"{reason}; go on with `p2pnn jobs resume {job}`", self._now())
-            self._carry_out(job)
-        await self._tasks.close()
-        await self.asking.close()
-        await self._records.close()
-
-    # --- carrying out
-
-    def _begin(self, record: JobRecord, spec: JobSpec, plan: Plan, absent: set[BlobId]) -> None:
-        """absent: blobs that the job reads and this node lacks."""
-        supervisor = Supervisor(record, spec, self._members(), self._now())
-        self._supervisors[record.job] = supervisor
-        self._records.remember(record)
-        supervisor.planned(plan, self._now())
-        self._spread_data(supervisor, spec, plan, absent)
-        self._carry_out(record.job)
-
-    def _spread_data(self, supervisor: Supervisor, spec: JobSpec, plan: Plan, absent: set[BlobId]) -> None:
-        """Have each blob that the job reads on two nodes, so that the run can go on without one of them."""
-        if len(self._members()) < 2:
-            return
-        for source, blobs in specs.held_by_one(spec, plan, self._post.node, absent).items():
-            for start in range(0, len(blobs), wire.BLOBS_MAX):
-                supervisor.keep_data(source, blobs[start : start + wire.BLOBS_MAX])
-
-    def _carry_out(self, job: JobId) -> None:
-        supervisor = self._supervisors[job]
-        while (action := supervisor.next_action()) is not None:
-            self._do(job, supervisor, action)
-        self._arm(job, supervisor)
-        if supervisor.ended:
-            self._supervisors.pop(job, None)
-
-    def _arm(self, job: JobId, supervisor: Supervisor) -> None:
-        """Deadlines mostly move on: a timer that comes too early is left, and looks again; so is a second look (below)."""
-        now, due, armed = self._now(), supervisor.get_timer(), self._timers.get(job)
-        if armed is not None and (due is None or now - LATE_S <= due < armed.when() - 0.01):
-            self._timers.pop(job).cancel()
-            armed = None
-        if armed is None and due is not None:
-            self._timers[job] = asyncio.get_running_loop().call_later(max(0.001, due - now), self._handle_timer, job)
-
-    def _handle_timer(self, job: JobId, again: bool = False) -> None:
-        """Judge who is silent; but a timer that comes late means that this process stood still, and others may have spoken."""
-        del self._timers[job]
-        supervisor = self._supervisors[job]
-        due = supervisor.get_timer()
-        if not again and due is not None and self._now() - due > LATE_S:
-            self._timers[job] = asyncio.get_running_loop().call_later(LATE_S, self._handle_timer, job, True)
-            return
-        supervisor.handle_timer(self._now())
-        self._carry_out(job)
-
-    def _do(self, job: JobId, supervisor: Supervisor, action: Action) -> None:
-        record = supervisor.record
-        about = (job, record.generation)
-        match action:
-            case ReserveNode(node):
-                self._post.send(node, wire.Reserve(*about, record.name))
-            case ReleaseNode(node):
-                self._post.send(node, wire.Release(*about))
-            case PrepareNode(node, index):
-                self._prepare(supervisor, node, index)
-            case Order(command):
-                data = msgspec.msgpack.encode(command)
-                for share in record.plan.nodes if record.plan else ():
-                    self._post.send(share.node, wire.Command(*about, data))
-            case KeepBlobs(node, request, blobs, source):
-                self._post.send(node, wire.Keep(job, request, blobs, source))
-            case Remember(changed):
-                self._records.remember(changed)
-            case Publish(kind, fields):
-                self.journal(job).add(kind, fields)
-            case Replan():
-                self._tasks.spawn(self._replan(job, supervisor))
-
-    def _prepare(self, supervisor: Supervisor, node: NodeId, index: int) -> None:
-        try:
-            message = starts.prepare(supervisor.record, index, self._post.node, self._storage.blobs)
-        except StorageError as error:
-            supervisor.fail(str(error), self._now())
-            return
-        self._post.send(node, message)
-
-    async def _replan(self, job: JobId, supervisor: Supervisor) -> None:
-        try:
-            plan = await self._planning.plan(supervisor.spec)
-        except P2pnnError as error:
-            supervisor.fail(str(error), self._now())
-        else:
-            if supervisor.record.state == "queued":
-                supervisor.planned(plan, self._now())
-        if self._supervisors.get(job) is supervisor:
-            self._carry_out(job)
-
-    def _receive_of_part(self, node: NodeId, message: Any, now: float) -> None:
-        supervisor = self._supervisors.get(JobId(message.job))
-        if supervisor is None or supervisor.record.generation != message.generation:
-            if isinstance(message, wire.Granted):  # granted to a start that has ended meanwhile
-                self._post.send(node, wire.Release(message.job, message.generation))
-            return
-        if not isinstance(message, wire.Report):
-            starts.tell(supervisor, node, message, now)
-        elif parcels.is_name(message.report):
-            self._tasks.spawn(self._fetch_report(node, message, supervisor))
-        else:
-            self._take_report(node, message.report, supervisor)
-        self._carry_out(JobId(message.job))
-
-    async def _fetch_report(self, node: NodeId, message: wire.Report, supervisor: Supervisor) -> None:
-        """A report that was too large for a message, such as the predictions of many rows."""
-        try:
-            data = await parcels.unpack(message.report, self._blobs, [node])
-            self._take_report(node, data, supervisor)
-            await asyncio.to_thread(parcels.forget, data, self._storage.blobs)
-        except P2pnnError as error:
-            supervisor.node_failed(node, f"its report cannot be had: {error}", self._now())
-        if self._supervisors.get(JobId(message.job)) is supervisor:
-            self._carry_out(JobId(message.job))
-
-    def _take_report(self, node: NodeId, data: bytes, supervisor: Supervisor) -> None:
-        try:
-            supervisor.report(node, _reports.decode(data), self._now())
-        except msgspec.MsgspecError as error:
-            supervisor.node_failed(node, f"its report cannot be read: {error}", self._now())
-
-    def fail_orphans(self) -> None:
-        """At the start of a daemon: what it coordinated when it last stopped cannot be running."""
-        for record in list(self.records.values()):
-            if record.coordinator == self._post.node and record.state not in life.ENDED:
-                text = f"node {self._post.name} was restarted; go on with `p2pnn jobs resume {record.job}`"
-                self._records.commit(
-                    msgspec.structs.replace(record, state="failed", reason=text, revision=record.revision + 1)
-                )
-                self.journal(record.job).add("state", {"state": "failed", "reason": text})
-        self._records.sweep()
+    async def _restart(self, record: JobRecord, reason: str) -> None:
+        """Begin anew what could not be gone on with."""
+        step = record.newest.step if record.newest else 0
+        remark = f"the job begins anew from step {step} under another coordinator: {reason}"
+        await self._resume(record, records.begun_anew, remark)
 
     # --- small things
 
-    def _runs_here(self, record: JobRecord) -> bool:
-        """Whether a start of the job is led here. One that counts more ends it: somebody has resumed the job elsewhere."""
-        supervisor = self._supervisors.get(record.job)
-        ours = record.coordinator == self._post.node  # an echo of ours, from before this daemon's start
-        if supervisor is not None and not ours and record.replaces(supervisor.record):
-            supervisor.fail(f"it was resumed on node {record.coordinator_name}", self._now())
-            self._carry_out(record.job)
-        return record.job in self._supervisors
+    def _is_led_here(self, record: JobRecord) -> bool:
+        return record.job in self._supervision.led
 
-    def _led_elsewhere(self, record: JobRecord) -> bool:
-        """Whether another node coordinates the job, and lives."""
-        return record.coordinator != self._post.node and record.coordinator in self._members()
+    def _learnt(self, record: JobRecord) -> None:
+        self._bulletin.learnt(record)
+        if not is_over(record) and record.job not in self.work.entries:
+            self._succession.look_for_orphans(self.work.entries)
 
-    def _refuse_foreign(self, record: JobRecord) -> None:
-        if self._led_elsewhere(record):
-            raise UsageError(f"job {record.job} is coordinated by node {record.coordinator_name}; ask its daemon")
+    async def _at_the_coordinator(self, question: wire.Ask, here: Callable[[], Awaitable[str]]) -> str:
+        """Have it done where this cluster is coordinated: here, or by asking there; returns the job's state.
 
-    @staticmethod
-    def _now() -> float:
-        return asyncio.get_running_loop().time()
+        Asks the next coordinator where one is replaced meanwhile: what is asked for twice is done once.
+        """
+        for _ in range(SUCCESSORS_MAX):
+            coordinator = await self._coordinator()
+            try:
+                if coordinator == self._post.node:
+                    return await here()
+                name = self._members().get(coordinator, coordinator[:8])
+                answer = await self.asking.inquire(coordinator, f"{name}, which coordinates,", question, SUBMIT_S)
+                assert isinstance(answer, wire.Answered)
+                return answer.state
+            except AskAgain as error:
+                last = error
+                log.info("job=%s asked again verb=%s reason=%s", question.job, question.verb, error)
+        raise UsageError(f"the coordinator was replaced again and again, last because {last}; look at `p2pnn jobs ls`")
+
+    async def _coordinator(self) -> NodeId:
+        """Who coordinates; where it is this node, it has taken up everything. UsageError where none is elected in time."""
+        try:
+            async with asyncio.timeout(ELECTION_S):
+                while True:
+                    coordinator = self._cluster.coordinator
+                    if coordinator is not None and coordinator != self._post.node:
+                        if self._post.reachable(coordinator):
+                            return coordinator
+                    elif coordinator is not None and self._leading and not self._succession.busy:
+                        return coordinator
+                    await self._change()
+        except TimeoutError:
+            raise UsageError(
+                f"no coordinator was elected within {ELECTION_S:.0f} s, and jobs need one: too few voters can be reached from "
+                "here; `p2pnn cluster show` says which"
+            ) from None
+
+    async def _known(self, job: JobId) -> None:
+        """Wait for the record of a job that the coordinator has just begun; it was sent before the answer, but may be large."""
+        try:
+            async with asyncio.timeout(ELECTION_S):
+                while job not in self.records:
+                    await self._records.changed.wait()
+        except TimeoutError:
+            raise UsageError(
+                f"job {job} was submitted, but its record has not come; look with `p2pnn jobs ls`"
+            ) from None
+
+    def _tell_change(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def _change(self) -> None:
+        """The next change of the coordinator; looks again after a short while, since links and takeovers tell nothing here."""
+        try:
+            async with asyncio.timeout(0.05):
+                await self._changed.wait()
+        except TimeoutError:
+            return

@@ -1,4 +1,4 @@
-"""What has happened to a job, as numbered events that any number of readers follow.
+"""What has happened to a job, as numbered events that any number of readers follow (`node.bulletin` brings them here).
 
 Progress is kept in memory only, and only the newest: who comes late wants to know where it stands, not every step on the way.
 The tokens of a text are kept in memory only, too, but all of them: they are for who reads along.
@@ -31,12 +31,14 @@ UNWRITTEN: Final = PASSING | {"tokens"}
 
 
 class Journal:
-    """One job's events since this daemon coordinates it, and before that from its file."""
+    """One job's events since this daemon heard of it, and before its start from its file."""
 
     def __init__(self, job: JobId, storage: Storage) -> None:
         self._job = job
         self._storage = storage
-        self._events: deque[dict[str, Any]] = deque(storage.load_events(job), maxlen=EVENTS_MAX)
+        found = storage.load_events(job)
+        self._first = found[0] if found else None
+        self._events: deque[dict[str, Any]] = deque(found, maxlen=EVENTS_MAX)
         self._number = self._events[-1].get("number", 0) if self._events else 0
         self._changed = asyncio.Event()
 
@@ -49,6 +51,7 @@ class Journal:
         """Number an event, keep it, wake who follows."""
         self._number += 1
         event = {"number": self._number, "time": time.time(), "kind": kind, **fields}
+        self._first = self._first or event
         if kind in PASSING and self._events and self._events[-1]["kind"] == kind:
             self._events.pop()
         self._events.append(event)
@@ -60,6 +63,11 @@ class Journal:
                 log.warning("job=%s event not stored reason=%s", self._job, error)
         self._changed.set()
         self._changed = asyncio.Event()
+
+    @property
+    def begins_with_the_job(self) -> bool:
+        """Whether it has events from the beginning of a start on: a node that joined later knows only what came then."""
+        return self._first is not None and self._first["kind"] == "state" and self._first["state"] == "queued"
 
     @property
     def ended(self) -> bool:

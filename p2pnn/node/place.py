@@ -1,17 +1,24 @@
 """This node's one place: which job has it, and the part of that job in it (`node.part`).
 
 The coordinator reserves the place, has it prepared (blobs fetched, executor started), sends the script, and releases it.
-What belongs to another start of the job, or comes from a node that does not coordinate it, is dropped.
+What belongs to another start of the job, or comes from a node that does not coordinate the cluster, is dropped. The place
+outlives its coordinator: the next one adopts what runs here, and what the cluster has ended or started anew ends here as
+soon as this node learns of that.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Mapping
 
+import msgspec
+
+from p2pnn.job.part_log import PartState
 from p2pnn.job.queue import Grant, PlaceQueue, Ticket, Wait
 from p2pnn.node.blobs import BlobExchange
 from p2pnn.node.links import Post
 from p2pnn.node.part import Part
+from p2pnn.node.snapshots import Snapshots
 from p2pnn.node.tasks import Tasks
 from p2pnn.node.traces import Traces
 from p2pnn.types import JobId, NodeId
@@ -21,12 +28,27 @@ log = logging.getLogger("p2pnn.place")
 
 
 class Place:
-    """The adapter of `job.queue.PlaceQueue`, with at most one running part."""
+    """The adapter of `job.queue.PlaceQueue`, with at most one running part.
 
-    def __init__(self, post: Post, blobs: BlobExchange, traces: Traces) -> None:
+    refusal(node, term): why this node does not obey a coordinator's word, as a clause; empty where it does. record(job): the
+    job's record as it is known here, as bytes; none where it is not.
+    """
+
+    def __init__(
+        self,
+        post: Post,
+        blobs: BlobExchange,
+        traces: Traces,
+        snapshots: Snapshots,
+        refusal: Callable[[NodeId, int], str],
+        record: Callable[[JobId], bytes],
+    ) -> None:
         self._post = post
+        self._record = record
+        self._refusal = refusal
         self._blobs = blobs
         self._traces = traces
+        self._snapshots = snapshots
         self._queue = PlaceQueue()
         self._part: Part | None = None
         self._ending = Tasks()
@@ -47,8 +69,14 @@ class Place:
 
     def receive(self, node: NodeId, message: wire.Message) -> None:
         match message:
+            case wire.Reserve() | wire.Release() | wire.Prepare() | wire.Command() | wire.Adopt() if (
+                refusal := self._refusal(node, message.term)
+            ):
+                log.info("refused message=%s node=%s reason=%s", type(message).__name__, node[:8], refusal)
             case wire.Reserve():
                 self._reserve(Ticket(JobId(message.job), message.generation, node))
+            case wire.Adopt():
+                self._adopt(node, message)
             case wire.Release():
                 self._release(Ticket(JobId(message.job), message.generation, node))
             case wire.Prepare():
@@ -71,13 +99,20 @@ class Place:
             part.arrived(message)
 
     def member_lost(self, node: NodeId, reason: str) -> None:
-        """What a lost node coordinated ends here; what it takes part in cannot go on, even if its link comes back."""
-        holder = self._queue.holder
-        changes = self._queue.drop_coordinator(node)
-        if holder is not None and holder != self._queue.holder:
-            self._end_part()
+        """What a lost node takes part in cannot go on, even if its link comes back."""
         if self._part is not None:
             self._part.peer_lost(node, reason)
+
+    def decided(self, generations: Mapping[JobId, int], decided: int) -> None:
+        """What the cluster has decided so far: the generations of all starts that there are, and that of the decision itself.
+
+        Ends what runs here and is none of them: this node may have stood still while others went on without it.
+        """
+        holder = self._queue.holder
+        changes = self._queue.fence(generations, decided)
+        if holder is not None and holder != self._queue.holder:
+            log.info("ended job=%s generation=%d reason=the cluster goes on without it", holder.job, holder.generation)
+            self._end_part()
         self._tell(changes)
 
     async def close(self) -> None:
@@ -89,12 +124,10 @@ class Place:
     # --- how
 
     def _reserve(self, ticket: Ticket) -> None:
-        before = self._queue.waiting
+        holder = self._queue.holder
         changes = self._queue.reserve(ticket)
-        for old in before:
-            if old not in self._queue.waiting and old != self._queue.holder and old.coordinator != ticket.coordinator:
-                text = "the job was started again by another node"
-                self._post.send(old.coordinator, wire.JobFailed(old.job, old.generation, text))
+        if holder is not None and self._queue.holder != holder:
+            self._end_part()
         if ticket != self._queue.holder and ticket not in self._queue.waiting:
             text = f"{self._queue.LENGTH_MAX} jobs wait for its place already; start the job again later"
             self._post.send(ticket.coordinator, wire.JobFailed(ticket.job, ticket.generation, text))
@@ -114,7 +147,16 @@ class Place:
             text = "its place was not reserved for this start; start the job again"
             self._post.send(node, wire.JobFailed(message.job, message.generation, text))
             return
-        self._part = Part(node, message, self._post, self._blobs, self._traces)
+        self._part = Part(node, message, self._post, self._blobs, self._traces, self._snapshots)
+
+    def _adopt(self, node: NodeId, message: wire.Adopt) -> None:
+        part = self._part if self._queue.adopt(JobId(message.job), message.generation, node) else None
+        if part is not None and part.is_about(message.job, message.generation):
+            part.adopt(node, self._record(JobId(message.job)))
+        else:
+            state = PartState("absent", text="it has no part of this start")
+            packed = msgspec.msgpack.encode(state)
+            self._post.send(node, wire.Adopted(message.job, message.generation, packed))
 
     def _end_part(self) -> None:
         part, self._part = self._part, None

@@ -1,7 +1,7 @@
 """What this node remembers of all jobs: kept on disk, told to the members, learnt from them.
 
 Every node has the record of every job, so any of them can show and resume it. Of two versions the higher (generation,
-revision) counts, of equal ones the word of the node that coordinates. A large record travels as a parcel.
+revision) counts. A large record travels as a parcel.
 
 The disk is written by threads, one record at a time, and of a job that changes faster only the newest is. What a record no
 longer names is removed after the record that gave it up is safe.
@@ -46,9 +46,12 @@ LEARNING_MAX: Final = 64
 
 
 class Records:
-    """changed: set, and replaced by a new one, when any record changes. members: name by node id of every living member.
+    """changed: set, and replaced by a new one, when any record changes. listeners: called with each record that changes.
 
-    runs_here: whether this node leads a start of the job that a record of this generation does not end.
+    members: name by node id of every living member.
+
+    led_here: whether this node leads the job, so that nobody else's word counts. learnt: told of each record that a peer
+    brought.
     """
 
     def __init__(
@@ -57,14 +60,17 @@ class Records:
         storage: Storage,
         exchange: BlobExchange,
         members: Callable[[], dict[NodeId, str]],
-        runs_here: Callable[[JobRecord], bool],
+        led_here: Callable[[JobRecord], bool],
+        learnt: Callable[[JobRecord], None],
     ) -> None:
         self.all: dict[JobId, JobRecord] = storage.load_records()
+        self.listeners: list[Callable[[JobRecord], None]] = []
         self._post = post
         self._storage = storage
         self._exchange = exchange
         self._members = members
-        self._runs_here = runs_here
+        self._led_here = led_here
+        self._learnt = learnt
         self.changed = asyncio.Event()
         self._telling: set[NodeId] = set()
         self._learning = 0
@@ -93,6 +99,8 @@ class Records:
         self.changed.set()
         self.changed = asyncio.Event()
         self._unsaved[record.job] = record
+        for tell in self.listeners:
+            tell(record)
         if not self._saving:
             self._saving = True
             self._saver.spawn(self._save())
@@ -205,10 +213,7 @@ class Records:
         known = self.all.get(JobId(message.job))
         if known is None:
             return False
-        mine = known.coordinator == node
-        stale = (
-            (message.generation, message.revision) < known.version if mine else message.generation < known.generation
-        )
+        stale = (message.generation, message.revision) < known.version
         return stale or msgspec.msgpack.decode(message.record) == blob_id(records.encode(known))
 
     def _decode(self, node: NodeId, message: wire.Record, data: bytes) -> None:
@@ -223,25 +228,14 @@ class Records:
         if record.version != (message.generation, message.revision):
             log.warning("record refused node=%s reason=it names another version than its message", node[:8])
             return
-        self._learn(node, record)
+        self._learn(record)
 
-    def _learn(self, node: NodeId, record: JobRecord) -> None:
+    def _learn(self, record: JobRecord) -> None:
         known = self.all.get(record.job)
-        if known is None:
-            news = len(self.all) < JOBS_MAX
-        else:
-            told_by_its_coordinator = node == record.coordinator == known.coordinator and record.state != known.state
-            news = record.replaces(known) or (record.version == known.version and told_by_its_coordinator)
-        if not news or self._runs_here(record):
-            return
-        if record.state not in life.ENDED and record.coordinator == self._post.node:
-            text = f"node {record.coordinator_name} was restarted; go on with `p2pnn jobs resume {record.job}`"
-            record = msgspec.structs.replace(record, state="failed", reason=text, revision=record.revision + 1)
-        elif record.state not in life.ENDED and record.coordinator not in self._members():
-            # Its coordinator may only be unknown here yet. Then its own word, of the same version, mends this.
-            text = f"node {record.coordinator_name}, which coordinated it, is gone; `p2pnn jobs resume {record.job}`"
-            record = msgspec.structs.replace(record, state="failed", reason=text)
-        self.commit(record)
+        news = len(self.all) < JOBS_MAX if known is None else record.replaces(known)
+        if news and not self._led_here(record):
+            self.commit(record)
+            self._learnt(record)
 
     async def _tell(self, node: NodeId) -> None:
         """Send all records, no faster than the link takes it."""

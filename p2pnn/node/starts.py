@@ -21,8 +21,8 @@ log = logging.getLogger("p2pnn.jobs")
 OfPart = wire.Waiting | wire.Granted | wire.Preparing | wire.Prepared | wire.JobFailed
 
 
-def prepare(record: JobRecord, index: int, here: NodeId, blobs: BlobStore) -> wire.Prepare:
-    """The Prepare of node `index` of the record's plan. here: the coordinator. Raises StorageError."""
+def prepare(record: JobRecord, index: int, here: NodeId, blobs: BlobStore, term: int) -> wire.Prepare:
+    """The Prepare of node `index` of the record's plan. here: the coordinator, in this term. Raises StorageError."""
     assert record.plan is not None
     nodes = tuple(share.node for share in record.plan.nodes)
     manifest = record.newest
@@ -35,6 +35,7 @@ def prepare(record: JobRecord, index: int, here: NodeId, blobs: BlobStore) -> wi
         nodes=nodes,
         index=index,
         sources=tuple(dict.fromkeys((here, *nodes))),
+        term=term,
     )
 
 
@@ -50,7 +51,7 @@ def tell(supervisor: Supervisor, node: NodeId, message: OfPart, now: float) -> N
         case wire.Prepared():
             supervisor.prepared(node, message.memory_bytes, now)
         case wire.JobFailed():
-            supervisor.node_failed(node, message.text, now)
+            supervisor.node_failed(node, message.text, now, message.kind)
 
 
 async def whole_checkpoints(record: JobRecord, blobs: BlobExchange) -> tuple[Manifest, ...]:

@@ -19,6 +19,7 @@ PER_START: Final = 1 << 32
 PER_EPOCH: Final = 32
 _RANKS: Final = {
     "queued": 2, "preparing": 3, "running": 4, "pausing": 5, "finishing": 6,
+    "recovering": 7, "parked": 8,
     "paused": 24, "failed": 25, "cancelled": 26, "done": 27,
 }  # fmt: skip
 
@@ -40,7 +41,7 @@ async def follow(
 
 def events(record: JobRecord) -> Iterator[dict[str, Any]]:
     """What the record tells, in the order of the numbers."""
-    first = record.generation * PER_START
+    first = max(record.starts, 1) * PER_START
     last = first + len(record.history) * PER_EPOCH
     if record.plan is not None:
         yield _event(record, first + 1, "plan", {"plan": msgspec.to_builtins(record.plan)})

@@ -30,7 +30,7 @@ from p2pnn.node.links import Post
 from p2pnn.node.recording import Offset, Recording, clock
 from p2pnn.node.storage import Storage
 from p2pnn.node.tasks import Tasks, in_thread
-from p2pnn.types import JobId
+from p2pnn.types import JobId, NodeId
 from p2pnn.wire import messages as wire
 
 log = logging.getLogger("p2pnn.jobs")
@@ -118,7 +118,7 @@ class Traces:
     async def _fetch(self, job: JobId, share: NodeShare) -> bytes:
         if not self._post.reachable(share.node):
             raise UsageError("it is not connected")
-        answer = await self._asking.inquire(share.node, share.name, job, "trace")
+        answer = await self._asking.inquire(share.node, share.name, wire.Ask(0, job, "trace"))
         if not isinstance(answer, wire.Traced):
             raise UsageError("it answered something else")
         data = await parcels.unpack(answer.part, self._exchange, [share.node], PART_BYTES_MAX)
@@ -136,10 +136,10 @@ class Traces:
             raise NotFoundError("it has recorded nothing of the job, or no longer keeps it")
         return data
 
-    async def _answer_clock(self, message: wire.Ask) -> wire.Traced:
+    async def _answer_clock(self, node: NodeId, message: wire.Ask) -> wire.Traced:
         return wire.Traced(message.request, _now_ns())
 
-    async def _answer_trace(self, message: wire.Ask) -> wire.Traced:
+    async def _answer_trace(self, node: NodeId, message: wire.Ask) -> wire.Traced:
         if self._parcels >= PARCELS_MAX:
             raise UsageError("it gives enough traces to others already; ask again in a minute")
         self._parcels += 1
@@ -172,7 +172,9 @@ class Traces:
                 async with asyncio.timeout(MEASURE_TIMEOUT_S):
                     for _ in range(TRIPS):
                         left = clock()
-                        answer = await self._asking.inquire(node, self._post.name_of(node), recording.job, "clock")
+                        answer = await self._asking.inquire(
+                            node, self._post.name_of(node), wire.Ask(0, recording.job, "clock")
+                        )
                         came = clock()
                         if isinstance(answer, wire.Traced):
                             trip = Offset.of_trip(left, came, answer.clock_ns / 1e9)

@@ -52,6 +52,7 @@ NodeText = Annotated[str, Meta(pattern=r"\A[0-9a-f]{32}\Z")]
 MaybeNode = Annotated[str, Meta(pattern=r"\A([0-9a-f]{32})?\Z")]
 BlobText = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]  # it becomes a file's name
 JobText = Annotated[str, Meta(max_length=JOB_CHARS_MAX, pattern=r"\A[A-Za-z0-9][A-Za-z0-9._-]*\Z")]  # a folder's name
+MaybeBlob = Annotated[str, Meta(pattern=r"\A([0-9a-f]{64})?\Z")]
 Sentence = Annotated[str, Meta(max_length=SENTENCE_CHARS_MAX)]
 Packed = Annotated[bytes, Meta(max_length=RECORD_BYTES_MAX)]
 Nodes = Annotated[tuple[NodeText, ...], Meta(max_length=NODES_MAX)]

@@ -4,7 +4,8 @@ A message is a MessagePack array whose first item is its number (`tag`). Numbers
 at the end, with a default, so that an older node reads what it knows and ignores the rest. `proto/README.md` describes
 every one for strangers, and a test compares that page with this file. Fields of type bytes carry records of higher
 layers that this layer never opens. Messages with BODY = True are followed by raw bytes outside MessagePack. The types of fields
-are in `wire.fields`, the messages of membership (10–19) in `wire.membership`, those of the charter (70–89) in `wire.charter`.
+are in `wire.fields`, the messages of membership (10–19) in `wire.membership`, of jobs (30–59) in `wire.jobs`, of the charter
+(70–89) in `wire.charter`, of snapshots (50–53, 61) in `wire.cuts`.
 """
 
 from __future__ import annotations
@@ -21,28 +22,61 @@ from p2pnn.wire.charter import PreVote as PreVote
 from p2pnn.wire.charter import PreVoted as PreVoted
 from p2pnn.wire.charter import Vote as Vote
 from p2pnn.wire.charter import Voted as Voted
+from p2pnn.wire.cuts import CUTS_MAX as CUTS_MAX
+from p2pnn.wire.cuts import CutsHeld as CutsHeld
+from p2pnn.wire.cuts import CutsWanted as CutsWanted
+from p2pnn.wire.cuts import PartMade as PartMade
+from p2pnn.wire.cuts import PartWanted as PartWanted
+from p2pnn.wire.cuts import Snapshot as Snapshot
 from p2pnn.wire.fields import BLOBS_MAX as BLOBS_MAX
 from p2pnn.wire.fields import RECORD_BYTES_MAX as RECORD_BYTES_MAX
 from p2pnn.wire.fields import SENTENCE_CHARS_MAX as SENTENCE_CHARS_MAX
 from p2pnn.wire.fields import VERSION_MAX as VERSION_MAX
 from p2pnn.wire.fields import VERSION_MIN as VERSION_MIN
 from p2pnn.wire.fields import (
-    Blobs,
     BlobText,
     Count,
     JobText,
     Length,
     Name,
-    Nodes,
     NodeText,
     Packed,
     Port,
     Sentence,
     Software,
-    SquareSums,
     Version,
 )
 from p2pnn.wire.fields import Message as Message
+from p2pnn.wire.identity import AuthorityKey as AuthorityKey
+from p2pnn.wire.identity import AuthorityWanted as AuthorityWanted
+from p2pnn.wire.identity import Join as Join
+from p2pnn.wire.identity import Joined as Joined
+from p2pnn.wire.identity import Offer as Offer
+from p2pnn.wire.identity import Petition as Petition
+from p2pnn.wire.identity import Ruling as Ruling
+from p2pnn.wire.jobs import Adopt as Adopt
+from p2pnn.wire.jobs import Adopted as Adopted
+from p2pnn.wire.jobs import Answered as Answered
+from p2pnn.wire.jobs import Ask as Ask
+from p2pnn.wire.jobs import Command as Command
+from p2pnn.wire.jobs import Follow as Follow
+from p2pnn.wire.jobs import Granted as Granted
+from p2pnn.wire.jobs import Happened as Happened
+from p2pnn.wire.jobs import JobFailed as JobFailed
+from p2pnn.wire.jobs import Keep as Keep
+from p2pnn.wire.jobs import Kept as Kept
+from p2pnn.wire.jobs import Prepare as Prepare
+from p2pnn.wire.jobs import Prepared as Prepared
+from p2pnn.wire.jobs import Preparing as Preparing
+from p2pnn.wire.jobs import Record as Record
+from p2pnn.wire.jobs import RecordRequest as RecordRequest
+from p2pnn.wire.jobs import Release as Release
+from p2pnn.wire.jobs import Report as Report
+from p2pnn.wire.jobs import Reserve as Reserve
+from p2pnn.wire.jobs import Retired as Retired
+from p2pnn.wire.jobs import Squares as Squares
+from p2pnn.wire.jobs import Traced as Traced
+from p2pnn.wire.jobs import Waiting as Waiting
 from p2pnn.wire.membership import Ack as Ack
 from p2pnn.wire.membership import Fact as Fact
 from p2pnn.wire.membership import Gossip as Gossip
@@ -75,6 +109,7 @@ class CloseReason(IntEnum):
     NO_SESSION = 33  # a data link that names no living control session
     TOO_MANY = 34
     REMOVED = 35
+    NOT_MEMBER = 36  # its certificate is the cluster's, and the charter does not name it
 
 
 class LinkKind(IntEnum):
@@ -183,178 +218,6 @@ class LinkProbed(Message, tag=28):
     request: Count
 
 
-# --- jobs: 30–59. coordinator: the node that took the submission. generation: higher for each start of a job
-
-
-class Reserve(Message, tag=30):
-    """Coordinator asks for the node's one place. Answered by Granted, at once or when the place is free; first Waiting."""
-
-    job: JobText
-    generation: Count
-    name: Name = ""
-
-
-class Waiting(Message, tag=31):
-    """The place is taken by job `behind`; this one is `position` in the queue (1 is next)."""
-
-    job: JobText
-    generation: Count
-    behind: JobText
-    position: Count
-
-
-class Granted(Message, tag=32):
-    job: JobText
-    generation: Count
-
-
-class Release(Message, tag=33):
-    """Coordinator gives the place back, or withdraws its Reserve; an executor that still runs is ended."""
-
-    job: JobText
-    generation: Count
-
-
-class Prepare(Message, tag=34):
-    """Fetch what is needed (spec, checkpoint parts, data chunks; from any of `sources`), start an executor, answer Prepared.
-
-    plan, checkpoint: the record, or MessagePack of the name of a blob that holds it.
-    nodes: the plan's nodes, in its order.
-    """
-
-    job: JobText
-    generation: Count
-    spec: BlobText
-    plan: Packed
-    checkpoint: Packed
-    nodes: Nodes
-    index: Count
-    sources: Nodes
-
-
-class Preparing(Message, tag=35):
-    """How far Prepare is: bytes fetched of bytes needed."""
-
-    job: JobText
-    generation: Count
-    fetched_bytes: Count
-    total_bytes: Count
-
-
-class Prepared(Message, tag=36):
-    job: JobText
-    generation: Count
-    memory_bytes: Count
-
-
-class Command(Message, tag=37):
-    """A MessagePack executor command (Train, Evaluate, Predict, Checkpoint, Finish), for the executor, in this order."""
-
-    job: JobText
-    generation: Count
-    command: Packed
-
-
-class Report(Message, tag=38):
-    """A MessagePack executor message (Progress, Done) for the coordinator, or the name of a blob that holds it."""
-
-    job: JobText
-    generation: Count
-    report: Packed
-
-
-class JobFailed(Message, tag=39):
-    """Node to coordinator: the job cannot go on here. text: one sentence, without the node's name."""
-
-    job: JobText
-    generation: Count
-    text: Sentence
-
-
-class Retired(Message, tag=40):
-    """Node to the nodes that send it tensors: micro-batches below `count` are done here."""
-
-    job: JobText
-    generation: Count
-    index: Count
-    count: Count
-
-
-class Squares(Message, tag=41):
-    """Node to the job's other nodes, for global-norm clipping: float64 sums of squares per parameter."""
-
-    job: JobText
-    generation: Count
-    index: Count
-    step: Count
-    squares: SquareSums
-
-
-class Keep(Message, tag=42):
-    """Coordinator to a buddy: fetch these blobs from `source`, verify and keep them; answered by Kept."""
-
-    job: JobText
-    request: Count
-    blobs: Blobs
-    source: NodeText
-
-
-class Kept(Message, tag=43):
-    """error: empty, or one sentence."""
-
-    job: JobText
-    request: Count
-    error: Sentence = ""
-
-
-class Record(Message, tag=44):
-    """The job as others should remember it, so that it can be shown and resumed from any peer.
-
-    record: MessagePack of job.records.JobRecord, or of the name of a blob that holds it. A receiver keeps the one with the
-    highest (generation, revision).
-    """
-
-    job: JobText
-    generation: Count
-    revision: Count
-    record: Packed
-
-
-class RecordRequest(Message, tag=45):
-    """Ask a peer for all job records it has; it answers with Record messages."""
-
-
-class Ask(Message, tag=47):
-    """Ask a node about a job: its coordinator to `cancel` or `pause` it, as a person said here; answered by Answered.
-
-    Any node for its `trace` of it, or only for its `clock`; answered by Traced, or Answered with an error.
-    """
-
-    request: Count
-    job: JobText
-    verb: Name
-
-
-class Answered(Message, tag=48):
-    """state: the job's, now. error: empty, or why not, in one sentence."""
-
-    request: Count
-    state: Name
-    error: Sentence = ""
-
-
-class Traced(Message, tag=49):
-    """Answer to an Ask for a trace or a clock, so only for nodes that know it.
-
-    clock_ns: the answering node's monotonic clock. part: MessagePack of job.trace.NodePart, or of the name of a blob that holds
-    it; empty for `clock`.
-    """
-
-    request: Count
-    clock_ns: Count
-    part: Packed = b""
-
-
 # --- tensors: 60–69, on data links only
 
 
@@ -369,11 +232,14 @@ class Tensor(Message, tag=60):
 
 
 AnyMessage = (
-    Hello | Welcome | Close | Ping | Pong
+    Hello | Welcome | Close | Ping | Pong | Offer | Join | Joined
     | Roster | Probe | ProbeRequest | Ack | Nack | Gossip | Pull | Testimony
     | BlobRequest | BlobPiece | BlobMissing
     | ProfileRequest | ProfileReply | LinkProbe | LinkProbed
     | Reserve | Waiting | Granted | Release | Prepare | Preparing | Prepared | Command | Report | JobFailed
     | Retired | Squares | Keep | Kept | Record | RecordRequest | Ask | Answered | Traced | Tensor
+    | Adopt | Adopted | Happened | Follow
+    | CutsWanted | CutsHeld | PartWanted | PartMade | Snapshot
     | Lead | Held | PreVote | PreVoted | Vote | Voted | CharterPiece | CharterWanted | Handover
+    | Petition | Ruling | AuthorityWanted | AuthorityKey
 )  # fmt: skip

@@ -1,0 +1,85 @@
+"""The table of jobs that rides in the charter as its `work`: which starts of which jobs there are, decided by a majority.
+
+An entry is written when a start of a job is decided and goes when the job has ended. Its *generation* is the version of
+the commit that wrote it (`cluster.charter.Version.generation`), so no two starts ever share one, whoever decided them. How far
+a start has come is not in here: its nodes know (`job.part_log`), and a new coordinator asks them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Final
+
+import msgspec
+from msgspec import Meta
+
+from p2pnn.errors import CharterError
+from p2pnn.job import records
+from p2pnn.job.records import JobRecord
+from p2pnn.types import JobId, NodeId
+from p2pnn.wire.fields import BlobText, Count, JobText, Nodes
+
+FORMAT: Final = 1
+
+RECORD_BYTES_MAX: Final = 1024
+"""Of a larger record plan and history stay out, so that hundreds of jobs fit a charter: the members have both as well, and a
+coordinator that has neither plans anew."""
+
+
+class Entry(msgspec.Struct, frozen=True, array_like=True):
+    """One start of a job. spec: a blob that a majority of the voters holds. record: as it was when the start was decided."""
+
+    job: JobText
+    generation: Count
+    spec: BlobText
+    nodes: Nodes
+    record: bytes
+
+    def began(self) -> JobRecord:
+        """The record at the start, of this generation. Raises CheckpointError where a newer p2pnn wrote it."""
+        record = records.decode(self.record, f"the charter's entry of job {self.job}")
+        return msgspec.structs.replace(record, generation=self.generation)
+
+
+class _Table(msgspec.Struct, frozen=True, array_like=True):
+    format: Annotated[int, Meta(ge=1)]
+    entries: tuple[Entry, ...]
+
+
+_encoder: Final = msgspec.msgpack.Encoder()
+_decoder: Final = msgspec.msgpack.Decoder(_Table)
+
+
+def entry(record: JobRecord, generation: int) -> Entry:
+    """The entry of a start that this record begins."""
+    nodes: tuple[NodeId, ...] = tuple(share.node for share in record.plan.nodes) if record.plan else ()
+    data = records.encode(record)
+    if len(data) > RECORD_BYTES_MAX:
+        data = records.encode(msgspec.structs.replace(record, plan=None, history=()))
+    return Entry(record.job, generation, record.spec, nodes, data)
+
+
+def encode(entries: Iterable[Entry]) -> bytes:
+    return _encoder.encode(_Table(FORMAT, tuple(entries)))
+
+
+def decode(work: bytes) -> dict[JobId, Entry]:
+    """The entries by job; none for no bytes. Raises CharterError for bytes that are no table, or a newer one."""
+    if not work:
+        return {}
+    try:
+        table = _decoder.decode(work)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+        raise CharterError(
+            f"the charter's table of jobs cannot be read ({error}); use a newer p2pnn on this node"
+        ) from None
+    if table.format > FORMAT:
+        raise CharterError(
+            f"the charter's table of jobs has format {table.format}; this p2pnn reads up to {FORMAT}: update it"
+        )
+    return {JobId(entry.job): entry for entry in table.entries}
+
+
+def generations(entries: Mapping[JobId, Entry]) -> dict[JobId, int]:
+    """What the fence compares."""
+    return {job: entry.generation for job, entry in entries.items()}
