@@ -55,7 +55,7 @@ class Leading(Election):
         if self._node in dismiss or not voters.is_single_change(charter.voters, remaining):
             raise ProposalRefused("the leader cannot be removed, and of the voters one at a time; hand over first")
         successor = charter.successor(members=members, voters=remaining, work=work)
-        charters.encode(successor)
+        self._encoded = (successor, charters.encode(successor))
         self._install(successor, now)
         return successor.version
 

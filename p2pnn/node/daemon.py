@@ -155,7 +155,7 @@ class Daemon:
     # --- members.Owner
 
     def member_usable(self, node: NodeId, name: str) -> None:
-        self.charter.member_alive(node, name)
+        self.charter.member_alive(node, name, self.members.cluster_of(node))
         self.jobs.member_usable(node, name)
 
     def member_lost(self, node: NodeId, reason: str) -> None:
@@ -166,10 +166,16 @@ class Daemon:
         self.charter.member_suspected(node)
 
     def member_refuted(self, node: NodeId, name: str) -> None:
-        self.charter.member_alive(node, name)
+        self.charter.member_alive(node, name, self.members.cluster_of(node))
+
+    def member_described(self, node: NodeId, about: Description, uptime_s: float) -> None:
+        self.charter.member_described(node, about, uptime_s)
+
+    def slowness_changed(self, factor: float) -> None:
+        self.charter.slowness_changed(factor)
 
     def member_failed(self, node: NodeId, reason: str) -> None:
-        self.charter.member_failed(node)
+        self.charter.member_failed(node, reason)
         self.jobs.member_failed(node, reason)
 
     # --- charter.Owner
@@ -252,12 +258,16 @@ class Daemon:
     def describe(self) -> Description:
         """What this node says of itself to all members."""
         profile = self.planning.known
+        cluster, charter = self.charter.description()
         return Description(
             SOFTWARE,
             (wire.VERSION_MIN, wire.VERSION_MAX),
             load=(self.place.job is not None) + len(self.place.waiting),
             gflops=round(profile.gemm_gflops) if profile else 0,
             memory_mib=profile.memory_bytes_max >> 20 if profile else 0,
+            cluster=cluster,
+            charter=charter,
+            lag_ms=self.members.lag_ms,
         )
 
 

@@ -14,12 +14,13 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import pytest
 from safetensors.numpy import load_file
 
 from p2pnn.data import chunks
 from p2pnn.data.blobs import BlobStore
 from p2pnn.executor import channel, commands
-from p2pnn.executor.process import Spawned, spawn
+from p2pnn.executor.process import Spawned
 from p2pnn.job import script
 from p2pnn.job.checkpoint import Manifest, Part
 from p2pnn.job.segment import delays, transfers
@@ -32,6 +33,7 @@ from p2pnn.train.frames import layout
 from p2pnn.train.gate import Gate
 from p2pnn.types import BlobId, JobId
 from tests.executor.models import CLASSES, IMAGE
+from tests.support import warm
 from tests.train.graphs import plan_for
 
 DEADLINE_S = 60.0
@@ -138,7 +140,7 @@ class Mesh:
         copies = [places(spec, plan, n) if every else None for n in range(nodes)]
         self.rooms = [Room(self.layouts[n], copies[n]) for n in range(nodes)]
         self.cuts: list[dict[int, bytes]] = [{} for _ in range(nodes)]
-        self.spawned: list[Spawned] = [spawn(room.nbytes, spec.threads) for room in self.rooms]
+        self.spawned: list[Spawned] = [spawn_warm(room.nbytes, spec.threads) for room in self.rooms]
         self.codecs = [channel.Codec[commands.FromExecutor](commands.FromExecutor) for _ in range(nodes)]
         self.done: list[dict[int, script.Done]] = [{} for _ in range(nodes)]
         self.progress: list[list[script.Progress]] = [[] for _ in range(nodes)]
@@ -283,6 +285,13 @@ class Mesh:
         except OSError:
             if not self.finishing:
                 raise
+
+
+def spawn_warm(arena_bytes: int, threads: int = 1) -> Spawned:
+    """An executor as `spawn` starts it, without the time that its imports take."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("p2pnn.executor.process.subprocess", warm)
+        return spawn(arena_bytes, threads)
 
 
 def digests(parts: Sequence[Part], blobs: BlobStore) -> dict[str, str]:

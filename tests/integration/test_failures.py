@@ -55,7 +55,7 @@ def await_checkpoint(m: Mesh, node: str, job: str, count: int = 1) -> None:
 
 
 def test_an_executor_never_outlives_its_daemon(tmp_path: Path) -> None:
-    with mesh(tmp_path, 2) as m:
+    with mesh(tmp_path, 2, cold=True) as m:
         job = m.submit("a", *long_job())
         await_checkpoint(m, "a", job)
         pids = [m[name].get("node")["executor_pid"] for name in "ab"]
