@@ -20,7 +20,7 @@ from safetensors.numpy import load_file
 from p2pnn.data import chunks
 from p2pnn.data.blobs import BlobStore
 from p2pnn.executor import channel, commands
-from p2pnn.executor.process import Spawned
+from p2pnn.executor.process import Spawned, spawn
 from p2pnn.job import script
 from p2pnn.job.checkpoint import Manifest, Part
 from p2pnn.job.segment import delays, transfers
