@@ -1,4 +1,4 @@
-"""Four ways to move a tensor from process to process, each in two processes of its own.
+"""Ways to move a tensor from process to process, each in two processes of its own; p2pnn's and raw sockets with TLS 1.3, too.
 
     python -m benchmarks._contestants NAME receive CONGESTION           prints its port, serves until its stdin ends
     python -m benchmarks._contestants NAME send CONGESTION PORT         obeys lines on stdin, answers each by one line
@@ -9,7 +9,8 @@ A line to the sender is `one-way SIZE COUNT` or `round-trip SIZE COUNT PAUSE_S`;
 byte sent to the receiver's word that the last one is in its place, or the seconds of each round trip. All of them have
 TCP_NODELAY, all receive into memory that lasts where their interface lets them, and all sockets use the congestion
 control that the command line names (grpc's excepted, which cannot be reached): `reno`, as p2pnn chooses on loopback, or
-`system`, whatever the machine's default is.
+`system`, whatever the machine's default is. Those with TLS find keys and certificates of both sides in the folder that
+P2PNN_BENCH_CREDENTIALS names (`make_credentials`); OpenSSL chooses the same cipher for both.
 """
 
 from __future__ import annotations
@@ -19,11 +20,14 @@ import contextlib
 import json
 import os
 import socket
+import ssl
 import struct
 import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
+from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 ONE_WAY, ROUND_TRIP = 0, 1
@@ -47,14 +51,65 @@ def tune(sock: socket.socket, congestion: str) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, congestion.encode())
 
 
+# --- TLS: one authority, a key for each side
+
+CREDENTIALS = "P2PNN_BENCH_CREDENTIALS"
+LISTENER, DIALLER = 1, 2
+"""Who is which node."""
+
+
+def make_credentials(folder: Path) -> None:
+    """For both sides; a measurement's, which end with it."""
+    from p2pnn.identity.authority import Authority
+    from p2pnn.identity.keys import NodeKey
+
+    authority = Authority.found(time.time())
+    (folder / "authority.der").write_bytes(authority.certificate.der)
+    for number in (LISTENER, DIALLER):
+        key = NodeKey.generate()
+        certificate = authority.issue(key.public, time.time())
+        (folder / f"{number}.key").write_bytes(key.pem)
+        (folder / f"{number}.pem").write_bytes(certificate.pem)
+
+
+def secured(sock: socket.socket, number: int) -> ssl.SSLSocket:
+    """The socket with TLS 1.3 and both certificates checked, blocking: what the standard library gives."""
+    folder = Path(os.environ[CREDENTIALS])
+    server = number == LISTENER
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.load_cert_chain(folder / f"{number}.pem", folder / f"{number}.key")
+    context.load_verify_locations(cadata=(folder / "authority.der").read_bytes())
+    return context.wrap_socket(sock, server_side=server)
+
+
+class OpenDoor:
+    """Whoever the authority has certified may come in."""
+
+    def admits(self, key: Any) -> None:
+        return None
+
+    def name_of(self, key: Any) -> str:
+        return ""
+
+    def told_removed(self, words: str) -> None: ...
+
+    def guest(self, stream: Any, host: str) -> None:
+        stream.abort()
+
+
 # --- raw sockets: blocking, nothing but system calls and memory that is used again
 
 
-def raw_receive(congestion: str) -> None:
+def raw_receive(congestion: str, tls: bool) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         tune(server, congestion)
         announce(server.getsockname()[1])
         sock, _ = server.accept()
+        if tls:
+            sock = secured(sock, LISTENER)
         with sock, contextlib.suppress(*GONE):
             raw_serve(sock)
 
@@ -75,9 +130,11 @@ def raw_serve(sock: socket.socket) -> None:
 
 
 class RawSender:
-    def __init__(self, port: int, congestion: str) -> None:
+    def __init__(self, port: int, congestion: str, tls: bool) -> None:
         self._sock = socket.create_connection(("127.0.0.1", port))
         tune(self._sock, congestion)
+        if tls:
+            self._sock = secured(self._sock, DIALLER)
         self._answer = memoryview(bytearray(0))
 
     async def one_way(self, size: int, count: int) -> None:
@@ -230,12 +287,20 @@ class Ours:
     lost: called with the reason when the peer is gone; it ends the process, since nobody else would wake who waits here.
     """
 
-    def __init__(self, number: int, lost: Callable[[str], NoReturn]) -> None:
+    def __init__(self, number: int, tls: bool, lost: Callable[[str], NoReturn]) -> None:
         from p2pnn.transport import LocalIdentity, Transport
         from p2pnn.types import NodeId
 
-        identity = LocalIdentity(NodeId(f"{number:032x}"), f"n{number}", "bench", "boot")
-        self.transport = Transport(identity, self)
+        node, security = NodeId(f"{number:032x}"), None
+        if tls:
+            from p2pnn.identity.keys import NodeKey
+            from p2pnn.transport.secure import Security
+
+            folder = Path(os.environ[CREDENTIALS])
+            chain, key = folder / f"{number}.pem", folder / f"{number}.key"
+            security = Security(chain, key, (folder / "authority.der").read_bytes(), OpenDoor())
+            node = NodeKey.load(key.read_bytes(), str(key)).public.node
+        self.transport = Transport(LocalIdentity(node, f"n{number}", "bench", "boot"), self, security=security)
         self.lost = lost
         self.peer = asyncio.get_running_loop().create_future()
         self.place = memoryview(bytearray(0))
@@ -265,12 +330,12 @@ class Ours:
         self.arrived(message)
 
 
-async def ours_receive(congestion: str) -> None:
+async def ours_receive(congestion: str, tls: bool = False) -> None:
     from p2pnn.types import Address
     from p2pnn.wire.messages import Retired, Tensor
 
     _use(congestion)
-    ours = Ours(1, lambda reason: os._exit(0))
+    ours = Ours(LISTENER, tls, lambda reason: os._exit(0))
     port = (await ours.transport.start(Address("127.0.0.1", 0))).port
     announce(port)
     node = await ours.peer
@@ -293,11 +358,11 @@ class OurSender:
         self._ours, self._node = ours, node
 
     @classmethod
-    async def open(cls, port: int, congestion: str) -> OurSender:
+    async def open(cls, port: int, congestion: str, tls: bool) -> OurSender:
         from p2pnn.types import Address
 
         _use(congestion)
-        ours = Ours(2, lambda reason: say_gone("p2pnn", reason))
+        ours = Ours(DIALLER, tls, lambda reason: say_gone("p2pnn", reason))
         await ours.transport.start(Address("127.0.0.1", 0))
         ours.transport.dial(Address("127.0.0.1", port))
         return cls(ours, await ours.peer)
@@ -382,20 +447,21 @@ async def _round_trips(sender: Sender, size: int, count: int, pause_s: float) ->
 
 async def _send(name: str, congestion: str, port: int) -> None:
     try:
-        if name == "raw":
-            await obey(RawSender(port, congestion))
+        if name in ("raw", "raw-tls"):
+            await obey(RawSender(port, congestion, tls=name == "raw-tls"))
         elif name == "grpc":
             await grpc_obey(port)
         elif name == "streams":
             await obey(await StreamsSender.open(port, congestion))
         else:
-            await obey(await OurSender.open(port, congestion))
+            await obey(await OurSender.open(port, congestion, tls=name == "p2pnn-tls"))
     except GONE as error:
         say_gone(name, error)
 
 
 _RECEIVE: dict[str, Callable[[str], Awaitable[None]]] = {
     "p2pnn": ours_receive,
+    "p2pnn-tls": partial(ours_receive, tls=True),
     "streams": streams_receive,
     "grpc": grpc_receive,
 }
@@ -415,8 +481,8 @@ def main() -> None:
     name, side, congestion, *port = sys.argv[1:]
     if side == "receive":
         threading.Thread(target=_end_with_stdin, daemon=True).start()
-        if name == "raw":
-            raw_receive(congestion)
+        if name in ("raw", "raw-tls"):
+            raw_receive(congestion, tls=name == "raw-tls")
             return
     work = _receive(name, congestion) if side == "receive" else _send(name, congestion, int(port[0]))
     factory: Callable[[], asyncio.AbstractEventLoop] | None = None

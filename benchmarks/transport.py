@@ -6,6 +6,8 @@ One way: how fast bodies of one size come to lie in the receiver's memory, up to
 are the limit: blocking, sendall and recv_into, one buffer each, no header. asyncio streams carry MessagePack with the tensor
 inside. Everything under the congestion control that p2pnn chooses on loopback, and under the machine's own ("stock").
 
+One way, TLS: the same with TLS 1.3 and certificates of both sides, as between machines, against raw blocking TLS sockets.
+
 Round trip: a body of 64 KiB and back while another process computes as an executor does (GEMMs and elementwise passes of numpy
 in one thread), nothing pinned; and what that process keeps of the speed that it has alone, measured in turns.
 """
@@ -13,14 +15,18 @@ in one thread), nothing pinned; and what that process keeps of the speed that it
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+from benchmarks._contestants import CREDENTIALS, make_credentials
 from benchmarks._measure import Contest, Report, Target, arguments, conclude
 from benchmarks._worker import next_line, send_line, start
 
@@ -31,6 +37,8 @@ TARGETS = {
     "64 KiB": (Target("raw sockets", at_least=0.8), Target("grpc.aio", at_least=6)),
     "1 MiB": (Target("raw sockets", at_least=0.8), Target("grpc.aio", at_least=6)),
 }
+TLS_NAMES = {"p2pnn-tls": "p2pnn", "raw-tls": "raw TLS sockets"}
+TLS_TARGETS = dict.fromkeys(("64 KiB", "1 MiB"), (Target("raw TLS sockets", at_least=0.8),))
 ROUND_BYTES = 128 << 20
 BODIES_MAX = 4000
 SLOWER = {"streams": 2, "grpc": 2}
@@ -81,10 +89,20 @@ def main() -> int:
             pairs = {NAMES[name]: Pair(name, congestion, stack) for name in present}
             for size in ("64 KiB",) if options.quick else SIZES:
                 report.add(_one_way(size, words, pairs, rounds), *TARGETS.get(size, ()))
+            _with_tls(congestion, words, rounds, report, options.quick)
             if congestion == "reno":
                 for words, pause_s in PAUSES_S.items():
                     _while_computing(words, pause_s, pairs, rounds, report)
     return report.end(options)
+
+
+def _with_tls(congestion: str, words: str, rounds: int, report: Report, quick: bool) -> None:
+    with TemporaryDirectory() as folder, ExitStack() as stack:
+        make_credentials(Path(folder))
+        os.environ[CREDENTIALS] = folder
+        pairs = {words: Pair(name, congestion, stack) for name, words in TLS_NAMES.items()}
+        for size in ("64 KiB", "1 MiB") if quick else SIZES:
+            report.add(_one_way(size, f"{words}, TLS", pairs, rounds), *TLS_TARGETS.get(size, ()))
 
 
 def _one_way(size: str, words: str, pairs: dict[str, Pair], rounds: int) -> Contest:

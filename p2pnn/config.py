@@ -11,16 +11,18 @@ and ports.
 
 from __future__ import annotations
 
-import difflib
 import os
 import tomllib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from p2pnn.errors import NotAllowedError, UsageError
 from p2pnn.types import Address
+from p2pnn.values import join_token, truth
+from p2pnn.values import parse_bytes as parse_bytes
+from p2pnn.values import unknown as unknown
 
 BAD_CONFIGURATION: Final = 78
 """Exit status of `node start` for a bad node.toml or environment (sysexits' EX_CONFIG); a bad flag is a usage error."""
@@ -29,9 +31,6 @@ SYSTEM_CONFIG: Final = Path("/etc/p2pnn/node.toml")
 SYSTEM_SOCKET: Final = Path("/run/p2pnn/p2pnn.sock")
 SOCKET_PATH_BYTES_MAX: Final = 107
 """A unix socket's path lies in a field of 108 bytes with a zero at its end (unix(7))."""
-
-NAMES_SHOWN: Final = 8
-"""Of names that exist, in the sentence that refuses another."""
 
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 PRESETS: Final = ("loopback", "lan", "wan")
@@ -42,6 +41,10 @@ KEYS: Final = (
     "state_dir",
     "listen",
     "join",
+    "advertise",
+    "token",
+    "token_file",
+    "plain",
     "socket",
     "socket_group",
     "cluster",
@@ -53,22 +56,16 @@ KEYS: Final = (
 NAME_CHARS_MAX: Final = 64
 """Of a node's or a cluster's name, which peers read in one column (and refuse when it is longer)."""
 
-_UNITS: Final = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12} | {
-    "kib": 2**10,
-    "mib": 2**20,
-    "gib": 2**30,
-    "tib": 2**40,
-}
-
 
 @dataclass(frozen=True, slots=True)
 class NodeConfig:
     """One daemon's configuration, resolved to the last default.
-
-    listen: port 0 asks for a free one. join: any one peer is enough. quota_bytes: of the chunk store; 0 for no quota.
-    socket_group: the group whose people may open the socket, None for the daemon's user alone.
-    lifeline_fd: the daemon ends when the other end of this pipe closes. ready_fd: gets one JSON line when the daemon is ready.
-    profile_cache: a file that daemons of one machine may share, None for one in the state folder. preset: one of PRESETS.
+     listen: port 0 asks for a free one. join: any one peer is enough. quota_bytes: of the chunk store; 0 for no quota.
+    socket_group: the group whose people may open the socket, None for the daemon's user alone. lifeline_fd: the daemon ends
+    when the other end of this pipe closes. ready_fd: gets one JSON line when the daemon is ready. secured: with keys and TLS;
+    a plain node listens on this machine only. token: to join with, empty for none. advertise: addresses for the line by which
+    others join, in place of this machine's own, or with `+` besides them. profile_cache: a file that daemons of one machine
+    may share, None for one in the state folder. preset: one of PRESETS.
     """
 
     name: str
@@ -84,6 +81,9 @@ class NodeConfig:
     profile_cache: Path | None = None
     log_level: str = "info"
     preset: str = "loopback"
+    secured: bool = False
+    token: str = field(default="", repr=False)
+    advertise: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +149,8 @@ def node_config(
     level = _given(settings, "log_level", "info")
     if level not in LOG_LEVELS:
         raise UsageError(f"log_level = {level!r} is not one of {', '.join(LOG_LEVELS)}")
-    listen = _address(_given(settings, "listen", "127.0.0.1:7700"), "listen")
+    plain = truth(_given(settings, "plain", False), "plain")
+    listen = _address(_given(settings, "listen", "127.0.0.1:7700" if plain else "0.0.0.0:7700"), "listen")
     return NodeConfig(
         name=_node_name(settings),
         state_dir=state,
@@ -164,6 +165,9 @@ def node_config(
         profile_cache=_path(settings, "profile_cache"),
         log_level=level,
         preset=_preset(settings, listen),
+        secured=not plain,
+        token="" if plain else join_token(_text(settings, "token") or "", _path(settings, "token_file"), environ),
+        advertise=tuple(_words(settings.get("advertise"), "advertise")),
     )
 
 
@@ -205,37 +209,6 @@ def config_file(named: str | None, environ: Mapping[str, str] = os.environ) -> P
         if _exists(path):
             return path
     return None
-
-
-def parse_bytes(value: object, key: str) -> int:
-    """A size: a number of bytes, or text with a unit, such as `20 GB` or `512 MiB`. Raises UsageError."""
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
-        return value
-    text = str(value).strip().lower()
-    digits = text.rstrip("abcdefghijklmnopqrstuvwxyz").strip()
-    unit = text[len(digits) :].strip()
-    try:
-        number = float(digits)
-    except ValueError:
-        number = -1.0
-    if unit not in _UNITS or not 0 <= number < 2**60:
-        raise UsageError(f"{key} = {value!r} is not a size; write bytes or a unit, as in 20 GB or 512 MiB")
-    return int(number * _UNITS[unit])
-
-
-def unknown(kind: str, name: str, known: Iterable[str]) -> str:
-    """One sentence that refuses a name and gives the nearest known one: `unknown key 'epoch' in …; did you mean epochs?`"""
-    names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]}?" if near else _there(names)
-    return f"{kind} {name!r}; {hint}"
-
-
-def _there(names: list[str]) -> str:
-    if len(names) < 2:
-        return f"there is only {names[0]}" if names else "there is none"
-    shown = ", ".join(names[:NAMES_SHOWN])
-    return f"there are {shown}" + (f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else "")
 
 
 def _settings(flags: Mapping[str, Any], config: str | None, environ: Mapping[str, str]) -> dict[str, Any]:

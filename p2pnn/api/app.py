@@ -11,12 +11,13 @@ import hashlib
 import json
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 from aiohttp import web
 
-from p2pnn.api import views
+from p2pnn.api import membership, views
+from p2pnn.api.request import DAEMON, read_json
 from p2pnn.errors import NotAllowedError, NotFoundError, P2pnnError, StorageError, UsageError
 from p2pnn.node.blobs import writing
 from p2pnn.node.daemon import Daemon
@@ -36,7 +37,6 @@ STATUS: Final[dict[type[P2pnnError], int]] = {NotFoundError: 404, NotAllowedErro
 """HTTP status by error; 400 for the others."""
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-DAEMON: Final = web.AppKey("daemon", Daemon)
 STOP: Final = web.AppKey("stop", asyncio.Event)
 
 
@@ -51,6 +51,7 @@ def application(daemon: Daemon, stop: asyncio.Event) -> web.Application:
     app.router.add_get(f"{prefix}/peers", _peers)
     app.router.add_get(f"{prefix}/cluster", _cluster)
     app.router.add_post(f"{prefix}/cluster/recover", _recover)
+    membership.add_routes(app, prefix)
     app.router.add_post(f"{prefix}/blobs/missing", _missing)
     app.router.add_put(f"{prefix}/blobs/{{blob}}", _put_blob)
     app.router.add_get(f"{prefix}/blobs/{{blob}}", _get_blob)
@@ -108,7 +109,7 @@ async def _cluster(request: web.Request) -> web.Response:
 
 
 async def _recover(request: web.Request) -> web.Response:
-    cluster = (await _json(request)).get("cluster")
+    cluster = (await read_json(request)).get("cluster")
     if not isinstance(cluster, str):
         raise UsageError('the body must be {"cluster": "<id of the cluster whose voters are lost>"}')
     charter = await request.app[DAEMON].charter.recover(cluster)
@@ -116,7 +117,7 @@ async def _recover(request: web.Request) -> web.Response:
 
 
 async def _missing(request: web.Request) -> web.Response:
-    blobs = (await _json(request)).get("blobs")
+    blobs = (await read_json(request)).get("blobs")
     if not isinstance(blobs, list) or not all(isinstance(blob, str) for blob in blobs):
         raise UsageError('the body must be {"blobs": [names]}')
     store = request.app[DAEMON].storage.blobs
@@ -167,7 +168,7 @@ async def _plan(request: web.Request) -> web.Response:
 
 
 async def _submit(request: web.Request) -> web.Response:
-    spec = (await _json(request)).get("spec")
+    spec = (await read_json(request)).get("spec")
     if not isinstance(spec, str):
         raise UsageError('the body must be {"spec": "<blob>"}')
     return web.json_response({"job": await request.app[DAEMON].jobs.submit(BlobId(spec))})
@@ -233,13 +234,3 @@ async def _datasets(request: web.Request) -> web.Response:
 async def _remove_dataset(request: web.Request) -> web.Response:
     freed = await asyncio.to_thread(views.remove_dataset, request.app[DAEMON], request.match_info["dataset"])
     return web.json_response({"bytes": freed})
-
-
-async def _json(request: web.Request) -> dict[str, Any]:
-    try:
-        found = json.loads(await request.read())
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"the body is not JSON: {error}") from None
-    if not isinstance(found, dict):
-        raise UsageError("the body must be a JSON object")
-    return found

@@ -210,9 +210,34 @@ def _announce(config: NodeConfig, daemon: Daemon) -> None:
         except OSError as error:  # who started this daemon does not listen; its lifeline decides, not this
             log.warning("nobody was told that the node is ready reason=%s", error)
         return
-    print(f"node {config.name} listens on {daemon.address} (loopback only, because it has no credentials)")
-    print(f"speak to it with: export P2PNN_SOCKET={shlex.quote(str(config.socket))}")
-    print(
-        f"join it with: p2pnn node start --name NAME --state-dir DIR --listen 127.0.0.1:0 --join {daemon.address}",
-        flush=True,
-    )
+    for line in _words(config, daemon):
+        print(line)
+    sys.stdout.flush()
+
+
+def _words(config: NodeConfig, daemon: Daemon) -> list[str]:
+    """What a person wants to know now."""
+    speak = f"speak to it with: export P2PNN_SOCKET={shlex.quote(str(config.socket))}"
+    if daemon.secured is None:
+        start = "p2pnn node start --plain --name NAME --state-dir DIR --listen 127.0.0.1:0"
+        return [
+            f"node {config.name} listens on {daemon.address} (plain: without keys, so on this machine only)",
+            speak,
+            f"join it with: {start} --join {daemon.address}",
+        ]
+    identity = daemon.secured.identity
+    lines = [f"node {config.name} listens on {daemon.address}", speak]
+    if identity.founded_with is not None:
+        line = identity.join_line(identity.founded_with, config.advertise, daemon.address)
+        return [
+            *lines,
+            f"founded cluster {identity.credentials.cluster[:8]}; on each machine that is to join, within 24 hours, start a"
+            " node (p2pnn node start) and type there:",
+            f"  {line}",
+        ]
+    if daemon.secured.arrival is not None:
+        return [*lines, "joining; `p2pnn peers` shows how that goes"]
+    return [
+        *lines,
+        f"cluster {identity.credentials.cluster[:8]}; `p2pnn token create` prints the line by which others join",
+    ]

@@ -6,11 +6,13 @@ import asyncio
 import hashlib
 import math
 import os
+import time
 from typing import Any
 
 import msgspec
 import numpy as np
 
+from p2pnn.cluster import Description
 from p2pnn.data.chunks import DTYPES, HEADER_BYTES
 from p2pnn.errors import NotFoundError, StorageError, UsageError
 from p2pnn.job import life
@@ -35,7 +37,7 @@ async def node(daemon: Daemon) -> dict[str, Any]:
         "pid": os.getpid(),
         "address": str(daemon.address),
         "state_dir": str(daemon.config.state_dir),
-        "cluster": daemon.config.cluster,
+        "cluster": charter.cluster if (charter := daemon.charter.committed) else "",
         "preset": daemon.config.preset,
         "uptime_s": asyncio.get_running_loop().time() - daemon.started_at,
         "rss_bytes": resident_bytes(),
@@ -51,7 +53,21 @@ async def node(daemon: Daemon) -> dict[str, Any]:
         }
         if profile
         else None,
-        "notice": "binds loopback only: without credentials no other machine can reach it",
+        "secured": _secured(daemon),
+        "notice": "" if daemon.secured else "plain: it has no keys, so it listens on this machine only",
+    }
+
+
+def _secured(daemon: Daemon) -> dict[str, Any] | None:
+    """Of a secured node: its cluster, until when its certificate holds, whether it has the authority's key. Plain: None."""
+    if daemon.secured is None:
+        return None
+    held = daemon.secured.identity.credentials
+    return {
+        "cluster": held.cluster,
+        "certificate_ends_s": held.certificate.ends_s if held.certificate else None,
+        "holds_authority": held.ca is not None,
+        "removed": daemon.secured.identity.removed,
     }
 
 
@@ -93,7 +109,28 @@ def peers(daemon: Daemon) -> list[dict[str, Any]]:
                 **about(member.about),
             }
         )
-    return [own, *sorted(others, key=lambda row: (row["name"], row["node"]))]
+    return [own, *sorted([*others, *_unjoined(daemon)], key=lambda row: (row["name"], row["node"]))]
+
+
+def _unjoined(daemon: Daemon) -> list[dict[str, Any]]:
+    """The addresses by which a node with a token tries to join, each with its reason."""
+    arrival = daemon.secured.arrival if daemon.secured else None
+    now = time.monotonic()
+    return [
+        {
+            "node": "",
+            "name": "",
+            "address": str(one.address),
+            "state": "unreachable",
+            "reason": one.reason,
+            "rtt_ms": None,
+            "since_s": now - one.since,
+            "by": [],
+            "job": None,
+            **about(Description()),
+        }
+        for one in (arrival.unjoined if arrival else ())
+    ]
 
 
 def cluster(daemon: Daemon) -> dict[str, Any]:

@@ -18,6 +18,7 @@ import typer
 from typer.core import TyperGroup
 
 from p2pnn.cli import cluster, data, evaluate, export, jobs, node, service, train
+from p2pnn.cli import join as joining
 from p2pnn.cli.flags import Verb
 from p2pnn.errors import P2pnnError
 
@@ -89,6 +90,8 @@ app.command()(export.export)
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(data.app, name="data")
 app.add_typer(node.app, name="node")
+app.command()(joining.join)
+app.add_typer(joining.app, name="token")
 app.add_typer(cluster.app, name="cluster")
 app.command()(node.peers)
 app.add_typer(service.app, name="service")

@@ -1,4 +1,5 @@
-"""`p2pnn cluster …`: what the cluster agrees on, as this node knows it, and what to do when nothing can be agreed on any more."""
+"""`p2pnn cluster …`: what the cluster agrees on, as this node knows it, who is in no longer, and what to do when nothing can be
+agreed on any more."""
 
 from __future__ import annotations
 
@@ -11,11 +12,6 @@ from p2pnn.cli.mesh import JsonFlag, SocketFlag, connect
 from p2pnn.errors import UsageError
 
 app = typer.Typer(help="What the mesh agrees on.", no_args_is_help=True)
-
-
-@app.callback()
-def _root() -> None:
-    """A group of verbs."""
 
 
 @app.command()
@@ -105,6 +101,20 @@ def _warning(found: Mapping[str, Any]) -> list[str]:
             f"{', '.join([*alive, *away])}."
         )
     return lines
+
+
+@app.command()
+def remove(
+    member: Annotated[
+        str, typer.Argument(metavar="NAME|ID", help="Its name, or its node id or the beginning of that.")
+    ],
+    socket: SocketFlag = None,
+) -> None:
+    """Remove a member: its links end at once, and no other member lets it in any more."""
+    from p2pnn.cli import terminal
+
+    connect(socket).post("members/remove", {"member": member})
+    terminal.say(f"{member} is no member any more; a new token lets that machine in again (p2pnn token create)")
 
 
 def _table(found: dict[str, Any]) -> list[tuple[str, ...]]:

@@ -177,7 +177,8 @@ class LocalMesh:
         profile = Places.of().profile_cache
         with contextlib.suppress(OSError):
             profile.parent.mkdir(parents=True, exist_ok=True)
-        arguments = ["--name", name, "--state-dir", str(folder), "--listen", "127.0.0.1:0", "--log-level", "warning"]
+        arguments = ["--plain", "--name", name, "--state-dir", str(folder), "--listen", "127.0.0.1:0"]
+        arguments += ["--log-level", "warning"]
         arguments += ["--socket", str(folder / "p2pnn.sock"), "--profile-cache", str(profile)]
         arguments += ["--lifeline", str(self._lifeline[0]), "--ready-fd", str(announce), *more]
         try:

@@ -23,11 +23,29 @@ def start(
     listen: Annotated[
         str | None,
         typer.Option(
-            metavar="HOST:PORT", help="Where peers reach it; port 0 for a free one.  [default: 127.0.0.1:7700]"
+            metavar="HOST:PORT",
+            help="Where peers reach it; port 0 for a free one.  [default: 0.0.0.0:7700, all addresses]",
         ),
     ] = None,
     join: Annotated[
         list[str] | None, typer.Option(metavar="HOST:PORT", help="A peer to join; any one is enough; may be repeated.")
+    ] = None,
+    token_file: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="A join token, for --join; P2PNN_TOKEN may hold it instead; - reads it here."
+        ),
+    ] = None,
+    advertise: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="HOST[:PORT]",
+            help="An address for the line by which others join, in place of this machine's own; +HOST adds one.",
+        ),
+    ] = None,
+    plain: Annotated[
+        bool | None,
+        typer.Option("--plain", help="Without keys: for a mesh of nodes on this machine only, at 127.0.0.1."),
     ] = None,
     socket: Annotated[
         str | None,
@@ -69,12 +87,17 @@ def start(
     from p2pnn.cli.terminal import remark
     from p2pnn.config import BAD_CONFIGURATION, can_configure, is_configured, node_config
     from p2pnn.errors import NotAllowedError, UsageError
+    from p2pnn.values import typed_token
 
     flags = {
         "name": name,
         "state_dir": state_dir,
         "listen": listen,
         "join": join,
+        "token": typed_token(token_file),
+        "token_file": None if token_file == "-" else token_file,
+        "advertise": advertise,
+        "plain": plain,
         "socket": socket,
         "socket_group": socket_group,
         "cluster": cluster,
@@ -139,12 +162,26 @@ def status(socket: SocketFlag = None, json: JsonFlag = False) -> None:
         ("data", f"{render.size(node['blobs_bytes'])}{quota}"),
         ("machine", machine),
         ("job", f"{node.get('job') or 'none'}{waiting}"),
+        ("identity", _identity(node.get("secured"))),
         ("peers", _peers(daemon.get("peers")["peers"])),
     ]
     for left, right in rows:
         terminal.say(render.label(left, right))
     if node.get("notice"):
         terminal.remark(node["notice"])
+
+
+def _identity(found: dict[str, Any] | None) -> str:
+    """`cluster 5f0c21aa, certificate until 2027-11-30, holds the cluster's key`."""
+    import datetime
+
+    if found is None:
+        return "plain: no keys, this machine only"
+    if found["removed"]:
+        return f"no member any more: {found['removed']}"
+    ends = datetime.datetime.fromtimestamp(found["certificate_ends_s"], datetime.UTC).date()
+    holds = ", holds the cluster's key" if found["holds_authority"] else ""
+    return f"cluster {found['cluster'][:8]}, certificate until {ends}{holds}"
 
 
 def _peers(found: list[dict[str, Any]]) -> str:

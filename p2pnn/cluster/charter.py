@@ -20,12 +20,16 @@ import msgspec
 from msgspec import Meta
 
 from p2pnn.errors import CharterError
+from p2pnn.identity.tokens import TOKENS_MAX, TokenRecord
 from p2pnn.types import NodeId
 from p2pnn.wire.charter import CHARTER_BYTES_MAX, REVISION_MAX, Revision, Term
 from p2pnn.wire.fields import Name, NodeText
 
 FORMAT: Final = 1
 MEMBERS_MAX: Final = 1024
+REMOVED_MAX: Final = 64
+"""Of the members that were removed, the newest: they are told so, where a node that nobody knows is told to wait."""
+
 VOTERS_MAX: Final = 7
 """Five, and one more or fewer while they change; a quorum of more would only be slower."""
 
@@ -50,7 +54,7 @@ NOTHING: Final = Version(0, 0)
 
 
 class CharterMember(msgspec.Struct, frozen=True, array_like=True):
-    """A node that was admitted. fingerprint: SHA-256 of its key, as hexadecimal digits; empty where links have no keys."""
+    """A node that was admitted. fingerprint: SHA-256 of its key, as hexadecimal digits; empty in a plain mesh."""
 
     node: NodeText
     fingerprint: Annotated[str, Meta(pattern=r"\A([0-9a-f]{64})?\Z")]
@@ -59,8 +63,10 @@ class CharterMember(msgspec.Struct, frozen=True, array_like=True):
 
 class Charter(msgspec.Struct, frozen=True, array_like=True, dict=True):
     """The document. cluster: a random id, minted when it was founded. voters: some of the members, in no special order.
+     tokens: by which nodes join a secured cluster. removed: who was a member, the oldest first; whoever joins again leaves
+    this list.
 
-    New fields come at the end, with a default; a change that an older p2pnn must not ignore raises FORMAT.
+        New fields come at the end, with a default; a change that an older p2pnn must not ignore raises FORMAT.
     """
 
     format: int
@@ -70,6 +76,8 @@ class Charter(msgspec.Struct, frozen=True, array_like=True, dict=True):
     voters: Annotated[tuple[NodeText, ...], Meta(min_length=1, max_length=VOTERS_MAX)]
     members: Annotated[tuple[CharterMember, ...], Meta(min_length=1, max_length=MEMBERS_MAX)]
     work: Annotated[bytes, Meta(max_length=CHARTER_BYTES_MAX)] = b""
+    tokens: Annotated[tuple[TokenRecord, ...], Meta(max_length=TOKENS_MAX)] = ()
+    removed: Annotated[tuple[NodeText, ...], Meta(max_length=REMOVED_MAX)] = ()
 
     @cached_property
     def version(self) -> Version:
@@ -83,6 +91,10 @@ class Charter(msgspec.Struct, frozen=True, array_like=True, dict=True):
     def has_quorum(self, nodes: set[NodeId]) -> bool:
         """Whether a majority of the voters is among these nodes."""
         return len(self._voters & nodes) >= self.majority
+
+    def member(self, node: str) -> CharterMember | None:
+        """The member with this id."""
+        return next((member for member in self.members if member.node == node), None)
 
     def nodes(self) -> Sequence[NodeId]:
         """The members' ids, in the order in which they were admitted. Always the same list: do not change it."""
@@ -102,6 +114,8 @@ class Charter(msgspec.Struct, frozen=True, array_like=True, dict=True):
         voters: Sequence[NodeId] | None = None,
         members: Sequence[CharterMember] | None = None,
         work: bytes | None = None,
+        tokens: Sequence[TokenRecord] | None = None,
+        removed: Sequence[NodeId] | None = None,
     ) -> Charter:
         """The next revision of this term, with what is given changed."""
         return msgspec.structs.replace(
@@ -110,6 +124,8 @@ class Charter(msgspec.Struct, frozen=True, array_like=True, dict=True):
             voters=self.voters if voters is None else tuple(voters),
             members=self.members if members is None else tuple(members),
             work=self.work if work is None else work,
+            tokens=self.tokens if tokens is None else tuple(tokens),
+            removed=self.removed if removed is None else tuple(removed),
         )
 
     def rewritten(self, term: int) -> Charter:
@@ -117,9 +133,9 @@ class Charter(msgspec.Struct, frozen=True, array_like=True, dict=True):
         return msgspec.structs.replace(self, term=term)
 
 
-def found(cluster: str, founder: CharterMember) -> Charter:
+def found(cluster: str, founder: CharterMember, tokens: Sequence[TokenRecord] = ()) -> Charter:
     """The first charter of a cluster: one member, who is its one voter."""
-    return Charter(FORMAT, cluster, 0, 1, (founder.node,), (founder,))
+    return Charter(FORMAT, cluster, 0, 1, (founder.node,), (founder,), tokens=tuple(tokens))
 
 
 _ENCODER: Final = msgspec.msgpack.Encoder()

@@ -66,6 +66,13 @@ class Introduction:
         for address in self.joins:
             self.dial(address)
 
+    def join(self, addresses: Sequence[Address], now: float) -> None:
+        """These are configured from now on, as `joins` are."""
+        for address in addresses:
+            if address not in self.joins:
+                self.joins[address] = Join(MemberState.CONNECTING, "", now)
+            self.dial(address)
+
     def hear_of(self, node: NodeId, address: Address, now: float) -> None:
         """A node that there should be a link to: dial it, or wait for it to dial. Harmless when that is under way."""
         if address in self._dialled or node in self._waiting:

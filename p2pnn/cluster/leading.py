@@ -16,6 +16,7 @@ from p2pnn.cluster.election import Election, Role, Timing
 from p2pnn.cluster.leadership import Leadership
 from p2pnn.cluster.outcomes import Alarm, AlarmOver, Committed, Gone
 from p2pnn.errors import ProposalRefused
+from p2pnn.identity.tokens import TokenRecord
 from p2pnn.types import NodeId
 from p2pnn.wire.charter import Handover, Lead
 
@@ -40,6 +41,7 @@ class Leading(Election):
         work: bytes | None = None,
         admit: Sequence[CharterMember] = (),
         dismiss: Collection[NodeId] = (),
+        tokens: Sequence[TokenRecord] | None = None,
     ) -> Version:
         """Begin a change and return the version that it will have; Committed says when it holds, or a higher version that it does
         not. Voters are chosen here, nobody proposes them.
@@ -54,7 +56,15 @@ class Leading(Election):
         remaining = [NodeId(voter) for voter in charter.voters if voter not in dismiss]
         if self._node in dismiss or not voters.is_single_change(charter.voters, remaining):
             raise ProposalRefused("the leader cannot be removed, and of the voters one at a time; hand over first")
-        successor = charter.successor(members=members, voters=remaining, work=work)
+        now_in = {member.node for member in members}
+        removed = [NodeId(node) for node in (*charter.removed, *dismiss) if node not in now_in]
+        successor = charter.successor(
+            members=members,
+            voters=remaining,
+            work=work,
+            tokens=tokens,
+            removed=list(dict.fromkeys(removed))[-charters.REMOVED_MAX :],
+        )
         self._encoded = (successor, charters.encode(successor))
         self._install(successor, now)
         return successor.version

@@ -117,6 +117,10 @@ class Membership:
                 self._swim.refused(NodeId(known.fact.node), now)
         self._settle(now)
 
+    def join(self, addresses: Sequence[Address], now: float) -> None:
+        """Dial these as well, as if they had been configured from the start."""
+        self._introduction.join(addresses, now)
+
     def describe(self, description: Description, now: float) -> None:
         """What this node says of itself from now on."""
         self._swim.describe(description, now)

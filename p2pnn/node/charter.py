@@ -3,10 +3,10 @@
 A daemon that was told of no peer founds a cluster: a charter whose one member and voter it is. One that joins has no
 charter until the leader admits it; where it founded a cluster before that has no other member, it gives that up, unless the
 cluster was recovered (`cluster.recovery`): the former one's charter lies beside it then, and its votes must not be forgotten.
-Whoever is alive in membership is admitted, because so far the link's handshake decides who may come.
+In a plain mesh whoever is alive in membership is admitted, because the link's handshake decides who may come. In a secured
+cluster tokens admit (`node.identity`).
 
-The file `charter` in the state folder holds term, vote and charter (`cluster.durable`). It is written in a thread, one write at a
-time. Where it is damaged or newer the daemon does not start: a node that forgets its vote votes twice.
+The file (`node.charter_file`) is written in a thread, one write at a time.
 """
 
 from __future__ import annotations
@@ -14,14 +14,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from p2pnn.cluster import Description, durable, parking, recovery
-from p2pnn.cluster.charter import NOTHING, Charter, CharterMember, Version, found
+from p2pnn.cluster import Description, parking, recovery
+from p2pnn.cluster.charter import NOTHING, Charter, CharterMember, Version
 from p2pnn.cluster.consensus import Consensus, ConsensusSnapshot
 from p2pnn.cluster.durable import Durable
 from p2pnn.cluster.election import Role
@@ -36,12 +35,12 @@ from p2pnn.cluster.outcomes import (
     Persist,
 )
 from p2pnn.cluster.parking import Parked
+from p2pnn.cluster.petitions import Change
 from p2pnn.cluster.presence import Lost, Presence
 from p2pnn.cluster.view import Standing
-from p2pnn.data.blobs import storage_error
 from p2pnn.errors import CharterError, NotAllowedError, ProposalRefused, StorageError
+from p2pnn.node.charter_file import CharterFile, Founding
 from p2pnn.node.links import Post
-from p2pnn.node.storage import replace_file
 from p2pnn.node.tasks import Tasks, in_thread
 from p2pnn.types import NodeId
 from p2pnn.wire.messages import Message
@@ -75,13 +74,17 @@ class Owner(Protocol):
 
 
 class ClusterCharter:
-    """This node's part in the charter. founds: whether to found a cluster where the state folder has no charter."""
+    """This node's part in the charter. founds: whether to found a cluster where the state folder has no charter.
 
-    def __init__(self, post: Post, folder: Path, founds: bool, owner: Owner) -> None:
+    founding: of a secured cluster, its first member and tokens; None in a plain mesh.
+    """
+
+    def __init__(self, post: Post, folder: Path, founds: bool, owner: Owner, founding: Founding | None = None) -> None:
         self._post = post
         self._owner = owner
-        self._path = folder / "charter"
+        self._file = CharterFile(folder)
         self._founds = founds
+        self._founding = founding
         self._loop = asyncio.get_running_loop()
         self._presence = Presence(post.node, post.name, self._loop.time())
         self._alive = self._presence.alive
@@ -159,6 +162,12 @@ class ClusterCharter:
         acted = core.snapshot().charter
         return acted is not None and acted.term == core.term
 
+    @property
+    def alarm(self) -> str:
+        """As the coordinator: why nothing may be given to other nodes now, as a clause; empty where it may."""
+        lost = self._presence.alarm
+        return f"{lost.count} of {lost.members} members were lost at once, so the fault may be ours" if lost else ""
+
     def voters(self) -> tuple[NodeId, ...]:
         """Of the newest charter that holds; none before any."""
         charter = self._core.snapshot().charter if self._core is not None else None
@@ -209,6 +218,38 @@ class ClusterCharter:
         cluster = self._core.cluster if self._core is not None else ""
         return cluster, NOTHING if charter is None else charter.version
 
+    @property
+    def committed(self) -> Charter | None:
+        """The newest that holds, as far as this node knows."""
+        return self._core.snapshot().charter if self._core is not None else None
+
+    def propose_members(self, change: Change) -> Version:
+        """Have members admitted or dismissed, or tokens changed; as `propose_work`, and raises as that."""
+        if self._core is None:
+            raise ProposalRefused("this node does not lead")
+        now = self._loop.time()
+        proposed = self._core.propose(now, admit=change.admit, dismiss=change.dismiss, tokens=change.tokens)
+        self._loop.call_soon(self._settle_soon)
+        return proposed
+
+    def hand_over(self) -> None:
+        """Let another voter lead. Raises ProposalRefused where this node does not."""
+        if self._core is None:
+            raise ProposalRefused("this node does not lead")
+        self._core.hand_over(self._loop.time())
+        self._loop.call_soon(self._settle_soon)
+
+    async def start_over(self) -> None:
+        """Give the charter up: this node has joined another cluster, and waits for its charter. Raises StorageError."""
+        await self.close()
+        self._founds = False
+        self._tasks = Tasks()
+        await in_thread(self._file.forget)
+        self._presence = Presence(self._post.node, self._post.name, self._loop.time())
+        self._alive = self._presence.alive
+        self._owner.coordinator_changed(None)
+        self.start()
+
     def snapshot(self) -> CharterSnapshot:
         assert self._core is not None, "asked before the start"
         return CharterSnapshot(self._core.snapshot(), dict(self._alive), self._disk, self.parked, self._presence)
@@ -237,7 +278,7 @@ class ClusterCharter:
         self._core = None
         try:
             await self._tasks.drain()
-            state = await in_thread(self._begin_anew, held.cluster)
+            state = await in_thread(self._file.begin_anew, self._post.node, held.cluster)
         finally:
             self.start()  # from what is on the disk now, be it the old or the new
         assert state.charter is not None
@@ -321,7 +362,7 @@ class ClusterCharter:
     def _admit(self, core: Consensus) -> None:
         """As the leader: whoever is alive becomes a member. What is refused now is tried again at the next commit."""
         charter = core.charter
-        if core.role is not Role.LEADER or charter is None:
+        if core.role is not Role.LEADER or charter is None or self._founding is not None:
             return
         known = set(charter.nodes())
         coming = self._presence.may_be_admitted(core.cluster)
@@ -337,7 +378,7 @@ class ClusterCharter:
 
     async def _write(self, number: int, state: Durable) -> None:
         try:
-            await in_thread(self._replace, state)
+            await in_thread(self._file.replace, state)
         except StorageError as error:
             self._disk = str(error)
             if self._core is not None:
@@ -349,39 +390,11 @@ class ClusterCharter:
         if self._core is not None:
             self._settle(self._core)
 
-    def _replace(self, state: Durable) -> None:
-        replace_file(self._path, durable.encode(state))
-
-    def _begin_anew(self, old: str) -> Durable:
-        data = self._path.read_bytes()
-        state = recovery.recovered(durable.decode(data, str(self._path)), self._post.node, secrets.token_hex(8))
-        replace_file(self._path.with_name(f"{self._path.name}.{old}"), data)
-        replace_file(self._path, durable.encode(state))
-        return state
-
     def _load(self) -> Durable:
-        """What the file holds, or a new state; the charter of a cluster that is founded is on the disk before it is used."""
-        try:
-            for torn in self._path.parent.glob(f".{self._path.name}.*"):
-                torn.unlink(missing_ok=True)
-            data = self._path.read_bytes()
-        except FileNotFoundError:
-            if not self._founds:
-                return Durable()
-            founder = CharterMember(self._post.node, "", self._post.name)
-            state = Durable(charter=found(secrets.token_hex(8), founder))
-            replace_file(self._path, durable.encode(state))
-            return state
-        except OSError as error:
-            raise storage_error(error, self._path) from error
-        state = durable.decode(data, str(self._path))
-        is_recovered = any(self._path.parent.glob(f"{self._path.name}.*"))
-        if (
-            not self._founds
-            and not is_recovered
-            and state.charter is not None
-            and state.charter.nodes() == [self._post.node]
-        ):
-            log.info("gave up a cluster without other members cluster=%s", state.charter.cluster[:8])
+        plain = Founding(CharterMember(self._post.node, "", self._post.name))
+        state = self._file.load((self._founding or plain) if self._founds else None)
+        alone = state.charter is not None and state.charter.nodes() == [self._post.node]
+        if self._founding is None and not self._founds and alone and not self._file.is_recovered:
+            log.info("gave up a cluster without other members")
             return Durable()  # a node that was started alone once, and is to join others now
         return state

@@ -12,12 +12,13 @@ import os
 import secrets
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from p2pnn import __version__
 from p2pnn.cluster import Description
 from p2pnn.cluster.charter import Charter
 from p2pnn.config import NodeConfig
+from p2pnn.job import life
 from p2pnn.job.work import generations
 from p2pnn.node.blobs import BlobExchange
 from p2pnn.node.charter import ClusterCharter
@@ -32,6 +33,9 @@ from p2pnn.node.traces import Traces
 from p2pnn.transport import LocalIdentity, PeerIdentity, Transport
 from p2pnn.types import Address, NodeId
 from p2pnn.wire import messages as wire
+
+if TYPE_CHECKING:
+    from p2pnn.node.secured import Secured
 
 log = logging.getLogger("p2pnn.node")
 
@@ -48,13 +52,18 @@ class Daemon:
         self.config = config
         self.boot = secrets.token_hex(8)
         self.started_at = asyncio.get_running_loop().time()
-        self.storage = Storage(config.state_dir, config.quota_bytes)
+        self.storage = Storage(config.state_dir, config.quota_bytes, plain=not config.secured)
         self.node = self.storage.node
-        identity = LocalIdentity(self.node, config.name, config.cluster, self.boot, SOFTWARE)
-        self.transport = Transport(identity, self)
+        self.secured = self._secure()
+        held = self.secured
+        security, joins = (held.identity.security(), held.joins) if held else (None, config.join)
+        cluster = held.identity.cluster if held else config.cluster
+        identity = LocalIdentity(self.node, config.name, cluster, self.boot, SOFTWARE)
+        self.transport = Transport(identity, self, security=security)
         self.post = Post(self.node, config.name, self.transport, self.message)
-        self.members = Members(self.post, self.boot, config.join, self.transport, self, self.describe, config.preset)
-        self.charter = ClusterCharter(self.post, self.storage.root, not config.join, self)
+        self.members = Members(self.post, self.boot, joins, self.transport, self, self.describe, config.preset)
+        founds, founding = (held.founds, held.founding) if held else (not config.join, None)
+        self.charter = ClusterCharter(self.post, self.storage.root, founds, self, founding)
         self.blobs = BlobExchange(self.storage.blobs, self.post, lambda: self.members.names())
         cache = config.profile_cache or Path(config.state_dir) / "profile"
         self.planning = Planning(self.post, lambda: self.members.names(), cache)
@@ -63,6 +72,8 @@ class Daemon:
         self.snapshots = Snapshots(self.post, self.blobs, lambda: self.members.names(), self.jobs.records.get)
         self.place = Place(self.post, self.blobs, self.traces, self.snapshots, self.charter.refusal, self.jobs.recorded)
         self.jobs.when_changed(self.snapshots.record_changed)
+        if held:
+            held.identity.attach(self.post, self.transport, self.members, self.charter, self._job_that_keeps)
         self.address = config.listen
         self._profiling: asyncio.Task[object] | None = None
         self._closing = False
@@ -74,8 +85,13 @@ class Daemon:
         try:
             self.charter.start()
             self.address = await self.transport.start(self.config.listen)
+            if self.secured:
+                await self.secured.start()
         except BaseException:
+            if self.secured:
+                await self.secured.close()
             await self.charter.close()
+            await self.transport.close("it could not start")
             self.storage.close()
             raise
         self.jobs.start()
@@ -93,6 +109,8 @@ class Daemon:
         await self.traces.close()
         await self.place.close()
         await self.snapshots.close()
+        if self.secured:
+            await self.secured.close()
         self.members.close()
         await self.charter.close()
         if self._profiling is not None:
@@ -181,13 +199,36 @@ class Daemon:
     # --- charter.Owner
 
     def charter_committed(self, charter: Charter) -> None:
+        if self.secured:
+            self.secured.identity.charter_committed(charter)
         self.jobs.charter_committed(charter)
         self.place.decided(generations(self.jobs.work.entries), charter.version.generation)
 
     def coordinator_changed(self, coordinator: NodeId | None) -> None:
+        if self.secured:
+            self.secured.identity.coordinator_changed(coordinator)
         self.jobs.coordinator_changed(coordinator)
 
     # --- how
+
+    def _secure(self) -> Secured | None:
+        """Credentials, of a secured node. Raises StorageError, UsageError."""
+        if not self.config.secured:
+            return None
+        from p2pnn.node.secured import open_secured  # a plain node does without, and starts sooner
+
+        try:
+            return open_secured(self.config, self.storage, SOFTWARE)
+        except BaseException:
+            self.storage.close()
+            raise
+
+    def _job_that_keeps(self) -> str:
+        """A job for which this node stays in its cluster, as a clause; empty for none."""
+        for record in self.jobs.records.values():
+            if record.state not in life.ENDED:
+                return f"job {record.job} is {record.state}; cancel it or wait for its end"
+        return f"job {self.place.job} has its place" if self.place.job else ""
 
     def _make_routes(self) -> dict[type[wire.Message], Callable[[NodeId, wire.Message], None]]:
         groups: dict[Callable[[NodeId, wire.Message], None], tuple[type[wire.Message], ...]] = {
@@ -244,6 +285,9 @@ class Daemon:
             self.snapshots.receive: (wire.CutsWanted, wire.PartWanted),
             self._receive_blob: (wire.BlobRequest, wire.BlobMissing, wire.Keep),
         }
+        if self.secured:
+            of_identity = (wire.Petition, wire.Ruling, wire.AuthorityWanted, wire.AuthorityKey)
+            groups[self.secured.identity.receive] = of_identity
         return {kind: receive for receive, kinds in groups.items() for kind in kinds}
 
     def _receive_blob(self, node: NodeId, message: wire.Message) -> None:

@@ -21,7 +21,7 @@ from p2pnn.job import life, records
 from p2pnn.job.plan import Plan
 from p2pnn.job.records import JobRecord
 from p2pnn.job.spec import JobSpec
-from p2pnn.node import specs, starts, told
+from p2pnn.node import recovering, specs, starts, told
 from p2pnn.node.asking import AskAgain, Asking
 from p2pnn.node.blobs import BlobExchange
 from p2pnn.node.bulletin import Bulletin
@@ -47,7 +47,6 @@ ELECTION_S: Final = 10.0
 SUBMIT_S: Final = 300.0
 """For the coordinator to plan a job and have it decided: a new node measures itself first, and parameters travel."""
 
-REPLANS_MAX: Final = 3
 SUCCESSORS_MAX: Final = 5
 
 
@@ -62,6 +61,9 @@ class ClusterState(Protocol):
 
     @property
     def term(self) -> int: ...
+
+    @property
+    def alarm(self) -> str: ...
 
     def voters(self) -> tuple[NodeId, ...]: ...
 
@@ -100,6 +102,7 @@ class Jobs:
             Keeping(post, cluster.voters),
             members,
             lambda: cluster.term,
+            lambda: cluster.alarm,
         )
         self._succession = Succession(post, blobs, self._records, self._supervision, members, self._restart)
         self._leading = 0
@@ -258,7 +261,7 @@ class Jobs:
             raise UsageError(f"this mesh remembers {JOBS_MAX} jobs already; remove old state before submitting more")
         await self._blobs.fetch_all(dict.fromkeys(spec.initial), [holder])
         record = records.queued(job, blob, spec, self._post.node, self._post.name, time.time())
-        plan = await self._planned(spec)
+        plan = await recovering.planned(spec, self._planning, self._members)
         await self._supervision.begin(record, spec, plan, alone(spec, plan, holder, set(), len(self._members())), [])
         await self._records.flush()
         return self.get(job).state
@@ -302,9 +305,10 @@ class Jobs:
         plan = records.same_plan(record.plan, whole, spec, self._members())
         remarks = [remark] if remark else []
         if plan is None:
-            wanted, dropped = records.attainable(spec, self._members(), anew=record.newest is None)
+            plan, dropped = await recovering.planned_without_the_lost(
+                spec, self._planning, self._members, anew=record.newest is None
+            )
             remarks += dropped
-            plan = await self._planned(wanted)
         left = begin(msgspec.structs.replace(record, checkpoints=whole), self._post.node, self._post.name)
         data = alone(spec, plan, self._post.node, absent, len(self._members()))
         await self._supervision.begin(left, spec, plan, data, remarks)
@@ -314,14 +318,6 @@ class Jobs:
         step = record.newest.step if record.newest else 0
         remark = f"the job begins anew from step {step} under another coordinator: {reason}"
         await self._resume(record, records.begun_anew, remark)
-
-    async def _planned(self, spec: JobSpec) -> Plan:
-        """A plan over members that are all still there."""
-        for _ in range(REPLANS_MAX):
-            plan = await self._planning.plan(spec)
-            if all(share.node in self._members() for share in plan.nodes):
-                return plan
-        raise UsageError("nodes come and go while the job is planned; wait until they stay, then try again")
 
     # --- small things
 

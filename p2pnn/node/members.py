@@ -130,6 +130,12 @@ class Members:
         self._core.link_down(node, reason, left, self._loop.time())
         self._settle()
 
+    def join(self, addresses: Sequence[Address]) -> None:
+        """Dial these as well, from now on."""
+        self._untold |= dict.fromkeys(addresses, "")
+        self._core.join(addresses, self._loop.time())
+        self._settle()
+
     def dial_reached(self, address: Address, node: NodeId) -> None:
         self._core.dial_reached(address, node, self._loop.time())
         self._settle()

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
+from typing import Final
 
 import msgspec
 
-from p2pnn.errors import P2pnnError, PlanError
+from p2pnn.errors import P2pnnError, PlanError, UsageError
 from p2pnn.job import records
 from p2pnn.job.actions import AskCuts, MakePart
 from p2pnn.job.checkpoint import Part
@@ -20,6 +21,8 @@ from p2pnn.node.blobs import BlobExchange
 from p2pnn.node.planning import Planning
 from p2pnn.types import BlobId, JobId, NodeId
 from p2pnn.wire import messages as wire
+
+REPLANS_MAX: Final = 3
 
 log = logging.getLogger("p2pnn.jobs")
 
@@ -67,9 +70,7 @@ async def replan(
     try:
         if began:
             await _find_checkpoint(supervisor, blobs, now())
-        wanted, remarks = supervisor.spec, list[str]()
-        if began:
-            wanted, remarks = records.attainable(supervisor.spec, members(), anew=False)
+        wanted, remarks = records.attainable(supervisor.spec, members(), anew=not began)
         plan = await _same_cut(supervisor, wanted, planning, members()) or await planning.plan(wanted)
     except P2pnnError as error:
         supervisor.unplanned(str(error), now())
@@ -78,6 +79,30 @@ async def replan(
     if began and not supervisor.ended:
         absent = await asyncio.to_thread(specs.absent, supervisor.spec, blobs.blobs)
         keep_data(supervisor, alone(supervisor.spec, plan, here, absent, len(members())))
+
+
+async def planned(spec: JobSpec, planning: Planning, members: Callable[[], Mapping[NodeId, str]]) -> Plan:
+    """A plan over members that are all still there when it is made. Raises PlanError, and UsageError where they come and go."""
+    for _ in range(REPLANS_MAX):
+        plan = await planning.plan(spec)
+        if all(share.node in members() for share in plan.nodes):
+            return plan
+    raise UsageError("nodes come and go while the job is planned; wait until they stay, then try again")
+
+
+async def planned_without_the_lost(
+    spec: JobSpec, planning: Planning, members: Callable[[], Mapping[NodeId, str]], *, anew: bool
+) -> tuple[Plan, list[str]]:
+    """A plan for a job that has been accepted, and a remark for each wish that it cannot have any more. Raises as `planned`."""
+    for _ in range(REPLANS_MAX):
+        here = dict(members())
+        wanted, remarks = records.attainable(spec, here, anew=anew)
+        try:
+            return await planned(wanted, planning, members), remarks
+        except PlanError:
+            if here.keys() <= members().keys():
+                raise
+    raise UsageError("nodes come and go while the job is planned; wait until they stay, then try again")
 
 
 def keep_data(supervisor: Supervisor, alone: Mapping[NodeId, tuple[BlobId, ...]]) -> None:

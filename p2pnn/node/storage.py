@@ -1,6 +1,7 @@
 """A node's state folder: who it is, what it remembers of jobs, and its blobs. One daemon per folder.
 
     node.json               {"format": 1, "node": "<id>"}: made once
+    key.pem                 a secured node's key, from which its id follows (`node.credentials` has the other secrets)
     lock                    held while a daemon runs
     jobs/<job>.record       MessagePack of job.records.JobRecord
     jobs/<job>.events       one JSON object per line, without the progress lines
@@ -22,13 +23,16 @@ import os
 import re
 import secrets
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from p2pnn.data.blobs import BlobStore, storage_error
 from p2pnn.errors import CheckpointError, StorageError, UsageError
 from p2pnn.job import records
 from p2pnn.job.records import JobRecord
 from p2pnn.types import JobId, NodeId
+
+if TYPE_CHECKING:
+    from p2pnn.identity.keys import NodeKey
 
 log = logging.getLogger("p2pnn.storage")
 
@@ -44,13 +48,14 @@ _JOB: Final = re.compile(r"[a-z0-9][a-z0-9_.-]{0,79}")
 
 class Storage:
     """Opens the folder and locks it; a folder that it makes is for its owner alone, because training data lie in it.
-
-    quota_bytes: of the blobs; 0 for no quota. Raises UsageError where another daemon holds it or it cannot be made,
+     quota_bytes: of the blobs; 0 for no quota. plain: a node without a key, of a mesh that lies on this machine. key: the
+    node's. Raises UsageError where another daemon holds it, it cannot be made, or was made for the other kind of node,
     StorageError where it cannot be used.
     """
 
-    def __init__(self, root: Path, quota_bytes: int = 0) -> None:
+    def __init__(self, root: Path, quota_bytes: int = 0, plain: bool = True) -> None:
         self.root = root
+        self.key: NodeKey | None = None
         _make(root)
         try:
             (root / "jobs").mkdir(exist_ok=True)
@@ -65,7 +70,7 @@ class Storage:
                 f"another daemon uses the state folder {root}; stop it (p2pnn node stop) or name another folder with --state-dir"
             ) from error
         try:
-            self.node = self._identity()
+            self.node = self._plain_identity() if plain else self._secured_identity()
             self.blobs = BlobStore(root / "blobs", quota_bytes)
         except BaseException:
             os.close(self._lock)
@@ -140,7 +145,34 @@ class Storage:
             raise UsageError(f"{job!r} is not a job's name; `p2pnn jobs ls` shows them")
         return self.root / "jobs" / f"{job}.{kind}"
 
-    def _identity(self) -> NodeId:
+    def _secured_identity(self) -> NodeId:
+        """The id that follows from the key, which is made at the first start."""
+        from p2pnn.identity.keys import NodeKey  # a plain node does without, and starts sooner
+
+        path = self.root / "key.pem"
+        try:
+            self.key = NodeKey.load(path.read_bytes(), str(path))
+        except FileNotFoundError:
+            if (self.root / "node.json").exists():
+                raise UsageError(
+                    f"the state folder {self.root} belongs to a plain node, which has no key: name another with --state-dir,"
+                    " or start it with --plain",
+                    setting="state_dir",
+                ) from None
+            self.key = NodeKey.generate()
+            replace_file(path, self.key.pem, mode=0o600)
+        except OSError as error:
+            raise storage_error(error, path) from error
+        node = self.key.public.node
+        replace_file(self.root / "node.json", json.dumps({"format": FORMAT, "node": node}).encode() + b"\n")
+        return node
+
+    def _plain_identity(self) -> NodeId:
+        if (self.root / "key.pem").exists():
+            raise UsageError(
+                f"the state folder {self.root} belongs to a node with a key: leave out --plain, or name another with --state-dir",
+                setting="state_dir",
+            )
         path = self.root / "node.json"
         try:
             found = json.loads(path.read_text("utf-8"))
@@ -179,11 +211,14 @@ def valid_job_id(job: str) -> bool:
     return bool(_JOB.fullmatch(job))
 
 
-def replace_file(path: Path, data: bytes) -> None:
-    """Write a file so that a reader finds the old content or the new, whole. Raises StorageError; then the old one stands."""
+def replace_file(path: Path, data: bytes, mode: int = 0o666) -> None:
+    """Write a file so that a reader finds the old content or the new, whole. Raises StorageError; then the old one stands.
+
+    mode: of the file, less the umask.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
     try:
-        with temporary.open("xb") as file:
+        with open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

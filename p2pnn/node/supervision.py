@@ -54,7 +54,10 @@ _reports = msgspec.msgpack.Decoder(script.Report)
 
 
 class Supervision:
-    """members: name by node id of every living member, this node included. term: that in which this node coordinates."""
+    """members: name by node id of every living member, this node included. term: that in which this node coordinates.
+
+    alarm: why what runs may not be given to other nodes now, as a clause; empty where it may.
+    """
 
     def __init__(
         self,
@@ -67,6 +70,7 @@ class Supervision:
         keeping: Keeping,
         members: Callable[[], dict[NodeId, str]],
         term: Callable[[], int],
+        alarm: Callable[[], str],
     ) -> None:
         self.led: dict[JobId, Supervisor] = {}
         self._post = post
@@ -78,6 +82,7 @@ class Supervision:
         self._keeping = keeping
         self._members = members
         self._term = term
+        self._alarm = alarm
         self._timers: dict[JobId, asyncio.TimerHandle] = {}
         self._tasks = Tasks()
 
@@ -289,7 +294,10 @@ class Supervision:
         self._post.send(node, message)
 
     async def _replan(self, job: JobId, supervisor: Supervisor) -> None:
-        await recovering.replan(supervisor, self._planning, self._blobs, self._post.node, self._members)
+        if supervisor.record.state != "queued" and (alarm := self._alarm()):
+            supervisor.unplanned(alarm, self._now())
+        else:
+            await recovering.replan(supervisor, self._planning, self._blobs, self._post.node, self._members)
         if self.led.get(job) is supervisor:
             self._carry_out(job)
 

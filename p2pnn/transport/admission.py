@@ -68,7 +68,7 @@ def admit(
 ) -> Accept | Introduce | Refuse:
     """What to answer. linked: the peer's open control link; ours: of the same kind as the Hello's link; full: no room."""
     if not equal(hello.cluster, local.cluster):
-        return Refuse(CloseReason.WRONG_CLUSTER, f"this node is in another cluster than {hello.cluster!r}")
+        return Refuse(CloseReason.WRONG_CLUSTER, "the names (--cluster) of the two nodes' meshes differ")
     if hello.node == local.node:
         if hello.boot == local.boot:
             return Refuse(CloseReason.SELF, "a node dialled itself")
@@ -94,3 +94,11 @@ def _collide(local: LocalIdentity, hello: Hello, ours: Ours) -> Accept | Refuse:
     if ours is Ours.GREETING and local.node < hello.node:
         return Refuse(CloseReason.REPLACED, "both nodes dialled; the link of the smaller id stays")
     return Accept()
+
+
+def outranks(dialled: bool, existing_dialled: bool, smaller: bool) -> bool:
+    """Whether a link takes the place of an existing one where both are open, which only nodes with several addresses come to.
+
+    dialled, existing_dialled: by this node. smaller: this node's id is. The smaller id's link stays, the older of equals.
+    """
+    return dialled == smaller and existing_dialled != smaller

@@ -23,7 +23,8 @@ _REFUSED: Final[dict[int, str]] = {
     CloseReason.SELF: "it is this node itself",
     CloseReason.WRONG_CLUSTER: "wrong cluster",
     CloseReason.VERSION: "wrong version",
-    CloseReason.REMOVED: "this node was removed from the cluster",
+    CloseReason.REMOVED: "removed",
+    CloseReason.NOT_MEMBER: "not a member",
     CloseReason.TOO_MANY: "it has too many links",
 }
 
@@ -139,4 +140,4 @@ def trouble_of(outcome: Closed | str) -> str:
 
 def needs_a_person(outcome: Closed | str) -> bool:
     """Whether trying again soon is useless."""
-    return isinstance(outcome, Closed) and outcome.reason in _REFUSED
+    return isinstance(outcome, Closed) and outcome.reason in _REFUSED and outcome.reason != CloseReason.NOT_MEMBER

@@ -1,15 +1,17 @@
-"""An address that is dialled until it is forgotten: attempts with growing delays while no link leads there."""
+"""An address that is dialled until it is forgotten: attempts with growing delays; and a peer's data link."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable, Iterable
 from random import Random
 from typing import Protocol
 
 from p2pnn.transport.attempt import Attempt, needs_a_person, trouble_of
 from p2pnn.transport.limits import Limits
 from p2pnn.transport.link import Link
+from p2pnn.transport.peer import Peer
 from p2pnn.types import Address, NodeId
 from p2pnn.wire.events import Closed, Opened
 from p2pnn.wire.messages import CloseReason
@@ -108,3 +110,29 @@ class Dialled:
             log.info("dial failed address=%s reason=%s", self.address, trouble)
         self._trouble = trouble
         self._owner.dial_failed(self.address, trouble, attempt.refused)
+
+
+def towards(home: Address, node: str, dialled: Iterable[Dialled]) -> list[Attempt]:
+    """The attempts of these that lead to an address, or to a node that has answered there before."""
+    attempts = [(one.node, one.attempt) for one in dialled if one.attempt is not None]
+    return [a for known, a in attempts if home in (a.endpoint, a.address) or known == node]
+
+
+async def dial_data(peer: Peer, open_link: Callable[[], Link], limits: Limits, random: Random) -> None:
+    """Open a data link, or close the control link. The peer's may come first; then it cancels this."""
+    loop = asyncio.get_running_loop()
+    backoff = Backoff(limits.redial_first_s / 4, limits.redial_max_s / 4, random)
+    deadline = loop.time() + limits.data_deadline_s
+    while peer.data is None and not peer.gone:
+        peer.data_attempt = attempt = Attempt(peer.identity.address, open_link, limits)
+        try:
+            outcome = await attempt.run()
+        finally:
+            peer.data_attempt = None
+        if isinstance(outcome, Opened):
+            return
+        if loop.time() >= deadline:
+            trouble = trouble_of(outcome)
+            peer.control.close(CloseReason.FAILED, f"no data link could be opened: {trouble}")
+            return
+        await asyncio.sleep(backoff.next_s())

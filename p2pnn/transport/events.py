@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from p2pnn.types import Address, NodeId
-from p2pnn.wire.messages import LinkKind, Message
+from p2pnn.wire.messages import VERSION_MAX, VERSION_MIN, Hello, LinkKind, Message, Welcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +23,23 @@ class LocalIdentity:
     cluster: str
     boot: str
     software: str = ""
+
+    def hello(self, kind: LinkKind, session: str, port: int) -> Hello:
+        return Hello(
+            version_min=VERSION_MIN,
+            version_max=VERSION_MAX,
+            link=kind,
+            node=self.node,
+            name=self.name,
+            cluster=self.cluster,
+            port=port,
+            boot=self.boot,
+            session=session,
+            software=self.software,
+        )
+
+    def welcome(self, version: int, session: str) -> Welcome:
+        return Welcome(version, self.node, self.name, self.boot, session, self.software)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,44 +19,41 @@ import logging
 import socket
 from functools import partial
 from time import monotonic
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from p2pnn.errors import RemoteProtocolError
 from p2pnn.transport.limits import Limits
 from p2pnn.transport.sending import Sending
 from p2pnn.transport.sockets import tune, why
 from p2pnn.transport.stream import Stream
+from p2pnn.transport.telling import Owner
 from p2pnn.types import Address, NodeId
 from p2pnn.wire.connection import Connection, Role
 from p2pnn.wire.events import BodyReceived, Closed, Event, HelloReceived, Opened, Received
 from p2pnn.wire.messages import CloseReason, Hello, LinkKind, Message
 
+if TYPE_CHECKING:  # a plain mesh does not load TLS
+    from p2pnn.identity.keys import PublicKey
+    from p2pnn.transport.secure import SecureStream, Security
+
 log = logging.getLogger("p2pnn.transport")
 
 
-class Owner(Protocol):
-    """What a link tells; all calls are synchronous."""
-
-    def link_made(self, link: Link) -> None: ...
-    def link_hello(self, link: Link, event: HelloReceived) -> None: ...
-    def link_opened(self, link: Link, event: Opened) -> None: ...
-    def link_message(self, link: Link, message: Message) -> None: ...
-    def link_body_for(self, link: Link, message: Message, nbytes: int) -> memoryview | None: ...
-    def link_body(self, link: Link, message: Message) -> None: ...
-    def link_closed(self, link: Link, event: Closed) -> None: ...
-    def link_lost(self, link: Link) -> None: ...
-
-
 class Link:
-    """hello: what to say first on a link that this node dialled; None on one that it accepted.
+    """hello: what to say first on a link that this node dialled; None on one that it accepted. security: None in a plain mesh.
 
+    key: of the peer's certificate, once TLS has proved it; None in a plain mesh. proved: the node of that key, or empty.
     greeted: the first of Opened and Closed, for whoever dialled. lost: done when the socket is gone.
     """
 
-    def __init__(self, owner: Owner, hello: Hello | None, limits: Limits) -> None:
+    def __init__(self, owner: Owner, hello: Hello | None, limits: Limits, security: Security | None = None) -> None:
         self.dialled = hello is not None
         self.remote = Address("", 0)
         self.node = NodeId("")
+        self.key: PublicKey | None = None
+        self.proved = NodeId("")
+        self.name = ""
+        self._security = security
         self.session = ""
         self.received_bytes = 0
         self.sent_bytes = 0
@@ -168,13 +165,28 @@ class Link:
             peer = ("", 0)
         self.remote = Address(str(peer[0]), int(peer[1]))
         tune(sock)
-        self._transport = Stream(sock, self)
-        self._transport.resume_reading()
+        if self._security is None:
+            self._transport = Stream(sock, self)
+            self._transport.resume_reading()
+        else:
+            self._transport = self._security.stream(sock, self, self.dialled, self._secured)
         self._owner.link_made(self)
         if self._muted:
             self._transport.abort()
         else:
             self._beat()
+
+    def release(self) -> None:
+        """The connection is somebody else's from now on: its peer is no node. No event follows."""
+        self._transport = None
+        self._forget_timers()
+        self.lost.set_result(None)
+        self._owner.link_lost(self)
+
+    def _secured(self, stream: SecureStream) -> None:
+        """TLS is up."""
+        self._owner.link_secured(self, stream)
+        self._beat()
 
     def readable(self) -> None:
         """Receive what is there, at most turn_bytes of it; then the loop's other links have their turn."""
@@ -194,7 +206,7 @@ class Link:
             budget -= count
             if connection.buffer_updated(count, now):
                 self._route()
-            if count < len(views[0]):
+            if stream.dry:
                 break  # all of it was read; asking again would find little, at the full price of a call
         self._transmit()
         self._arm()
@@ -208,9 +220,7 @@ class Link:
             self.connection.close(CloseReason.FAILED, why(exc))
         self.connection.eof_received(monotonic())
         self._route()
-        for handle in (self._timer, self._stall, self._goodbye, self._turn):
-            if handle is not None:
-                handle.cancel()
+        self._forget_timers()
         self._transport = None
         waiting = [*self._sendings.values(), *self._draining]
         self._sendings.clear()
@@ -219,6 +229,11 @@ class Link:
             sending.fail(self._why)
         self.lost.set_result(None)
         self._owner.link_lost(self)
+
+    def _forget_timers(self) -> None:
+        for handle in (self._timer, self._stall, self._goodbye, self._turn):
+            if handle is not None:
+                handle.cancel()
 
     def _end_of_file(self, now: float) -> None:
         self.connection.eof_received(now)
@@ -371,24 +386,3 @@ class Link:
         if due is not None and due <= now:
             self.connection.handle_timer(now)
         self._beat()
-
-
-def log_closed(link: Link, event: Closed) -> None:
-    """One line per link that ends; a warning where somebody erred."""
-    if link.dialled and not link.node:
-        level = logging.DEBUG  # a dial that failed; told once by whoever dialled
-    else:
-        erred = event.reason >= CloseReason.MALFORMED and event.reason != CloseReason.SELF
-        level = logging.WARNING if erred else logging.DEBUG
-    kind = link.kind.name.lower() if link.kind is not None else "unknown"
-    by = "peer" if event.by_peer else "us"
-    log.log(
-        level,
-        "link closed remote=%s node=%s kind=%s by=%s reason=%d text=%s",
-        link.remote,
-        link.node[:8],
-        kind,
-        by,
-        event.reason,
-        event.text,
-    )

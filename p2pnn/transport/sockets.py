@@ -7,8 +7,10 @@ import contextlib
 import errno
 import ipaddress
 import socket
+import ssl
 
 from p2pnn.errors import NotAllowedError, P2pnnError, UsageError
+from p2pnn.transport.alerts import words
 from p2pnn.types import Address
 
 _WORDS = {
@@ -37,6 +39,8 @@ def why(error: BaseException) -> str:
     """An error of the operating system as one clause for a person."""
     if isinstance(error, socket.gaierror):
         return "no such host"
+    if isinstance(error, ssl.SSLError):
+        return words(error)
     if isinstance(error, TimeoutError) and error.errno is None:
         return "no route: no answer in time"
     if isinstance(error, OSError) and error.errno is not None:
@@ -76,17 +80,17 @@ async def resolve(address: Address) -> list[Address]:
     return [Address(host, address.port) for host in hosts]
 
 
-async def bindable(listen: Address) -> Address:
-    """The IP address to listen on. Raises NotAllowedError for one that other machines can reach, UsageError for none."""
+async def bindable(listen: Address, secured: bool = False) -> Address:
+    """The IP address to listen on. Raises UsageError for none, NotAllowedError for one that others reach unless `secured`."""
     try:
         endpoints = await resolve(listen)
     except OSError:
         raise UsageError(f"cannot listen on {listen}: no such host; use 127.0.0.1:{listen.port}") from None
     outside = [endpoint for endpoint in endpoints if not is_loopback(endpoint.host)]
-    if outside:
+    if outside and not secured:
         raise NotAllowedError(
             f"without credentials a node listens on this machine only, because anybody who reaches it could run jobs on it, "
-            f"and {listen.host} can be reached from other machines; listen on 127.0.0.1:{listen.port}",
+            f"and {listen.host} can be reached from other machines; listen on 127.0.0.1:{listen.port}, or leave out --plain",
             setting="listen",
         )
     return endpoints[0]

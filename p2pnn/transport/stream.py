@@ -34,13 +34,14 @@ class User(Protocol):
 class Stream:
     """A connected socket, which it owns from now on; call `start` to be told of bytes.
 
-    waiting: bytes of what was written that the system did not take yet. Whatever ends the connection is told once, by
-    `connection_lost`, from the loop.
+    waiting: bytes of what was written that the system did not take yet. dry: the last `receive` found less than it had room for,
+    so asking again would find little. Whatever ends the connection is told once, by `connection_lost`, from the loop.
     """
 
     def __init__(self, sock: socket.socket, user: User) -> None:
         sock.setblocking(False)
         self.waiting = 0
+        self.dry = False
         self._sock = sock
         self._user = user
         self._loop = asyncio.get_running_loop()
@@ -68,7 +69,9 @@ class Stream:
     def receive(self, views: list[memoryview]) -> int | None:
         """Bytes received into these views, one after the other; 0 when the peer has ended, None when nothing is there now."""
         try:
-            return self._sock.recvmsg_into(views)[0]
+            count = self._sock.recvmsg_into(views)[0]
+            self.dry = count < len(views[0])
+            return count
         except (BlockingIOError, InterruptedError):
             return None
         except OSError as error:

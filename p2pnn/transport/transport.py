@@ -12,25 +12,25 @@ import logging
 import secrets
 import socket
 from collections.abc import Coroutine
+from dataclasses import replace
 from functools import partial
 from random import Random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from p2pnn.errors import LocalProtocolError, PeerGone, QueueFullError
-from p2pnn.transport.admission import Accept, Introduce, Linked, Refuse, admit
-from p2pnn.transport.attempt import Attempt, furthest, trouble_of
-from p2pnn.transport.dial import Backoff, Dialled
+from p2pnn.transport.admission import Accept, Introduce, Linked, Refuse, admit, outranks
+from p2pnn.transport.attempt import Attempt, furthest
+from p2pnn.transport.dial import Dialled, dial_data, towards
 from p2pnn.transport.events import Events, LinkSnapshot, LocalIdentity, PeerIdentity
 from p2pnn.transport.limits import Limits
-from p2pnn.transport.link import Link, log_closed
+from p2pnn.transport.link import Link
 from p2pnn.transport.listener import Listener
 from p2pnn.transport.peer import Peer
 from p2pnn.transport.sockets import bind_error, bindable, listening
+from p2pnn.transport.telling import log_closed
 from p2pnn.types import Address, NodeId
 from p2pnn.wire.events import Closed, HelloReceived, Opened
 from p2pnn.wire.messages import (
-    VERSION_MAX,
-    VERSION_MIN,
     CloseReason,
     Hello,
     LinkKind,
@@ -38,14 +38,27 @@ from p2pnn.wire.messages import (
     Welcome,
 )
 
+if TYPE_CHECKING:
+    from p2pnn.transport.secure import SecureStream, Security
+
 log = logging.getLogger("p2pnn.transport")
 
 
 class Transport:
-    """Create it, then `start`; end with `close`. All calls from one event loop."""
+    """Create it, then `start`; end with `close`. All calls from one event loop.
 
-    def __init__(self, identity: LocalIdentity, events: Events, limits: Limits | None = None) -> None:
+    security: keys and certificates, so that links use TLS; None for a plain mesh, which stays on this machine.
+    """
+
+    def __init__(
+        self,
+        identity: LocalIdentity,
+        events: Events,
+        limits: Limits | None = None,
+        security: Security | None = None,
+    ) -> None:
         self._identity = identity
+        self._security = security
         self._events = events
         self._limits = limits or Limits()
         self._random = Random()
@@ -61,18 +74,16 @@ class Transport:
 
     async def start(self, listen: Address) -> Address:
         """Listen; returns the address with the port that the system chose if it was 0.
-
-        Raises NotAllowedError for an address that other machines can reach, UsageError for one that cannot be had.
+         Raises NotAllowedError for an address that other machines can reach in a plain mesh, UsageError for one that cannot be
+        had.
         """
-        endpoint = await bindable(listen)
+        endpoint = await bindable(listen, secured=self._security is not None)
         try:
             self._listener = Listener(listening(endpoint), self._accept)
         except OSError as error:
             raise bind_error(listen, error) from None
         self._listen_port = self._listener.port
-        bound = Address(listen.host, self._listen_port)
-        log.debug("listening address=%s; without credentials on this machine only", bound)
-        return bound
+        return Address(listen.host, self._listen_port)
 
     def dial(self, address: Address) -> None:
         """Keep a control link to this address, with growing delays between attempts, until `forget`."""
@@ -86,6 +97,21 @@ class Transport:
         dialled = self._dialled.pop(address, None)
         if dialled is not None:
             dialled.task.cancel()
+
+    def adopt(self, security: Security, cluster: str) -> None:
+        """Use other credentials from now on. In another cluster than before no link stays."""
+        moved = cluster != self._identity.cluster
+        self._identity = replace(self._identity, cluster=cluster)
+        self._security = security
+        if moved:
+            for link in list(self._links):
+                link.close(CloseReason.LEAVING, "this node has joined another cluster")
+
+    def expel(self, node: NodeId, text: str) -> None:
+        """Close all links to a node that the cluster has removed; its door refuses new ones."""
+        for link in sorted(self._links, key=lambda link: link.kind is LinkKind.DATA):  # the control link tells why
+            if node in (link.node, link.proved):
+                link.close(CloseReason.REMOVED, text)
 
     def connected(self, node: NodeId) -> bool:
         """Whether a control link to `node` is open."""
@@ -158,9 +184,26 @@ class Transport:
         elif self._closing:
             link.close(CloseReason.LEAVING, self._closing)
 
+    def link_secured(self, link: Link, stream: SecureStream) -> None:
+        """TLS has proved the peer's key, or that it has none: then it is a guest."""
+        security, link.key = self._security, stream.peer
+        if security is None or self._closing:
+            link.close(CloseReason.LEAVING, self._closing)
+        elif link.key is None:
+            link.release()
+            security.door.guest(stream, link.remote.host)
+        else:
+            link.proved, link.name = link.key.node, security.door.name_of(link.key)
+            refused = security.door.admits(link.key)
+            if refused is not None:
+                link.close(refused.reason, refused.text)
+
     def link_hello(self, link: Link, event: HelloReceived) -> None:
         hello = event.hello
         node = NodeId(hello.node)
+        if (refused := self._check(link, node)) is not None:
+            link.connection.refuse(refused.reason, refused.text)
+            return
         peer = self._peers.get(node)
         attempts = self._attempts_towards(link, hello, peer)
         linked = Linked(peer.identity.boot, peer.session, peer.data is not None) if peer is not None else None
@@ -170,7 +213,7 @@ class Transport:
             case Refuse(reason, text):
                 link.connection.refuse(reason, text)
             case Introduce():
-                link.connection.accept(self._welcome(event.version, ""))
+                link.connection.accept(self._identity.welcome(event.version, ""))
                 link.connection.close(CloseReason.REPLACED, "another link between these nodes is open")
             case Accept(restarted):
                 if restarted and peer is not None:
@@ -180,11 +223,14 @@ class Transport:
                     attempt.abandon("the peer dialled as well; its link stays")
                 control = hello.link is LinkKind.CONTROL
                 link.session = secrets.token_hex(16) if control else hello.session
-                link.connection.accept(self._welcome(event.version, link.session))
+                link.connection.accept(self._identity.welcome(event.version, link.session))
 
     def link_opened(self, link: Link, event: Opened) -> None:
         greeting = event.greeting
-        link.node = NodeId(greeting.node)
+        if (refused := self._check(link, NodeId(greeting.node))) is not None:
+            link.close(refused.reason, refused.text)
+            return
+        link.node, link.name = NodeId(greeting.node), greeting.name
         if link.dialled and isinstance(greeting, Welcome):
             if link.kind is LinkKind.CONTROL:
                 link.session = greeting.session
@@ -216,12 +262,20 @@ class Transport:
 
     def link_closed(self, link: Link, event: Closed) -> None:
         log_closed(link, event)
+        if (
+            self._security is not None
+            and link.key is not None
+            and event.by_peer
+            and event.reason == CloseReason.REMOVED
+        ):
+            self._security.door.told_removed(event.text)
         peer = self._peers.get(link.node)
         if peer is None or self._closing:
             return
         if link is peer.control:
             left = event.by_peer and event.reason == CloseReason.LEAVING
-            self._drop(peer, event.text or "the link was closed", left)
+            removed = not event.by_peer and event.reason == CloseReason.REMOVED
+            self._drop(peer, event.text or "the link was closed", left or removed)
         elif link is peer.data:
             peer.data = None
             if event.reason != CloseReason.LEAVING:  # after a goodbye the control link's own follows
@@ -233,7 +287,7 @@ class Transport:
     # --- opening
 
     def _accept(self, sock: socket.socket) -> None:
-        Link(self, None, self._limits).attach(sock)
+        Link(self, None, self._limits, self._security).attach(sock)
 
     def _control_opened(self, link: Link, greeting: Hello | Welcome) -> None:
         node = NodeId(greeting.node)
@@ -242,7 +296,9 @@ class Transport:
             return
         existing = self._peers.get(node)
         if existing is not None:
-            if existing.identity.boot == greeting.boot and not self._outranks(link, existing.control, node):
+            if existing.identity.boot == greeting.boot and not outranks(
+                link.dialled, existing.control.dialled, self._identity.node < node
+            ):
                 link.close(CloseReason.REPLACED, "another link between these nodes is open")
                 return
             restarted = existing.identity.boot != greeting.boot
@@ -262,11 +318,6 @@ class Transport:
         if not self._closing:
             self._events.peer_connected(node, identity)
 
-    def _outranks(self, link: Link, existing: Link, node: NodeId) -> bool:
-        """Both are open, which only nodes with several addresses come to: the smaller id's link stays, the older of equals."""
-        smaller_dials = self._identity.node < node
-        return link.dialled == smaller_dials and existing.dialled != smaller_dials
-
     def _data_opened(self, link: Link) -> None:
         peer = self._peers.get(link.node)
         if peer is None or peer.data is not None or peer.session != link.session:
@@ -285,12 +336,10 @@ class Transport:
         if not self._closing:
             self._events.peer_lost(peer.node, reason, left)
 
-    # --- dialling
-
-    # dial.Owner
+    # --- dialling (dial.Owner)
 
     def open_control(self) -> Link:
-        return Link(self, self._hello(LinkKind.CONTROL, ""), self._limits)
+        return Link(self, self._identity.hello(LinkKind.CONTROL, "", self._listen_port), self._limits, self._security)
 
     def tenant(self, address: Address, node: NodeId | None) -> NodeId | None:
         """The linked peer behind an address; node: who answered there last."""
@@ -312,71 +361,34 @@ class Transport:
                 dialled.reached(node)
 
     def _start_data(self, peer: Peer) -> asyncio.Task[None]:
-        task = asyncio.ensure_future(self._dial_data(peer))
+        task = asyncio.ensure_future(
+            dial_data(peer, partial(self._data_link, peer.session), self._limits, self._random)
+        )
         self._own(task)
         return task
 
-    async def _dial_data(self, peer: Peer) -> None:
-        """Open a data link, or close the control link. The peer's may come first; then it cancels this."""
-        loop = asyncio.get_running_loop()
-        backoff = Backoff(self._limits.redial_first_s / 4, self._limits.redial_max_s / 4, self._random)
-        deadline = loop.time() + self._limits.data_deadline_s
-        while peer.data is None and not peer.gone:
-            hello = self._hello(LinkKind.DATA, peer.session)
-            peer.data_attempt = attempt = Attempt(peer.identity.address, partial(self._data_link, hello), self._limits)
-            try:
-                outcome = await attempt.run()
-            finally:
-                peer.data_attempt = None
-            if isinstance(outcome, Opened):
-                return
-            if loop.time() >= deadline:
-                trouble = trouble_of(outcome)
-                peer.control.close(CloseReason.FAILED, f"no data link could be opened: {trouble}")
-                return
-            await asyncio.sleep(backoff.next_s())
-
-    def _data_link(self, hello: Hello) -> Link:
-        link = Link(self, hello, self._limits)
-        link.session = hello.session
+    def _data_link(self, session: str) -> Link:
+        hello = self._identity.hello(LinkKind.DATA, session, self._listen_port)
+        link = Link(self, hello, self._limits, self._security)
+        link.session = session
         return link
 
     def _attempts_towards(self, link: Link, hello: Hello, peer: Peer | None) -> list[Attempt]:
         """Our own attempts to open the same kind of link to the node that said this Hello, as far as addresses tell."""
         if hello.link is LinkKind.DATA:
             return [peer.data_attempt] if peer is not None and peer.data_attempt is not None else []
-        home = Address(link.remote.host, hello.port)
-        attempts = [
-            (dialled.node, dialled.attempt) for dialled in self._dialled.values() if dialled.attempt is not None
-        ]
-        return [a for node, a in attempts if home in (a.endpoint, a.address) or node == hello.node]
+        return towards(Address(link.remote.host, hello.port), hello.node, self._dialled.values())
 
     # --- small things
+
+    def _check(self, link: Link, node: NodeId) -> Refuse | None:
+        return None if self._security is None else self._security.check(node, link.key)
 
     def _peer(self, node: NodeId) -> Peer:
         peer = self._peers.get(node)
         if peer is None:
             raise PeerGone(f"no link leads to node {node[:8]}")
         return peer
-
-    def _hello(self, kind: LinkKind, session: str) -> Hello:
-        me = self._identity
-        return Hello(
-            version_min=VERSION_MIN,
-            version_max=VERSION_MAX,
-            link=kind,
-            node=me.node,
-            name=me.name,
-            cluster=me.cluster,
-            port=self._listen_port,
-            boot=me.boot,
-            session=session,
-            software=me.software,
-        )
-
-    def _welcome(self, version: int, session: str) -> Welcome:
-        me = self._identity
-        return Welcome(version, me.node, me.name, me.boot, session, me.software)
 
     def _own(self, task: asyncio.Task[None]) -> None:
         self._tasks.add(task)

@@ -31,8 +31,11 @@ from p2pnn.wire.messages import (
     Close,
     CloseReason,
     Hello,
+    Join,
+    Joined,
     LinkKind,
     Message,
+    Offer,
     Ping,
     Pong,
     Welcome,
@@ -60,7 +63,7 @@ class _State(Enum):
 
 
 _CLOSED: Final = _State.CLOSED
-_GREETINGS: Final = (Hello, Welcome)
+_GREETINGS: Final = (Hello, Welcome, Offer, Join, Joined)
 _EXPECTED: Final[dict[_State, tuple[type[Message], ...]]] = {
     _State.CONNECTING: (Welcome, Close),
     _State.LISTENING: (Hello, Close),

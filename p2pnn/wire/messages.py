@@ -47,6 +47,13 @@ from p2pnn.wire.fields import (
     Version,
 )
 from p2pnn.wire.fields import Message as Message
+from p2pnn.wire.identity import AuthorityKey as AuthorityKey
+from p2pnn.wire.identity import AuthorityWanted as AuthorityWanted
+from p2pnn.wire.identity import Join as Join
+from p2pnn.wire.identity import Joined as Joined
+from p2pnn.wire.identity import Offer as Offer
+from p2pnn.wire.identity import Petition as Petition
+from p2pnn.wire.identity import Ruling as Ruling
 from p2pnn.wire.jobs import Adopt as Adopt
 from p2pnn.wire.jobs import Adopted as Adopted
 from p2pnn.wire.jobs import Answered as Answered
@@ -102,6 +109,7 @@ class CloseReason(IntEnum):
     NO_SESSION = 33  # a data link that names no living control session
     TOO_MANY = 34
     REMOVED = 35
+    NOT_MEMBER = 36  # its certificate is the cluster's, and the charter does not name it
 
 
 class LinkKind(IntEnum):
@@ -224,7 +232,7 @@ class Tensor(Message, tag=60):
 
 
 AnyMessage = (
-    Hello | Welcome | Close | Ping | Pong
+    Hello | Welcome | Close | Ping | Pong | Offer | Join | Joined
     | Roster | Probe | ProbeRequest | Ack | Nack | Gossip | Pull | Testimony
     | BlobRequest | BlobPiece | BlobMissing
     | ProfileRequest | ProfileReply | LinkProbe | LinkProbed
@@ -233,4 +241,5 @@ AnyMessage = (
     | Adopt | Adopted | Happened | Follow
     | CutsWanted | CutsHeld | PartWanted | PartMade | Snapshot
     | Lead | Held | PreVote | PreVoted | Vote | Voted | CharterPiece | CharterWanted | Handover
+    | Petition | Ruling | AuthorityWanted | AuthorityKey
 )  # fmt: skip

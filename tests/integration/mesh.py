@@ -74,7 +74,7 @@ class Mesh:
         living = [n for n in self.nodes.values() if n.process.poll() is None]
         target = self.nodes[join] if join else next(iter(living), None)
         ready, announce = os.pipe()
-        arguments = ["--name", name, "--state-dir", str(self.folder / name), "--listen", "127.0.0.1:0"]
+        arguments = ["--plain", "--name", name, "--state-dir", str(self.folder / name), "--listen", "127.0.0.1:0"]
         arguments += ["--lifeline", str(self.lifeline[0]), "--ready-fd", str(announce), *more]
         arguments += ["--profile-cache", str(self.folder / "profile")]
         if target is not None:

@@ -18,7 +18,7 @@ from tests.transport.harness import SHORT, Node, condition, on_both_loops
 
 def attempt_at(address: Address, node: Node) -> Attempt:
     transport = node.transport
-    return Attempt(address, lambda: Link(transport, transport._hello(LinkKind.CONTROL, ""), SHORT), SHORT)
+    return Attempt(address, lambda: Link(transport, transport._identity.hello(LinkKind.CONTROL, "", 0), SHORT), SHORT)
 
 
 @on_both_loops

@@ -20,10 +20,20 @@ TYPES = {
     "Blobs": "list of blob", "SquareSums": "list of float64",
     "Incarnation": "incarnation", "Life": "life", "MaybeNode": "node or empty", "Clause": "clause",
     "Facts": "list of Fact",
+    "TokenText": "token", "SecretText": "secret", "bool": "truth",
     "Term": "term", "Revision": "revision", "CharterLength": "charter length",
     "Annotated[tuple[Member, ...], Meta(max_length=ROSTER_MEMBERS_MAX)]": "list of Member",
 }  # fmt: skip
-RANGES = {range(1, 10), range(10, 20), range(20, 25), range(25, 30), range(30, 60), range(60, 70), range(70, 90)}
+RANGES = {
+    range(1, 10),
+    range(10, 20),
+    range(20, 25),
+    range(25, 30),
+    range(30, 60),
+    range(60, 70),
+    range(70, 90),
+    range(90, 95),
+}
 
 
 def tag(kind: type[Message]) -> int:

@@ -1,0 +1,131 @@
+"""This machine's addresses, as others may reach it: for the line by which they join.
+ Loopback is left out, and so are the bridges and cables of containers and virtual machines, which lead nowhere from
+another machine; and IPv6 addresses of one link (fe80::), which mean nothing without the name of an interface. Source:
+getifaddrs(3).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import socket
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from ipaddress import ip_address
+from typing import Final
+
+from p2pnn.errors import UsageError
+from p2pnn.types import Address
+
+INSIDE: Final = ("docker", "br-", "veth", "virbr", "vnet", "cni", "podman", "lxcbr", "lxdbr", "flannel", "cali", "kube")
+"""How the names of interfaces begin that lead to containers and virtual machines of this machine."""
+
+_UP: Final = 0x1
+_LOOPBACK: Final = 0x8
+
+
+@dataclass(frozen=True, slots=True)
+class Interface:
+    """One address of one interface."""
+
+    name: str
+    host: str
+    up: bool = True
+    loopback: bool = False
+
+
+def join_addresses(listen: Address, advertise: Sequence[str], found: Iterable[Interface]) -> list[Address]:
+    """What a joiner should try, in this order.
+     listen: where the node listens; a certain address means only that one. advertise: what the person said: addresses that
+    take the place of the machine's own, or, with a `+` before them, are added. Raises UsageError for a text that is no
+    address.
+    """
+    added = [_parse(text.removeprefix("+"), listen.port) for text in advertise if text.startswith("+")]
+    instead = [_parse(text, listen.port) for text in advertise if not text.startswith("+")]
+    if instead:
+        return list(dict.fromkeys([*instead, *added]))
+    if listen.host not in ("0.0.0.0", "::"):
+        return list(dict.fromkeys([listen, *added]))
+    wanted = [one for one in found if one.up and not one.loopback and not one.name.startswith(INSIDE)]
+    hosts = [one.host for one in wanted if (":" in one.host) == (listen.host == "::") and _leads_here(one.host)]
+    return list(dict.fromkeys([*(Address(host, listen.port) for host in hosts), *added]))
+
+
+def interfaces() -> list[Interface]:
+    """All addresses of this machine; where the system has no getifaddrs as we know it, the one that its default route uses."""
+    if sys.platform.startswith("linux"):
+        with contextlib.suppress(OSError, AttributeError):
+            return _getifaddrs()
+    return [Interface("default", host) for host in _default_hosts()]
+
+
+def _parse(text: str, port: int) -> Address:
+    address = Address.parse(text, port)
+    if not address.port:
+        raise UsageError(f"--advertise {text}: port 0 reaches nobody; write the port that peers are to dial")
+    return address
+
+
+def _leads_here(host: str) -> bool:
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return False
+    return not (address.is_loopback or address.is_link_local or address.is_unspecified or address.is_multicast)
+
+
+class _Record(ctypes.Structure):
+    pass
+
+
+_Record._fields_ = [
+    ("next", ctypes.POINTER(_Record)),
+    ("name", ctypes.c_char_p),
+    ("flags", ctypes.c_uint),
+    ("address", ctypes.c_void_p),
+    ("mask", ctypes.c_void_p),
+    ("other", ctypes.c_void_p),
+    ("data", ctypes.c_void_p),
+]
+
+
+def _getifaddrs() -> list[Interface]:
+    library = ctypes.CDLL(None, use_errno=True)
+    first = ctypes.POINTER(_Record)()
+    if library.getifaddrs(ctypes.byref(first)):
+        raise OSError(ctypes.get_errno(), "getifaddrs")
+    found = []
+    try:
+        record = first
+        while record:
+            host = _host(record.contents.address)
+            if host:
+                name, flags = record.contents.name.decode("utf-8", "replace"), record.contents.flags
+                found.append(Interface(name, host, bool(flags & _UP), bool(flags & _LOOPBACK)))
+            record = record.contents.next
+    finally:
+        library.freeifaddrs(first)
+    return found
+
+
+def _host(address: int | None) -> str:
+    """Of a struct sockaddr of Linux; empty for other families than IP."""
+    if not address:
+        return ""
+    family = int.from_bytes(ctypes.string_at(address, 2), sys.byteorder)
+    if family == socket.AF_INET:
+        return socket.inet_ntop(family, ctypes.string_at(address + 4, 4))
+    if family == socket.AF_INET6:
+        return socket.inet_ntop(family, ctypes.string_at(address + 8, 16))
+    return ""
+
+
+def _default_hosts() -> list[str]:
+    """Connecting a datagram socket sends nothing, and tells the address that would be used. The targets are for documentation."""
+    hosts = []
+    for family, target in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):
+        with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as sock:
+            sock.connect((target, 9))
+            hosts.append(str(sock.getsockname()[0]))
+    return hosts

@@ -1,0 +1,300 @@
+"""A secured node's identity: its credentials, the cluster that it is of, who may have a link, and how it joins another cluster.
+ It founds a cluster at its first start: an authority, a certificate, a charter that names it. Joining, later, is one way
+for all: a node that is alone in its cluster, and has no job, takes the certificate of another one, forgets its charter,
+and dials. Its links use the new credentials from then on, without a restart.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from p2pnn.cluster.charter import Charter, CharterMember
+from p2pnn.cluster.petitions import MakeToken, Remove, RevokeToken
+from p2pnn.errors import NotAllowedError, P2pnnError, StorageError, UsageError
+from p2pnn.identity import tokens
+from p2pnn.identity.authority import Certificate
+from p2pnn.identity.keys import NodeKey
+from p2pnn.identity.tokens import Token, TokenRecord
+from p2pnn.node.addresses import interfaces, join_addresses
+from p2pnn.node.charter import ClusterCharter
+from p2pnn.node.charter_file import Founding
+from p2pnn.node.credentials import Credentials
+from p2pnn.node.door import ClusterDoor
+from p2pnn.node.links import Post
+from p2pnn.node.members import Members
+from p2pnn.node.petitions import Petitions
+from p2pnn.node.tasks import Tasks, in_thread
+from p2pnn.transport import Transport
+from p2pnn.transport.joining import knock
+from p2pnn.transport.secure import Security
+from p2pnn.types import Address, NodeId
+from p2pnn.wire.messages import AuthorityKey, AuthorityWanted, Message, Offer, Petition, Ruling
+
+log = logging.getLogger("p2pnn.identity")
+
+CLUSTER_DIGITS: Final = 32
+"""Of the cluster's name in tokens, in Hello."""
+
+
+class NotJoined(NotAllowedError):
+    """No address admitted this node. reasons: one for each."""
+
+    def __init__(self, addresses: Sequence[Address], reasons: Sequence[str]) -> None:
+        super().__init__("not joined: " + "; ".join(f"{a}: {r}" for a, r in zip(addresses, reasons, strict=True)))
+        self.reasons = tuple(reasons)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What identity needs of the rest of the node."""
+
+    post: Post
+    transport: Transport
+    members: Members
+    charter: ClusterCharter
+    busy: Callable[[], str]
+
+
+class Identity:
+    """Make it before the transport, `attach` it to the rest, then call what the charter and the links tell.
+
+    Raises StorageError for credentials that cannot be used.
+    """
+
+    def __init__(self, name: str, software: str, key: NodeKey, credentials: Credentials) -> None:
+        self.name = name
+        self.credentials = credentials
+        self.removed = ""  # where a member has told this node that it was removed: its words
+        self.founded_with: Token | None = None
+        self._software = software
+        self._key = key
+        self._tasks = Tasks()
+        self._joining = asyncio.Lock()
+        self._members: frozenset[NodeId] = frozenset()
+        self._door = ClusterDoor(
+            lambda: self.charter,
+            self._offer,
+            lambda petition: self.petitions.ask(petition),
+            self._tasks,
+            self.told_removed,
+        )
+        self._part: Part | None = None
+        self._petitions: Petitions | None = None
+
+    def found(self, announces: bool) -> Founding:
+        """What this node's own cluster begins with; makes its authority if there is none. announces: with a token to join by."""
+        if self.credentials.certificate is None:
+            self.credentials.found(time.time())
+        records: tuple[TokenRecord, ...] = ()
+        if announces and self.credentials.ca is not None:
+            self.founded_with, record = tokens.create(
+                self.credentials.cluster, self.name, time.time(), tokens.VALID_S, os.urandom
+            )
+            records = (record,)
+        public = self._key.public
+        return Founding(CharterMember(public.node, public.fingerprint, self.name), records)
+
+    def security(self) -> Security:
+        """For the transport. Raises StorageError."""
+        held = self.credentials
+        assert held.authority is not None, "founded or joined before"
+        return Security(held.chain_file, held.key_file, held.authority.der, self._door)
+
+    @property
+    def cluster(self) -> str:
+        """The cluster's name in Hello."""
+        return self.credentials.cluster[:CLUSTER_DIGITS]
+
+    def attach(
+        self,
+        post: Post,
+        transport: Transport,
+        members: Members,
+        charter: ClusterCharter,
+        busy: Callable[[], str],
+    ) -> None:
+        """The rest of the node, and a job that keeps this node in its cluster, as a clause; empty for none."""
+        self._part = Part(post, transport, members, charter, busy)
+        self._petitions = Petitions(post, charter, lambda: self.credentials.ca, self._tasks)
+
+    @property
+    def part(self) -> Part:
+        assert self._part is not None, "used before it was attached"
+        return self._part
+
+    @property
+    def petitions(self) -> Petitions:
+        assert self._petitions is not None, "used before it was attached"
+        return self._petitions
+
+    @property
+    def charter(self) -> Charter | None:
+        """What holds, as far as this node knows."""
+        return self.part.charter.committed
+
+    def reached(self) -> dict[NodeId, Address]:
+        """Where the members are that are connected now."""
+        return {link.node: link.address for link in self.part.transport.snapshot()}
+
+    async def close(self) -> None:
+        await self._tasks.close()
+
+    # --- what the rest of the node tells
+
+    def receive(self, node: NodeId, message: Message) -> None:
+        match message:
+            case Petition():
+                self.petitions.asked(node, message)
+            case Ruling():
+                self.petitions.answered(node, message)
+            case AuthorityWanted():
+                self._share_authority(node)
+            case AuthorityKey(pem):
+                self._take_authority(node, pem)
+
+    def charter_committed(self, charter: Charter) -> None:
+        """Links of those that are not members any more end."""
+        self.petitions.committed(charter)
+        now = frozenset(charter.nodes())
+        for node in self._members - now:
+            log.warning("member removed node=%s", node[:8])
+            self.part.transport.expel(node, f"node {node[:8]} was removed from the cluster")
+        self._members = now
+        if charter.member(self.part.post.node) is not None:
+            self.removed = ""
+
+    def told_removed(self, words: str) -> None:
+        """A member has refused this node, because it was removed."""
+        if not self.removed:
+            log.error("this node is no member any more: %s; join again with a new token (p2pnn join)", words)
+        self.removed = words
+
+    def coordinator_changed(self, coordinator: NodeId | None) -> None:
+        if coordinator != self.part.post.node:
+            self.petitions.deposed()
+
+    # --- what a person asks for
+
+    async def make_token(self, valid_s: float) -> tuple[Token, TokenRecord]:
+        """A new token. Raises UsageError for a time that is not sensible, and as `Petitions.ask`."""
+        token, record = tokens.create(self.credentials.cluster, self.name, time.time(), valid_s, os.urandom)
+        await self.petitions.ask(MakeToken(record))
+        return token, record
+
+    def token_records(self) -> tuple[TokenRecord, ...]:
+        """Those that have not expired, as the charter that this node knows has them."""
+        charter = self.charter
+        return tokens.living(charter.tokens, time.time()) if charter is not None else ()
+
+    async def revoke_token(self, id: str) -> None:
+        """id: a token's, or the token itself. Raises as `Petitions.ask`."""
+        found = Token.parse(id).id if "." in id else id
+        if not (len(found) == 8 and all(c in "0123456789abcdef" for c in found)):
+            raise UsageError(
+                f"{found!r} is no token's id, which has 8 hexadecimal digits; `p2pnn token list` shows them"
+            )
+        await self.petitions.ask(RevokeToken(found))
+
+    async def remove(self, member: str) -> None:
+        """Have a member removed, by its name or id. Raises as `Petitions.ask`."""
+        await self.petitions.ask(Remove(member))
+
+    def join_line(self, token: Token, advertise: Sequence[str], listen: Address) -> str:
+        """What to type on a machine that is to join. listen: where this node listens. Raises UsageError for no address."""
+        hosts = join_addresses(listen, advertise, interfaces())
+        return " ".join(["p2pnn", "join", str(token), *map(str, hosts)])
+
+    def cannot_leave(self) -> str:
+        """Why this node cannot give its cluster up, as a clause; empty where it can."""
+        charter, node = self.charter, self.part.post.node
+        if charter is not None and set(charter.nodes()) - {node} and not self.removed:
+            others = len(set(charter.nodes()) - {node})
+            with_others = f"{others} other member{'s' if others > 1 else ''}"
+            return (
+                f"it belongs to a cluster with {with_others}; remove it there first (p2pnn cluster remove {self.name})"
+            )
+        return self.part.busy()
+
+    async def join(self, token: Token, addresses: Sequence[Address]) -> Address:
+        """Join the token's cluster by the first of these addresses where that works, and return it.
+         Raises NotAllowedError: this node cannot leave its cluster, or none of the addresses admitted it; the message has each
+        one's reason.
+        """
+        if self._joining.locked():
+            raise NotAllowedError("this node is joining a cluster at this moment")
+        async with self._joining:
+            if token.cluster == self.credentials.cluster and not self.removed and self.credentials.ca is None:
+                raise NotAllowedError("this node is a member of that cluster already")
+            if token.cluster == self.credentials.cluster and not self.removed:
+                raise NotAllowedError("the token is of this node's own cluster; use it on another machine")
+            if why := self.cannot_leave():
+                raise NotAllowedError(f"this node cannot join another cluster: {why}")
+            certificate, authority, address = await self._knock(token, addresses)
+            if why := self.cannot_leave():
+                raise NotAllowedError(f"this node cannot join another cluster: {why}")
+            await self._move(certificate, authority, addresses)
+        log.info("joined cluster=%s by=%s", token.cluster[:8], address)
+        return address
+
+    async def take(self, certificate: Certificate) -> None:
+        """The next certificate of the same cluster: links opened from now on use it. Raises StorageError, NotAllowedError."""
+        authority = self.credentials.authority
+        assert authority is not None
+        certificate.check_issued_by(authority, time.time())
+        if certificate.key != self._key.public:
+            raise NotAllowedError("the certificate that the coordinator gave is another node's")
+        await in_thread(self.credentials.take, certificate, authority)
+        self.part.transport.adopt(self.security(), self.cluster)
+
+    # --- how
+
+    def _offer(self) -> Offer | None:
+        authority = self.credentials.authority
+        return Offer(authority.der, self._software) if authority is not None and not self._joining.locked() else None
+
+    async def _knock(self, token: Token, addresses: Sequence[Address]) -> tuple[Certificate, Certificate, Address]:
+        reasons = []
+        for address in addresses:
+            try:
+                found = await knock(address, token, self._key.public, self.name, self._software, time.time())
+            except P2pnnError as error:
+                log.warning("not joined address=%s reason=%s", address, error)
+                reasons.append(str(error))
+            else:
+                return *found, address
+        raise NotJoined(addresses, reasons)
+
+    async def _move(self, certificate: Certificate, authority: Certificate, addresses: Sequence[Address]) -> None:
+        """Out of the old cluster, into the new one. The order: whatever breaks off in between, the node can join again."""
+        part = self.part
+        await part.charter.start_over()
+        await in_thread(self.credentials.take, certificate, authority)
+        self._members = frozenset()
+        self.removed = ""
+        part.transport.adopt(self.security(), self.cluster)
+        part.members.join(addresses)
+
+    def _share_authority(self, node: NodeId) -> None:
+        charter, ca = self.charter, self.credentials.ca
+        if ca is not None and charter is not None and node in charter.voters:
+            self.part.post.send(node, AuthorityKey(ca.pem))
+
+    def _take_authority(self, node: NodeId, pem: bytes) -> None:
+        charter, me = self.charter, self.part.post.node
+        if self.credentials.ca is not None or charter is None or not {me, node} <= set(charter.voters):
+            return
+        self._tasks.spawn(self._hold_authority(node, pem))
+
+    async def _hold_authority(self, node: NodeId, pem: bytes) -> None:
+        try:
+            await in_thread(self.credentials.hold_ca, pem)
+        except StorageError as error:
+            log.error("the authority's key was not kept node=%s reason=%s", node[:8], error)
+        else:
+            log.info("this voter holds the authority's key from=%s", node[:8])
