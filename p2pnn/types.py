@@ -1,4 +1,4 @@
-"""Ids and addresses: the only types that every layer shares."""
+"""Ids and addresses, the only types that every layer shares, and how all of them say how long something lasts."""
 
 from __future__ import annotations
 
@@ -44,3 +44,11 @@ class Address:
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def lasting(seconds: float) -> str:
+    """A duration in the largest unit of which there are two: `12 s`, `3 min`, `5 h`, `2 days`."""
+    for size, unit in ((86400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds // size:.0f} {unit}"
+    return f"{max(0.0, seconds):.0f} s"

@@ -4,15 +4,24 @@ import os
 import secrets
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+from p2pnn.config import Places
+from tests.support import warm
 
 LEAK_WAIT_S = 5.0
 MARK = f"P2PNN_TEST_SESSION={secrets.token_hex(8)}"
 """Inherited by every process that a test starts, also by those of its children: so a leak is known by its environment."""
 
 left_over: list[str] = []
+
+# A property is tried with fresh examples by every run, so few at a time find as much in the end; `-m long` and
+# `--hypothesis-profile=default` try 100 in one run.
+hypothesis.settings.register_profile("quick", max_examples=40)
 
 
 @pytest.fixture(autouse=True)
@@ -30,12 +39,27 @@ def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monke
     return home
 
 
+@pytest.fixture
+def warm_processes(own_home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Daemons of local meshes and executors start without the time of their imports, and the machine is measured once."""
+    monkeypatch.setattr("p2pnn.executor.process.subprocess", warm)
+    monkeypatch.setattr("p2pnn.cli.local.subprocess", warm)
+    with warm.measured(Places.of().profile_cache):
+        yield
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("-m") == "not long" and not config.getoption("--hypothesis-profile"):
+        hypothesis.settings.load_profile("quick")
+
+
 def pytest_sessionstart() -> None:
     name, _, value = MARK.partition("=")
     os.environ[name] = value
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
+    warm.close()
     deadline = time.monotonic() + LEAK_WAIT_S
     while (leaked := processes_of_this_session()) and time.monotonic() < deadline:
         time.sleep(0.05)

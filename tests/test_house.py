@@ -120,9 +120,14 @@ def tree_of(path: Path) -> ast.Module:
     return ast.parse(path.read_text(), str(path))
 
 
+@functools.cache
+def nodes_of(path: Path) -> list[ast.AST]:
+    return list(ast.walk(tree_of(path)))
+
+
 def imports_of(path: Path) -> Iterator[str]:
     """Full names of all modules (and of names taken from `p2pnn` itself) that the file imports, at any depth."""
-    for node in ast.walk(tree_of(path)):
+    for node in nodes_of(path):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -135,7 +140,7 @@ def imports_of(path: Path) -> Iterator[str]:
 
 def calls_of(path: Path) -> Iterator[str]:
     """What the file calls, as `open`, `random.random`, `np.random.default_rng`; only names and attributes of names."""
-    for node in ast.walk(tree_of(path)):
+    for node in nodes_of(path):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name | ast.Attribute):
             yield ast.unparse(node.func)
 
@@ -143,16 +148,17 @@ def calls_of(path: Path) -> Iterator[str]:
 def function_lines(path: Path) -> int:
     """Lines inside of functions, docstrings left out: what there is to test. A module of records has next to none."""
     lines = set()
-    for node in ast.walk(tree_of(path)):
+    for node in nodes_of(path):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             body = node.body[1:] if ast.get_docstring(node) else node.body
             lines |= {line for statement in body for line in range(statement.lineno, (statement.end_lineno or 0) + 1)}
     return len(lines)
 
 
+@functools.cache
 def world_uses_of(path: Path) -> set[str]:
     uses = {name.partition(".")[0] for name in imports_of(path)}
-    for node in ast.walk(tree_of(path)):
+    for node in nodes_of(path):
         if not isinstance(node, ast.Call):
             continue
         called = ast.unparse(node.func)
@@ -212,7 +218,7 @@ def test_no_received_byte_becomes_code() -> None:
         wrong += [
             f"{name_of(path)}: {call}()" for call in calls_of(path) if call.removeprefix("builtins.") in CODE_CALLS
         ]
-        for node in ast.walk(tree_of(path)):
+        for node in nodes_of(path):
             if isinstance(node, ast.keyword) and node.arg == "allow_pickle" and ast.unparse(node.value) != "False":
                 wrong.append(f"{name_of(path)}:{node.value.lineno}: allow_pickle")
             if isinstance(node, ast.Call) and ast.unparse(node.func).endswith((".load", ".read_array")):

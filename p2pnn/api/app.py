@@ -50,6 +50,7 @@ def application(daemon: Daemon, stop: asyncio.Event) -> web.Application:
     app.router.add_post(f"{prefix}/node/stop", _stop)
     app.router.add_get(f"{prefix}/peers", _peers)
     app.router.add_get(f"{prefix}/cluster", _cluster)
+    app.router.add_post(f"{prefix}/cluster/recover", _recover)
     membership.add_routes(app, prefix)
     app.router.add_post(f"{prefix}/blobs/missing", _missing)
     app.router.add_put(f"{prefix}/blobs/{{blob}}", _put_blob)
@@ -99,11 +100,20 @@ async def _stop(request: web.Request) -> web.Response:
 
 
 async def _peers(request: web.Request) -> web.Response:
-    return web.json_response({"peers": views.peers(request.app[DAEMON])})
+    daemon = request.app[DAEMON]
+    return web.json_response({"peers": views.peers(daemon), "parked": daemon.charter.parked})
 
 
 async def _cluster(request: web.Request) -> web.Response:
     return web.json_response(views.cluster(request.app[DAEMON]))
+
+
+async def _recover(request: web.Request) -> web.Response:
+    cluster = (await read_json(request)).get("cluster")
+    if not isinstance(cluster, str):
+        raise UsageError('the body must be {"cluster": "<id of the cluster whose voters are lost>"}')
+    charter = await request.app[DAEMON].charter.recover(cluster)
+    return web.json_response({"cluster": charter.cluster, "version": str(charter.version)})
 
 
 async def _missing(request: web.Request) -> web.Response:

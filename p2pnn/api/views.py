@@ -21,7 +21,7 @@ from p2pnn.job.spec import Dataset, JobSpec
 from p2pnn.node.daemon import SOFTWARE, Daemon, resident_bytes
 from p2pnn.node.members import about
 from p2pnn.node.specs import SPEC_BYTES_MAX, splits
-from p2pnn.types import BlobId, JobId
+from p2pnn.types import BlobId, JobId, NodeId, lasting
 from p2pnn.wire.messages import LinkKind
 
 
@@ -135,12 +135,21 @@ def _unjoined(daemon: Daemon) -> list[dict[str, Any]]:
 
 def cluster(daemon: Daemon) -> dict[str, Any]:
     """The charter as this node knows it, for `cluster show`. coordinator: None while nobody leads; cluster: empty before this
-    node was admitted. A member's state: self, alive, or away."""
+    node was admitted; parked: empty, or why nothing can be decided here. A member's state: self, alive, or away, for `away_s` and
+    with a reason; gone_s: since when the coordinator, if it is this node, holds it for dead beyond doubt. lost: how many of the
+    members were lost at once, while nothing is reassigned because of that. foreign: living nodes of other clusters. Times are in
+    seconds, and as a person reads them."""
     snapshot = daemon.charter.snapshot()
-    consensus, charter = snapshot.consensus, snapshot.consensus.charter
+    consensus, charter, presence = snapshot.consensus, snapshot.consensus.charter, snapshot.presence
+    now = asyncio.get_running_loop().time()
 
-    def state(node: str) -> str:
-        return "self" if node == daemon.node else "alive" if node in snapshot.alive else "away"
+    def state(node: NodeId) -> dict[str, Any]:
+        if node == daemon.node or node in snapshot.alive:
+            state = "self" if node == daemon.node else "alive"
+            return {"state": state, "away_s": None, "away": "", "reason": "", "gone_s": None}
+        absence, gone = presence.absence(node), presence.gone.get(node)
+        away_s, gone_s = now - absence.since, None if gone is None else now - gone
+        return {"state": "away", "away_s": away_s, "away": lasting(away_s), "reason": absence.reason, "gone_s": gone_s}
 
     return {
         "cluster": charter.cluster if charter else "",
@@ -148,14 +157,27 @@ def cluster(daemon: Daemon) -> dict[str, Any]:
         "term": consensus.term,
         "version": str(charter.version) if charter else "",
         "role": str(consensus.role),
+        "parked": snapshot.parked,
         "alarm": consensus.alarmed,
+        "lost": {
+            "count": alarm.count,
+            "members": alarm.members,
+            "since_s": now - alarm.since,
+            "since": lasting(now - alarm.since),
+        }
+        if (alarm := presence.alarm) is not None
+        else None,
         "disk": snapshot.disk,
+        "foreign": [
+            {"node": node, "name": other.name, "cluster": other.theirs, "reason": str(other)}
+            for node, other in presence.foreign.items()
+        ],
         "members": [
             {
                 "node": member.node,
                 "name": member.name,
                 "voter": member.node in charter.voters,
-                "state": state(member.node),
+                **state(NodeId(member.node)),
             }
             for member in sorted(charter.members, key=lambda member: (member.name, member.node))
         ]

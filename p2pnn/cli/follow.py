@@ -160,7 +160,7 @@ class Lines:
                 headline = render.plan_headline(event["plan"], self._demonstration)
                 for line in [render.label("Plan", headline), *render.plan_table(event["plan"])]:
                     self._line(line)
-            case "queued" | "warning":
+            case "queued" | "warning" | "recovered":
                 self._line(render.event(event))
             case "checkpoint":
                 if event.get("error"):
@@ -206,6 +206,7 @@ def _note(outcome: Outcome, event: dict[str, Any]) -> None:
         case "plan":
             outcome.plan = event["plan"]
         case "epoch":
+            outcome.epochs = [e for e in outcome.epochs if e["epoch"] != event["epoch"]]  # done again after a loss
             outcome.epochs.append(event)
         case "progress":
             outcome.last = event

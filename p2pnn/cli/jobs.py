@@ -13,7 +13,7 @@ app = typer.Typer(help="The mesh's jobs.", no_args_is_help=True)
 IDLE_S: Final = 0.3
 """`jobs logs` of a running job ends when no event has come for so long; what has happened so far comes at once."""
 
-UNDER_WAY: Final = ("queued", "preparing", "running")
+UNDER_WAY: Final = ("queued", "preparing", "running", "recovering", "parked")
 """States in which a job of eval or predict is worth a line without being asked for."""
 
 Job = Annotated[str, typer.Argument(metavar="JOB", help="A job's name, such as digits-3f2a; its beginning is enough.")]

@@ -207,3 +207,5 @@ def peers(socket: SocketFlag = None, json: JsonFlag = False) -> None:
         return
     for line in render.peers_table(found["peers"]):
         terminal.say(line)
+    if found.get("parked"):
+        terminal.remark(found["parked"])

@@ -210,7 +210,7 @@ def event(found: Mapping[str, Any]) -> str:
             return evaluation(found)
         case "warning":
             return f"warning: {found['text']}"
-        case "note":
+        case "note" | "recovered":
             return str(found["text"])
         case "plan":
             return label("Plan", plan_headline(found["plan"]))

@@ -13,6 +13,7 @@ a higher one fetches the committed charter. An election changes the charter's ve
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Annotated, Final, NamedTuple
 
 import msgspec
@@ -60,7 +61,7 @@ class CharterMember(msgspec.Struct, frozen=True, array_like=True):
     name: Name
 
 
-class Charter(msgspec.Struct, frozen=True, array_like=True):
+class Charter(msgspec.Struct, frozen=True, array_like=True, dict=True):
     """The document. cluster: a random id, minted when it was founded. voters: some of the members, in no special order.
      tokens: by which nodes join a secured cluster. removed: who was a member, the oldest first; whoever joins again leaves
     this list.
@@ -78,26 +79,34 @@ class Charter(msgspec.Struct, frozen=True, array_like=True):
     tokens: Annotated[tuple[TokenRecord, ...], Meta(max_length=TOKENS_MAX)] = ()
     removed: Annotated[tuple[NodeText, ...], Meta(max_length=REMOVED_MAX)] = ()
 
-    @property
+    @cached_property
     def version(self) -> Version:
         return Version(self.term, self.revision)
 
-    @property
+    @cached_property
     def majority(self) -> int:
         """How many voters make a quorum."""
         return len(self.voters) // 2 + 1
 
     def has_quorum(self, nodes: set[NodeId]) -> bool:
         """Whether a majority of the voters is among these nodes."""
-        return sum(voter in nodes for voter in self.voters) >= self.majority
+        return len(self._voters & nodes) >= self.majority
 
     def member(self, node: str) -> CharterMember | None:
         """The member with this id."""
         return next((member for member in self.members if member.node == node), None)
 
-    def nodes(self) -> list[NodeId]:
-        """The members' ids, in the order in which they were admitted."""
+    def nodes(self) -> Sequence[NodeId]:
+        """The members' ids, in the order in which they were admitted. Always the same list: do not change it."""
+        return self._nodes
+
+    @cached_property
+    def _nodes(self) -> list[NodeId]:
         return [NodeId(member.node) for member in self.members]
+
+    @cached_property
+    def _voters(self) -> frozenset[str]:
+        return frozenset(self.voters)
 
     def successor(
         self,

@@ -27,12 +27,13 @@ handle_timer at get_timer's time; after each it takes next_event and messages_to
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from random import Random
+
+import msgspec
 
 from p2pnn.cluster import charter as charters
 from p2pnn.cluster import pieces
-from p2pnn.cluster.charter import Charter, Version
+from p2pnn.cluster.charter import NOTHING, Charter, Version
 from p2pnn.cluster.durable import Durable
 from p2pnn.cluster.election import HEALTH_MAX, Role, Timing
 from p2pnn.cluster.leading import Leading
@@ -54,8 +55,7 @@ from p2pnn.wire.charter import (
 from p2pnn.wire.fields import Message
 
 
-@dataclass(frozen=True, slots=True)
-class ConsensusSnapshot:
+class ConsensusSnapshot(msgspec.Struct, frozen=True):
     """What a person may want to know. charter: the newest that this node knows to be committed; None before any."""
 
     role: Role
@@ -120,26 +120,26 @@ class Consensus(Leading):
         if self._stable.failed(number):
             self._fall_back(reason, now)
 
-    def observe(
-        self,
-        node: NodeId,
-        standing: Standing,
-        now: float,
-        *,
-        uptime_s: float | None = None,
-        version: Version | None = None,
-    ) -> None:
-        """Gossip says so of a member: whether it lives, for how long, and the charter's version that it holds."""
-        changed = self._view.observe(node, standing, now, uptime_s, version)
+    def observe(self, node: NodeId, standing: Standing, now: float) -> None:
+        """Gossip says so of a member's life."""
+        changed = self._view.observe(node, standing, now)
         if changed and node == self._leader and self._view.is_lost(node):
             self._hurry(now)
         if changed and self._leadership is not None:
             self._beat_due = min(self._beat_due, now)
             if standing is Standing.ALIVE:
                 self._leadership.returned(node)
-        if version is not None and version > self.version and now - self._wanted_at >= self._timing.resend_s:
+
+    def hear_of(self, node: NodeId, now: float, uptime_s: float, lag_s: float, version: Version, cluster: str) -> None:
+        """Gossip tells what a member says of itself: for how long it runs, how late its loop is, and the newest charter of which
+        cluster it knows to be committed. A newer one than this node acts on is asked for."""
+        if self._is_foreign(cluster):
+            return
+        self._view.describe(node, now, uptime_s, lag_s, version)
+        mine = NOTHING if self._acted is None else self._acted.version
+        if version > mine and now - self._wanted_at >= self._timing.resend_s:
             self._wanted_at = now
-            self._send(node, CharterWanted(*self.version))
+            self._send(node, CharterWanted(*mine))
 
     def set_health(self, factor: float) -> None:
         """This node's own slowness, 1 for none: its timeouts grow by it, so that it accuses nobody of it."""
@@ -149,15 +149,14 @@ class Consensus(Leading):
 
     def get_timer(self) -> float | None:
         """When handle_timer wants to be called next; None where only others can move anything."""
+        due: float | None = None
         if self._role is Role.LEADER:
             due = self._beat_due
         elif self._is_voter():
             due = self._election_due
-        else:
-            due = float("inf")
         if not self._stable.is_synced and self._stable.is_idle:
-            due = min(due, self._disk_retry_at)
-        return None if due == float("inf") else due
+            due = self._disk_retry_at if due is None else min(due, self._disk_retry_at)
+        return due
 
     def handle_timer(self, now: float) -> None:
         self._flush(now)
@@ -169,7 +168,9 @@ class Consensus(Leading):
 
     def messages_to_send(self, now: float) -> list[tuple[NodeId, Message]]:
         """Messages since the last call, for control links; any may be lost."""
-        out, self._outbox = self._outbox, []
+        out = self._outbox
+        if out:
+            self._outbox = []
         return out
 
     def next_event(self) -> Outcome | None:
@@ -213,15 +214,21 @@ class Consensus(Leading):
         if not self.accepts(version) or (data := self._assembly.add(source, message)) is None:
             return
         try:
-            charter = charters.decode(data)
+            charter = self._decode(data)
         except CharterError:
             return  # its sender would not have taken it either
         if charter.version == version and not self._is_foreign(charter.cluster):
             self._accept(charter, now)
 
+    @staticmethod
+    def _decode(data: bytes) -> Charter:
+        """A whole charter that has arrived. Raises CharterError."""
+        return charters.decode(data)
+
     def _is_foreign(self, cluster: str) -> bool:
         """Whether this is another cluster than mine: two that were founded apart may have charters of one version."""
-        return "" not in (cluster, self.cluster) and cluster != self.cluster
+        mine = self.cluster
+        return cluster != mine and cluster != "" and mine != ""
 
     def _accept(self, charter: Charter, now: float) -> None:
         """Its term has begun, whoever it comes from; and votes that were given for my older charter count for nothing now."""

@@ -11,7 +11,6 @@ all the same (its rename was done and the folder's fsync failed); that is as if 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -28,8 +27,7 @@ FILE_BYTES_MAX: Final = CHARTER_BYTES_MAX + 256
 """The file of the largest charter; a longer one is none of ours."""
 
 
-@dataclass(frozen=True, slots=True)
-class Durable:
+class Durable(msgspec.Struct, frozen=True):
     """term: the highest that this node has seen. vote: whom it gave its vote in that term. charter: None before it has one."""
 
     term: int = 0
@@ -121,7 +119,7 @@ class Stable:
 
     def hold(self, **changes: Any) -> None:
         """Change fields of the state in memory: term, vote, charter."""
-        self.memory = replace(self.memory, **changes)
+        self.memory = msgspec.structs.replace(self.memory, **changes)
 
     def next_write(self) -> tuple[int, Durable] | None:
         """What to write now, and its number; None while a write is under way or nothing has changed."""

@@ -20,7 +20,7 @@ from enum import StrEnum
 from random import Random
 from typing import Final
 
-from p2pnn.cluster.charter import Charter, Version
+from p2pnn.cluster.charter import NOTHING, Charter, Version
 from p2pnn.cluster.durable import Durable, Stable
 from p2pnn.cluster.outcomes import DiskFailed, LeaderChanged, Outcome, Persist
 from p2pnn.cluster.view import Standing, View
@@ -111,12 +111,14 @@ class Election(ABC):
 
     @property
     def version(self) -> Version:
-        return self._stable.memory.version
+        charter = self._stable.memory.charter
+        return NOTHING if charter is None else charter.version
 
     @property
     def cluster(self) -> str:
         """The id of the cluster whose charter this node holds; empty before it has one."""
-        return "" if self.charter is None else self.charter.cluster
+        charter = self._stable.memory.charter
+        return "" if charter is None else charter.cluster
 
     @property
     def role(self) -> Role:
@@ -125,8 +127,11 @@ class Election(ABC):
     # --- the rules
 
     def may_vote(self, candidate: NodeId, term: int, version: Version) -> bool:
-        """Rule 1. Only for a higher term (or the same vote once more), and for a charter that is not older than mine."""
-        return self.is_fresh_vote(candidate, term) and version >= self.version
+        """Rule 1. Only for a higher term (or the same vote once more), and for a charter that is not older than mine.
+
+        Who holds no charter votes for nobody: no voter holds none, so it may have lost it, with the memory of its votes.
+        """
+        return self.is_fresh_vote(candidate, term) and version >= self.version and self.charter is not None
 
     def is_fresh_vote(self, candidate: NodeId, term: int) -> bool:
         """Rule 1, its first half: one vote per term. A repeated request gets the repeated answer."""
@@ -244,6 +249,7 @@ class Election(ABC):
         version = Version(message.charter_term, message.revision)
         if not self.may_vote(source, message.term, version):
             reason = f"in term {self.term} this node voted already" if version >= self.version else "an older charter"
+            reason = reason if self.charter is not None else "this node holds no charter"
             self._observe_term(message.term, now)
             self._send(source, Voted(message.term, self.term, reason))
             if version < self.version:
@@ -307,7 +313,8 @@ class Election(ABC):
     # --- small things
 
     def _is_voter(self) -> bool:
-        return self.charter is not None and self._node in self.charter.voters
+        charter = self._stable.memory.charter
+        return charter is not None and self._node in charter.voters
 
     def _leads_alone(self) -> bool:
         return self.charter is not None and self.charter.voters == (self._node,)

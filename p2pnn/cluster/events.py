@@ -93,6 +93,15 @@ class MemberRefuted:
 
 
 @dataclass(frozen=True, slots=True)
+class MemberDescribed:
+    """What a member says of itself is new or has changed. uptime_s: how long it has run by now, at least."""
+
+    node: NodeId
+    about: Description
+    uptime_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class NameTaken:
     """A warning: `node` joined under a name that `holder` has already. Both stay; a pin by this name is ambiguous."""
 
@@ -111,6 +120,7 @@ Event = (
     | LinkRestored
     | MemberSuspected
     | MemberRefuted
+    | MemberDescribed
     | NameTaken
 )
 

@@ -20,13 +20,20 @@ from p2pnn.wire.messages import Fact, Life, Member
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """What a node says of itself in its facts. load: jobs that have or want its place; 0 gflops: not measured yet."""
+    """What a node says of itself in its facts. load: jobs that have or want its place; 0 gflops: not measured yet.
+
+    cluster, charter: the id of its cluster and the version (term, revision) of the newest charter that it knows to be
+    committed; empty and zeros where it has none. lag_ms: how late its loop comes to its timers.
+    """
 
     software: str = ""
     versions: tuple[int, int] = (1, 1)
     load: int = 0
     gflops: int = 0
     memory_mib: int = 0
+    cluster: str = ""
+    charter: tuple[int, int] = (0, 0)
+    lag_ms: int = 0
 
 
 def order(fact: Fact) -> tuple[Any, ...]:
@@ -47,6 +54,14 @@ def overrules(new: Fact, old: Fact) -> bool:
 def living(fact: Fact) -> bool:
     """Alive, or only suspect."""
     return fact.life <= Life.SUSPECT
+
+
+def described(fact: Fact) -> Description:
+    """What the member says of itself in a fact."""
+    versions, charter = (fact.version_min, fact.version_max), (fact.charter_term, fact.revision)
+    return Description(
+        fact.software, versions, fact.load, fact.gflops, fact.memory_mib, fact.cluster, charter, fact.lag_ms
+    )
 
 
 def member_of(fact: Fact, address: Address) -> Member:

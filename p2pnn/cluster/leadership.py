@@ -46,7 +46,8 @@ class Leadership:
 
     def holders(self, charter: Charter) -> set[NodeId]:
         """Members that acknowledged exactly this charter in this term."""
-        return {node for node in charter.nodes() if self._held(node) == charter.version}
+        version = charter.version
+        return {node for node in charter.nodes() if self._held(node) == version}
 
     def in_touch(self, nodes: Iterable[NodeId | str], since: float) -> set[NodeId]:
         """Those of the nodes that were heard since a time, this one among them."""
@@ -78,4 +79,7 @@ class Leadership:
         return NOTHING if follower is None else follower.held
 
     def _follower(self, node: NodeId) -> _Follower:
-        return self._followers.setdefault(node, _Follower(self.since))
+        follower = self._followers.get(node)
+        if follower is None:
+            follower = self._followers[node] = _Follower(self.since)
+        return follower

@@ -65,7 +65,7 @@ class Leading(Election):
             tokens=tokens,
             removed=list(dict.fromkeys(removed))[-charters.REMOVED_MAX :],
         )
-        charters.encode(successor)
+        self._encoded = (successor, charters.encode(successor))
         self._install(successor, now)
         return successor.version
 

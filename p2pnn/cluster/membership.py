@@ -19,6 +19,7 @@ from p2pnn.cluster.events import (
     Event,
     LinkLost,
     LinkRestored,
+    MemberDescribed,
     MemberFailed,
     MemberJoined,
     MemberLeft,
@@ -28,7 +29,7 @@ from p2pnn.cluster.events import (
     MemberSuspected,
     NameTaken,
 )
-from p2pnn.cluster.facts import Description, living, member_of
+from p2pnn.cluster.facts import Description, described, living, member_of
 from p2pnn.cluster.introduction import Introduction, Limits
 from p2pnn.cluster.presets import PRESETS, Preset
 from p2pnn.cluster.swim import Swim
@@ -129,6 +130,11 @@ class Membership:
         self._swim.receive(source, message, now)
         self._settle(now)
 
+    @property
+    def stretch(self) -> int:
+        """How many times longer this node waits than its preset says, because it is slow itself (`health`)."""
+        return self._swim.health.stretch
+
     # --- what the owner takes
 
     def get_timer(self) -> float | None:
@@ -185,6 +191,7 @@ class Membership:
         fact = known.fact
         if known.joined and not known.probed:
             known.joined = known.told_suspect = False
+            known.told_about = None
             self._holders = {name: holder for name, holder in self._holders.items() if holder != node}
             if fact.life is Life.LEFT:
                 self._events.append(MemberLeft(node))
@@ -194,10 +201,12 @@ class Membership:
         elif known.joined:
             self._tell_link(node, known)
             self._tell_suspicion(node, known)
+            self._tell_about(node, known, now)
         elif known.probed and known.linked:
             known.joined = known.told_linked = True
             self._warn_of_equal_names(fact.name, node)
             self._swim.watch(node, now)
+            self._tell_about(node, known, now)
             self._events.append(MemberJoined(member_of(fact, known.address)))
             self._tell_suspicion(node, known)
 
@@ -215,6 +224,14 @@ class Membership:
             known.told_suspect = suspect
             fact = known.fact
             self._events.append(MemberSuspected(node, NodeId(fact.by), fact.reason) if suspect else MemberRefuted(node))
+
+    def _tell_about(self, node: NodeId, known: Known, now: float) -> None:
+        """Of what it says itself, that is: what was taken from its Hello (incarnation 0) says nothing."""
+        about = described(known.fact)
+        if known.fact.incarnation > 0 and about != known.told_about:
+            known.told_about = about
+            known.started = min(known.started, now - known.fact.uptime_s)
+            self._events.append(MemberDescribed(node, about, now - known.started))
 
     def _warn_of_equal_names(self, name: str, node: NodeId) -> None:
         if name == self._name:
@@ -295,11 +312,8 @@ class Membership:
         elif not known.linked:
             state, reason, since = MemberState.UNREACHABLE, f"{known.trouble}; others reach it", known.trouble_since
         names = tuple(self._name_of(node) for node in by if node)
-        versions = (fact.version_min, fact.version_max)
-        about = Description(fact.software, versions, fact.load, fact.gflops, fact.memory_mib)
-        return MemberSnapshot(
-            NodeId(fact.node), fact.name, known.address, state, reason, now - since, fact.boot, names, about
-        )
+        node, about = NodeId(fact.node), described(fact)
+        return MemberSnapshot(node, fact.name, known.address, state, reason, now - since, fact.boot, names, about)
 
     def _name_of(self, node: NodeId) -> str:
         if node == self._node:

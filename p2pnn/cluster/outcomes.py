@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from p2pnn.cluster.charter import Charter
 from p2pnn.cluster.durable import Durable
 from p2pnn.types import NodeId
 
 
-@dataclass(frozen=True, slots=True)
-class Persist:
+class Persist(msgspec.Struct, frozen=True):
     """Write `durable` (temporary file, fsync, rename, fsync of the folder; off the loop), then call persisted(number).
 
     Where that fails: drop the temporary file, do not try again, and call persist_failed(number, reason). There is
@@ -21,8 +20,7 @@ class Persist:
     durable: Durable
 
 
-@dataclass(frozen=True, slots=True)
-class LeaderChanged:
+class LeaderChanged(msgspec.Struct, frozen=True):
     """leader: who leads in `term` as far as this node knows; None while nobody does. reason: why it changed, as a clause."""
 
     leader: NodeId | None
@@ -30,36 +28,31 @@ class LeaderChanged:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Committed:
+class Committed(msgspec.Struct, frozen=True):
     """Decided: this charter holds until the next one. Versions only rise, but not each one comes by here."""
 
     charter: Charter
 
 
-@dataclass(frozen=True, slots=True)
-class Gone:
+class Gone(msgspec.Struct, frozen=True):
     """To the leader's owner, once: this member is confirmed dead, so what it had may be given to others. A proposal to do so may
     have to wait for the next Committed."""
 
     node: NodeId
 
 
-@dataclass(frozen=True, slots=True)
-class Alarm:
+class Alarm(msgspec.Struct, frozen=True):
     """More than half of all members turned suspect at once: nothing is reassigned, because the fault may be ours."""
 
     suspects: int
     members: int
 
 
-@dataclass(frozen=True, slots=True)
-class AlarmOver:
+class AlarmOver(msgspec.Struct, frozen=True):
     """Enough members are back: members that are still dead are reassigned again."""
 
 
-@dataclass(frozen=True, slots=True)
-class DiskFailed:
+class DiskFailed(msgspec.Struct, frozen=True):
     """What was to be written is not on the disk; the old state stands. This node neither votes nor leads with what it could
     not write."""
 

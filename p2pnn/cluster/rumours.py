@@ -6,25 +6,32 @@ only the newest is told.
 
 from __future__ import annotations
 
+from itertools import islice
+
 from p2pnn.types import NodeId
 from p2pnn.wire.messages import Fact
 
 
 class Rumours:
-    """The facts to pass on."""
+    """The facts to pass on. Kept by how often they were told, so that taking some costs the same however many there are."""
 
     def __init__(self) -> None:
-        self._told: dict[NodeId, tuple[int, Fact]] = {}
+        self._times: dict[NodeId, int] = {}
+        self._by_times: list[dict[NodeId, Fact]] = [{}]
 
     def __len__(self) -> int:
-        return len(self._told)
+        return len(self._times)
 
     def add(self, fact: Fact) -> None:
         """Tell this from now on, instead of what was told of the same member."""
-        self._told[NodeId(fact.node)] = (0, fact)
+        node = NodeId(fact.node)
+        self.drop(node)
+        self._put(node, 0, fact)
 
     def drop(self, node: NodeId) -> None:
-        self._told.pop(node, None)
+        times = self._times.pop(node, None)
+        if times is not None:
+            del self._by_times[times][node]
 
     def take(
         self, count: int, times_max: int, first: NodeId | None = None, but: NodeId | None = None
@@ -33,14 +40,24 @@ class Rumours:
 
         Each leaves after `times_max` times; one that its receiver has no use for has been told, too.
         """
-        if not self._told:
+        if not self._times:
             return ()
-        nodes = sorted(self._told, key=lambda node: (node != first, self._told[node][0]))[:count]
-        taken = tuple(self._told[node][1] for node in nodes if node != but)
+        nodes = self._least_told(count, first)
+        taken = tuple(self._by_times[self._times[node]][node] for node in nodes if node != but)
         for node in nodes:
-            times, fact = self._told[node]
-            if times + 1 >= times_max:
-                del self._told[node]
-            else:
-                self._told[node] = (times + 1, fact)
+            times = self._times.pop(node)
+            fact = self._by_times[times].pop(node)
+            if times + 1 < times_max:
+                self._put(node, times + 1, fact)
         return taken
+
+    def _put(self, node: NodeId, times: int, fact: Fact) -> None:
+        while len(self._by_times) <= times:
+            self._by_times.append({})
+        self._times[node] = times
+        self._by_times[times][node] = fact
+
+    def _least_told(self, count: int, first: NodeId | None) -> list[NodeId]:
+        nodes = [first] if first in self._times and first is not None else []
+        others = (node for told in self._by_times for node in told if node != first)
+        return (nodes + list(islice(others, count)))[:count]

@@ -79,6 +79,7 @@ class Swim:
         self._push_pull_at = now + preset.push_pull_s * self._random.random()
         self._partner: NodeId | None = None
         self._pulled: dict[NodeId, float] = {}
+        self._born = now
         self._seen = now  # the last time at which this core was called
 
     # --- what links tell
@@ -170,6 +171,10 @@ class Swim:
             "load": description.load,
             "gflops": description.gflops,
             "memory_mib": description.memory_mib,
+            "cluster": description.cluster,
+            "charter_term": description.charter[0],
+            "revision": description.charter[1],
+            "lag_ms": description.lag_ms,
         }
         described = msgspec.structs.replace(self.me, **about)
         if described != self.me:
@@ -232,6 +237,9 @@ class Swim:
 
     def _hear(self, source: NodeId, teller: Known, facts: tuple[Fact, ...], now: float) -> None:
         for fact in facts:
+            known = self.table.known.get(NodeId(fact.node))
+            if known is not None and known.fact == fact and known.suspicion is None:
+                continue  # most of all that is heard is known
             if fact.node == self._node:
                 self._hear_of_me(source, fact, now)
             else:
@@ -250,7 +258,8 @@ class Swim:
         self._raise(fact.incarnation + 1, now)
 
     def _raise(self, incarnation: int, now: float) -> None:
-        self.me = msgspec.structs.replace(self.me, incarnation=min(incarnation, INCARNATION_MAX))
+        uptime_s = int(now - self._born)
+        self.me = msgspec.structs.replace(self.me, incarnation=min(incarnation, INCARNATION_MAX), uptime_s=uptime_s)
         self._pass_on(self.me, now)
 
     def _learn(self, fact: Fact, now: float) -> None:

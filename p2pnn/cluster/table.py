@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from p2pnn.cluster.facts import living
+from p2pnn.cluster.facts import Description, living
 from p2pnn.cluster.proof import Proof
 from p2pnn.cluster.suspicion import Suspicion
 from p2pnn.types import Address, NodeId
@@ -21,7 +21,8 @@ class Known:
 
     address: where it is dialled: that of its last link, before that as it was told. boot: that of its last link, None before
     the first. trouble: why there is no link, since `trouble_since`. joined: the owner was told of it as a member; told:
-    whether with its link and as suspect.
+    whether with its link and as suspect, and of what it says of itself. started: the earliest time that it can have been
+    started at, by what it said: news grows old on its way, so the earliest is the nearest.
     """
 
     fact: Fact
@@ -37,6 +38,8 @@ class Known:
     joined: bool = False
     told_linked: bool = False
     told_suspect: bool = False
+    told_about: Description | None = None
+    started: float = float("inf")
 
     @property
     def met(self) -> bool:
@@ -77,6 +80,8 @@ class Table:
         node = NodeId(fact.node)
         if (fact.life, fact.boot) != (known.fact.life, known.fact.boot):
             known.since = now
+        if fact.boot != known.fact.boot:
+            known.started = float("inf")
         self.size += living(fact) - living(known.fact)
         known.fact = fact
         known.suspicion = None

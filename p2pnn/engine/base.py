@@ -126,6 +126,9 @@ class Engine(Protocol):
     def export_parameter(self, graph: Graph, name: str, array: Array) -> Array:
         """The inverse of import_parameter."""
 
+    def parameter_view(self, graph: Graph, name: str, array: Array) -> Array:
+        """A parameter or state tensor in ONNX's layout, without a copy: it shows what the array holds when it is read."""
+
     def fusable(self, graph: Graph) -> frozenset[str]:
         """Parameters whose plain SGD update may be fused into their one op's backward pass: by op and shape alone."""
 

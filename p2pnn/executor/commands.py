@@ -25,7 +25,7 @@ class Prepare(_Message, tag=1):
     """Load everything and answer Prepared (or Failed). `plan` is a MessagePack `job.plan.Plan`, `checkpoint` a MessagePack
     `job.checkpoint.Manifest` or empty; all blobs that either names, and the data chunks this node reads, lie in `blobs`.
     The arena's descriptor and the socket's are given on the command line. spans: where in the arena, behind the tensors, the
-    ring of spans begins (`job.spans`); −1 for none."""
+    ring of spans begins (`job.spans`), snapshots: where the counter and the slots of snapshots do (`train.cuts`); −1 for none."""
 
     spec_path: str
     plan: bytes
@@ -33,6 +33,7 @@ class Prepare(_Message, tag=1):
     blobs: str
     checkpoint: bytes = b""
     spans: int = -1
+    snapshots: int = -1
 
 
 class Arrived(_Message, tag=7):
@@ -64,6 +65,12 @@ class PeerSquares(_Message, tag=10):
     squares: list[float]
 
 
+class Freed(_Message, tag=13):
+    """Nobody needs the snapshot in a slot any more: it may be overwritten."""
+
+    slot: int
+
+
 # executor → daemon
 
 
@@ -93,6 +100,13 @@ class Squares(_Message, tag=23):
     squares: list[float]
 
 
+class Snapped(_Message, tag=27):
+    """The state after `step` updates lies in a slot; it is the daemon's until Freed."""
+
+    step: int
+    slot: int
+
+
 class Failed(_Message, tag=26):
     """This executor cannot go on and exits: one sentence."""
 
@@ -101,5 +115,6 @@ class Failed(_Message, tag=26):
 
 ToExecutor = (
     Prepare | Train | Evaluate | Predict | Sample | Checkpoint | Restore | Finish | Arrived | Sent | PeerRetired | PeerSquares
+    | Freed
 )  # fmt: skip
-FromExecutor = Prepared | Send | Retired | Squares | Progress | Done | Failed
+FromExecutor = Prepared | Send | Retired | Squares | Snapped | Progress | Done | Failed

@@ -22,6 +22,7 @@ from p2pnn.executor import commands
 from p2pnn.executor.arena import Arena
 from p2pnn.executor.channel import Channel
 from p2pnn.executor.runner import Runner
+from p2pnn.executor.snapshots import Snapshots
 from p2pnn.executor.spans import Spans
 from p2pnn.executor.tally import Pace, Sums
 from p2pnn.job import script
@@ -31,6 +32,7 @@ from p2pnn.job.segment import delays
 from p2pnn.job.spec import JobSpec
 from p2pnn.model.verify import verify
 from p2pnn.train import machine as m
+from p2pnn.train.cuts import places
 from p2pnn.train.schedule import Routes
 
 
@@ -75,7 +77,8 @@ class Session:
         self._spans = Spans(arena.view[prepare.spans :] if prepare.spans >= 0 else None)
         self._limit = threadpoolctl.threadpool_limits(spec.threads)
         routes = Routes(spec.graph, plan.assignment, prepare.node_index, len(plan.nodes))
-        self._runner = Runner(spec, plan, routes, NumpyEngine(), self._blobs, arena)
+        engine = NumpyEngine()
+        self._runner = Runner(spec, plan, routes, engine, self._blobs, arena)
         self._runner.check_memory()
         self._runner.weights.load(self._blobs, manifest)
         splits = {"validation": spec.validation, "test": spec.test}
@@ -87,6 +90,15 @@ class Session:
             step=manifest.step if manifest and spec.kind == "train" else 0,
             split_batches={name: self._runner.feed.batches(name) for name, split in splits.items() if split},
             clip=spec.optimizer.clip_norm > 0 and spec.in_flight < 2,
+        )
+        self._snapshots = Snapshots(
+            spec,
+            engine,
+            self._runner.weights,
+            places(spec, plan, prepare.node_index),
+            arena,
+            prepare.snapshots,
+            self._machine.step,
         )
         self._pace = Pace(time.perf_counter(), self._machine.step)
         self._evaluation = Sums()
@@ -144,6 +156,8 @@ class Session:
                 self._machine.peer_retired(message.node_index, message.count)
             case commands.PeerSquares():
                 self._machine.peer_squares(message.node_index, message.step, message.squares)
+            case commands.Freed():
+                self._snapshots.freed(message.slot)
             case commands.Prepare():
                 raise JobFailedError("the executor was told Prepare twice")
             case _:
@@ -178,6 +192,9 @@ class Session:
             case m.Update():
                 self._runner.weights.update(action.step, action.squares, machine.forwarded)
                 machine.done(action)
+                slot = self._snapshots.updated(machine.step, machine.snapshot_every)
+                if slot >= 0:
+                    self._channel.send(commands.Snapped(machine.step, slot))
             case m.Answer():
                 self._answer(action.command)
                 machine.done(action)
@@ -212,6 +229,7 @@ class Session:
     def _progress(self, now: float) -> None:
         report = self._pace.report(self._machine.step, now)
         if report is not None:
+            report.snapshots, report.snapshot_s = self._snapshots.taken()
             self._channel.send(report)
 
 

@@ -56,6 +56,24 @@ class Versions:
         aside = max(0, self._delay - 1) * sum(self._sets[0][name].nbytes for name in self._twofold)
         return sum(arrays.values()) + aside
 
+    @property
+    def delay(self) -> int:
+        """How many updates behind this node's passes run."""
+        return self._delay
+
+    @property
+    def overwrites(self) -> frozenset[str]:
+        """The parameters of which fewer versions are kept in buffers than coming steps read; empty for a delay of 0 or 1."""
+        return frozenset(self._twofold)
+
+    def buffers(self) -> Iterator[tuple[int, Held]]:
+        """(version, its set) of the versions before the newest that coming steps read, right after an update.
+
+        The arrays of what `overwrites` names may hold a newer version.
+        """
+        for version in range(max(0, self.updates - self._delay), self.updates):
+            yield version, self._sets[self._set(version)]
+
     def slot(self, step: int) -> int:
         """The set that the passes of a training step read."""
         return self._set(max(0, step - self._delay))

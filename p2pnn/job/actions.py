@@ -58,6 +58,26 @@ class KeepBlobs:
 
 
 @dataclass(frozen=True, slots=True)
+class AskCuts:
+    """Ask a member which cuts of this start of the job it holds in memory; answered by `cuts`."""
+
+    node: NodeId
+    generation: int
+    request: int
+
+
+@dataclass(frozen=True, slots=True)
+class MakePart:
+    """Have a member write a part of a cut that it holds as a checkpoint's; answered by `made`."""
+
+    node: NodeId
+    generation: int
+    request: int
+    index: int
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
 class Remember:
     """Store the record durably here and send it to every member."""
 
@@ -74,7 +94,19 @@ class Publish:
 
 @dataclass(frozen=True, slots=True)
 class Replan:
-    """A planned node went away before anything started: plan again over who is left."""
+    """A planned node went away: plan again over who is left. Answered by `planned` or `unplanned`."""
 
 
-Action = Decide | ReserveNode | PrepareNode | Order | ReleaseNode | KeepBlobs | Remember | Publish | Replan
+Action = (
+    Decide
+    | ReserveNode
+    | PrepareNode
+    | Order
+    | ReleaseNode
+    | KeepBlobs
+    | AskCuts
+    | MakePart
+    | Remember
+    | Publish
+    | Replan
+)

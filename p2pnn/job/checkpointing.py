@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import msgspec
 
 from p2pnn.job import answers
-from p2pnn.job.checkpoint import Manifest
+from p2pnn.job.checkpoint import RECUT, Manifest
 from p2pnn.job.ledger import Ledger
+from p2pnn.job.plan import Plan, cut
 from p2pnn.job.records import KEPT_CHECKPOINTS
 from p2pnn.job.saving import Complete, DataAlone, Saver
 from p2pnn.job.script import Done
+from p2pnn.job.spec import JobSpec
 from p2pnn.types import BlobId, NodeId
 
 
@@ -40,6 +42,11 @@ class Checkpointing:
     def copying(self) -> tuple[tuple[Manifest, bool], ...]:
         """(manifest, whether it is the best epoch) of those that wait for copies."""
         return self._saver.waiting
+
+    @property
+    def oldest_best(self) -> int | None:
+        """The step of the oldest of the best epoch that is not complete yet."""
+        return oldest_best(self.writing, self.copying)
 
     @property
     def is_copying(self) -> bool:
@@ -124,3 +131,26 @@ class Checkpointing:
     def _publish(self, manifest: Manifest, *, complete: bool, error: str) -> None:
         fields = {"step": manifest.step, "epoch": manifest.epoch, "complete": complete, "error": error}
         self._ledger.publish("checkpoint", **fields)
+
+
+def oldest_best(writing: Iterable[tuple[int, Manifest, bool]], copying: Iterable[tuple[Manifest, bool]]) -> int | None:
+    """The step of the oldest checkpoint of a best epoch among these."""
+    pending = [*copying, *((manifest, best) for _, manifest, best in writing)]
+    return min((manifest.step for manifest, best in pending if best), default=None)
+
+
+def cut_of(spec: JobSpec, plan: Plan, resumed: Manifest | None) -> str:
+    """The plan's cut, as the checkpoints of a start from `resumed` name it."""
+    found = cut(spec, plan)
+    return found if resumed is None or resumed.cut == found else RECUT + found
+
+
+def tell_cut(spec: JobSpec, plan: Plan, ledger: Ledger) -> None:
+    """Say so where the run will not repeat the bits of a run without a break."""
+    resumed = ledger.record.newest
+    if resumed is not None and resumed.cut.removeprefix(RECUT) != cut(spec, plan):
+        ledger.publish(
+            "warning",
+            text=f"the run goes on from step {resumed.step} over another cut, with other delays: its bits will differ "
+            "from those of a run without a break",
+        )

@@ -7,7 +7,8 @@
        ▲            ▼                        ▼
        └─ failed, cancelled ◄─── from every state that is not an end
 
-`resume` leads back to queued from paused, failed and cancelled; `done` is final.
+`resume` leads back to queued from paused, failed and cancelled; `done` is final. A job that loses a node on its way is
+`recovering`, until it is prepared again over other nodes, and `parked` while those that are left do not suffice.
 """
 
 from __future__ import annotations
@@ -18,16 +19,32 @@ from p2pnn.errors import UsageError
 
 TABLE: Final[dict[str, dict[str, str]]] = {
     "queued": {"granted": "preparing", "fail": "failed", "cancel": "cancelled", "pause": "paused"},
-    "preparing": {"prepared": "running", "fail": "failed", "cancel": "cancelled"},
-    "running": {"pause": "pausing", "complete": "finishing", "fail": "failed", "cancel": "cancelled"},
+    "preparing": {"prepared": "running", "lose": "recovering", "fail": "failed", "cancel": "cancelled"},
+    "running": {
+        "pause": "pausing",
+        "complete": "finishing",
+        "lose": "recovering",
+        "fail": "failed",
+        "cancel": "cancelled",
+    },
     "pausing": {
         "saved": "paused",
         "unsaved": "running",
         "complete": "finishing",
+        "lose": "recovering",
         "fail": "failed",
         "cancel": "cancelled",
     },
-    "finishing": {"gathered": "done", "fail": "failed", "cancel": "cancelled"},
+    "finishing": {"gathered": "done", "lose": "recovering", "fail": "failed", "cancel": "cancelled"},
+    "recovering": {
+        "granted": "preparing",
+        "park": "parked",
+        "pause": "recovering",
+        "saved": "paused",
+        "fail": "failed",
+        "cancel": "cancelled",
+    },
+    "parked": {"unpark": "recovering", "saved": "paused", "pause": "parked", "fail": "failed", "cancel": "cancelled"},
     "paused": {"resume": "queued", "cancel": "cancelled"},
     "failed": {"resume": "queued"},
     "cancelled": {"resume": "queued"},
@@ -36,6 +53,9 @@ TABLE: Final[dict[str, dict[str, str]]] = {
 
 VERBS: Final = ("cancel", "pause", "resume")
 """The events that a person asks for; the others happen."""
+
+RUNNING: Final = frozenset({"running", "pausing", "finishing"})
+"""States in which the nodes of a plan carry out the script."""
 
 ENDED: Final = frozenset({"done", "failed", "cancelled", "paused"})
 """States in which a job holds no node."""

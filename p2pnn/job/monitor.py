@@ -5,6 +5,8 @@ The value is a metric of the validation split, by name, or its loss. Early stopp
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from p2pnn.job.checkpoint import Manifest
 from p2pnn.job.records import SplitResult
 from p2pnn.job.spec import JobSpec
@@ -20,8 +22,14 @@ class Monitor:
 
     def improves(self, epoch: int, validation: SplitResult) -> bool:
         """Whether the epoch (from 1) is the best so far; NaN never is."""
+        return self._take(epoch, validation.metrics.get(self._spec.monitor, validation.loss))
+
+    def take(self, epoch: int, entry: Mapping[str, float]) -> None:
+        """Count an epoch again by its entry in the history."""
+        self._take(epoch, entry.get(f"validation_{self._spec.monitor}", entry.get("validation_loss")))
+
+    def _take(self, epoch: int, value: float | None) -> bool:
         goals = {m.name: m.goal for m in self._spec.graph.metrics}
-        value = validation.metrics.get(self._spec.monitor, validation.loss)
         if value is None or value != value:
             return False
         higher = goals.get(self._spec.monitor, "min") == "max"

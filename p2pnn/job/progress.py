@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from p2pnn.job.part_log import Totals
 from p2pnn.job.script import Progress
+from p2pnn.job.snapshots import Interval
 from p2pnn.job.spec import JobSpec
 
 WINDOW_S: Final = 3.0
@@ -35,6 +36,7 @@ class ProgressMeter:
         self._step = step
         self._steps: dict[str, int] = {}
         self._busy: dict[str, tuple[float, float]] = {}
+        self.interval = Interval(spec.snapshot_steps)
         self.counted: dict[str, Totals] = {}
         self._recent: deque[tuple[float, int]] = deque([(now, step)])
         self._shown_at = -math.inf
@@ -51,6 +53,7 @@ class ProgressMeter:
     def add(self, node: str, progress: Progress, now: float) -> dict[str, Any] | None:
         """Count one message; returns the fields of a progress event when it is time for one."""
         self._steps[node] = progress.step
+        self.interval.add(node, progress)
         self._busy[node] = (progress.compute_s, progress.wall_s)
         for sums in (self._since_event, self._since_epoch, self.counted.setdefault(node, Totals())):
             sums.add(progress)

@@ -48,11 +48,14 @@ class PlaceQueue:
         self.waiting: list[Ticket] = []
 
     def reserve(self, ticket: Ticket) -> list[Grant | Wait]:
-        """Ask for the place. A newer start of the same job replaces an older one that still waits."""
+        """Ask for the place. A newer start of the same job replaces an older one that waits or, since its release was lost with a
+        link, holds it."""
         if ticket == self.holder:
             self.holder = ticket
             return [Grant(ticket)]
         self.waiting = [t for t in self.waiting if not (t.job == ticket.job and t.generation <= ticket.generation)]
+        if self.holder and self.holder.job == ticket.job and self.holder.generation < ticket.generation:
+            self.holder = None
         if len(self.waiting) >= self.LENGTH_MAX:
             return []
         self.waiting.append(ticket)

@@ -43,7 +43,7 @@ from p2pnn.job.script import (
 )
 from p2pnn.job.spec import JobSpec
 from p2pnn.job.watch import Watch
-from p2pnn.types import BlobId, NodeId
+from p2pnn.types import NodeId
 
 PIECE_S: Final = 0.5
 """Aim for the length of one Train command."""
@@ -68,15 +68,15 @@ class Run:
         self._end = end
         self._watch = watch
         self._nodes: list[NodeId] = []
-        self._cut = ""
+        self.cut = ""
         self._orders = Orders(watch)
-        self._checkpoints = Checkpointing(ledger, self._checkpoint_complete, self._checkpoint_failed)
+        self.checkpoints = Checkpointing(ledger, self._checkpoint_complete, self._checkpoint_failed)
         self._at(now)
         self._step_granted = self._step_done = resumed.step if resumed else 0
         self._epoch = resumed.epoch if resumed else 0
         self._history = record.history[: resumed.epoch] if resumed else ()
         self._monitor = Monitor(spec, resumed)
-        self._sampler = Sampler(spec) if spec.sampling is not None else None
+        self.sampler = Sampler(spec) if spec.sampling is not None else None
         self._stage = spec.kind
         self._steps_per_s = 0.0
         self._evaluating = False
@@ -90,8 +90,8 @@ class Run:
     def assign(self, nodes: list[NodeId], cut: str = "") -> None:
         """The nodes of the plan, in its order, and its `job.plan.cut`."""
         self._nodes = self._orders.nodes = nodes
-        self._checkpoints.assign(nodes)
-        self._cut = cut
+        self.checkpoints.assign(nodes)
+        self.cut = cut
 
     def start(self, now: float) -> None:
         """All nodes are prepared."""
@@ -115,7 +115,7 @@ class Run:
         self._stage, self._evaluating, self._steps_per_s = state.stage, state.evaluating, state.steps_per_s
         self._monitor.best_value, self._monitor.best_epoch = state.best_value, state.best_epoch
         for number, manifest, best in state.checkpointing:
-            self._checkpoints.begin(number, manifest, best=best)
+            self.checkpoints.begin(number, manifest, best=best)
         names = [self._ledger.name(node) for node in self._nodes]
         self._meter.take_over(dict(zip(names, state.counted, strict=True)), state.epoch_sums, state.step_done, now)
         for name, total, counted in zip(names, totals, state.counted, strict=True):
@@ -123,7 +123,7 @@ class Run:
         for number in sorted(state.outstanding):
             self._order(commands[number])
         for manifest, best in state.saving:
-            self._checkpoints.copy(manifest, best=best)
+            self.checkpoints.copy(manifest, best=best)
         self._go_on()
 
     def report(self, node: NodeId, report: Report, now: float) -> None:
@@ -149,26 +149,22 @@ class Run:
     def kept(self, node: NodeId, request: int, error: str, now: float) -> None:
         """`node` keeps the blobs of a KeepBlobs, or could not."""
         self._at(now)
-        self._checkpoints.kept(node, request, error)
+        self.checkpoints.kept(node, request, error)
         self._go_on()
 
     def member_failed(self, node: NodeId, now: float) -> None:
         """A member that is no node of the plan is gone: what it was to keep is asked of another."""
         self._at(now)
-        self._checkpoints.member_failed(node)
+        self.checkpoints.member_failed(node)
         self._go_on()
-
-    def keep_data(self, source: NodeId, blobs: tuple[BlobId, ...]) -> None:
-        """Have data that only `source` holds copied to another node; no checkpoint is complete before that is done."""
-        self._checkpoints.keep_data(source, blobs)
 
     def get_timer(self) -> float | None:
         """When handle_timer is to be called, for copies that nobody answers for."""
-        return self._checkpoints.get_timer()
+        return self.checkpoints.get_timer()
 
     def handle_timer(self, now: float) -> None:
         self._at(now)
-        self._checkpoints.handle_timer()
+        self.checkpoints.handle_timer()
         self._go_on()
 
     # --- the script
@@ -189,9 +185,9 @@ class Run:
         elif self._stage == "train":
             self._advance_training()
         elif self._stage == "sample":
-            if self._sampler is not None and not self._orders.open:
-                self._order(Sample(self._orders.next(), self._sampler.window()))
-        elif self._orders.open or self._checkpoints.is_copying:
+            if self.sampler is not None and not self._orders.open:
+                self._order(Sample(self._orders.next(), self.sampler.window()))
+        elif self._orders.open or self.checkpoints.is_copying:
             return
         elif self._stage == "close":
             self._end_script()
@@ -203,7 +199,7 @@ class Run:
     def _advance_training(self) -> None:
         training = self._orders.training
         if self._ledger.record.state == "pausing":
-            saving = self._checkpoints.writing or self._checkpoints.is_copying
+            saving = self.checkpoints.writing or self.checkpoints.is_copying
             if not training and not self._evaluating and not saving:
                 if self._step_done < self._epoch_end():
                     self._checkpoint(best=False)
@@ -216,8 +212,8 @@ class Run:
             if every:
                 until = min(until, (self._step_granted // every + 1) * every)
             self._step_granted = until
-            self._order(Train(self._orders.next(), until))
-            if every and until % every == 0 and until < self._epoch_end() and not self._checkpoints.is_copying:
+            self._order(Train(self._orders.next(), until, self._meter.interval.steps * (len(self._ledger.members) > 1)))
+            if every and until % every == 0 and until < self._epoch_end() and not self.checkpoints.is_copying:
                 self._checkpoint(best=False)  # none while one is being copied: slow links must not pile them up
         if not training and self._step_done >= self._epoch_end() and not self._evaluating:
             self._end_epoch_training()
@@ -254,17 +250,17 @@ class Run:
         elif isinstance(command, Sample):
             self._drawn(answers.scores(self._nodes, found))
         elif isinstance(command, Checkpoint):
-            self._checkpoints.written(command.sequence, found)
+            self.checkpoints.written(command.sequence, found)
 
     def _drawn(self, scores: bytes) -> None:
         """The text has one more token."""
-        assert self._sampler is not None
+        assert self.sampler is not None
         try:
-            self._ledger.publish("tokens", tokens=[self._sampler.take(scores)])
+            self._ledger.publish("tokens", tokens=[self.sampler.take(scores)])
         except JobFailedError as error:
             self._end("fail", str(error))
             return
-        if self._sampler.done:
+        if self.sampler.done:
             self._stage = "end"
             self._ledger.move("complete", "", self._step_done)
 
@@ -305,7 +301,7 @@ class Run:
             if result is None or (result is not self._ledger.record.best and result.step != self._step_done):
                 self._end(
                     "fail",
-                    f"the last checkpoint could not be written, so there is no result: {self._checkpoints.last_error}",
+                    f"the last checkpoint could not be written, so there is no result: {self.checkpoints.last_error}",
                 )
                 return
             self._ledger.change(bits=fingerprint(result.parts))
@@ -333,10 +329,10 @@ class Run:
             best_value=self._monitor.best_value,
             best_epoch=self._monitor.best_epoch,
             finished=self._epoch >= self._spec.epochs,
-            cut=self._cut,
+            cut=self.cut,
         )
         command = Checkpoint(self._orders.next())
-        self._checkpoints.begin(command.sequence, manifest, best=best)
+        self.checkpoints.begin(command.sequence, manifest, best=best)
         self._order(command)
 
     def _checkpoint_complete(self, manifest: Manifest) -> None:
@@ -383,9 +379,9 @@ class Run:
             stopped_early=record.stopped_early,
             results=record.results,
             outstanding=self._orders.open,
-            checkpointing=self._checkpoints.writing,
-            saving=self._checkpoints.copying,
-            cut=self._cut,
+            checkpointing=self.checkpoints.writing,
+            saving=self.checkpoints.copying,
+            cut=self.cut,
             revision=self._ledger.remembered.revision,
             counted=counted,
             epoch_sums=epoch_sums,
@@ -393,7 +389,7 @@ class Run:
 
     def _at(self, now: float) -> None:
         self._now = now
-        self._checkpoints.at(now)
+        self.checkpoints.at(now)
 
     def _epoch_end(self) -> int:
         return (self._epoch + 1) * self._spec.steps_per_epoch

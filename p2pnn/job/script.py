@@ -17,10 +17,14 @@ class _Message(msgspec.Struct, array_like=True):
 
 
 class Train(_Message, tag=2):
-    """Train up to (not including) step `until_step`; answer Done."""
+    """Train up to (not including) step `until_step`; answer Done.
+
+    snapshot_every: copy the state after each update whose number it divides; 0 for never.
+    """
 
     sequence: int
     until_step: int
+    snapshot_every: int = 0
 
 
 class Evaluate(_Message, tag=3):
@@ -70,7 +74,8 @@ class Progress(_Message, tag=24):
     """Sent at most every 0.2 s. Sums are since the last Progress; loss and metrics only from nodes that hold them.
 
     step: steps done. losses: (sum over rows of the loss, rows). metrics: name → (sum, count).
-    compute_s, wall_s: seconds spent computing and passed, since the last Progress.
+    compute_s, wall_s: seconds spent computing and passed, since the last Progress. snapshots: how many were taken since then;
+    snapshot_s: seconds for copying them and sending them to another node.
     """
 
     step: int
@@ -78,6 +83,8 @@ class Progress(_Message, tag=24):
     metrics: dict[str, tuple[float, float]]
     compute_s: float
     wall_s: float
+    snapshots: int = 0
+    snapshot_s: float = 0.0
 
 
 class Done(_Message, tag=25):

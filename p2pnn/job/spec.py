@@ -142,7 +142,8 @@ class JobSpec(msgspec.Struct, frozen=True):
     inputs: graph input → column. train, validation, test: None where there is none (evaluate and predict use only
     `test`, sample none of them). node_count: 0 for every node that has room. patience: epochs without a better monitored
     value before the run stops; 0 never stops early. monitor: a metric's name or `loss`, on the validation split.
-    checkpoint_steps: 0 for once per epoch. initial: safetensors blobs to start from, by parts; () to draw from the seed.
+    checkpoint_steps: 0 for once per epoch. snapshot_steps: steps from one snapshot in memory to the next; −1 for as few as cost
+    5 % of the time, 0 for none. initial: safetensors blobs to start from, by parts; () to draw from the seed.
     schedule: `sync`, or `async:K` with K mini-batches in flight (then micro_batches is 1).
     threads: BLAS threads per executor; part of the numeric fingerprint.
     cut: the number of each op's node, in graph order, as an earlier run had it; () lets the planner cut.
@@ -176,6 +177,7 @@ class JobSpec(msgspec.Struct, frozen=True):
     request: str = ""
     sampling: Sampling | None = None
     cut: tuple[int, ...] = ()
+    snapshot_steps: int = -1
 
     @property
     def forward_only(self) -> bool:

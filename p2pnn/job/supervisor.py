@@ -7,17 +7,20 @@ must be done. The life of a job is the table in `job.life`; here is what happens
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
 
 from p2pnn.errors import UsageError
 from p2pnn.job import life
-from p2pnn.job.actions import Action, Decide, PrepareNode, Replan
-from p2pnn.job.checkpoint import RECUT
+from p2pnn.job.actions import Action, Decide, PrepareNode, ReleaseNode, Replan
+from p2pnn.job.checkpoint import Manifest, Part
+from p2pnn.job.checkpointing import cut_of, tell_cut
 from p2pnn.job.ledger import Ledger
-from p2pnn.job.plan import Plan, cut
+from p2pnn.job.plan import Plan
 from p2pnn.job.records import JobRecord
+from p2pnn.job.recovery import FRUITLESS_MAX, KILLS_MAX, PARKED_S, Loss, Lost, Recovery, parked, taken_back, told
 from p2pnn.job.reservation import Reservation
 from p2pnn.job.run import Run
 from p2pnn.job.script import Report
@@ -25,6 +28,9 @@ from p2pnn.job.spec import JobSpec
 from p2pnn.job.takeover import Takeover
 from p2pnn.job.watch import Watch
 from p2pnn.types import BlobId, NodeId
+
+_PLACING: Final = ("queued", "recovering")
+"""States in which a plan's nodes are taken."""
 
 _PREPARE: Final = 0
 """Numbers what a node owes after PrepareNode; commands count from 1."""
@@ -46,6 +52,13 @@ class Supervisor:
         self._prepared: set[NodeId] = set()
         self._watch = Watch()
         self._run = Run(self._ledger, spec, self._end, self._watch, now)
+        self._recovery: Recovery | None = None
+        self._lost: Lost | None = None
+        self._ran: tuple[int, int, str] = (0, 0, "")  # of the last start that ran: generation, nodes, cut
+        self._from = self._run.step
+        self._fruitless = self._kills = 0
+        self._pausing = self._planning = False
+        self._parked_until = 0.0
         if begins:
             self._ledger.tell_state("waiting for its nodes")
 
@@ -63,18 +76,29 @@ class Supervisor:
 
     # --- facts
 
-    def planned(self, plan: Plan, now: float) -> None:
-        """The plan to run. Call it once, and again after each Replan. It may name a node that went away meanwhile."""
+    def planned(self, plan: Plan, now: float, remarks: Sequence[str] = ()) -> None:
+        """The plan to run. Call it once, and again after each Replan. It may name a node that went away meanwhile.
+
+        remarks: what the job does not get of what it wished.
+        """
+        self._planning = False
+        if self.record.state == "parked":
+            self._ledger.move("unpark", "there is room again", self._run.step)
+        if self.record.state not in _PLACING:
+            return
         gone = [share.name for share in plan.nodes if share.node not in self._ledger.members]
         if gone:
             self._replan(f"node {gone[0]} is gone before the job started; planning without it")
             return
+        for text in remarks:
+            self._ledger.publish("warning", text=text)
         self._ledger.change(plan=plan)
         self._ledger.publish("plan", plan=msgspec.to_builtins(plan))
         for text in plan.reasons[1:]:
             self._ledger.publish("warning" if "not bitwise" in text else "note", text=text)
         self._nodes = [share.node for share in plan.nodes]
-        self._run.assign(self._nodes, self._cut(plan))
+        tell_cut(self.spec, plan, self._ledger)
+        self._run.assign(self._nodes, cut_of(self.spec, plan, self.record.newest))
         self._ledger.do(Decide())
 
     def decided(self, generation: int, now: float) -> None:
@@ -102,15 +126,28 @@ class Supervisor:
         self._ledger.remember()
         self._run.assign(found.nodes, state.cut)
         self._run.take_over(state, found.commands, found.totals, now)
+        self._ran = (record.generation, len(found.nodes), state.cut)
+        self._from = self._run.step
         for node, report in found.answers:
             self.report(node, report, now)
 
+    def recover(self, reason: str, limit: int | None, now: float) -> None:
+        """Go on as the new coordinator of a job whose start is over. reason: why, as a clause. The record is its last one, with
+        all epochs that are known; limit: no cut behind this step can be gone on from."""
+        plan = self.record.plan
+        if plan is not None and self.record.state in life.RUNNING:
+            self._ran = (self.record.generation, len(plan.nodes), cut_of(self.spec, plan, self.record.newest))
+            self._ledger.do(*(ReleaseNode(share.node) for share in plan.nodes))
+        if self.record.state in ("recovering", "parked"):
+            self._ledger.change(state="running")
+        self._lose(f"{reason}, and another node coordinates now", {}, now, limit)
+
     def waiting(self, node: NodeId, behind: str, position: int, now: float) -> None:
-        if self.record.state == "queued" and node in self._nodes:
+        if self.record.state in _PLACING and node in self._nodes:
             self._ledger.publish("queued", behind=behind, position=position, node=self._ledger.name(node))
 
     def granted(self, node: NodeId, now: float) -> None:
-        if self.record.state == "queued":
+        if self.record.state in _PLACING:
             self._ledger.do(*self._reservation.granted(node))
             self._prepare_all(now)
 
@@ -126,6 +163,8 @@ class Supervisor:
             self._watch.heard(node, now, _PREPARE)
             if self._prepared.issuperset(self._nodes):
                 self._run.start(now)
+                self._ran = (self.record.generation, len(self._nodes), self._run.cut)
+                self._tell_recovered(now)
 
     def report(self, node: NodeId, report: Report, now: float) -> None:
         """An executor's Progress or Done. Raises msgspec.MsgspecError for a result that cannot be read."""
@@ -137,32 +176,83 @@ class Supervisor:
         if not self.ended:
             self._run.kept(node, request, error, now)
 
-    def node_failed(self, node: NodeId, text: str, now: float) -> None:
-        """The job cannot go on at a node: its executor died or refused. text: one sentence."""
-        if not self.ended and node in self._nodes:
-            self._end("fail", f"node {self._ledger.name(node)}: {text}")
+    def node_failed(self, node: NodeId, text: str, now: float, kind: int = Loss.FINAL) -> None:
+        """This start cannot go on at a node: its executor died or refused. text: one sentence; kind: one of `Loss`."""
+        if self.ended or node not in self._nodes:
+            return
+        said = f"node {self._ledger.name(node)}: {text}"
+        self._kills += kind == Loss.KILLED
+        if self._kills > KILLS_MAX:
+            self._end("fail", f"{said}; it was that for the {self._kills}. time, so the job is not started again")
+        elif kind == Loss.FINAL or self.record.state == "queued":
+            self._end("fail", said)
+        elif self.record.state == "recovering":
+            self._replan(f"{said}; planning again")
+        else:
+            self._lose(said, {}, now)
 
-    def member_joined(self, node: NodeId, name: str) -> None:
+    def member_joined(self, node: NodeId, name: str, now: float) -> None:
+        """A member came, or is back after its link broke."""
         self._ledger.members[node] = name
+        if self._recovery is not None:
+            self._recovery.member_joined(node, now)
+            self._recovered(now)
+        elif self.record.state == "parked":
+            self._plan_again()
 
-    def member_failed(self, node: NodeId, reason: str, now: float) -> None:
-        """A member is gone, or the link to it broke. Fails the job if it held a part of it; one that has not started is planned
-        again."""
+    def member_lost(self, node: NodeId, reason: str, now: float) -> None:
+        """The link to a member broke; it may be gone, or come back. What was on its way is lost, so a start that has a part there
+        is over; one that only waits for its nodes is planned again."""
         name = self._ledger.name(node)
         self._ledger.members.pop(node, None)
         if self.ended:
             return
-        if node not in self._nodes:
+        if self._recovery is not None:
+            self._recovery.member_lost(node, reason, now)
+            self._recovered(now)
+        elif node not in self._nodes:
             self._run.member_failed(node, now)
-        elif self.record.state != "queued":
-            again = (
-                f"go on with `p2pnn jobs resume {self.record.job}`" if self.spec.kind == "train" else "start it again"
-            )
-            self._end("fail", f"node {name} is lost: {reason}; {again}")
-        else:
+        elif self.record.state in _PLACING:
             self._reservation.lost(node)
             self._run.member_failed(node, now)
             self._replan(f"node {name} is lost before the job started ({reason}); planning without it")
+        else:
+            self._lose(f"node {name} is lost ({reason})", {node: reason}, now)
+
+    def member_failed(self, node: NodeId, reason: str, now: float) -> None:
+        """A member is gone: it is dead, or has left."""
+        if node in self._ledger.members:
+            self.member_lost(node, reason, now)
+        if self._recovery is not None:
+            self._recovery.member_gone(node, now)
+            self._recovered(now)
+
+    def cuts(self, node: NodeId, step: int, held: Sequence[tuple[int, int]], now: float) -> None:
+        """A member answers AskCuts: (index, step) of what it holds, and how far its own part was."""
+        if self._recovery is not None:
+            self._recovery.cuts(node, step, held, now)
+            self._recovered(now)
+
+    def made(self, node: NodeId, request: int, part: Part | None, now: float) -> None:
+        """A member answers MakePart; None where it could not."""
+        if self._recovery is not None:
+            self._recovery.made(node, request, part, now)
+            self._recovered(now)
+
+    def go_back(self, manifest: Manifest | None, now: float) -> None:
+        """Before the plan after a loss: go on from this checkpoint, since parts of newer ones are nowhere."""
+        taken_back(self._ledger, manifest)
+        self._begin_anew(now)
+
+    def unplanned(self, reason: str, now: float) -> None:
+        """There is no plan over who is left. A job that has lost nodes waits for some; one that has not started fails."""
+        self._planning = False
+        if self.record.state not in ("recovering", "parked"):
+            self.fail(reason, now)
+            return
+        if self.record.state == "recovering":
+            self._ledger.move("park", parked(self._ledger, reason), self._run.step)
+        self._parked_until = now + PARKED_S
 
     def cancel(self, reason: str, now: float) -> None:
         """End the job at once. UsageError if it has ended already."""
@@ -176,6 +266,11 @@ class Supervisor:
             )
         if self.record.state == "queued":
             self._end("pause", "paused before it started")
+        elif self.record.state == "parked":
+            self._end("saved", f"paused at step {self._run.step}")
+        elif self.record.state == "recovering":
+            self._pausing = True
+            self._ledger.move("pause", "pausing where it will go on", self._run.step)
         else:
             self._run.pause(now)
 
@@ -186,7 +281,7 @@ class Supervisor:
 
     def keep_data(self, source: NodeId, blobs: tuple[BlobId, ...]) -> None:
         """Have data that only `source` holds copied to another node; no checkpoint is complete before that is done."""
-        self._run.keep_data(source, blobs)
+        self._run.checkpoints.keep_data(source, blobs)
 
     def warn(self, text: str) -> None:
         """Tell who follows; text: one clause."""
@@ -196,37 +291,34 @@ class Supervisor:
 
     def get_timer(self) -> float | None:
         """When handle_timer is to be called, if nothing happens before; it may move with every fact."""
-        times = [] if self.ended else [t for t in (self._watch.due, self._run.get_timer()) if t is not None]
-        return min(times, default=None)
+        if self.ended:
+            return None
+        if self._recovery is not None:
+            return self._recovery.get_timer()
+        parked = self._parked_until if self.record.state == "parked" and not self._planning else None
+        return min((t for t in (self._watch.due, self._run.get_timer(), parked) if t is not None), default=None)
 
     def handle_timer(self, now: float) -> None:
-        """Fails the job where a node does not move any more. Harmless when nothing is due."""
+        """Ends the start where a node does not move any more. Harmless when nothing is due."""
         if self.ended:
             return
+        if self._recovery is not None:
+            self._recovery.handle_timer(now)
+            self._recovered(now)
+            return
+        if self.record.state == "parked" and now >= self._parked_until:
+            self._plan_again()
         silent = self._watch.silent(now)
         if silent is None:
             self._run.handle_timer(now)
             return
         node, seconds = silent
-        what = (
-            "its compute process has not moved" if self.record.state != "preparing" else "its preparing has not moved"
-        )
-        self.node_failed(node, f"{what} for {seconds:.0f} s", now)
+        if self.record.state == "preparing":
+            self.node_failed(node, f"its preparing has not moved for {seconds:.0f} s", now)
+        else:
+            self.node_failed(node, f"its compute process has not moved for {seconds:.0f} s", now, Loss.UNREACHABLE)
 
     # --- how
-
-    def _cut(self, plan: Plan) -> str:
-        """The plan's cut; says so where the run will not repeat the bits of a run without a break."""
-        found, resumed = cut(self.spec, plan), self.record.newest
-        if resumed is None or resumed.cut == found:
-            return found
-        if resumed.cut.removeprefix(RECUT) != found:
-            self._ledger.publish(
-                "warning",
-                text=f"the run goes on from step {resumed.step} over another cut, with other delays: its bits will differ "
-                "from those of a run without a break",
-            )
-        return RECUT + found
 
     def _prepare_all(self, now: float) -> None:
         if self._reservation.complete:
@@ -241,8 +333,70 @@ class Supervisor:
         self._ledger.do(*self._reservation.give_back())
         self._nodes = []
         self._ledger.change(starts=self.record.starts + 1)
-        self._ledger.do(Replan())
+        self._plan_again()
+
+    def _plan_again(self) -> None:
+        if not self._planning:
+            self._planning = True
+            self._ledger.do(Replan())
+
+    # --- after a loss
+
+    def _lose(self, text: str, away: dict[NodeId, str], now: float, limit: int | None = None) -> None:
+        """This start is over: end it everywhere, and find out what to go on from."""
+        generation, parts, found = self._ran
+        if limit is None and self.spec.patience:  # early stopping may want this checkpoint, which is not complete yet
+            limit = self._run.checkpoints.oldest_best
+        lost = Lost(text, generation, parts, found, self._run.step, now, limit)
+        if self._lost is not None:  # the start after an earlier loss did not come to run
+            lost.since, lost.reached = self._lost.since, max(self._lost.reached, lost.reached)
+        self._pausing |= self.record.state == "pausing"
+        self._ledger.publish("warning", text=text)
+        for node in away:
+            self._reservation.lost(node)
+        self._ledger.do(*self._reservation.give_back())
+        self._nodes = []
+        self._ledger.change(starts=self.record.starts + 1)
+        self._ledger.move("lose", text, self._run.step)
+        self._recovery = Recovery(self._ledger, self.spec, lost, away, now)
+        self._recovered(now)
+
+    def _recovered(self, now: float) -> None:
+        """Once it is known what to go on from: plan again."""
+        if self._recovery is None or not self._recovery.finished:
+            return
+        recovery, self._recovery = self._recovery, None
+        self._lost = recovery.lost
+        manifest = recovery.manifest or self.record.newest
+        step = manifest.step if manifest else 0
+        self._fruitless = 0 if step > self._from else self._fruitless + 1
+        self._from = step
+        if self._fruitless >= FRUITLESS_MAX:
+            text = f"{self._lost.text}; it was started {FRUITLESS_MAX} times without getting further"
+            self._end("fail", f"{text}; go on with `p2pnn jobs resume {self.record.job}`")
+            return
+        taken_back(self._ledger, manifest)
+        self._begin_anew(now)
+        self._ledger.remember()
+        if self._pausing:
+            self._end("saved", f"paused at step {step}")
+        else:
+            self._plan_again()
+
+    def _begin_anew(self, now: float) -> None:
+        self._watch, self._prepared = Watch(), set()
+        sampler = self._run.sampler
+        self._run = Run(self._ledger, self.spec, self._end, self._watch, now)
+        self._run.sampler = sampler
+
+    def _tell_recovered(self, now: float) -> None:
+        lost, self._lost = self._lost, None
+        if lost is None:
+            return
+        names = [self._ledger.name(node) for node in self._nodes]
+        self._ledger.publish("recovered", **told(lost, self.spec, names, self._run.step, now))
 
     def _end(self, event: str, reason: str) -> None:
+        self._recovery = None
         self._ledger.move(event, reason, self._run.step)
         self._ledger.do(*self._reservation.give_back())

@@ -13,10 +13,12 @@ import msgspec
 
 from p2pnn.errors import CheckpointError
 from p2pnn.job import run_state
+from p2pnn.job.checkpointing import oldest_best
 from p2pnn.job.part_log import PartState, Totals
 from p2pnn.job.records import JobRecord
 from p2pnn.job.run_state import RunState
 from p2pnn.job.script import Command, Done, Report
+from p2pnn.job.spec import JobSpec
 from p2pnn.types import NodeId
 
 _commands = msgspec.msgpack.Decoder(Command)
@@ -67,3 +69,25 @@ def of(record: JobRecord, parts: dict[NodeId, PartState]) -> Takeover | str:
     if len(state.counted) != len(nodes) or record.revision < state.revision:
         return "the newest record of it is not here"
     return Takeover(nodes, state, commands, answers, [parts[node].totals for node in nodes])
+
+
+def known(record: JobRecord, spec: JobSpec, parts: dict[NodeId, PartState]) -> tuple[JobRecord, int | None]:
+    """The record of a start that is over, with the epochs that its nodes know of, and the last step of which a cut can be gone on
+    from: behind it an epoch may lie that nobody left has heard of, or a best one whose checkpoint was not complete."""
+    limits = []
+    newest = max(parts.values(), key=lambda part: part.last, default=None)
+    if newest is not None and newest.state:
+        try:
+            state = run_state.decode(newest.state)
+        except CheckpointError:
+            pass
+        else:
+            if record.revision >= state.revision:
+                history = (*record.history[: state.told], *state.history)
+                record = msgspec.structs.replace(record, history=max(history, record.history, key=len))
+            if spec.patience and (best := oldest_best(state.checkpointing, state.saving)) is not None:
+                limits.append(best)
+    elif spec.patience:
+        limits.append(((record.newest.epoch if record.newest else 0) + 1) * spec.steps_per_epoch)
+    limits.append((len(record.history) + 1) * spec.steps_per_epoch)
+    return record, min(limits) if spec.kind == "train" else None

@@ -1,11 +1,12 @@
 """The adapter of `cluster.Consensus`: its messages over links, its disk a file, gossip's word from membership.
- A daemon that was told of no peer founds a cluster: a charter whose one member and voter it is. One that joins has no
-charter until the leader admits it; where it founded a cluster before that has no other member, it gives that up. In a
-plain mesh whoever is alive in membership is admitted, because the link's handshake decides who may come. In a secured
+
+A daemon that was told of no peer founds a cluster: a charter whose one member and voter it is. One that joins has no
+charter until the leader admits it; where it founded a cluster before that has no other member, it gives that up, unless the
+cluster was recovered (`cluster.recovery`): the former one's charter lies beside it then, and its votes must not be forgotten.
+In a plain mesh whoever is alive in membership is admitted, because the link's handshake decides who may come. In a secured
 cluster tokens admit (`node.identity`).
 
-The file `charter` in the state folder holds term, vote and charter (`cluster.durable`). It is written in a thread, one write at a
-time. Where it is damaged or newer the daemon does not start: a node that forgets its vote votes twice.
+The file (`node.charter_file`) is written in a thread, one write at a time.
 """
 
 from __future__ import annotations
@@ -13,14 +14,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from p2pnn.cluster import durable
-from p2pnn.cluster.charter import Charter, CharterMember, Version, found
+from p2pnn.cluster import Description, parking, recovery
+from p2pnn.cluster.charter import NOTHING, Charter, CharterMember, Version
 from p2pnn.cluster.consensus import Consensus, ConsensusSnapshot
 from p2pnn.cluster.durable import Durable
 from p2pnn.cluster.election import Role
@@ -34,13 +34,13 @@ from p2pnn.cluster.outcomes import (
     Outcome,
     Persist,
 )
+from p2pnn.cluster.parking import Parked
 from p2pnn.cluster.petitions import Change
+from p2pnn.cluster.presence import Lost, Presence
 from p2pnn.cluster.view import Standing
-from p2pnn.data.blobs import storage_error
-from p2pnn.errors import CharterError, ProposalRefused, StorageError
-from p2pnn.identity.tokens import TokenRecord
+from p2pnn.errors import CharterError, NotAllowedError, ProposalRefused, StorageError
+from p2pnn.node.charter_file import CharterFile, Founding
 from p2pnn.node.links import Post
-from p2pnn.node.storage import replace_file
 from p2pnn.node.tasks import Tasks, in_thread
 from p2pnn.types import NodeId
 from p2pnn.wire.messages import Message
@@ -52,12 +52,15 @@ log = logging.getLogger("p2pnn.charter")
 class CharterSnapshot:
     """consensus: as the core tells it. alive: names by id of the members that gossip holds for alive, and this one.
 
-    disk: empty, or why the last write failed.
+    disk: empty, or why the last write failed. parked: empty, or why nothing can be decided here, as a sentence. presence: who is
+    away since when, and what follows from it.
     """
 
     consensus: ConsensusSnapshot
     alive: dict[NodeId, str]
     disk: str
+    parked: str
+    presence: Presence
 
 
 class Owner(Protocol):
@@ -70,14 +73,6 @@ class Owner(Protocol):
         """Another node coordinates, as far as this one knows, or the same in another term; None: nobody does."""
 
 
-@dataclass(frozen=True, slots=True)
-class Founding:
-    """What a secured cluster begins with."""
-
-    founder: CharterMember
-    tokens: tuple[TokenRecord, ...] = ()
-
-
 class ClusterCharter:
     """This node's part in the charter. founds: whether to found a cluster where the state folder has no charter.
 
@@ -87,20 +82,27 @@ class ClusterCharter:
     def __init__(self, post: Post, folder: Path, founds: bool, owner: Owner, founding: Founding | None = None) -> None:
         self._post = post
         self._owner = owner
-        self._path = folder / "charter"
+        self._file = CharterFile(folder)
         self._founds = founds
         self._founding = founding
         self._loop = asyncio.get_running_loop()
-        self._alive: dict[NodeId, str] = {post.node: post.name}
+        self._presence = Presence(post.node, post.name, self._loop.time())
+        self._alive = self._presence.alive
+        self._parked: Parked | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._tasks = Tasks()
         self._disk = ""
+        self._versions: dict[NodeId, tuple[str, Version]] = {}
         self._core: Consensus | None = None
 
     def start(self) -> None:
         """Read or found. Raises CharterError for a file that is damaged or newer, StorageError for a disk that fails."""
-        self._core = Consensus(self._post.node, self._load(), self._loop.time(), random.Random())
-        self._settle(self._core)
+        now = self._loop.time()
+        core = self._core = Consensus(self._post.node, self._load(), now, random.Random())
+        for node in self._alive:
+            core.observe(node, Standing.ALIVE, now)
+        self._settle(core)
+        self._look(core)
 
     async def close(self) -> None:
         """A write that is under way is finished; its answer reaches nobody."""
@@ -115,19 +117,31 @@ class ClusterCharter:
             self._core.receive(node, message, self._loop.time())
             self._settle(self._core)
 
-    def member_alive(self, node: NodeId, name: str) -> None:
-        """It joined, came back, or refuted what was said of it."""
-        self._alive[node] = name
+    def member_alive(self, node: NodeId, name: str, cluster: str | None = "") -> None:
+        """It joined, came back, or refuted what was said of it. cluster: whose charter it holds; None: it has not said so yet."""
+        self._presence.arrived(node, name, cluster)
         self._observe(node, Standing.ALIVE)
+
+    def member_described(self, node: NodeId, about: Description, uptime_s: float) -> None:
+        """What it says of itself, at any time; of this node too."""
+        self._presence.said(node, about.cluster)
+        if self._core is not None:
+            lag_s, version = about.lag_ms / 1000, Version(*about.charter)
+            self._core.hear_of(node, self._loop.time(), uptime_s, lag_s, version, about.cluster)
+            self._versions[node] = (about.cluster, version)
+            self._admit(self._core)
+            self._settle(self._core)
+            self._look(self._core)
 
     def member_suspected(self, node: NodeId) -> None:
         """It may refute that."""
-        self._alive.pop(node, None)
+        self._presence.departed(node, "it does not answer", self._loop.time())
         self._observe(node, Standing.SUSPECT)
 
-    def member_failed(self, node: NodeId) -> None:
+    def member_failed(self, node: NodeId, reason: str = "it is dead") -> None:
         """It is dead, or has left."""
-        self._alive.pop(node, None)
+        self._presence.departed(node, reason, self._loop.time())
+        self._versions.pop(node, None)
         self._observe(node, Standing.DEAD)
 
     @property
@@ -147,6 +161,12 @@ class ClusterCharter:
             return False
         acted = core.snapshot().charter
         return acted is not None and acted.term == core.term
+
+    @property
+    def alarm(self) -> str:
+        """As the coordinator: why nothing may be given to other nodes now, as a clause; empty where it may."""
+        lost = self._presence.alarm
+        return f"{lost.count} of {lost.members} members were lost at once, so the fault may be ours" if lost else ""
 
     def voters(self) -> tuple[NodeId, ...]:
         """Of the newest charter that holds; none before any."""
@@ -182,6 +202,22 @@ class ClusterCharter:
         self._loop.call_soon(self._settle_soon)
         return proposed
 
+    def slowness_changed(self, factor: float) -> None:
+        """This node is slow itself, so it waits so many times longer before it doubts the coordinator."""
+        if self._core is not None:
+            self._core.set_health(factor)
+
+    @property
+    def parked(self) -> str:
+        """Empty while a living coordinator is known; else why nothing can be decided here, since when, and what to do."""
+        return "" if self._parked is None else self._parked.reason(self._loop.time())
+
+    def description(self) -> tuple[str, Version]:
+        """The cluster's id and the version of the newest charter that this node knows to be committed, for gossip."""
+        charter = self._core.snapshot().charter if self._core is not None else None
+        cluster = self._core.cluster if self._core is not None else ""
+        return cluster, NOTHING if charter is None else charter.version
+
     @property
     def committed(self) -> Charter | None:
         """The newest that holds, as far as this node knows."""
@@ -208,20 +244,48 @@ class ClusterCharter:
         await self.close()
         self._founds = False
         self._tasks = Tasks()
-        await in_thread(self._forget)
-        self._alive = {self._post.node: self._post.name}
+        await in_thread(self._file.forget)
+        self._presence = Presence(self._post.node, self._post.name, self._loop.time())
+        self._alive = self._presence.alive
         self._owner.coordinator_changed(None)
         self.start()
 
-    def _forget(self) -> None:
-        try:
-            self._path.unlink(missing_ok=True)
-        except OSError as error:
-            raise storage_error(error, self._path) from error
-
     def snapshot(self) -> CharterSnapshot:
         assert self._core is not None, "asked before the start"
-        return CharterSnapshot(self._core.snapshot(), dict(self._alive), self._disk)
+        return CharterSnapshot(self._core.snapshot(), dict(self._alive), self._disk, self.parked, self._presence)
+
+    async def recover(self, cluster: str) -> Charter:
+        """Begin a new cluster from this node's charter, because the majority of `cluster`'s voters is lost for good.
+
+        The old charter is kept beside it. Raises NotAllowedError with the reason where that is not to be done here now,
+        StorageError where it cannot be written; then nothing has changed.
+        """
+        core = self._core
+        held = core.charter if core is not None else None
+        newer = {
+            node: version
+            for node, (theirs, version) in self._versions.items()
+            if held is not None and theirs == held.cluster and version > held.version
+        }
+        why = recovery.refusal(held, self._parked, newer, self._loop.time())
+        if not why and held is not None and self._post.node not in held.nodes():
+            why = "this node is no member of its charter any more; join another cluster with --join"
+        if not why and held is not None and held.cluster != cluster:
+            why = f"this node holds the charter of cluster {held.cluster}, and {cluster} was asked for"
+        if why:
+            raise NotAllowedError(why)
+        assert held is not None
+        self._core = None
+        try:
+            await self._tasks.drain()
+            state = await in_thread(self._file.begin_anew, self._post.node, held.cluster)
+        finally:
+            self.start()  # from what is on the disk now, be it the old or the new
+        assert state.charter is not None
+        log.warning(
+            "cluster recovered old=%s new=%s version=%s", held.cluster, state.charter.cluster, state.charter.version
+        )
+        return state.charter
 
     # --- how
 
@@ -230,6 +294,15 @@ class ClusterCharter:
             self._core.observe(node, standing, self._loop.time())
             self._admit(self._core)
             self._settle(self._core)
+            self._look(self._core)
+
+    def _look(self, core: Consensus) -> None:
+        """Whether this node is parked, and who came here that belongs elsewhere."""
+        presence, now = self._presence, self._loop.time()
+        for node in presence.note_foreign(core.cluster):
+            log.warning("not admitted node=%s reason=%s", node[:8], presence.foreign[node])
+        ours = self._alive.keys() - presence.foreign.keys()
+        self._parked = parking.look(core.charter, core.snapshot().leader, self._post.node, ours, self._parked, now)
 
     def _settle_soon(self) -> None:
         if self._core is not None:
@@ -258,6 +331,7 @@ class ClusterCharter:
                 name = "none" if leader is None else self._alive.get(leader, leader[:8])
                 log.info("coordinator changed name=%s term=%d reason=%s", name, term, reason)
                 self._owner.coordinator_changed(leader)
+                self._look(core)
             case Committed(charter):
                 log.info(
                     "charter committed version=%s voters=%d members=%d",
@@ -267,9 +341,12 @@ class ClusterCharter:
                 )
                 self._admit(core)
                 self._owner.charter_committed(charter)
+                self._look(core)
             case Gone(node):
+                self._presence.gone[node] = self._loop.time()
                 log.warning("member is dead node=%s", node[:8])
             case Alarm(suspects, members):
+                self._presence.alarm = Lost(suspects, members, self._loop.time())
                 log.error(
                     "more than half of the members were lost at once lost=%d members=%d; nothing is reassigned until some are"
                     " back: look at this node's network first",
@@ -277,6 +354,7 @@ class ClusterCharter:
                     members,
                 )
             case AlarmOver():
+                self._presence.alarm = None
                 log.info("enough members are back")
             case DiskFailed(reason):
                 log.error("charter not stored reason=%s; this node neither votes nor leads meanwhile", reason)
@@ -287,7 +365,8 @@ class ClusterCharter:
         if core.role is not Role.LEADER or charter is None or self._founding is not None:
             return
         known = set(charter.nodes())
-        missing = [CharterMember(node, "", name) for node, name in self._alive.items() if node not in known]
+        coming = self._presence.may_be_admitted(core.cluster)
+        missing = [CharterMember(node, "", name) for node, name in coming.items() if node not in known]
         if not missing:
             return
         try:
@@ -299,7 +378,7 @@ class ClusterCharter:
 
     async def _write(self, number: int, state: Durable) -> None:
         try:
-            await in_thread(self._replace, state)
+            await in_thread(self._file.replace, state)
         except StorageError as error:
             self._disk = str(error)
             if self._core is not None:
@@ -311,27 +390,11 @@ class ClusterCharter:
         if self._core is not None:
             self._settle(self._core)
 
-    def _replace(self, state: Durable) -> None:
-        replace_file(self._path, durable.encode(state))
-
     def _load(self) -> Durable:
-        """What the file holds, or a new state; the charter of a cluster that is founded is on the disk before it is used."""
-        try:
-            for torn in self._path.parent.glob(f".{self._path.name}.*"):
-                torn.unlink(missing_ok=True)
-            data = self._path.read_bytes()
-        except FileNotFoundError:
-            if not self._founds:
-                return Durable()
-            founding = self._founding or Founding(CharterMember(self._post.node, "", self._post.name))
-            state = Durable(charter=found(secrets.token_hex(8), founding.founder, founding.tokens))
-            replace_file(self._path, durable.encode(state))
-            return state
-        except OSError as error:
-            raise storage_error(error, self._path) from error
-        state = durable.decode(data, str(self._path))
-        plain = self._founding is None
-        if plain and not self._founds and state.charter is not None and state.charter.nodes() == [self._post.node]:
-            log.info("gave up a cluster without other members cluster=%s", state.charter.cluster[:8])
+        plain = Founding(CharterMember(self._post.node, "", self._post.name))
+        state = self._file.load((self._founding or plain) if self._founds else None)
+        alone = state.charter is not None and state.charter.nodes() == [self._post.node]
+        if self._founding is None and not self._founds and alone and not self._file.is_recovered:
+            log.info("gave up a cluster without other members")
             return Durable()  # a node that was started alone once, and is to join others now
         return state

@@ -27,6 +27,7 @@ from p2pnn.node.links import Post
 from p2pnn.node.members import Members
 from p2pnn.node.place import Place
 from p2pnn.node.planning import Planning
+from p2pnn.node.snapshots import Snapshots
 from p2pnn.node.storage import Storage
 from p2pnn.node.traces import Traces
 from p2pnn.transport import LocalIdentity, PeerIdentity, Transport
@@ -68,7 +69,9 @@ class Daemon:
         self.planning = Planning(self.post, lambda: self.members.names(), cache)
         self.jobs = Jobs(self.post, self.storage, self.blobs, self.planning, lambda: self.members.names(), self.charter)
         self.traces = Traces(self.post, self.storage, self.blobs, self.jobs.asking)
-        self.place = Place(self.post, self.blobs, self.traces, self.charter.refusal, self.jobs.recorded)
+        self.snapshots = Snapshots(self.post, self.blobs, lambda: self.members.names(), self.jobs.records.get)
+        self.place = Place(self.post, self.blobs, self.traces, self.snapshots, self.charter.refusal, self.jobs.recorded)
+        self.jobs.when_changed(self.snapshots.record_changed)
         if held:
             held.identity.attach(self.post, self.transport, self.members, self.charter, self._job_that_keeps)
         self.address = config.listen
@@ -105,6 +108,7 @@ class Daemon:
         await self.jobs.close()
         await self.traces.close()
         await self.place.close()
+        await self.snapshots.close()
         if self.secured:
             await self.secured.close()
         self.members.close()
@@ -124,6 +128,7 @@ class Daemon:
     def peer_lost(self, node: NodeId, reason: str, left: bool) -> None:
         self.blobs.peer_lost(node, reason)
         self.planning.peer_lost(node, reason)
+        self.snapshots.member_lost(node)
         self.members.link_down(node, reason, left)
 
     def dial_reached(self, address: Address, node: NodeId) -> None:
@@ -150,6 +155,8 @@ class Daemon:
                 return self.blobs.body_for(node, message, nbytes)
             case wire.LinkProbe():
                 return self.planning.body_for(node, message, nbytes)
+            case wire.Snapshot():
+                return self.snapshots.body_for(node, message, nbytes)
         return None
 
     def body(self, node: NodeId, message: wire.Message) -> None:
@@ -160,11 +167,13 @@ class Daemon:
                 self.blobs.received(node, message)
             case wire.LinkProbe():
                 self.planning.body(node, message)
+            case wire.Snapshot():
+                self.snapshots.body(node, message)
 
     # --- members.Owner
 
     def member_usable(self, node: NodeId, name: str) -> None:
-        self.charter.member_alive(node, name)
+        self.charter.member_alive(node, name, self.members.cluster_of(node))
         self.jobs.member_usable(node, name)
 
     def member_lost(self, node: NodeId, reason: str) -> None:
@@ -175,10 +184,17 @@ class Daemon:
         self.charter.member_suspected(node)
 
     def member_refuted(self, node: NodeId, name: str) -> None:
-        self.charter.member_alive(node, name)
+        self.charter.member_alive(node, name, self.members.cluster_of(node))
+
+    def member_described(self, node: NodeId, about: Description, uptime_s: float) -> None:
+        self.charter.member_described(node, about, uptime_s)
+
+    def slowness_changed(self, factor: float) -> None:
+        self.charter.slowness_changed(factor)
 
     def member_failed(self, node: NodeId, reason: str) -> None:
-        self.charter.member_failed(node)
+        self.charter.member_failed(node, reason)
+        self.jobs.member_failed(node, reason)
 
     # --- charter.Owner
 
@@ -263,7 +279,10 @@ class Daemon:
                 wire.Adopted,
                 wire.Happened,
                 wire.Follow,
+                wire.CutsHeld,
+                wire.PartMade,
             ),
+            self.snapshots.receive: (wire.CutsWanted, wire.PartWanted),
             self._receive_blob: (wire.BlobRequest, wire.BlobMissing, wire.Keep),
         }
         if self.secured:
@@ -283,12 +302,16 @@ class Daemon:
     def describe(self) -> Description:
         """What this node says of itself to all members."""
         profile = self.planning.known
+        cluster, charter = self.charter.description()
         return Description(
             SOFTWARE,
             (wire.VERSION_MIN, wire.VERSION_MAX),
             load=(self.place.job is not None) + len(self.place.waiting),
             gflops=round(profile.gemm_gflops) if profile else 0,
             memory_mib=profile.memory_bytes_max >> 20 if profile else 0,
+            cluster=cluster,
+            charter=charter,
+            lag_ms=self.members.lag_ms,
         )
 
 

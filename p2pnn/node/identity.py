@@ -22,7 +22,8 @@ from p2pnn.identity.authority import Certificate
 from p2pnn.identity.keys import NodeKey
 from p2pnn.identity.tokens import Token, TokenRecord
 from p2pnn.node.addresses import interfaces, join_addresses
-from p2pnn.node.charter import ClusterCharter, Founding
+from p2pnn.node.charter import ClusterCharter
+from p2pnn.node.charter_file import Founding
 from p2pnn.node.credentials import Credentials
 from p2pnn.node.door import ClusterDoor
 from p2pnn.node.links import Post

@@ -21,7 +21,7 @@ from p2pnn.job import life, records
 from p2pnn.job.plan import Plan
 from p2pnn.job.records import JobRecord
 from p2pnn.job.spec import JobSpec
-from p2pnn.node import specs, starts, told
+from p2pnn.node import recovering, specs, starts, told
 from p2pnn.node.asking import AskAgain, Asking
 from p2pnn.node.blobs import BlobExchange
 from p2pnn.node.bulletin import Bulletin
@@ -30,9 +30,10 @@ from p2pnn.node.keeping import Keeping
 from p2pnn.node.links import Post
 from p2pnn.node.planning import Planning
 from p2pnn.node.records import JOBS_MAX, Records
+from p2pnn.node.recovering import alone
 from p2pnn.node.storage import Storage
 from p2pnn.node.succession import Succession
-from p2pnn.node.supervision import Supervision, alone, is_over
+from p2pnn.node.supervision import Supervision, is_over
 from p2pnn.node.tasks import Tasks
 from p2pnn.node.work import Work
 from p2pnn.types import BlobId, JobId, NodeId
@@ -46,7 +47,6 @@ ELECTION_S: Final = 10.0
 SUBMIT_S: Final = 300.0
 """For the coordinator to plan a job and have it decided: a new node measures itself first, and parameters travel."""
 
-REPLANS_MAX: Final = 3
 SUCCESSORS_MAX: Final = 5
 
 
@@ -61,6 +61,9 @@ class ClusterState(Protocol):
 
     @property
     def term(self) -> int: ...
+
+    @property
+    def alarm(self) -> str: ...
 
     def voters(self) -> tuple[NodeId, ...]: ...
 
@@ -99,6 +102,7 @@ class Jobs:
             Keeping(post, cluster.voters),
             members,
             lambda: cluster.term,
+            lambda: cluster.alarm,
         )
         self._succession = Succession(post, blobs, self._records, self._supervision, members, self._restart)
         self._leading = 0
@@ -112,6 +116,10 @@ class Jobs:
     def records(self) -> dict[JobId, JobRecord]:
         """What is remembered of every job; `get` knows more of those that this node coordinates."""
         return self._records.all
+
+    def when_changed(self, tell: Callable[[JobRecord], None]) -> None:
+        """Have `tell` called with each record that changes from now on."""
+        self._records.listeners.append(tell)
 
     def start(self) -> None:
         """Remove what earlier jobs have left in the store."""
@@ -193,6 +201,10 @@ class Jobs:
         self._supervision.member_lost(node, reason)
         self.asking.member_lost(node, reason)
 
+    def member_failed(self, node: NodeId, reason: str) -> None:
+        """It is dead, or has left."""
+        self._supervision.member_failed(node, reason)
+
     def charter_committed(self, charter: Charter) -> None:
         """The cluster has decided."""
         self.work.committed(charter)
@@ -249,7 +261,7 @@ class Jobs:
             raise UsageError(f"this mesh remembers {JOBS_MAX} jobs already; remove old state before submitting more")
         await self._blobs.fetch_all(dict.fromkeys(spec.initial), [holder])
         record = records.queued(job, blob, spec, self._post.node, self._post.name, time.time())
-        plan = await self._planned(spec)
+        plan = await recovering.planned(spec, self._planning, self._members)
         await self._supervision.begin(record, spec, plan, alone(spec, plan, holder, set(), len(self._members())), [])
         await self._records.flush()
         return self.get(job).state
@@ -293,9 +305,10 @@ class Jobs:
         plan = records.same_plan(record.plan, whole, spec, self._members())
         remarks = [remark] if remark else []
         if plan is None:
-            wanted, dropped = records.attainable(spec, self._members(), anew=record.newest is None)
+            plan, dropped = await recovering.planned_without_the_lost(
+                spec, self._planning, self._members, anew=record.newest is None
+            )
             remarks += dropped
-            plan = await self._planned(wanted)
         left = begin(msgspec.structs.replace(record, checkpoints=whole), self._post.node, self._post.name)
         data = alone(spec, plan, self._post.node, absent, len(self._members()))
         await self._supervision.begin(left, spec, plan, data, remarks)
@@ -305,14 +318,6 @@ class Jobs:
         step = record.newest.step if record.newest else 0
         remark = f"the job begins anew from step {step} under another coordinator: {reason}"
         await self._resume(record, records.begun_anew, remark)
-
-    async def _planned(self, spec: JobSpec) -> Plan:
-        """A plan over members that are all still there."""
-        for _ in range(REPLANS_MAX):
-            plan = await self._planning.plan(spec)
-            if all(share.node in self._members() for share in plan.nodes):
-                return plan
-        raise UsageError("nodes come and go while the job is planned; wait until they stay, then try again")
 
     # --- small things
 

@@ -56,10 +56,15 @@ def leftovers(blobs: BlobStore, known: Iterable[JobRecord], now_s: float) -> Ite
         if len(data) > INLINE_BYTES_MAX:
             named.add(blob_id(data))
     for blob, size in list(blobs.list()):
-        if blob in named or now_s - blobs.path(blob).stat().st_mtime < YOUNG_S:
-            continue
-        if _is_ours(blobs.read(blob, 0, min(size, _HEAD_BYTES))):
-            yield blob
+        try:
+            if blob in named or now_s - blobs.path(blob).stat().st_mtime < YOUNG_S:
+                continue
+            if _is_ours(blobs.read(blob, 0, min(size, _HEAD_BYTES))):
+                yield blob
+        except (FileNotFoundError, StorageError):
+            if blobs.has(blob):
+                raise
+            # removed meanwhile by somebody else
 
 
 def _initial(blobs: BlobStore, spec: BlobId) -> tuple[BlobId, ...]:

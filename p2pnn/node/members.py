@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
@@ -16,6 +17,7 @@ from p2pnn.cluster import (
     Forget,
     LinkLost,
     LinkRestored,
+    MemberDescribed,
     MemberFailed,
     MemberJoined,
     MemberLeft,
@@ -35,6 +37,12 @@ log = logging.getLogger("p2pnn.members")
 DESCRIBE_PAUSE_S: Final = 1.0
 """Between two looks at what this node says of itself: its load changes with each job, and each change is told to all."""
 
+DESCRIBE_PAUSE_MEMBERS: Final = 20
+"""The pause is that of so many members; in a larger mesh it is longer in proportion, since all have so much to tell."""
+
+LAG_TOLD_S: Final = 0.1
+"""A loop that is less late says nothing of it, and a later one only to the next power of two: each change is told to all."""
+
 
 class Owner(Protocol):
     """Who is told of changes."""
@@ -53,6 +61,13 @@ class Owner(Protocol):
 
     def member_failed(self, node: NodeId, reason: str) -> None:
         """A member is gone, left or was restarted; after `member_lost`, if it was usable until now."""
+
+    def member_described(self, node: NodeId, about: Description, uptime_s: float) -> None:
+        """What a member says of itself is new or has changed; before `member_usable`, where it has said it by then. Of this node
+        itself, it is told every now and then."""
+
+    def slowness_changed(self, factor: float) -> None:
+        """This node waits so many times longer than usual before it doubts others, because it is slow itself."""
 
 
 class Members:
@@ -80,15 +95,29 @@ class Members:
         self._names: dict[NodeId, str] = {}
         self._called: dict[NodeId, str] = {post.node: post.name}
         self._untold = dict.fromkeys(joins, "")
-        self._described_at = now
+        self._described_at = self._started = now
+        self._clusters: dict[NodeId, str] = {}
+        self._slowness = 1
+        self._lag_s = 0.0
 
     def start(self) -> None:
-        self._core.describe(self._describe(), self._loop.time())
+        self._describe_self(self._loop.time())
         self._settle()
 
     def names(self) -> dict[NodeId, str]:
         """Name by id of every member that a link leads to, this node first."""
         return {self._post.node: self._post.name, **self._names}
+
+    def cluster_of(self, node: NodeId) -> str | None:
+        """The id of the cluster whose charter a member says to hold; empty where it holds none, None before it has said so."""
+        return self._clusters.get(node)
+
+    @property
+    def lag_ms(self) -> int:
+        """How late this node's loop lately came to its timers, in milliseconds: 0, or at least LAG_TOLD_S and a power of two."""
+        if self._lag_s < LAG_TOLD_S:
+            return 0
+        return int(2 ** math.floor(math.log2(self._lag_s * 1000)))
 
     def snapshot(self) -> tuple[MemberSnapshot, ...]:
         return self._core.snapshot(self._loop.time())
@@ -148,13 +177,24 @@ class Members:
         self._timer = self._loop.call_at(due, self._handle_timer) if due is not None else None
 
     def _handle_timer(self) -> None:
-        self._timer = self._armed = None
         now = self._loop.time()
+        if self._armed is not None:
+            self._lag_s = max(self._lag_s, now - self._armed)
+        self._timer = self._armed = None
         self._core.handle_timer(now)
-        if now - self._described_at >= DESCRIBE_PAUSE_S:
+        if now - self._described_at >= DESCRIBE_PAUSE_S * max(1.0, len(self._names) / DESCRIBE_PAUSE_MEMBERS):
             self._described_at = now
-            self._core.describe(self._describe(), now)
+            self._describe_self(now)
+            self._lag_s /= 2  # it is forgotten in some seconds
         self._settle()
+        if self._core.stretch != self._slowness:
+            self._slowness = self._core.stretch
+            self._owner.slowness_changed(self._slowness)
+
+    def _describe_self(self, now: float) -> None:
+        said = self._describe()
+        self._core.describe(said, now)
+        self._owner.member_described(self._post.node, said, now - self._started)
 
     def _route(self, event: Event) -> None:
         match event:
@@ -193,6 +233,9 @@ class Members:
             case MemberRefuted(node):
                 log.info("suspicion refuted node=%s name=%s", node[:8], self._name(node))
                 self._owner.member_refuted(node, self._name(node))
+            case MemberDescribed(node, said, uptime_s):
+                self._clusters[node] = said.cluster
+                self._owner.member_described(node, said, uptime_s)
             case NameTaken(node, name, holder):
                 log.warning(
                     "name taken twice name=%s nodes=%s,%s; pins by this name are ambiguous", name, holder[:8], node[:8]
@@ -211,6 +254,7 @@ class Members:
         log.warning("member gone node=%s name=%s reason=%s", node[:8], self._name(node), reason)
         self._lost(node, reason)
         self._called.pop(node, None)
+        self._clusters.pop(node, None)
         self._owner.member_failed(node, reason)
 
     def _name(self, node: NodeId) -> str:

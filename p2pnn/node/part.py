@@ -15,12 +15,13 @@ from typing import Any, Final
 import msgspec
 
 from p2pnn.data.chunks import HEADER_BYTES
-from p2pnn.errors import P2pnnError, PeerGone, StorageError, UsageError
+from p2pnn.errors import P2pnnError, PeerGone, StorageError
 from p2pnn.executor import commands
 from p2pnn.job import script
 from p2pnn.job.checkpoint import Manifest
 from p2pnn.job.part_log import PartLog, PartState
 from p2pnn.job.plan import Plan
+from p2pnn.job.recovery import Loss
 from p2pnn.job.segment import Transfer, transfers
 from p2pnn.job.spans import RING_BYTES
 from p2pnn.job.spec import JobSpec
@@ -29,10 +30,12 @@ from p2pnn.node.blobs import BlobExchange
 from p2pnn.node.executor import Executor
 from p2pnn.node.links import Post
 from p2pnn.node.recording import Recording, clock
+from p2pnn.node.room import Room, check, divide
+from p2pnn.node.snapshots import Own, Snapshots
 from p2pnn.node.specs import SPEC_BYTES_MAX, blobs_read_by, decode_spec
 from p2pnn.node.tasks import Tasks, in_thread, saying_so
 from p2pnn.node.traces import Traces
-from p2pnn.train.frames import layout
+from p2pnn.train.cuts import COUNTER_BYTES
 from p2pnn.train.gate import Gate
 from p2pnn.types import BlobId, JobId, NodeId
 from p2pnn.wire import messages as wire
@@ -49,13 +52,21 @@ class Part:
     """One start of one job on this node: prepare, then carry between the executor and the peers until `end`."""
 
     def __init__(
-        self, coordinator: NodeId, message: wire.Prepare, post: Post, blobs: BlobExchange, traces: Traces
+        self,
+        coordinator: NodeId,
+        message: wire.Prepare,
+        post: Post,
+        blobs: BlobExchange,
+        traces: Traces,
+        snapshots: Snapshots,
     ) -> None:
         self._coordinator = coordinator
         self._message = message
         self._post = post
         self._blobs = blobs
         self._traces = traces
+        self._snapshots = snapshots
+        self._own: Own | None = None
         self._recording: Recording | None = None
         self._nodes = [NodeId(n) for n in message.nodes]
         self._executor: Executor | None = None
@@ -68,6 +79,7 @@ class Part:
         self._failure = ""
         self._over = False
         self._place: Callable[[int, int], tuple[int, int]]
+        self._room: Room
         self._tasks = Tasks(lambda error: self._fail(f"a fault in this program: {error!r}"))
         self._tasks.spawn(self._prepare())
 
@@ -127,6 +139,8 @@ class Part:
     async def end(self) -> None:
         """Stop at once: the executor is killed, what was on its way is dropped."""
         self._over = True
+        if self._own is not None:
+            self._own.close()
         if self._executor is not None:
             self._executor.kill()  # first: a tensor that is half sent may take its time
         await self._tasks.close()
@@ -151,10 +165,17 @@ class Part:
             plan = msgspec.msgpack.decode(packed, type=Plan)
             manifest = msgspec.msgpack.decode(checkpoint, type=Manifest) if checkpoint else None
             self._names = {share.node: share.name for share in plan.nodes}
-            self._check(spec, plan)
-            await self._fetch(spec, plan, manifest, sources)
-            await self._start(spec, plan, str(spec_path), packed, checkpoint)
-        except (P2pnnError, OSError, msgspec.MsgspecError, RecursionError) as error:
+            check(spec, plan, self._nodes, self._message.index, self._post.node)
+            # A process takes as long to start as its data to come: both at once.
+            both = (self._spawn(spec, plan), self._fetch(spec, plan, manifest, sources))
+            done = await asyncio.gather(*both, return_exceptions=True)
+            if errors := [found for found in done if isinstance(found, BaseException)]:
+                raise errors[0]
+            assert isinstance(done[0], Room)
+            self._begin(spec, plan, done[0], str(spec_path), packed, checkpoint)
+        except (StorageError, PeerGone, OSError) as error:
+            self._fail(str(error), Loss.UNREACHABLE)
+        except (P2pnnError, msgspec.MsgspecError, RecursionError) as error:
             self._fail(str(error))
 
     async def _fetch(self, spec: JobSpec, plan: Plan, manifest: Manifest | None, sources: list[NodeId]) -> None:
@@ -185,34 +206,35 @@ class Part:
             await asyncio.to_thread(parcels.forget, found, self._blobs.blobs)
         return found
 
-    def _check(self, spec: JobSpec, plan: Plan) -> None:
-        """Raises UsageError where the plan is none of this spec, over these nodes."""
-        nodes = len(plan.nodes)
-        legal = (
-            len(plan.assignment) == len(spec.graph.ops)
-            and all(0 <= node < nodes for node in plan.assignment)
-            and [share.node for share in plan.nodes] == self._nodes
-            and self._message.index < nodes
-            and self._nodes[self._message.index] == self._post.node
-            and plan.frames >= 1
-        )
-        if not legal:
-            raise UsageError("the plan that it was sent does not fit the job's model and nodes; start the job again")
+    async def _spawn(self, spec: JobSpec, plan: Plan) -> Room:
+        """Start the process."""
+        room = await asyncio.to_thread(divide, spec, plan, self._message.index)
+        self._executor = await Executor.start(room.nbytes, spec.threads, self._on_message, self._exited)
+        return room
 
-    async def _start(self, spec: JobSpec, plan: Plan, spec_path: str, packed: bytes, checkpoint: bytes) -> None:
-        index = self._message.index
-        places = layout(spec.graph, plan, index, spec.rows_per_micro_batch)
-        self._place = places.place
+    def _begin(self, spec: JobSpec, plan: Plan, room: Room, spec_path: str, packed: bytes, checkpoint: bytes) -> None:
+        """All is here: have the executor load it."""
+        index, executor = self._message.index, self._executor
+        assert executor is not None
+        self._room = room
+        self._place = room.tensors.place
         self._transfers = transfers(spec.graph, plan.assignment)
-        self._gate = Gate(spec.graph, plan, index, places)
+        self._gate = Gate(spec.graph, plan, index, room.tensors)
         about = (JobId(self._message.job), self._message.generation)
         self._recording = Recording(*about, self._coordinator, index, spec, plan)
-        nbytes = places.arena_bytes + RING_BYTES
-        self._executor = await Executor.start(nbytes, spec.threads, self._on_message, self._exited)
-        self._recording.watch(self._executor.room(places.arena_bytes, RING_BYTES))
+        self._recording.watch(executor.room(room.ring, RING_BYTES))
         self._traces.begin(self._recording)
+        if room.snapshots is not None:
+            self._own = self._snapshots.begin(
+                (*about, index),
+                BlobId(self._message.spec),
+                plan,
+                room.snapshots,
+                executor.room(room.counter, COUNTER_BYTES),
+                lambda slot: executor.send(commands.Freed(slot)),
+            )
         root = str(self._blobs.blobs.root)
-        self._executor.send(commands.Prepare(spec_path, packed, index, root, checkpoint, places.arena_bytes))
+        executor.send(commands.Prepare(spec_path, packed, index, root, checkpoint, room.ring, room.counter))
 
     def _obey(self, executor: Executor, message: wire.Command) -> None:
         try:
@@ -248,7 +270,7 @@ class Part:
                 self._over |= isinstance(command, script.Finish)
                 executor.send(held.popleft())
         except P2pnnError as error:
-            self._fail(str(error))
+            self._fail(str(error), Loss.UNREACHABLE)
         self._held = None
 
     # --- what the executor says
@@ -271,7 +293,13 @@ class Part:
             case commands.Prepared():
                 self._running = True
                 self._post.send(self._coordinator, wire.Prepared(*about, message.memory_bytes))
+            case commands.Snapped():
+                copied = executor.room(*self._room.slot(message.slot)) if (executor := self._executor) else None
+                if self._own is not None and copied is not None:
+                    self._own.snapped(message.step, message.slot, copied)
             case script.Progress() | script.Done():
+                if self._own is not None and isinstance(message, script.Progress):
+                    message.snapshot_s += self._own.take_seconds()
                 data = msgspec.msgpack.encode(message)
                 if isinstance(message, script.Progress):
                     self._log.progress(message)
@@ -323,7 +351,7 @@ class Part:
     async def _fail_for_link(self, node: NodeId, reason: str) -> None:
         """Where the peer is dead the coordinator says so by itself, and better; this is for a broken link between two."""
         await asyncio.sleep(LINK_GRACE_S)
-        self._fail(f"its link to node {self._names.get(node, node[:8])} broke: {reason}")
+        self._fail(f"its link to node {self._names.get(node, node[:8])} broke: {reason}", Loss.UNREACHABLE, node)
 
     async def _answer_parcel(self, number: int, data: bytes) -> None:
         try:
@@ -349,15 +377,17 @@ class Part:
     def _exited(self, reason: str) -> None:
         """The executor is gone; after Finish that is as it should be."""
         if not self._over:
-            self._fail(reason)
+            self._fail(reason, Loss.KILLED)
 
-    def _fail(self, text: str) -> None:
+    def _fail(self, text: str, kind: Loss = Loss.FINAL, peer: str = "") -> None:
         """Tell the coordinator, once; it releases the place."""
         if self._over:
             return
         self._over, self._failure = True, text
         log.warning("part failed job=%s reason=%s", self._message.job, text)
-        self._post.send(self._coordinator, wire.JobFailed(self._message.job, self._message.generation, text))
+        self._post.send(
+            self._coordinator, wire.JobFailed(self._message.job, self._message.generation, text, kind, peer)
+        )
 
     def _is_index(self, node: NodeId, index: int) -> bool:
         return 0 <= index < len(self._nodes) and self._nodes[index] == node

@@ -18,6 +18,7 @@ from p2pnn.job.queue import Grant, PlaceQueue, Ticket, Wait
 from p2pnn.node.blobs import BlobExchange
 from p2pnn.node.links import Post
 from p2pnn.node.part import Part
+from p2pnn.node.snapshots import Snapshots
 from p2pnn.node.tasks import Tasks
 from p2pnn.node.traces import Traces
 from p2pnn.types import JobId, NodeId
@@ -38,6 +39,7 @@ class Place:
         post: Post,
         blobs: BlobExchange,
         traces: Traces,
+        snapshots: Snapshots,
         refusal: Callable[[NodeId, int], str],
         record: Callable[[JobId], bytes],
     ) -> None:
@@ -46,6 +48,7 @@ class Place:
         self._refusal = refusal
         self._blobs = blobs
         self._traces = traces
+        self._snapshots = snapshots
         self._queue = PlaceQueue()
         self._part: Part | None = None
         self._ending = Tasks()
@@ -121,7 +124,10 @@ class Place:
     # --- how
 
     def _reserve(self, ticket: Ticket) -> None:
+        holder = self._queue.holder
         changes = self._queue.reserve(ticket)
+        if holder is not None and self._queue.holder != holder:
+            self._end_part()
         if ticket != self._queue.holder and ticket not in self._queue.waiting:
             text = f"{self._queue.LENGTH_MAX} jobs wait for its place already; start the job again later"
             self._post.send(ticket.coordinator, wire.JobFailed(ticket.job, ticket.generation, text))
@@ -141,7 +147,7 @@ class Place:
             text = "its place was not reserved for this start; start the job again"
             self._post.send(node, wire.JobFailed(message.job, message.generation, text))
             return
-        self._part = Part(node, message, self._post, self._blobs, self._traces)
+        self._part = Part(node, message, self._post, self._blobs, self._traces, self._snapshots)
 
     def _adopt(self, node: NodeId, message: wire.Adopt) -> None:
         part = self._part if self._queue.adopt(JobId(message.job), message.generation, node) else None

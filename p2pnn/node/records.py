@@ -46,7 +46,9 @@ LEARNING_MAX: Final = 64
 
 
 class Records:
-    """changed: set, and replaced by a new one, when any record changes. members: name by node id of every living member.
+    """changed: set, and replaced by a new one, when any record changes. listeners: called with each record that changes.
+
+    members: name by node id of every living member.
 
     led_here: whether this node leads the job, so that nobody else's word counts. learnt: told of each record that a peer
     brought.
@@ -62,6 +64,7 @@ class Records:
         learnt: Callable[[JobRecord], None],
     ) -> None:
         self.all: dict[JobId, JobRecord] = storage.load_records()
+        self.listeners: list[Callable[[JobRecord], None]] = []
         self._post = post
         self._storage = storage
         self._exchange = exchange
@@ -96,6 +99,8 @@ class Records:
         self.changed.set()
         self.changed = asyncio.Event()
         self._unsaved[record.job] = record
+        for tell in self.listeners:
+            tell(record)
         if not self._saving:
             self._saving = True
             self._saver.spawn(self._save())

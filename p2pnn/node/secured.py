@@ -13,7 +13,7 @@ from p2pnn.config import NodeConfig
 from p2pnn.errors import UsageError
 from p2pnn.identity.tokens import Token
 from p2pnn.node.arrival import Arrival
-from p2pnn.node.charter import Founding
+from p2pnn.node.charter_file import Founding
 from p2pnn.node.credentials import Credentials
 from p2pnn.node.identity import Identity
 from p2pnn.node.storage import Storage

@@ -170,9 +170,13 @@ class Succession:
             else:
                 log.info("job=%s begins anew reason=%s", job, found)
                 await self._wait_for_nodes(record)
-                if self._asking.get(job) is asking:
+                if self._asking.get(job) is not asking:
+                    return
+                if record.state in ("queued", "preparing"):
                     del self._asking[job]
                     await self._restart(record, found)
+                else:
+                    await self._recover(record, found, asking, term)
         except P2pnnError as error:
             log.warning("job=%s not taken up reason=%s", job, error)
             if self._asking.get(job) is asking:
@@ -192,6 +196,16 @@ class Succession:
         log.info("job=%s taken over step=%d", record.job, found.state.step_done)
         for node, message in asking.held_back:
             self._supervision.receive(node, message)
+
+    async def _recover(self, record: JobRecord, reason: str, asking: _Asking, term: int) -> None:
+        """The start ran, and cannot be gone on with: a node of it was lost, mostly together with its coordinator."""
+        await self._blobs.fetch(record.spec, size_max=specs.SPEC_BYTES_MAX)
+        spec = await asyncio.to_thread(specs.load, self._blobs.blobs, record.spec)
+        if self._asking.get(record.job) is asking:
+            del self._asking[record.job]
+            record, limit = takeover.known(record, spec, asking.parts)
+            mine = records.taken_over(record, self._post.node, self._post.name, term)
+            self._supervision.recover(mine, spec, reason, limit)
 
     def _newest(self, job: JobId, entry: work.Entry) -> JobRecord:
         began = entry.began()

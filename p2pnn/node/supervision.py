@@ -17,8 +17,10 @@ from p2pnn.errors import P2pnnError, StorageError
 from p2pnn.job import life, script, work
 from p2pnn.job.actions import (
     Action,
+    AskCuts,
     Decide,
     KeepBlobs,
+    MakePart,
     Order,
     PrepareNode,
     Publish,
@@ -32,7 +34,7 @@ from p2pnn.job.records import JobRecord
 from p2pnn.job.spec import JobSpec
 from p2pnn.job.supervisor import Supervisor
 from p2pnn.job.takeover import Takeover
-from p2pnn.node import parcels, specs, starts
+from p2pnn.node import parcels, recovering, starts
 from p2pnn.node.blobs import BlobExchange
 from p2pnn.node.bulletin import Bulletin
 from p2pnn.node.keeping import Keeping
@@ -52,7 +54,10 @@ _reports = msgspec.msgpack.Decoder(script.Report)
 
 
 class Supervision:
-    """members: name by node id of every living member, this node included. term: that in which this node coordinates."""
+    """members: name by node id of every living member, this node included. term: that in which this node coordinates.
+
+    alarm: why what runs may not be given to other nodes now, as a clause; empty where it may.
+    """
 
     def __init__(
         self,
@@ -65,6 +70,7 @@ class Supervision:
         keeping: Keeping,
         members: Callable[[], dict[NodeId, str]],
         term: Callable[[], int],
+        alarm: Callable[[], str],
     ) -> None:
         self.led: dict[JobId, Supervisor] = {}
         self._post = post
@@ -76,6 +82,7 @@ class Supervision:
         self._keeping = keeping
         self._members = members
         self._term = term
+        self._alarm = alarm
         self._timers: dict[JobId, asyncio.TimerHandle] = {}
         self._tasks = Tasks()
 
@@ -90,9 +97,7 @@ class Supervision:
         job = record.job
         supervisor = self._lead(Supervisor(record, spec, self._members(), self._now()))
         supervisor.planned(plan, self._now())
-        for source, blobs in alone.items():
-            for start in range(0, len(blobs), wire.BLOBS_MAX):
-                supervisor.keep_data(source, blobs[start : start + wire.BLOBS_MAX])
+        recovering.keep_data(supervisor, alone)
         waiting: list[Action] = []
         while (action := supervisor.next_action()) is not None:
             if not isinstance(action, Decide):
@@ -113,6 +118,12 @@ class Supervision:
         """Lead a start that another coordinator began and whose nodes all run."""
         supervisor = self._lead(Supervisor(record, spec, self._members(), self._now(), begins=False))
         supervisor.take_over(found, self._now())
+        self._carry_out(record.job)
+
+    def recover(self, record: JobRecord, spec: JobSpec, reason: str, limit: int | None) -> None:
+        """Lead a job whose start, which another coordinator began, is over: from the newest cut that is whole."""
+        supervisor = self._lead(Supervisor(record, spec, self._members(), self._now(), begins=False))
+        supervisor.recover(reason, limit, self._now())
         self._carry_out(record.job)
 
     def let_go(self) -> None:
@@ -146,18 +157,30 @@ class Supervision:
                 if not self._keeping.kept(node, message) and (supervisor := self.led.get(job)) is not None:
                     supervisor.kept(node, message.request, message.error, now)
                     self._carry_out(job)
+            case wire.CutsHeld() | wire.PartMade():
+                job = JobId(message.job)
+                if (supervisor := self.led.get(job)) is not None:
+                    recovering.tell(supervisor, node, message, now)
+                    self._carry_out(job)
             case (
                 wire.Waiting() | wire.Granted() | wire.Preparing() | wire.Prepared() | wire.Report() | wire.JobFailed()
             ):
                 self._receive_of_part(node, message, now)
 
     def member_usable(self, node: NodeId, name: str) -> None:
-        for supervisor in self.led.values():
-            supervisor.member_joined(node, name)
+        for job, supervisor in list(self.led.items()):
+            supervisor.member_joined(node, name, self._now())
+            self._carry_out(job)
 
     def member_lost(self, node: NodeId, reason: str) -> None:
         """It is gone, or lives but what was on its way to and from it is lost."""
         self._keeping.member_lost(node)
+        for job, supervisor in list(self.led.items()):
+            supervisor.member_lost(node, reason, self._now())
+            self._carry_out(job)
+
+    def member_failed(self, node: NodeId, reason: str) -> None:
+        """It is dead, or has left."""
         for job, supervisor in list(self.led.items()):
             supervisor.member_failed(node, reason, self._now())
             self._carry_out(job)
@@ -251,6 +274,8 @@ class Supervision:
                     self._post.send(share.node, wire.Command(*about, data, term, oldest, state))
             case KeepBlobs(node, request, blobs, source):
                 self._post.send(node, wire.Keep(job, request, blobs, source))
+            case AskCuts() | MakePart():
+                self._post.send(action.node, recovering.question(job, action))
             case Remember(changed):
                 self._records.remember(changed)
             case Publish(kind, fields):
@@ -267,13 +292,10 @@ class Supervision:
         self._post.send(node, message)
 
     async def _replan(self, job: JobId, supervisor: Supervisor) -> None:
-        try:
-            plan = await self._planning.plan(supervisor.spec)
-        except P2pnnError as error:
-            supervisor.fail(str(error), self._now())
+        if supervisor.record.state != "queued" and (alarm := self._alarm()):
+            supervisor.unplanned(alarm, self._now())
         else:
-            if supervisor.record.state == "queued":
-                supervisor.planned(plan, self._now())
+            await recovering.replan(supervisor, self._planning, self._blobs, self._post.node, self._members)
         if self.led.get(job) is supervisor:
             self._carry_out(job)
 
@@ -311,16 +333,6 @@ class Supervision:
     @staticmethod
     def _now() -> float:
         return asyncio.get_running_loop().time()
-
-
-def alone(
-    spec: JobSpec, plan: Plan, holder: NodeId, absent: set[BlobId], members: int
-) -> dict[NodeId, tuple[BlobId, ...]]:
-    """By node, what it alone will hold of the job's data: it needs a second copy, so that the run can go on without that node.
-
-    holder: a node that has all of it but `absent`.
-    """
-    return specs.held_by_one(spec, plan, holder, absent) if members > 1 else {}
 
 
 def is_over(record: JobRecord) -> bool:

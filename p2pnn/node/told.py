@@ -19,6 +19,7 @@ PER_START: Final = 1 << 32
 PER_EPOCH: Final = 32
 _RANKS: Final = {
     "queued": 2, "preparing": 3, "running": 4, "pausing": 5, "finishing": 6,
+    "recovering": 7, "parked": 8,
     "paused": 24, "failed": 25, "cancelled": 26, "done": 27,
 }  # fmt: skip
 

@@ -165,6 +165,12 @@ class Machine:
             0
         ]
 
+    @property
+    def snapshot_every(self) -> int:
+        """Of the Train command that is being carried out; 0 where none is. Ask it right after an update."""
+        command = self._open[0] if self._open else None
+        return command.snapshot_every if isinstance(command, script.Train) else 0
+
     # what happened
 
     def command(self, command: script.Command) -> None:

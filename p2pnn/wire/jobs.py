@@ -11,6 +11,7 @@ from p2pnn.wire.fields import (
     Count,
     JobText,
     MaybeBlob,
+    MaybeNode,
     Message,
     Name,
     Nodes,
@@ -109,11 +110,17 @@ class Report(Message, tag=38):
 
 
 class JobFailed(Message, tag=39):
-    """Node to coordinator: the job cannot go on here. text: one sentence, without the node's name."""
+    """Node to coordinator: the job cannot go on here. text: one sentence, without the node's name.
+
+    kind: 0 what no other start would change; 1 its compute process was killed; 2 what it needs could not be had, or a link
+    broke, that to `peer` where one is named.
+    """
 
     job: JobText
     generation: Count
     text: Sentence
+    kind: Count = 0
+    peer: MaybeNode = ""
 
 
 class Retired(Message, tag=40):

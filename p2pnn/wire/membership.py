@@ -11,6 +11,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from p2pnn.wire.charter import Revision, Term
 from p2pnn.wire.fields import (
     FACTS_MAX,
     ROSTER_MEMBERS_MAX,
@@ -59,6 +60,8 @@ class Fact(msgspec.Struct, frozen=True, array_like=True):
     host, port: where the teller reaches it; empty and 0 where it speaks of itself, because only others see its address.
     boot: as in Hello; another one means that it was restarted. by: who says so, where it is not alive; reason: why.
     load: jobs that have or want its place. gflops, memory_mib: its measured speed and free memory; 0 where not measured.
+    cluster, charter_term, revision: the newest charter that it knows to be committed; empty and 0 where there is none.
+    uptime_s: for how long it ran when it said so. lag_ms: how late its loop comes to its timers.
     """
 
     node: NodeText
@@ -76,6 +79,11 @@ class Fact(msgspec.Struct, frozen=True, array_like=True):
     load: Count = 0
     gflops: Count = 0
     memory_mib: Count = 0
+    cluster: Name = ""
+    charter_term: Term = 0
+    revision: Revision = 0
+    uptime_s: Count = 0
+    lag_ms: Count = 0
 
 
 Facts = Annotated[tuple[Fact, ...], Meta(max_length=FACTS_MAX)]

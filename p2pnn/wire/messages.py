@@ -5,7 +5,7 @@ at the end, with a default, so that an older node reads what it knows and ignore
 every one for strangers, and a test compares that page with this file. Fields of type bytes carry records of higher
 layers that this layer never opens. Messages with BODY = True are followed by raw bytes outside MessagePack. The types of fields
 are in `wire.fields`, the messages of membership (10–19) in `wire.membership`, of jobs (30–59) in `wire.jobs`, of the charter
-(70–89) in `wire.charter`.
+(70–89) in `wire.charter`, of snapshots (50–53, 61) in `wire.cuts`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,12 @@ from p2pnn.wire.charter import PreVote as PreVote
 from p2pnn.wire.charter import PreVoted as PreVoted
 from p2pnn.wire.charter import Vote as Vote
 from p2pnn.wire.charter import Voted as Voted
+from p2pnn.wire.cuts import CUTS_MAX as CUTS_MAX
+from p2pnn.wire.cuts import CutsHeld as CutsHeld
+from p2pnn.wire.cuts import CutsWanted as CutsWanted
+from p2pnn.wire.cuts import PartMade as PartMade
+from p2pnn.wire.cuts import PartWanted as PartWanted
+from p2pnn.wire.cuts import Snapshot as Snapshot
 from p2pnn.wire.fields import BLOBS_MAX as BLOBS_MAX
 from p2pnn.wire.fields import RECORD_BYTES_MAX as RECORD_BYTES_MAX
 from p2pnn.wire.fields import SENTENCE_CHARS_MAX as SENTENCE_CHARS_MAX
@@ -233,6 +239,7 @@ AnyMessage = (
     | Reserve | Waiting | Granted | Release | Prepare | Preparing | Prepared | Command | Report | JobFailed
     | Retired | Squares | Keep | Kept | Record | RecordRequest | Ask | Answered | Traced | Tensor
     | Adopt | Adopted | Happened | Follow
+    | CutsWanted | CutsHeld | PartWanted | PartMade | Snapshot
     | Lead | Held | PreVote | PreVoted | Vote | Voted | CharterPiece | CharterWanted | Handover
     | Petition | Ruling | AuthorityWanted | AuthorityKey
 )  # fmt: skip

@@ -271,7 +271,7 @@ def test_without_a_service_manager_nothing_runs() -> None:
 
 @pytest.fixture
 def one(tmp_path: Path) -> Iterator[Mesh]:
-    with mesh(tmp_path) as m:
+    with mesh(tmp_path, cold=True) as m:
         yield m
 
 

@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from p2pnn.api.serve import bind_socket
 from p2pnn.cli.http import Daemon
 from p2pnn.errors import NotAllowedError, StorageError, UsageError
 from tests.integration.mesh import Mesh, mesh, wait_until
+from tests.support import warm
 
 IDLE_BYTES_MAX = 90_000_000
 
@@ -27,14 +29,17 @@ IDLE_BYTES_MAX = 90_000_000
 def refused(*arguments: str) -> tuple[int, str]:
     """Start a daemon that must not start: its exit status and what it said."""
     command = [sys.executable, "-m", "p2pnn", "node", "start", "--name", "x", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30, stdin=subprocess.DEVNULL)
-    assert "Traceback" not in done.stderr, done.stderr
-    return done.returncode, done.stderr
+    with tempfile.TemporaryFile() as said:
+        status = warm.start(command, stdin=subprocess.DEVNULL, stdout=said, stderr=said).wait(30)
+        said.seek(0)
+        words = said.read().decode()
+    assert "Traceback" not in words, words
+    return status, words
 
 
 @pytest.fixture(scope="module")
 def one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
-    with mesh(tmp_path_factory.mktemp("one"), 1) as m:
+    with mesh(tmp_path_factory.mktemp("one"), 1, cold=True) as m:
         yield m
 
 

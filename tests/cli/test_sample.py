@@ -166,6 +166,7 @@ def test_bad_words_start_nothing(here: Path, daemon: FakeDaemon, capsys: Capture
     assert [call for call in daemon.calls if call[0] != "GET"] == []
 
 
+@pytest.mark.usefixtures("warm_processes")
 def test_a_local_mesh_writes_the_same_text_on_one_node_and_on_two(here: Path, capsys: Capture) -> None:
     texts = []
     for nodes in ("1", "2"):

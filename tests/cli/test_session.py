@@ -183,6 +183,7 @@ def test_where_nodes_run_behind_the_same_bits_take_the_same_plan(
     assert resolve({}, tmp_path / "t" / "job.toml").mesh.cut == []
 
 
+@pytest.mark.usefixtures("warm_processes")
 def test_what_a_local_mesh_recorded_goes_into_the_folder(own_home: Path) -> None:
     run = p2pnn.train("mlp", "digits", local=2, out=str(own_home / "r"), epochs=1, nodes=2)
     run.follow(lambda event: None)
@@ -192,6 +193,7 @@ def test_what_a_local_mesh_recorded_goes_into_the_folder(own_home: Path) -> None
     assert run.trace().parts
 
 
+@pytest.mark.usefixtures("warm_processes")
 def test_a_run_in_flight_repeats_from_its_job_file_over_its_own_cut(own_home: Path, tmp_path: Path) -> None:
     pins = {"hidden1": "b", "hidden2": "c", "head": "a"}
     settings = {"schedule": "async:3", "epochs": 1, "optimizer": "sgd"}
@@ -206,6 +208,7 @@ def test_a_run_in_flight_repeats_from_its_job_file_over_its_own_cut(own_home: Pa
     assert last["bits"] == run.bits
 
 
+@pytest.mark.usefixtures("warm_processes")
 def test_a_run_in_flight_on_one_node_repeats_on_more(own_home: Path, tmp_path: Path) -> None:
     run = p2pnn.train("mlp", "digits", local=1, out=str(tmp_path / "r"), schedule="async:2", epochs=1, optimizer="sgd")
     run.follow(lambda event: None)

@@ -9,7 +9,6 @@ from p2pnn.cluster.consensus import Consensus
 from p2pnn.cluster.durable import Durable
 from p2pnn.cluster.election import Role
 from p2pnn.cluster.outcomes import Committed
-from p2pnn.cluster.view import Standing
 from p2pnn.wire.charter import CharterPiece, CharterWanted, Held, Lead, PreVote, PreVoted, Vote
 from p2pnn.wire.messages import Ping
 
@@ -119,12 +118,15 @@ def test_a_deposed_leader_is_told_by_the_next_heartbeat() -> None:
 
 def test_a_charter_that_gossip_knows_of_is_fetched() -> None:
     one = follower()
-    one.core.observe(C, Standing.ALIVE, one.now, version=Version(3, 5))
-    one.core.observe(A, Standing.ALIVE, one.now, version=Version(3, 5))
+    one.core.hear_of(C, one.now, 0.0, 0.0, Version(3, 5), "home")
+    one.core.hear_of(A, one.now, 0.0, 0.0, Version(3, 5), "home")
     one.settle()
-    assert one.messages(CharterWanted) == [(C, CharterWanted(3, 1))], "once in a while"
+    assert one.messages(CharterWanted) == [(C, CharterWanted(0, 0))], "once in a while; it acts on none yet"
     assert one.receive(A, CharterWanted(3, 1)) == []
     assert [type(message) for _, message in one.receive(A, CharterWanted(3, 0))] == [CharterPiece]
+    one.core.hear_of(C, one.now + 9, 0.0, 0.0, Version(9, 9), "away")
+    one.settle()
+    assert one.messages(CharterWanted) == [], "another cluster's versions say nothing"
 
 
 def test_what_is_none_of_its_messages_is_ignored() -> None:

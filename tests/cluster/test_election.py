@@ -154,17 +154,25 @@ def test_gossip_vetoes_for_a_while() -> None:
 def test_the_veto_ends_with_a_doubt_and_the_next_in_order_hurries() -> None:
     one = desk()
     one.core.observe(B, Standing.ALIVE, one.now)
-    one.core.observe(C, Standing.ALIVE, one.now, uptime_s=0.0, version=HELD)
+    one.core.observe(C, Standing.ALIVE, one.now)
+    one.core.hear_of(C, one.now, 0.0, 0.0, HELD, "home")
     one.receive(B, Lead(3, *HELD, 0, 0))
     one.wait(0.5)
     one.core.observe(B, Standing.PROVED, one.now)
     assert one.wait(0.1) != [], "it runs longer than C, so it is the first"
     late = desk()
-    late.core.observe(C, Standing.ALIVE, late.now, uptime_s=999.0, version=HELD)
+    late.core.observe(C, Standing.ALIVE, late.now)
+    late.core.hear_of(C, late.now, 999.0, 0.0, HELD, "home")
     late.receive(B, Lead(3, *HELD, 0, 0))
     late.core.observe(B, Standing.PROVED, late.now)
     assert late.wait(0.14) == []
     assert late.wait(0.1) != []
+
+
+def test_who_holds_no_charter_votes_for_nobody() -> None:
+    one = Desk(A, Durable())
+    [(target, answer)] = one.receive(B, Vote(5, *HELD))
+    assert (target, answer.error) == (B, "this node holds no charter")
 
 
 def test_learners_never_campaign() -> None:

@@ -208,7 +208,8 @@ def test_more_than_half_lost_is_an_alarm_and_moves_nothing() -> None:
 def test_handing_over_takes_the_voter_that_holds_everything() -> None:
     one = leader()
     one.receive(C, Held(4, 4, 1))
-    one.core.observe(C, Standing.ALIVE, one.now, uptime_s=500.0)
+    one.core.observe(C, Standing.ALIVE, one.now)
+    one.core.hear_of(C, one.now, 500.0, 0.0, one.core.version, "home")
     one.core.hand_over(one.now)
     one.settle()
     assert (C, Handover(4)) in one.sent

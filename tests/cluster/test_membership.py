@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 from random import Random
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2pnn.cluster import (
+    Description,
     Dial,
     Event,
     Forget,
     Limits,
     LinkLost,
     LinkRestored,
+    MemberDescribed,
     MemberFailed,
     MemberJoined,
     MemberLeft,
@@ -42,12 +46,14 @@ class Bench:
     def __init__(self, number: int = 1, *joins: Address, name: str = "a", limits: Limits | None = None) -> None:
         self.node = node_id(number)
         self.core = Membership(self.node, name, "b", joins, 0.0, Random(1), limits=limits)
+        self.described: list[MemberDescribed] = []
 
     def events(self, *but: type[Event]) -> list[Event]:
         found = []
         while (event := self.core.next_event()) is not None:
             found.append(event)
-        return [event for event in found if not isinstance(event, but)]
+        self.described += [event for event in found if isinstance(event, MemberDescribed)]
+        return [event for event in found if not isinstance(event, (*but, MemberDescribed))]
 
     def link(self, number: int, name: str = "", boot: str = "x", now: float = 0.0, port: int = 0) -> None:
         where = address(number)
@@ -341,3 +347,24 @@ def test_a_broken_link_between_two_that_live_is_no_failure() -> None:
     assert not mesh.told(one, MemberFailed) + mesh.told(two, MemberFailed) + mesh.told(three, MemberFailed)
     assert len(mesh.told(one, LinkLost, begin)) == len(mesh.told(one, LinkRestored, begin)) == 1
     assert mesh.told(one, MemberRefuted, begin)
+
+
+def test_what_a_member_says_of_itself_is_told_when_it_is_new() -> None:
+    bench = Bench()
+    bench.link(2)
+    bench.events()
+    assert bench.described == [], "its Hello says nothing"
+    said = msgspec.structs.replace(
+        told(2, incarnation=4, boot="x"), cluster="home", charter_term=3, revision=9, uptime_s=50
+    )
+    bench.core.receive(node_id(2), Gossip((said,)), 10.0)
+    bench.core.receive(node_id(2), Gossip((msgspec.structs.replace(said, incarnation=5, uptime_s=50),)), 20.0)
+    bench.core.receive(
+        node_id(2), Gossip((msgspec.structs.replace(said, incarnation=6, lag_ms=128, uptime_s=55),)), 30.0
+    )
+    bench.events()
+    about = Description(cluster="home", charter=(3, 9))
+    assert bench.described == [
+        MemberDescribed(node_id(2), about, 50.0),
+        MemberDescribed(node_id(2), dataclasses.replace(about, lag_ms=128), 70.0),
+    ], "it runs for as long as the oldest news says"

@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import pytest
 from safetensors.numpy import load_file
 
 from p2pnn.data import chunks
@@ -23,13 +24,16 @@ from p2pnn.executor.process import Spawned, spawn
 from p2pnn.job import script
 from p2pnn.job.checkpoint import Manifest, Part
 from p2pnn.job.segment import delays, transfers
-from p2pnn.job.spans import RING_BYTES, Span, read, unpack
+from p2pnn.job.spans import Span, read, unpack
 from p2pnn.job.spec import Chunk, Column, Dataset, JobSpec, Split
 from p2pnn.model.graph import Graph
+from p2pnn.node.room import Room
+from p2pnn.train.cuts import places
 from p2pnn.train.frames import layout
 from p2pnn.train.gate import Gate
 from p2pnn.types import BlobId, JobId
 from tests.executor.models import CLASSES, IMAGE
+from tests.support import warm
 from tests.train.graphs import plan_for
 
 DEADLINE_S = 60.0
@@ -105,7 +109,10 @@ def by_name(graph: Graph, nodes: int, pins: dict[str, int]) -> list[int]:
 
 
 class Mesh:
-    """One start of a job over `nodes` executors, all on one blob store. Use as a context manager."""
+    """One start of a job over `nodes` executors, all on one blob store. Use as a context manager.
+
+    every: updates from one snapshot to the next; `cuts` has the bytes of each, by node and step.
+    """
 
     def __init__(
         self,
@@ -117,16 +124,23 @@ class Mesh:
         frames: int = 3,
         checkpoint: Manifest | None = None,
         planned_for: JobSpec | None = None,
+        every: int = 0,
     ) -> None:
         self.spec = spec
+        self.every = every
+        self.frees = True
         in_flight = (planned_for or spec).in_flight if spec.kind == "train" else 0
         self.delays = delays(spec.graph, assignment, in_flight, nodes)
         plan = plan_for(list(assignment), nodes, in_flight or frames)
         plan = msgspec.structs.replace(plan, delays=self.delays)
+        self.plan = plan
         self.transfers = transfers(spec.graph, assignment)
         self.layouts = [layout(spec.graph, plan, n, spec.rows_per_micro_batch) for n in range(nodes)]
         self.gates = [Gate(spec.graph, plan, n, self.layouts[n]) for n in range(nodes)]
-        self.spawned: list[Spawned] = [spawn(places.arena_bytes + RING_BYTES, spec.threads) for places in self.layouts]
+        copies = [places(spec, plan, n) if every else None for n in range(nodes)]
+        self.rooms = [Room(self.layouts[n], copies[n]) for n in range(nodes)]
+        self.cuts: list[dict[int, bytes]] = [{} for _ in range(nodes)]
+        self.spawned: list[Spawned] = [spawn_warm(room.nbytes, spec.threads) for room in self.rooms]
         self.codecs = [channel.Codec[commands.FromExecutor](commands.FromExecutor) for _ in range(nodes)]
         self.done: list[dict[int, script.Done]] = [{} for _ in range(nodes)]
         self.progress: list[list[script.Progress]] = [[] for _ in range(nodes)]
@@ -145,6 +159,7 @@ class Mesh:
                 str(blobs.root),
                 checkpoint=manifest,
                 spans=self.layouts[node].arena_bytes,
+                snapshots=self.rooms[node].counter,
             )
             spawned.socket.sendall(channel.encode(prepare))
 
@@ -186,7 +201,9 @@ class Mesh:
 
     def train(self, *until_steps: int) -> None:
         """Train up to the last of these steps, by one command for each, all sent at once."""
-        commands = [self.command(lambda number, until=until: script.Train(number, until)) for until in until_steps]
+        commands = [
+            self.command(lambda number, until=until: script.Train(number, until, self.every)) for until in until_steps
+        ]
         for number in commands:
             self.results(number)
 
@@ -235,6 +252,11 @@ class Mesh:
                 self.progress[node].append(message)
             case script.Done():
                 self.done[node][message.sequence] = message
+            case commands.Snapped(step, slot):
+                start, size = self.rooms[node].slot(slot)
+                self.cuts[node][step] = bytes(self.spawned[node].arena.view[start : start + size])
+                if self.frees:
+                    self.tell(node, commands.Freed(slot))
             case commands.Failed(error):
                 self.failed[node] = error
 
@@ -263,6 +285,13 @@ class Mesh:
         except OSError:
             if not self.finishing:
                 raise
+
+
+def spawn_warm(arena_bytes: int, threads: int = 1) -> Spawned:
+    """An executor as `spawn` starts it, without the time that its imports take."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("p2pnn.executor.process.subprocess", warm)
+        return spawn(arena_bytes, threads)
 
 
 def digests(parts: Sequence[Part], blobs: BlobStore) -> dict[str, str]:

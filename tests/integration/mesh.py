@@ -28,6 +28,7 @@ from p2pnn.data.blobs import blob_id
 from p2pnn.job.spec import Chunk, Column, Dataset, JobSpec, Split
 from p2pnn.nn import Model
 from p2pnn.types import BlobId
+from tests.support import warm
 
 READY_TIMEOUT_S = 30.0
 
@@ -54,9 +55,14 @@ class Node:
 
 @dataclass
 class Mesh:
-    """`with mesh(folder, 3) as m:` starts nodes a, b, c that see each other."""
+    """`with mesh(folder, 3) as m:` starts nodes a, b, c that see each other.
+
+    cold: each daemon is a Python of its own from its first instruction on; otherwise it is forked from one that has imported
+    its modules, which is half a second sooner.
+    """
 
     folder: Path
+    cold: bool = False
     nodes: dict[str, Node] = field(default_factory=dict)
     lifeline: tuple[int, int] = (-1, -1)
 
@@ -75,7 +81,7 @@ class Mesh:
             arguments += ["--join", target.address]
         environ = {k: v for k, v in os.environ.items() if not k.startswith("P2PNN_")} | {"P2PNN_CONFIG": os.devnull}
         with (self.folder / f"{name}.log").open("ab") as log:
-            process = subprocess.Popen(
+            process = (subprocess.Popen if self.cold else warm.start)(
                 [sys.executable, "-m", "p2pnn", "node", "start", *arguments],
                 stdout=log,
                 stderr=log,
@@ -141,15 +147,16 @@ class Mesh:
 
 
 @contextlib.contextmanager
-def mesh(folder: Path, count: int = 0) -> Iterator[Mesh]:
+def mesh(folder: Path, count: int = 0, *, cold: bool = False) -> Iterator[Mesh]:
     """A mesh of `count` nodes a, b, c, … that see each other."""
-    found = Mesh(folder, lifeline=os.pipe())
+    found = Mesh(folder, cold, lifeline=os.pipe())
     try:
-        names = list("abcdefgh"[:count])
-        for name in names:
-            found.start(name)
-        found.await_peers(*names)
-        yield found
+        with warm.measured(folder / "profile"):
+            names = list("abcdefgh"[:count])
+            for name in names:
+                found.start(name)
+            found.await_peers(*names)
+            yield found
     finally:
         found.close()
 

@@ -94,7 +94,7 @@ def test_a_killed_executor_fails_its_job_and_leaves_the_daemon_well(three: Mesh)
 
 
 def test_an_executor_never_outlives_its_daemon(tmp_path: Path) -> None:
-    with mesh(tmp_path, 2) as m:
+    with mesh(tmp_path, 2, cold=True) as m:
         job = m.submit("a", *long_job())
         await_checkpoint(m, "a", job)
         pids = [m[name].get("node")["executor_pid"] for name in "ab"]

@@ -12,6 +12,7 @@ from p2pnn.job.checkpoint import Part
 from p2pnn.job.ledger import Ledger
 from p2pnn.job.run import FIRST_PIECE_STEPS, Run
 from p2pnn.job.script import Checkpoint, Done, Evaluate, Finish, Progress, Sample, Train
+from p2pnn.job.snapshots import FIRST_STEPS
 from p2pnn.job.spec import JobSpec
 from p2pnn.job.watch import Watch
 from tests.job.test_sampling import job, scores
@@ -45,9 +46,9 @@ class Bench:
 def test_pieces_grow_with_the_speed_so_that_each_takes_half_a_second() -> None:
     bench = Bench(make_spec(train=msgspec.structs.replace(make_spec().train, stop=80), batch_size=1, micro_batches=1))  # type: ignore[type-var]
     first, second = bench.orders()
-    assert (first, second) == (Train(1, FIRST_PIECE_STEPS), Train(2, 2 * FIRST_PIECE_STEPS))
+    assert (first, second) == (Train(1, FIRST_PIECE_STEPS, FIRST_STEPS), Train(2, 2 * FIRST_PIECE_STEPS, FIRST_STEPS))
     bench.answer(1, 0.1)  # 4 steps in 0.1 s: 40 a second
-    assert bench.orders() == [Train(3, 8 + 20)]
+    assert bench.orders() == [Train(3, 8 + 20, FIRST_STEPS)]
 
 
 def test_checkpoints_come_at_their_steps_and_never_twice_at_an_epochs_end() -> None:

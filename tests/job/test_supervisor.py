@@ -17,6 +17,7 @@ from p2pnn.job import actions, life
 from p2pnn.job.checkpoint import RECUT, Part
 from p2pnn.job.plan import NodeShare, Plan, cut
 from p2pnn.job.records import JobRecord, same_plan
+from p2pnn.job.recovery import Loss
 from p2pnn.job.script import (
     Checkpoint,
     Done,
@@ -105,6 +106,8 @@ class World:
         self.keep_error = ""
         self.step = 0
         self.replans = 0
+        self.asked: list[tuple[NodeId, int, int]] = []
+        self.made: list[tuple[NodeId, int, int, int]] = []
         self.supervisor = Supervisor(record or make_record(spec), spec, dict(NAMES), 0.0)
         if planned:
             self.supervisor.planned(make_plan(self.nodes), 0.0)
@@ -134,6 +137,10 @@ class World:
                     self.events.append((kind, fields))
                 case actions.Replan():
                     self.replans += 1
+                case actions.AskCuts(node, generation, request):
+                    self.asked.append((node, generation, request))
+                case actions.MakePart(node, _, request, index, step):
+                    self.made.append((node, request, index, step))
 
     def answer(self, node: NodeId, command: Any) -> None:
         result, error = b"", ""
@@ -226,20 +233,197 @@ def test_a_run_whose_last_checkpoint_fails_does_not_claim_a_result() -> None:
     assert "node a: the disk is full" in world.record.reason
 
 
-def test_a_lost_node_fails_the_job_with_its_name_and_a_resume_goes_on_from_the_newest_checkpoint() -> None:
+def lose(world: World, node: NodeId, held: dict[NodeId, list[tuple[int, int]]], reached: int = 0) -> None:
+    """A node dies; the others answer what they hold, and write it."""
+    world.supervisor.member_lost(node, "connection reset", world.now)
+    world.supervisor.member_failed(node, "no process listens there", world.now)
+    world.queues.clear()
+    world.take()
+    for asked, _, _ in world.asked:
+        world.supervisor.cuts(asked, reached, held.get(asked, []), world.now)
+    world.take()
+    for holder, request, index, step in world.made:
+        part = Part(BlobId(f"{step:063d}{index}"), 10, bytes(32))
+        world.supervisor.made(holder, request, part, world.now)
+    world.take()
+
+
+def go_on(world: World, nodes: list[NodeId]) -> None:
+    world.nodes = nodes
+    world.supervisor.planned(make_plan(nodes), world.now)
+    world.take()
+    world.run()
+
+
+def test_a_run_that_loses_a_node_goes_on_by_itself_from_the_newest_cut_that_is_whole() -> None:
+    world = World(make_spec())
+    world.run(lambda: len(world.record.checkpoints) == 1 and world.step >= 14)
+    held = {
+        NODES[0]: [(0, 12), (0, 14), (2, 12)],  # b's buddy was c, c's was a
+        NODES[2]: [(2, 12), (2, 14), (1, 12)],
+    }
+    lose(world, NODES[1], held, reached=15)
+    assert world.record.state == "recovering"
+    assert {node for node, _, _ in world.asked} == {NODES[0], NODES[2]}
+    assert {(index, step) for _, _, index, step in world.made} == {(0, 12), (1, 12), (2, 12)}
+    assert set(world.released) == {NODES[0], NODES[2]}
+    newest = world.record.newest
+    assert newest is not None
+    assert (newest.step, newest.epoch, len(newest.parts)) == (12, 1, 3)
+    assert world.replans == 1
+    world.orders.clear()
+    world.step = 12
+    go_on(world, [NODES[0], NODES[2]])
+    assert world.record.state == "done"
+    assert world.record.generation == 2
+    trained = [c.until_step for c in world.orders if isinstance(c, Train)]
+    assert trained[0] > 12
+    assert trained[-1] == 30
+    assert [entry["epoch"] for entry in world.record.history] == [1, 2, 3]
+    told = [fields for kind, fields in world.events if kind == "recovered"]
+    assert [(f["step"], f["redone"]) for f in told] == [(12, 3)]
+    assert re.fullmatch(
+        r"node b is lost \(connection reset\): went on from step 12 over a, c after \d+\.\d s; 3 steps redone",
+        told[0]["text"],
+    )
+
+
+def test_without_a_whole_cut_it_goes_on_from_the_newest_checkpoint() -> None:
+    world = World(make_spec())
+    world.run(lambda: len(world.record.checkpoints) == 2)
+    lose(world, NODES[1], {NODES[0]: [(0, 24)], NODES[2]: [(2, 24)]})
+    assert not world.made
+    assert world.record.newest is not None
+    assert world.record.newest.step == 20
+    world.step = 20
+    go_on(world, [NODES[0], NODES[2]])
+    assert world.record.state == "done"
+    assert [entry["epoch"] for entry in world.record.history] == [1, 2, 3]
+
+
+def test_a_broken_link_is_waited_for_and_the_node_planned_again_when_it_is_back() -> None:
+    world = World(make_spec())
+    world.run(lambda: len(world.record.checkpoints) == 1 and world.step >= 14)
+    world.supervisor.member_lost(NODES[1], "its link broke", world.now)
+    world.queues.clear()
+    world.take()
+    for asked, _, _ in list(world.asked):
+        world.supervisor.cuts(asked, 14, [(NODES.index(asked), 12)], world.now)
+    world.take()
+    assert not world.made, "part 1 is nowhere yet"
+    assert world.replans == 0
+    world.supervisor.member_joined(NODES[1], "b", world.now)
+    world.take()
+    world.supervisor.cuts(NODES[1], 14, [(1, 12)], world.now)
+    world.take()
+    for holder, request, index, step in world.made:
+        world.supervisor.made(holder, request, Part(BlobId(f"{step:063d}{index}"), 10, bytes(32)), world.now)
+    world.take()
+    assert world.replans == 1
+    world.step = 12
+    go_on(world, NODES)
+    assert world.record.state == "done"
+
+
+def test_a_link_that_stays_broken_is_not_waited_for_for_long() -> None:
+    world = World(make_spec())
+    world.run(lambda: len(world.record.checkpoints) == 1)
+    world.supervisor.member_lost(NODES[1], "its link broke", world.now)
+    world.queues.clear()
+    world.take()
+    for asked, _, _ in world.asked:
+        world.supervisor.cuts(asked, 0, [], world.now)
+    world.take()
+    assert world.replans == 0
+    due = world.supervisor.get_timer()
+    assert due is not None
+    world.supervisor.handle_timer(due)
+    world.take()
+    assert world.replans == 1
+
+
+def test_a_job_without_room_is_parked_until_a_node_comes() -> None:
+    world = World(make_spec())
+    world.run(lambda: len(world.record.checkpoints) == 1)
+    lose(world, NODES[1], {})
+    world.supervisor.unplanned("needs 2.1 GiB more", world.now)
+    world.take()
+    assert world.record.state == "parked"
+    assert world.record.reason == "parked: needs 2.1 GiB more; node b is away"
+    world.supervisor.member_joined(NODES[1], "b", world.now)
+    world.take()
+    assert world.replans == 2
+    world.step = 10
+    go_on(world, NODES)
+    assert world.record.state == "done"
+
+
+def test_starts_that_get_nowhere_end_with_the_reason() -> None:
+    world = World(make_spec())
+    world.run(lambda: world.record.state == "running")
+    for _ in range(3):
+        world.supervisor.node_failed(NODES[1], "its link to node c broke: reset", world.now, Loss.UNREACHABLE)
+        world.queues.clear()
+        world.take()
+        for asked, _, _ in world.asked:
+            world.supervisor.cuts(asked, 0, [], world.now)
+        world.take()
+        if world.record.state == "failed":
+            break
+        world.supervisor.planned(make_plan(NODES), world.now)
+        world.take()
+        world.run(lambda: world.record.state == "running")
+    assert world.record.state == "failed"
+    assert "3 times without getting further; go on with `p2pnn jobs resume toy-1`" in world.record.reason
+
+
+def test_a_process_that_is_killed_again_and_again_ends_the_job() -> None:
+    world = World(make_spec())
+    for _ in range(3):
+        world.run(lambda: world.record.state == "running")
+        lost = world.record.generation
+        world.supervisor.node_failed(NODES[1], "its compute process was killed", world.now, Loss.KILLED)
+        world.queues.clear()
+        world.take()
+        for asked, _, _ in world.asked:
+            held = [(index, 3 * lost) for index in range(3)]  # each got further
+            world.supervisor.cuts(asked, 0, held, world.now)
+        world.take()
+        for holder, request, index, step in world.made:
+            world.supervisor.made(holder, request, Part(BlobId(f"{step:063d}{index}"), 10, bytes(32)), world.now)
+        world.take()
+        if world.record.state == "recovering":
+            world.supervisor.planned(make_plan(NODES), world.now)
+            world.take()
+    assert world.record.reason == (
+        "node b: its compute process was killed; it was that for the 3. time, so the job is not started again"
+    )
+
+
+def test_what_no_other_start_would_change_fails_at_once() -> None:
+    world = World(make_spec())
+    world.run(lambda: world.record.state == "running")
+    world.supervisor.node_failed(NODES[1], "the loss became NaN", world.now)
+    assert world.record.reason == "node b: the loss became NaN"
+
+
+def test_a_loss_while_it_pauses_leaves_it_paused_where_it_would_have_gone_on() -> None:
+    world = World(make_spec())
+    world.run(lambda: len(world.record.checkpoints) == 1 and world.step >= 14)
+    world.supervisor.pause(world.now)
+    world.take()
+    lose(world, NODES[1], {NODES[0]: [(0, 12), (1, 12), (2, 12)]})
+    assert world.record.state == "paused"
+    assert world.record.reason == "paused at step 12"
+    assert world.replans == 0
+
+
+def test_a_resume_goes_on_from_the_newest_checkpoint() -> None:
     spec = make_spec()
     world = World(spec)
     world.run(lambda: len(world.record.checkpoints) == 2)
-    world.supervisor.member_failed(NODES[1], "connection reset", world.now)
-    world.take()
-    assert world.record.state == "failed"
-    assert world.record.reason == "node b is lost: connection reset; go on with `p2pnn jobs resume toy-1`"
-    assert set(world.released) == set(NODES)
-    failed = world.record
-    assert failed.newest is not None
-    assert failed.newest.step == 20
-
-    again = msgspec.structs.replace(failed, state="queued", generation=2, reason="")
+    world.supervisor.fail("node a was stopped", world.now)
+    again = msgspec.structs.replace(world.record, state="queued", generation=2, reason="")
     second = World(spec, 1, again, [NODES[0], NODES[2]])
     second.step = 20
     second.run()
@@ -324,7 +508,9 @@ def test_what_keeps_nothing_is_not_paused_and_not_gone_on_with(kind: str) -> Non
         world.supervisor.pause(world.now)
     world.run(lambda: world.record.state == "running")
     world.supervisor.member_failed(NODES[1], "connection reset", world.now)
-    assert world.record.reason == "node b is lost: connection reset; start it again"
+    world.take()
+    assert not world.asked, "there is nothing to go on from: it is started again"
+    assert (world.record.state, world.replans) == ("recovering", 1)
 
 
 def test_a_pause_whose_checkpoint_fails_lets_the_run_go_on() -> None:
@@ -389,7 +575,7 @@ def test_a_new_plan_is_a_new_generation_and_takes_its_places_anew() -> None:
     assert world.records[-1].version > (1, world.record.revision)
 
 
-def test_a_node_that_does_not_move_any_more_fails_the_job() -> None:
+def test_a_node_that_does_not_move_any_more_is_lost() -> None:
     world = World(make_spec(epochs=20))
     world.run(lambda: world.record.state == "running" and world.step > 20)
     due = world.supervisor.get_timer()
@@ -401,7 +587,7 @@ def test_a_node_that_does_not_move_any_more_fails_the_job() -> None:
         assert due is not None
         world.supervisor.handle_timer(due)
     assert re.fullmatch(r"node [abc]: its compute process has not moved for \d+ s", world.record.reason)
-    assert world.supervisor.get_timer() is None
+    assert world.record.state == "recovering"
 
 
 def test_a_node_that_is_never_prepared_fails_the_job_unless_it_tells_of_its_fetching() -> None:

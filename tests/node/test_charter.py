@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import errno
+from functools import partial
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from p2pnn.cluster.charter import NOTHING
-from p2pnn.cluster.durable import FORMAT, decode
+from p2pnn.cluster import Description, recovery
+from p2pnn.cluster.charter import NOTHING, Charter, CharterMember
+from p2pnn.cluster.durable import FORMAT, Durable, decode, encode
 from p2pnn.cluster.election import Role
-from p2pnn.errors import CharterError, StorageError
+from p2pnn.errors import CharterError, NotAllowedError, StorageError
 from p2pnn.node import charter as module
 from p2pnn.node.charter import ClusterCharter
 from p2pnn.node.daemon import Daemon
 from p2pnn.types import NodeId
 from p2pnn.wire.messages import Lead
-from tests.node.nodes import A, B, config, daemons, post, until
+from tests.node.nodes import A, B, C, config, daemons, post, until
 
 pytestmark = pytest.mark.asyncio
 
@@ -152,3 +154,52 @@ async def test_daemons_agree_on_members_and_voters_and_survive_their_coordinator
         await a.close("node a was stopped")
         await until(lambda: leader_of(b) == leader_of(c) and leader_of(b) in (b.node, c.node))
         assert members_of(b) == everybody, "who is away is a member all the same"
+
+
+async def test_a_node_that_misses_its_coordinator_says_so_and_what_it_can_do(tmp_path: Path) -> None:
+    async with daemons(tmp_path, "a", "b") as (a, b):
+        await until(lambda: members_of(b) == {a.node, b.node})
+        assert not b.charter.parked
+        await a.close("node a was stopped")
+        await until(lambda: b.charter.parked)
+        assert "this node sees 0 of 1 voter" in b.charter.parked
+        assert b.charter.snapshot().presence.absence(a.node).reason == "it was stopped"
+        with pytest.raises(NotAllowedError, match="voters may still be on their way"):
+            await b.charter.recover(b.charter.description()[0])
+
+
+async def test_a_cluster_is_begun_anew_with_the_old_work_and_never_given_up_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recovery, "refusal", partial(recovery.refusal, after_s=0.0))
+    one, _ = post()
+    part = ClusterCharter(one, tmp_path, founds=False)
+    old = Charter(1, "old", 4, 9, (B,), (CharterMember(B, "", "b"), CharterMember(A, "", "a")), b"jobs")
+    (tmp_path / "charter").write_bytes(encode(Durable(5, B, old)))
+    part.start()
+    with pytest.raises(NotAllowedError, match="old, and other was asked for"):
+        await part.recover("other")
+    part.member_alive(C, "c", "old")
+    part.member_described(C, Description(cluster="old", charter=(5, 1)), 10.0)
+    with pytest.raises(NotAllowedError, match=r"knows charter 5\.1, newer than 4\.9"):
+        await part.recover("old")
+    part.member_described(C, Description(cluster="old", charter=(4, 9)), 10.0)
+    charter = await part.recover("old")
+    assert (list(charter.nodes()), charter.work) == ([A], b"jobs")
+    await until(lambda: part.snapshot().consensus.role is Role.LEADER)
+    assert part.parked == ""
+    assert part.snapshot().presence.foreign[C].theirs == "old"
+    await until(lambda: members_of_part(part))
+    assert members_of_part(part) == {A}, "one of the old cluster is not admitted"
+    kept = decode((tmp_path / "charter.old").read_bytes(), "charter.old")
+    assert kept == Durable(5, B, old)
+    await part.close()
+    again = ClusterCharter(one, tmp_path, founds=False)
+    again.start()
+    assert again.description()[0] == charter.cluster, "though it is told to join others"
+    await again.close()
+
+
+def members_of_part(part: ClusterCharter) -> set[NodeId]:
+    charter = part.snapshot().consensus.charter
+    return set() if charter is None else set(charter.nodes())

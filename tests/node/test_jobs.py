@@ -163,14 +163,23 @@ async def test_a_report_that_comes_as_a_parcel_is_fetched(tmp_path: Path) -> Non
     await bench.close()
 
 
-async def test_a_lost_node_fails_a_running_job_and_replans_a_queued_one(tmp_path: Path) -> None:
+async def test_jobs_that_lose_a_node_are_planned_again_whether_they_run_or_wait(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
     running, queued = await bench.running(), await bench.submitted()
     del bench.members[B]
     bench.planning.nodes = [A, C]
     bench.jobs.member_lost(B, "connection reset")
-    assert bench.jobs.get(running).reason.startswith("node b is lost: connection reset; go on with")
-    await until(lambda: bench.planning.asked == 3)
+    bench.jobs.member_failed(B, "no process listens there")
+    assert bench.state(running) == "recovering"
+    assert bench.jobs.get(running).reason == "node b is lost (connection reset)"
+    await until(lambda: bench.outside.of(wire.CutsWanted))
+    for node in (A, C):
+        bench.hear(node, wire.CutsHeld(running, 1, 1 + (node == C), 0, (), ()))
+    await until(lambda: bench.planning.asked == 4)
+    await until(
+        lambda: [s.name for s in (bench.jobs.get(running).plan or plan_of(bench.spec, [A])).nodes] == ["a", "c"]
+    )
+    assert bench.jobs.get(running).generation == 2
     await until(lambda: [s.name for s in (bench.jobs.get(queued).plan or plan_of(bench.spec, [A])).nodes] == ["a", "c"])
     await bench.close()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any, cast
 
 import pytest
@@ -40,6 +41,8 @@ class Bench:
         self.dialler = Dialler()
         self.changes: list[tuple[Any, ...]] = []
         self.doubts: list[tuple[str, NodeId]] = []
+        self.described: list[tuple[NodeId, Description, float]] = []
+        self.slowness: list[float] = []
         self.answering = True
         self.said = Description("p2pnn 1", load=0)
         send = self.outside.send
@@ -74,6 +77,13 @@ class Bench:
 
     def member_failed(self, node: NodeId, reason: str) -> None:
         self.changes.append(("failed", node, reason))
+
+    def member_described(self, node: NodeId, about: Description, uptime_s: float) -> None:
+        if node != A:
+            self.described.append((node, about, uptime_s))
+
+    def slowness_changed(self, factor: float) -> None:
+        self.slowness.append(factor)
 
 
 def peer(node: NodeId, name: str, port: int, boot: str = "1") -> PeerIdentity:
@@ -209,4 +219,32 @@ async def test_a_join_that_fails_is_told_once_for_each_reason(caplog: pytest.Log
     assert [record.levelname for record in told] == ["WARNING", "WARNING"]
     assert "--listen" in told[0].message
     assert "another cluster" in told[1].message
+    bench.members.close()
+
+
+async def test_what_members_say_of_themselves_and_how_slow_this_node_is_reach_the_owner() -> None:
+    bench = Bench()
+    bench.members.link_up(B, peer(B, "b", 7001))
+    assert bench.members.cluster_of(B) is None
+    fact = Fact(B, "b", "", 0, "1", 3, Life.ALIVE, cluster="home", charter_term=2, revision=7, uptime_s=90)
+    bench.members.receive(B, Gossip((fact,)))
+    [(node, about, uptime_s)] = bench.described
+    assert (node, about.cluster, about.charter) == (B, "home", (2, 7))
+    assert uptime_s >= 90
+    assert bench.members.cluster_of(B) == "home"
+    bench.answering = False
+    await until(lambda: bench.slowness)
+    assert bench.slowness[0] > 1, "a probe that nobody answered may be this node's own fault"
+    bench.members.close()
+
+
+async def test_a_loop_that_comes_late_is_told_of_in_powers_of_two() -> None:
+    bench = Bench()
+    assert bench.members.lag_ms == 0
+    bench.members.link_up(B, peer(B, "b", 7001))
+    end = time.monotonic() + 0.4
+    while time.monotonic() < end:
+        pass  # what holds a loop up is work
+    await until(lambda: bench.members.lag_ms)
+    assert bench.members.lag_ms in (128, 256, 512, 1024, 2048, 4096)
     bench.members.close()

@@ -14,6 +14,7 @@ from p2pnn.job import trace
 from p2pnn.job.segment import transfers
 from p2pnn.job.spans import RING_BYTES, Kind, Ring, unpack
 from p2pnn.node import part as module
+from p2pnn.train.cuts import COUNTER_BYTES, places
 from p2pnn.train.frames import layout
 from p2pnn.wire import messages as wire
 from tests.node.nodes import JOB, A, until
@@ -68,7 +69,10 @@ async def test_the_executors_ring_lies_behind_its_tensors_and_is_kept_however_it
     executor = FakeExecutor.made[-1]
     tensors = layout(bench.spec.graph, bench.plan, 1, bench.spec.rows_per_micro_batch).arena_bytes
     prepare: Any = executor.sent[0]
-    assert (prepare.spans, len(executor.memory)) == (tensors, tensors + RING_BYTES)
+    copies = places(bench.spec, bench.plan, 1)
+    start = -(-(tensors + RING_BYTES) // COUNTER_BYTES) * COUNTER_BYTES
+    assert (prepare.spans, prepare.snapshots) == (tensors, start)
+    assert len(executor.memory) == start + COUNTER_BYTES + copies.slots * copies.nbytes
     ring = Ring(memoryview(executor.memory)[tensors:])
     ring.add(1.0, 2.0, 0, 0, Kind.FORWARD, 1)
     ring.waits(2.0)

@@ -19,6 +19,7 @@ from p2pnn.node import parcels
 from p2pnn.node import part as module
 from p2pnn.node.asking import Asking
 from p2pnn.node.place import Place
+from p2pnn.node.snapshots import Snapshots
 from p2pnn.node.storage import Storage
 from p2pnn.node.traces import Traces
 from p2pnn.train.frames import layout
@@ -75,7 +76,8 @@ class Bench:
         self.exchange = exchange(folder, self.post)
         self.storage = Storage(folder / "state")
         traces = Traces(self.post, self.storage, self.exchange, Asking(self.post, lambda job, verb: verb))
-        self.place = Place(self.post, self.exchange, traces)
+        self.snapshots = Snapshots(self.post, self.exchange, lambda: {A: "a", B: "b"}, lambda job: None)
+        self.place = Place(self.post, self.exchange, traces, self.snapshots)
         self.spec, blobs = toy(**settings)
         self.spec_blob = stored(self.spec, blobs, self.exchange.blobs)
         self.plan = plan_of(self.spec, [A, B])

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from p2pnn.cluster.charter import CharterMember, found
+from p2pnn.cluster.charter import Charter, CharterMember, found
 from p2pnn.cluster.consensus import Consensus
 from p2pnn.cluster.durable import Durable
 from p2pnn.cluster.election import Role, Timing
@@ -25,7 +25,7 @@ from p2pnn.types import NodeId
 from tests.simulator.ablations import without_prevote
 from tests.simulator.clock import Clock
 from tests.simulator.disk import Disk
-from tests.simulator.faults import FAULTS, Storm
+from tests.simulator.faults import ALONE, FAULTS, Storm
 from tests.simulator.host import Host
 from tests.simulator.ledger import Ledger, generations, watched
 from tests.simulator.network import Conditions
@@ -109,28 +109,35 @@ class Cluster:
     # --- looking
 
     def core(self, node: NodeId) -> Consensus | None:
-        core = self.world.hosts[node].core
-        return core if isinstance(core, Consensus) else None
+        core: Any = self.world.hosts[node].core
+        return core  # type: ignore[no-any-return]
 
     def leader(self) -> NodeId | None:
         """The living leader of the highest term."""
-        leading = [
-            (core.term, node)
-            for node in self.nodes
-            if (core := self.core(node)) is not None and core.role is Role.LEADER and not self.world.hosts[node].frozen
-        ]
-        return max(leading, default=(0, None))[1]
+        leading, highest = None, -1
+        for node, host in self.world.hosts.items():
+            core: Any = host.core
+            if core is not None and core.role is Role.LEADER and not host.frozen and core.term > highest:
+                leading, highest = node, core.term
+        return leading
 
     def leads_all(self) -> bool:
         """One leader, whom every living member knows."""
         leader = self.leader()
-        cores = [core for node in self.nodes if (core := self.core(node)) is not None]
+        cores = [host.core for host in self.world.hosts.values() if host.core is not None]
         return leader is not None and all(core.snapshot().leader == leader for core in cores)
 
     def agrees(self) -> bool:
         """All act on one and the same charter, which has all of them as members."""
-        charters = {core.snapshot().charter for node in self.nodes if (core := self.core(node)) is not None}
-        charter = charters.pop() if len(charters) == 1 else None
+        charter: Charter | None = None
+        for host in self.world.hosts.values():
+            core: Any = host.core
+            if core is None:
+                continue
+            acted = core.snapshot().charter
+            if acted is None or (charter is not None and acted.version != charter.version):
+                return False
+            charter = acted
         return charter is not None and set(self.nodes) == set(charter.nodes())
 
     @staticmethod
@@ -146,15 +153,16 @@ class Cluster:
         try:
             if calm_first:
                 world.run_until(self.agrees, 5.0)
-            Storm(
+            storm = Storm(
                 world,
                 faults,
                 world.now + storm_s,
                 every_s=self.fault_every_s,
                 lasts_s=self.fault_lasts_s,
                 aim=self.leader,
+                patience_s=storm_s,
             )
-            world.run(world.now + storm_s)
+            world.run_until(lambda: storm.over, 2 * storm_s)
             self._calm(result)
         except Violation as violation:
             result.violation = str(violation)
@@ -203,8 +211,7 @@ class Cluster:
             case Persist(number, durable):
 
                 def done(kept: bool) -> None:
-                    core = host.core
-                    assert isinstance(core, Consensus)
+                    core: Any = host.core
                     if kept:
                         core.persisted(number, host.time(world.now))
                     else:
@@ -217,8 +224,8 @@ class Cluster:
     def _propose(self) -> None:
         """Every leader (it may not know that it is none any more) admits a node or gives a job another generation."""
         random = self.world.random
-        for node in self.nodes if self.proposing else ():
-            core = self.core(node)
+        for node, host in self.world.hosts.items() if self.proposing else ():
+            core: Any = host.core
             if core is not None and core.role is Role.LEADER:
                 for _ in range(random.choice((1, 1, 1, 4))):  # a hasty supervisor does not wait for the commit
                     self.world.act(node, self._propose_at)
@@ -268,9 +275,11 @@ class Cluster:
             standing = Standing.PROVED if host.core is None else Standing.SUSPECT
         else:
             return
+        core.observe(node, standing, now)
         other = self.core(node)
-        version = other.version if other is not None and is_up else None
-        core.observe(node, standing, now, uptime_s=world.now - host.notes["started"], version=version)
+        charter = other.snapshot().charter if other is not None and is_up else None
+        if charter is not None:
+            core.hear_of(node, now, world.now - host.notes["started"], 0.0, charter.version, charter.cluster)
 
 
 NERVOUS = Timing(
@@ -294,7 +303,8 @@ def one_seed(seed: int, core: type[Consensus] = Consensus, *, command: str = "",
     random = Random(seed)
     nodes = random.choice((1, 2, 3, 3, 3, 3, 4, 5, 5, 5, 5, 7))
     chosen = {random.choice(("partition", "one-way partition", "cut")), random.choice(("crash", "power cut", "freeze"))}
-    faults = tuple(sorted({*chosen, *random.sample(sorted(FAULTS), random.randint(0, 5))}))
+    planned = {*chosen, *random.sample(sorted(FAULTS), random.randint(0, 5))}
+    faults = tuple(sorted(planned & ALONE if nodes == 1 else planned))
     nervous = random.random() < 0.5
     if nervous and random.random() < 0.5:
         core = without_prevote(core)

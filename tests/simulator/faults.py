@@ -76,11 +76,16 @@ def cut(world: World, host: Host) -> Undo:
 
 
 def broken_link(world: World, host: Host) -> Undo:
-    """The links of a node to some others are reset, now: what is under way is lost."""
+    """The links of a node to some others are reset, each while a message is under way on it, which is lost."""
     others = [node for node in world.hosts if node != host.node]
-    for other in world.random.sample(others, world.random.randint(1, len(others))) if others else ():
-        world.break_link(host.node, other)
-    return _nothing
+    chosen = world.random.sample(others, world.random.randint(1, len(others))) if others else []
+    pairs = {frozenset((host.node, other)) for other in chosen}
+    world.network.fragile |= pairs
+
+    def undo() -> None:
+        world.network.fragile -= pairs
+
+    return undo
 
 
 def _worse(**changes: float) -> Fault:
@@ -88,7 +93,7 @@ def _worse(**changes: float) -> Fault:
 
     def strike(world: World, host: Host) -> Undo:
         (name, most), before = next(iter(changes.items())), world.network.conditions
-        world.network.conditions = replace(before, **{name: most * world.random.random()})
+        world.network.conditions = replace(before, **{name: most * world.random.uniform(0.1, 1.0)})
 
         def undo() -> None:
             world.network.conditions = replace(world.network.conditions, **{name: getattr(before, name)})
@@ -159,12 +164,16 @@ FAULTS: dict[str, Fault] = {
 }
 """Name, as `world.fired` counts it → what strikes."""
 
+ALONE: frozenset[str] = frozenset({"crash", "power cut", "freeze", "slow disk", "disk failure", "drift"})
+"""Those that can strike a host without any other."""
+
 
 class Storm:
-    """Strikes by `faults`, names of FAULTS, from now until a true time, by each once before any twice; then the calm.
+    """Strikes by `faults`, names of FAULTS, from now until a true time, by each until it fired, and then by any; then the calm.
 
-    every_s: the mean time between strikes. lasts_s: the mean time until one is undone. aim: the preferred target now, or
-    None; it is taken every second time.
+    every_s: the mean time between strikes; they come faster where so many faults would not find room. lasts_s: the mean time
+    until one is undone, a third of it at least. aim: the preferred target now, or None; it is taken every second time.
+    patience_s: how much longer it goes on at most while a fault has not fired yet. over: whether the calm has begun.
     """
 
     def __init__(
@@ -176,26 +185,42 @@ class Storm:
         every_s: float = 1.0,
         lasts_s: float = 1.5,
         aim: Callable[[], NodeId | None] | None = None,
+        patience_s: float = 0.0,
     ) -> None:
+        self.over = False
         self.faults = tuple(faults)
         self.until = until
         self.struck: list[tuple[float, str, NodeId]] = []
         self._world = world
-        self._every_s = every_s
+        self._every_s = min(every_s, (until - world.now) / (2 * len(faults) + 1))
         self._lasts_s = lasts_s
         self._aim = aim
+        self._latest = until + patience_s
         self._calm_conditions = world.network.conditions
         self._calm_disks = {node: host.disk.delay_s for node, host in world.hosts.items()}
         self._undo: list[Undo] = []
         self._unused = world.random.sample(self.faults, len(self.faults))
         if self.faults:
             self._next()
-        world.at(until, self.calm)
+        world.at(until, self._finish)
+
+    def _finish(self) -> None:
+        """The end, unless a fault had no effect yet."""
+        missing = [name for name in self.faults if not self._world.fired[name]]
+        if not missing or self.until >= self._latest:
+            self.calm()
+            return
+        self.until = min(self.until + 2 * self._lasts_s, self._latest)
+        self._unused += [name for name in missing if name not in self._unused]
+        self._world.at(self.until, self._finish)
+        self._next()
 
     def calm(self) -> None:
         """Mend everything now: the last fault is over."""
         world = self._world
+        self.over = True
         world.network.heal()
+        world.network.fragile.clear()
         for undo in self._undo:
             undo()
         self._undo.clear()
@@ -217,19 +242,25 @@ class Storm:
         self.struck.append((world.now, name, host.node))
         undo = FAULTS[name](world, host)
         self._undo.append(undo)
-        over = world.now + random.expovariate(1 / self._lasts_s)
-        if over < self.until:
-            world.at(over, self._end, undo)
+        over = world.now + max(self._lasts_s / 3, random.expovariate(1 / self._lasts_s))
+        world.at(over, self._end, name, undo)
         self._next()
 
-    def _end(self, undo: Undo) -> None:
+    def _end(self, name: str, undo: Undo) -> None:
         if undo in self._undo:
             self._undo.remove(undo)
             undo()
+            if not self._world.fired[name] and name not in self._unused:
+                self._unused.append(name)  # nothing was there to be hit: once more
 
     def _target(self) -> NodeId:
-        aimed = self._aim() if self._aim is not None and self._world.random.random() < 0.5 else None
-        return aimed if aimed is not None else self._world.random.choice(list(self._world.hosts))
+        """Somebody who runs, if anybody does: most faults need that to have an effect."""
+        world = self._world
+        aimed = self._aim() if self._aim is not None and world.random.random() < 0.5 else None
+        if aimed is not None:
+            return aimed
+        running = [node for node, host in world.hosts.items() if host.core is not None]
+        return world.random.choice(running or list(world.hosts))
 
 
 def _side(world: World, host: Host) -> list[NodeId]:

@@ -48,7 +48,12 @@ class Host:
 
     def time(self, true_s: float, at_least: float = float("-inf")) -> float:
         """What its clock shows; never less than before, nor than `at_least`: a rounded bit is no reason to go back."""
-        self._latest = max(self._latest, self.clock.local(true_s), at_least)
+        clock = self.clock
+        now = clock.offset_s + clock.rate * true_s
+        if now < at_least:
+            now = at_least
+        if now > self._latest:
+            self._latest = now
         return self._latest
 
     @property

@@ -14,9 +14,12 @@ Each broken promise raises AssertionError, which the world turns into a report.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from functools import lru_cache
+from typing import Any
 
 import msgspec
 
+from p2pnn.cluster import charter as charters
 from p2pnn.cluster.charter import NOTHING, Charter, Version
 from p2pnn.cluster.consensus import Consensus
 from p2pnn.cluster.durable import Durable
@@ -37,6 +40,7 @@ class Ledger:
         self._charters: dict[Version, Charter] = {}
         self._parents: dict[Version, Version] = {}
         self._committed: list[Version] = []
+        self._is_committed: set[Version] = set()
         self._elected: list[Version] = []
         self._acted: dict[NodeId, Version] = {}
         self._generations: dict[NodeId, dict[str, int]] = {}
@@ -58,9 +62,9 @@ class Ledger:
         """A leader's first charter."""
         self.elections += 1
         insort(self._elected, charter.version)
-        for version in self._committed:
-            if version.term < charter.term:
-                self._must_descend(charter.version, version, "a leader misses a committed charter")
+        before = [version for version in self._committed if version.term < charter.term]
+        if before:  # they are one chain, as `acts` has checked: who descends from the last descends from all
+            self._must_descend(charter.version, before[-1], "a leader misses a committed charter")
 
     def acts(self, world: World, host: Host, charter: Charter) -> None:
         """A node takes a charter to be committed."""
@@ -69,7 +73,7 @@ class Ledger:
         assert version >= before, f"{host} goes back from {before} to {version}"
         self._acted[host.node] = version
         self._check_generations(host.node, charter)
-        if version in self._committed:
+        if version in self._is_committed:
             assert self._charters[version] == charter
             return
         at = bisect_left(self._committed, version)
@@ -78,6 +82,7 @@ class Ledger:
         if at < len(self._committed):
             self._must_descend(self._committed[at], version, "committed charters part")
         insort(self._committed, version)
+        self._is_committed.add(version)
         for first in self._elected:
             if first.term > version.term:
                 self._must_descend(first, version, "a leader misses a committed charter")
@@ -93,8 +98,8 @@ class Ledger:
 
     def check(self, world: World, host: Host) -> None:
         """After every step of a host."""
-        core = host.core
-        if isinstance(core, Consensus) and core.role is Role.LEADER:
+        core: Any = host.core
+        if core.role is Role.LEADER:
             leader = self._leaders.setdefault(core.term, host.node)
             assert leader == host.node, f"two leaders of term {core.term}: {leader} and {host.node}"
 
@@ -114,10 +119,15 @@ class Ledger:
         self._generations[node] = new
 
 
+_decode = lru_cache(64)(charters.decode)
+
+
 def watched(core: type[Consensus], ledger: Ledger) -> type[Consensus]:
-    """The core, with every charter that it writes told to the ledger."""
+    """The core, with every charter that it writes told to the ledger. Bytes that all members are sent are decoded once."""
 
     class Watched(core):  # type: ignore[misc, valid-type]
+        _decode = staticmethod(_decode)
+
         def _install(self, charter: Charter, now: float) -> None:
             is_first = charter.revision == self.charter.revision
             ledger.wrote(self.charter, charter)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import log
 from random import Random
 
 from p2pnn.types import NodeId
@@ -37,7 +38,8 @@ class Conditions:
 class Network:
     """conditions: of every link that has none of its own in `links`, a map of (source, target).
 
-    sent, delivered: messages so far.
+    sent, delivered: messages so far. is_cut: whether any way may be closed now. fragile: links that break under their next
+    message.
     """
 
     def __init__(self, random: Random, fired: Counter[str], conditions: Conditions | None = None) -> None:
@@ -45,6 +47,8 @@ class Network:
         self.links: dict[tuple[NodeId, NodeId], Conditions] = {}
         self.sent = 0
         self.delivered = 0
+        self.is_cut = False
+        self.fragile: set[frozenset[NodeId]] = set()
         self._random = random
         self._fired = fired
         self._sides: dict[NodeId, int] = {}
@@ -61,22 +65,26 @@ class Network:
         self._sides = {node: number for number, side in enumerate(sides, 1) for node in side}
         numbers = range(len(sides) + 1)
         self._closed = {(a, b): "partition" for a in numbers for b in numbers if a != b}
+        self.is_cut = True
 
     def partition_one_way(self, muted: Iterable[NodeId]) -> None:
         """Nothing from `muted` reaches the others; what the others say still reaches them."""
         self.heal()
         self._sides = dict.fromkeys(muted, 1)
         self._closed = {(1, 0): "one-way partition"}
+        self.is_cut = True
 
     def cut(self, source: NodeId, target: NodeId) -> None:
         """Nothing from source reaches target, until `heal`; the other way stays open."""
         self._cut.add((source, target))
+        self.is_cut = True
 
     def heal(self) -> None:
         """No partition and no cut any more; conditions stay."""
         self._sides.clear()
         self._closed = {}
         self._cut.clear()
+        self.is_cut = False
 
     def break_link(self, one: NodeId, other: NodeId) -> None:
         """Lose what is under way between two nodes; later messages find a new link."""
@@ -110,7 +118,7 @@ class Network:
     def arrivals(self, source: NodeId, target: NodeId, now: float) -> tuple[float, ...]:
         """When copies of a message sent now arrive: usually one time, none where it is lost."""
         self.sent += 1
-        if (self._closed or self._cut) and not self.passes(source, target):
+        if self.is_cut and not self.passes(source, target):
             return ()
         conditions = self.links.get((source, target), self.conditions) if self.links else self.conditions
         if conditions.loss and self._random.random() < conditions.loss:
@@ -135,5 +143,4 @@ class Network:
         return at
 
     def _travel(self, conditions: Conditions) -> float:
-        jitter_s = conditions.jitter_s
-        return conditions.delay_s + (self._random.expovariate(1 / jitter_s) if jitter_s else 0.0)
+        return conditions.delay_s - conditions.jitter_s * log(1.0 - self._random.random())

@@ -81,7 +81,7 @@ class World:
         self._on_event = on_event
         self._heap: list[tuple[float, int, Callable[..., Any], tuple[Any, ...]]] = []
         self._count = 0
-        self._told: deque[tuple[float, str, NodeId, Any]] = deque(maxlen=tell)
+        self._told: deque[tuple[float, str, NodeId, NodeId | None, Any]] = deque(maxlen=tell)
 
     # --- hosts
 
@@ -162,9 +162,13 @@ class World:
 
     def run(self, until: float) -> None:
         """Let everything happen up to a true time. Raises Violation."""
-        heap = self._heap
+        heap, pop, steps = self._heap, heapq.heappop, self.steps
         while heap and heap[0][0] <= until:
-            self.step()
+            self.now, _, do, arguments = pop(heap)
+            self.steps += 1
+            do(*arguments)
+            if self.steps - steps > STEPS_MAX:
+                raise self.violation(f"more than {STEPS_MAX} steps: something here feeds itself")
         self.now = max(self.now, until)
 
     def run_until(self, condition: Callable[[], bool], timeout_s: float) -> bool:
@@ -188,7 +192,10 @@ class World:
 
     def violation(self, what: object) -> Violation:
         """What to raise where a promise is broken: the reason, the last steps, and the command that repeats it."""
-        told = "\n".join(f"  {time:10.4f} {verb:8} {node[:8]} {what}" for time, verb, node, what in self._told)
+        told = "\n".join(
+            f"  {time:10.4f} {verb:8} {node[:8]} {'' if source is None else source[:8] + ': '}{what}"
+            for time, verb, node, source, what in self._told
+        )
         return Violation(
             f"{what}\n{told}\nat {self.now:.4f} s of virtual time, step {self.steps}, seed {self.seed}"
             f"\nfaults fired: {dict(self.fired)}\nrepeat: {self.command or f'the same test with seed {self.seed}'}"
@@ -210,7 +217,12 @@ class World:
             if len(host.backlog) < BACKLOG_MAX:
                 host.backlog.append((do, arguments))
             return None
-        result = self._guard(do, *arguments)
+        try:
+            result = do(*arguments)
+        except Violation:
+            raise
+        except Exception as error:
+            raise self.violation(f"{type(error).__name__}: {error}") from error
         self._settle(host)
         return result
 
@@ -218,7 +230,6 @@ class World:
         """The three beats of every adapter, then the checks."""
         core = host.core
         assert core is not None
-        now = host.time(self.now)
         try:
             while (event := core.next_event()) is not None:
                 self._tell("event", host.node, event)
@@ -226,7 +237,7 @@ class World:
                     self._on_event(self, host, event)
                 if host.core is not core:
                     return  # the scenario crashed it
-            for target, message in core.messages_to_send(now):
+            for target, message in core.messages_to_send(host.time(self.now)):
                 self._send(host, target, message)
             timer = core.get_timer()
             for check in self.checks:
@@ -241,8 +252,10 @@ class World:
             self._arm(host, timer)
 
     def _arm(self, host: Host, timer: float) -> None:
+        """Have `_due` called then, or before: one that comes early looks again, which is cheaper than to move it."""
         due = max(host.clock.true(timer), self.now)
-        if host.armed != due:
+        armed = host.armed
+        if armed is None or due < armed:
             host.armed = due
             self.at(due, self._due, host, due)
 
@@ -253,21 +266,26 @@ class World:
         if target == source:
             self.after(0.0, self._deliver, source, target, message, 0)
             return
-        epoch = self.network.epoch(source, target)
-        for arrival in self.network.arrivals(source, target, self.now):
+        network = self.network
+        if network.fragile and (pair := frozenset((source, target))) in network.fragile:
+            network.fragile.discard(pair)
+            self.after(network.conditions.delay_s * self.random.random(), self.break_link, source, target)
+        epoch = network.epoch(source, target)
+        for arrival in network.arrivals(source, target, self.now):
             self.at(arrival, self._deliver, source, target, message, epoch)
 
     def _deliver(self, source: NodeId, target: NodeId, message: Any, epoch: int) -> None:
         host = self.hosts.get(target)
         if host is None or host.core is None:
             return
-        if epoch != self.network.epoch(source, target):
+        network = self.network
+        if epoch != network.epoch(source, target):
             self.fired["broken link"] += 1
             return
-        if source != target and not self.network.passes(source, target):
+        if source != target and network.is_cut and not network.passes(source, target):
             return
-        self.network.delivered += 1
-        self._tell("receive", target, (source[:8], message))
+        network.delivered += 1
+        self._told.append((self.now, "receive", target, source, message))
         self.touch(host, self._receive, host, source, message)
 
     def _receive(self, host: Host, source: NodeId, message: Any) -> None:
@@ -296,4 +314,4 @@ class World:
             raise self.violation(f"{type(error).__name__}: {error}") from error
 
     def _tell(self, verb: str, node: NodeId, what: Any) -> None:
-        self._told.append((self.now, verb, node, what))
+        self._told.append((self.now, verb, node, None, what))

@@ -252,22 +252,22 @@ def run(seed: int, **options: Any) -> Mesh:
 
 
 def test_thousands_of_random_meshes_none_hangs() -> None:
-    for seed in range(3_000):
+    for seed in range(1_500):
         run(seed)
 
 
 def test_with_several_mini_batches_in_flight_none_hangs_and_each_reads_its_own_version() -> None:
     ahead = 0
-    for seed in range(1_500):
+    for seed in range(800):
         mesh = run(seed, in_flight_max=5, step=seed % 3 * 4)
         assert mesh.most_ahead <= max(mesh.delays)
         ahead += mesh.most_ahead == max(mesh.delays) > 0
-    assert ahead > 450  # about a third of all; some half have a delay at all
+    assert ahead > 240  # about a third of all; some half have a delay at all
 
 
 @pytest.mark.long
 def test_more_random_meshes_and_larger_ones() -> None:
-    for seed in range(3_000, 10_000):
+    for seed in range(800, 10_000):
         run(seed)
         run(seed, in_flight_max=5, step=seed % 3 * 4)
     for seed in range(10_000, 20_000):

@@ -73,7 +73,11 @@ class NumpyEngine:
 
     def export_parameter(self, graph: Graph, name: str, array: Array) -> Array:
         """The inverse of import_parameter."""
-        return np.array(onnx_view(array, parameter_order(graph, name)), order="C")
+        return np.array(self.parameter_view(graph, name, array), order="C")
+
+    def parameter_view(self, graph: Graph, name: str, array: Array) -> Array:
+        """export_parameter without a copy."""
+        return onnx_view(array, parameter_order(graph, name))
 
     def fusable(self, graph: Graph) -> frozenset[str]:
         """Weights of Gemm and MatMul that one op reads, once, and trains."""

@@ -185,12 +185,12 @@ def test_steps_allocate_nothing_that_stays_and_little_that_passes(make: Any) -> 
         step()
         before, _ = tracemalloc.get_traced_memory()
         tracemalloc.reset_peak()
-        for _ in range(5):
+        for _ in range(3):
             step()
         after, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert after - before < 2_000
+    assert after - before < 1_200
     assert peak - before < 150_000  # the buffers in which numpy casts a mask; one activation is over 1 MB
 
 
@@ -209,7 +209,6 @@ def test_no_kernel_allocates_as_much_as_a_value(name: str) -> None:
         run.programs[0].backward(0, context, {}, first=True)
         run.end_step()
 
-    step()
     tracemalloc.start()
     try:
         step()

@@ -1,0 +1,74 @@
+"""How the memory that a part shares with its executor is divided: tensors, the ring of spans, snapshots; and whether the plan by
+which it is fits."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from p2pnn.errors import UsageError
+from p2pnn.executor.memory import available_bytes
+from p2pnn.job.plan import Plan
+from p2pnn.job.spans import RING_BYTES
+from p2pnn.job.spec import JobSpec
+from p2pnn.train.cuts import COUNTER_BYTES, Places, places
+from p2pnn.train.frames import Layout, layout
+from p2pnn.types import NodeId
+
+log = logging.getLogger("p2pnn.place")
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """tensors: from the first byte on, then the ring; snapshots: None for a part that takes none."""
+
+    tensors: Layout
+    snapshots: Places | None
+
+    @property
+    def ring(self) -> int:
+        """Where the ring begins, of RING_BYTES."""
+        return self.tensors.arena_bytes
+
+    @property
+    def counter(self) -> int:
+        """Where the counter of updates lies, and the slots of snapshots behind it; −1 without them."""
+        return self._end if self.snapshots else -1
+
+    @property
+    def nbytes(self) -> int:
+        found = self.snapshots
+        return self.ring + RING_BYTES if found is None else self._end + COUNTER_BYTES + found.slots * found.nbytes
+
+    def slot(self, number: int) -> tuple[int, int]:
+        """(offset, bytes) of a snapshot."""
+        assert self.snapshots is not None
+        return self._end + COUNTER_BYTES + number * self.snapshots.nbytes, self.snapshots.nbytes
+
+    @property
+    def _end(self) -> int:
+        return -(-(self.ring + RING_BYTES) // COUNTER_BYTES) * COUNTER_BYTES
+
+
+def divide(spec: JobSpec, plan: Plan, index: int) -> Room:
+    """For node `index` of the plan. Looks at how much memory is free: snapshots are left out where they do not fit."""
+    tensors = layout(spec.graph, plan, index, spec.rows_per_micro_batch)
+    found = places(spec, plan, index) if spec.kind == "train" and spec.snapshot_steps else None
+    if found is not None and found.slots * found.nbytes > available_bytes() - plan.nodes[index].memory_bytes:
+        log.warning("no room for snapshots bytes=%d", found.slots * found.nbytes)
+        found = None
+    return Room(tensors, found)
+
+
+def check(spec: JobSpec, plan: Plan, nodes: list[NodeId], index: int, here: NodeId) -> None:
+    """Raises UsageError where the plan is none of this spec, over these nodes, with this one at `index`."""
+    legal = (
+        len(plan.assignment) == len(spec.graph.ops)
+        and all(0 <= node < len(plan.nodes) for node in plan.assignment)
+        and [share.node for share in plan.nodes] == nodes
+        and index < len(nodes)
+        and nodes[index] == here
+        and plan.frames >= 1
+    )
+    if not legal:
+        raise UsageError("the plan that it was sent does not fit the job's model and nodes; start the job again")
