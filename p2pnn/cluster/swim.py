@@ -101,7 +101,7 @@ class Swim:
         self.touched[node] = None
 
     def link_down(self, node: NodeId, reason: str, left: bool, now: float) -> None:
-        """The link broke: suspect at once, unless this node has just stood still for long. Or it said goodbye: then it has left."""
+        """The link broke: suspect at once, unless this node has long stood still. Or it said goodbye: then it has left."""
         self._notice(now)
         known = self.table.get(node)
         if known is None or not known.linked:
