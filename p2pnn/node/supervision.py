@@ -194,9 +194,11 @@ class Supervision:
     async def _decide(self, job: JobId, supervisor: Supervisor) -> None:
         record, spec = supervisor.record, supervisor.spec
         assert record.plan is not None
+        start = record.starts
         await self._keeping.on_voters(job, (record.spec, *spec.initial))
         generation = await self._work.decide(job, lambda generation: work.entry(supervisor.record, generation))
-        supervisor.decided(generation, self._now())
+        if supervisor.record.starts == start:  # else a node was lost meanwhile, and the next plan is under way
+            supervisor.decided(generation, self._now())
 
     async def _decide_again(self, job: JobId, supervisor: Supervisor) -> None:
         try:

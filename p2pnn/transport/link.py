@@ -25,7 +25,7 @@ from p2pnn.errors import RemoteProtocolError
 from p2pnn.transport.limits import Limits
 from p2pnn.transport.sending import Sending
 from p2pnn.transport.sockets import tune, why
-from p2pnn.transport.stream import Stream
+from p2pnn.transport.stream import Nobody, Stream
 from p2pnn.transport.telling import Owner
 from p2pnn.types import Address, NodeId
 from p2pnn.wire.connection import Connection, Role
@@ -181,6 +181,8 @@ class Link:
 
     def release(self) -> None:
         """The connection is somebody else's from now on: its peer is no node. No event follows."""
+        assert self._transport is not None
+        self._transport.hand_to(Nobody())
         self._transport = None
         self._forget_timers()
         self.lost.set_result(None)
