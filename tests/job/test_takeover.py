@@ -50,9 +50,8 @@ class Node:
             self.record = records.encode(message.record)
             return
         for command in _commands.decode(msgspec.msgpack.encode(list(message.commands))):
-            if isinstance(command, Finish):
-                self.queue.append(command)
-            elif self.log.command(command.sequence, msgspec.msgpack.encode(command), message.oldest, message.state):
+            data = msgspec.msgpack.encode(command)
+            if isinstance(command, Finish) or self.log.command(command.sequence, data, message.oldest, message.state):
                 self.queue.append(command)
 
     def work(self) -> None:
