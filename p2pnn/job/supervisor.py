@@ -56,7 +56,7 @@ class Supervisor:
         self._lost: Lost | None = None
         self._ran: tuple[int, int, str] = (0, 0, "")  # of the last start that ran: generation, nodes, cut
         self._from = self._run.step
-        self._fruitless = self._kills = 0
+        self._fruitless = self._kills = self._undecided = 0
         self._pausing = self._planning = False
         self._parked_until = 0.0
         if begins:
@@ -99,11 +99,13 @@ class Supervisor:
         self._nodes = [share.node for share in plan.nodes]
         tell_cut(self.spec, plan, self._ledger)
         self._run.assign(self._nodes, cut_of(self.spec, plan, self.record.newest))
+        self._undecided += 1
         self._ledger.do(Decide())
 
     def decided(self, generation: int, now: float) -> None:
-        """The cluster has decided this start, under this generation, which is higher than that of any before."""
-        if self.ended or not self._nodes:
+        """The cluster has decided this start, under a generation higher than any before. Of several Decides the last counts."""
+        self._undecided -= 1
+        if self.ended or not self._nodes or self._undecided:
             return
         self._ledger.change(generation=generation, revision=0)
         self._ledger.remember()
