@@ -388,9 +388,9 @@ class Supervisor:
 
     def _begin_anew(self, now: float) -> None:
         self._watch, self._prepared = Watch(), set()
-        sampler = self._run.sampler
-        self._run = Run(self._ledger, self.spec, self._end, self._watch, now)
-        self._run.sampler = sampler
+        lost, self._run = self._run, Run(self._ledger, self.spec, self._end, self._watch, now)
+        self._run.sampler = lost.sampler
+        self._run.meter.follow(lost.meter)
 
     def _end(self, event: str, reason: str) -> None:
         self._recovery = None
