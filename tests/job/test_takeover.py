@@ -1,4 +1,4 @@
-"""Runs whose coordinator dies between any two messages, against one whose coordinator lives; and why a start is not gone on with."""
+"""Runs whose coordinators die between any two messages, against one whose coordinator lives; and what cannot be taken over."""
 
 from __future__ import annotations
 
