@@ -106,6 +106,7 @@ class Jobs:
         )
         self._succession = Succession(post, blobs, self._records, self._supervision, members, self._restart)
         self._leading = 0
+        self._closed = False
         self._changed = asyncio.Event()
         self.asking = Asking(post)
         for verb in ("submit", "cancel", "pause", "resume"):
@@ -229,6 +230,7 @@ class Jobs:
 
     async def close(self) -> None:
         """The daemon stops: what it coordinates goes on, or is begun again when a coordinator is there."""
+        self._closed = True
         await self._tasks.close()
         await self._succession.close()
         await self._supervision.close()
@@ -355,6 +357,8 @@ class Jobs:
         try:
             async with asyncio.timeout(ELECTION_S):
                 while True:
+                    if self._closed:
+                        raise UsageError(f"node {self._post.name} is stopping; ask another node")
                     coordinator = self._cluster.coordinator
                     if coordinator is not None and coordinator != self._post.node:
                         if self._post.reachable(coordinator):
