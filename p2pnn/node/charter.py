@@ -320,6 +320,8 @@ class ClusterCharter:
             case LeaderChanged(leader, term, reason):
                 name = "none" if leader is None else self._alive.get(leader, leader[:8])
                 log.info("coordinator changed name=%s term=%d reason=%s", name, term, reason)
+                if leader != self._post.node:
+                    self._presence.alarm = None  # whoever leads raises its own
                 self._owner.coordinator_changed(leader)
                 self._look(core)
             case Committed(charter):
