@@ -98,8 +98,8 @@ def _warning(found: Mapping[str, Any]) -> list[str]:
     if alive or away:
         lines.append(
             f"Each of these must join the new one, if it is ever to come back: {', '.join([*alive, *away])}."
-            " In a secured cluster: p2pnn join --force with a new token. Else: stop it, move the file charter out of its state folder, start it with"
-            " --join."
+            " In a secured cluster: p2pnn join --force with a new token. Else: stop it, move the file charter out of its state"
+            " folder, start it with --join."
         )
     return lines
 
