@@ -97,8 +97,9 @@ def _warning(found: Mapping[str, Any]) -> list[str]:
     ]
     if alive or away:
         lines.append(
-            f"Each of these must be stopped, lose the file charter of its state folder, and be started with --join: "
-            f"{', '.join([*alive, *away])}."
+            f"Each of these must join the new one, if it is ever to come back: {', '.join([*alive, *away])}."
+            " In a secured cluster: p2pnn join --force with a new token. Else: stop it, move the file charter out of its state"
+            " folder, start it with --join."
         )
     return lines
 
@@ -130,5 +131,6 @@ def _state(member: Mapping[str, Any]) -> str:
     """`away for 3 min: it was stopped`, or the state alone."""
     state = str(member["state"])
     if member.get("away"):
-        state += f" for {member['away']}"
+        found_dead = " (found dead)" if member.get("gone_s") is not None else ""
+        state += f" for {member['away']}{found_dead}"
     return state + (f": {member['reason']}" if member.get("reason") else "")
