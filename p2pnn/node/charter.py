@@ -223,6 +223,11 @@ class ClusterCharter:
         """The newest that holds, as far as this node knows."""
         return self._core.snapshot().charter if self._core is not None else None
 
+    @property
+    def held(self) -> Charter | None:
+        """The newest that this node has, whether or not it knows it to be committed: after a start that takes a moment."""
+        return self._core.charter if self._core is not None else None
+
     def propose_members(self, change: Change) -> Version:
         """Have members admitted or dismissed, or tokens changed; as `propose_work`, and raises as that."""
         if self._core is None:
