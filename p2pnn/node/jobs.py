@@ -287,7 +287,7 @@ class Jobs:
         self, record: JobRecord, begin: Callable[[JobRecord, NodeId, str], JobRecord], remark: str
     ) -> None:
         """Begin the next start, from the newest checkpoint that can be had, over who is there now. begin makes its record."""
-        job = record.job
+        job, known = record.job, self.records.get(record.job)
         try:
             await self._blobs.fetch(record.spec, size_max=specs.SPEC_BYTES_MAX)
         except StorageError as error:
@@ -309,6 +309,8 @@ class Jobs:
                 spec, self._planning, self._members, anew=record.newest is None
             )
             remarks += dropped
+        if (now := self.records.get(job)) is not None and now is not known and is_over(now):
+            raise UsageError(f"job {job} was {now.state} while it was to be started again")
         left = begin(msgspec.structs.replace(record, checkpoints=whole), self._post.node, self._post.name)
         data = alone(spec, plan, self._post.node, absent, len(self._members()))
         await self._supervision.begin(left, spec, plan, data, remarks)

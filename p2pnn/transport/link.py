@@ -19,7 +19,7 @@ import logging
 import socket
 from functools import partial
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from p2pnn.errors import RemoteProtocolError
 from p2pnn.transport.limits import Limits
@@ -37,6 +37,9 @@ if TYPE_CHECKING:  # a plain mesh does not load TLS
     from p2pnn.transport.secure import SecureStream, Security
 
 log = logging.getLogger("p2pnn.transport")
+
+LATE_S: Final = 0.1
+"""A timer that rings so late has waited for this process, not for the peer."""
 
 
 class Link:
@@ -383,6 +386,8 @@ class Link:
 
     def _ring(self) -> None:
         self._timer = None
+        if self._transport is not None and monotonic() - self._timer_due >= LATE_S:
+            self.readable()  # this process stood still, so what came meanwhile lies unread
         now = monotonic()  # the loop's own clock moves in milliseconds under uvloop, too coarse for round trips
         due = self.connection.get_timer()
         if due is not None and due <= now:
