@@ -223,21 +223,20 @@ class ClusterCharter:
         """The newest that holds, as far as this node knows."""
         return self._core.snapshot().charter if self._core is not None else None
 
-    def propose_members(self, change: Change) -> Version:
-        """Have members admitted or dismissed, or tokens changed; as `propose_work`, and raises as that."""
-        if self._core is None:
-            raise ProposalRefused("this node does not lead")
-        now = self._loop.time()
-        proposed = self._core.propose(now, admit=change.admit, dismiss=change.dismiss, tokens=change.tokens)
-        self._loop.call_soon(self._settle_soon)
-        return proposed
+    @property
+    def held(self) -> Charter | None:
+        """The newest that this node has, committed or not: after a start that takes a moment to be known."""
+        return self._core.charter if self._core is not None else None
 
-    def hand_over(self) -> None:
-        """Let another voter lead. Raises ProposalRefused where this node does not."""
-        if self._core is None:
+    def propose_members(self, change: Change) -> Version | None:
+        """Have members admitted or dismissed, or tokens changed, or (None) another voter lead; raises as `propose_work`."""
+        if (core := self._core) is None:
             raise ProposalRefused("this node does not lead")
-        self._core.hand_over(self._loop.time())
         self._loop.call_soon(self._settle_soon)
+        if change.hand_over:
+            core.hand_over(self._loop.time())
+            return None
+        return core.propose(self._loop.time(), admit=change.admit, dismiss=change.dismiss, tokens=change.tokens)
 
     async def start_over(self) -> None:
         """Give the charter up: this node has joined another cluster, and waits for its charter. Raises StorageError."""
