@@ -41,6 +41,7 @@ async def node(daemon: Daemon) -> dict[str, Any]:
         "preset": daemon.config.preset,
         "uptime_s": asyncio.get_running_loop().time() - daemon.started_at,
         "rss_bytes": resident_bytes(),
+        "sent_bytes": sum(link.sent_bytes for link in daemon.transport.snapshot()),
         "job": daemon.place.job,
         "executor_pid": daemon.place.executor_pid,
         "queue": list(daemon.place.waiting),
@@ -158,7 +159,7 @@ def cluster(daemon: Daemon) -> dict[str, Any]:
         "version": str(charter.version) if charter else "",
         "role": str(consensus.role),
         "parked": snapshot.parked,
-        "alarm": consensus.alarmed,
+        "alarm": presence.alarm is not None,
         "lost": {
             "count": alarm.count,
             "members": alarm.members,

@@ -80,7 +80,7 @@ class Run:
         self._stage = spec.kind
         self._steps_per_s = 0.0
         self._evaluating = False
-        self._meter = ProgressMeter(spec, self._step_done, now)
+        self.meter = ProgressMeter(spec, self._step_done, now)
 
     @property
     def step(self) -> int:
@@ -96,7 +96,7 @@ class Run:
     def start(self, now: float) -> None:
         """All nodes are prepared."""
         self._at(now)
-        self._meter.start(now, map(self._ledger.name, self._nodes))
+        self.meter.start(now, map(self._ledger.name, self._nodes))
         self._ledger.move("prepared", "", self._step_done)
         if self._spec.kind == "train" and self._over():  # resumed from the last checkpoint of all
             self._stage = "close"
@@ -117,9 +117,9 @@ class Run:
         for number, manifest, best in state.checkpointing:
             self.checkpoints.begin(number, manifest, best=best)
         names = [self._ledger.name(node) for node in self._nodes]
-        self._meter.take_over(dict(zip(names, state.counted, strict=True)), state.epoch_sums, state.step_done, now)
+        self.meter.take_over(dict(zip(names, state.counted, strict=True)), state.epoch_sums, state.step_done, now)
         for name, total, counted in zip(names, totals, state.counted, strict=True):
-            self._meter.add(name, Progress(state.step_done, *total.beyond(counted), 0.0, 0.0), now)
+            self.meter.add(name, Progress(state.step_done, *total.beyond(counted), 0.0, 0.0), now)
         for number in sorted(state.outstanding):
             self._order(commands[number])
         for manifest, best in state.saving:
@@ -131,7 +131,7 @@ class Run:
         self._at(now)
         self._watch.heard(node, now, report.sequence if isinstance(report, Done) else None)
         if isinstance(report, Progress):
-            event = self._meter.add(self._ledger.name(node), report, now)
+            event = self.meter.add(self._ledger.name(node), report, now)
             if event is not None:
                 epoch = min(self._epoch + 1, self._spec.epochs)
                 self._ledger.publish("progress", **event, epoch=epoch, epochs=self._spec.epochs)
@@ -178,9 +178,8 @@ class Run:
         if self._ledger.record.state not in ("running", "pausing", "finishing"):
             return
         if self._stage in ("evaluate", "predict"):
-            self._order(
-                Evaluate(self._orders.next(), "test") if self._stage == "evaluate" else Predict(self._orders.next())
-            )
+            number = self._orders.next()
+            self._order(Evaluate(number, "test") if self._stage == "evaluate" else Predict(number))
             self._stage = "answer"
         elif self._stage == "train":
             self._advance_training()
@@ -212,7 +211,7 @@ class Run:
             if every:
                 until = min(until, (self._step_granted // every + 1) * every)
             self._step_granted = until
-            self._order(Train(self._orders.next(), until, self._meter.interval.steps * (len(self._ledger.members) > 1)))
+            self._order(Train(self._orders.next(), until, self.meter.interval.steps * (len(self._ledger.members) > 1)))
             if every and until % every == 0 and until < self._epoch_end() and not self.checkpoints.is_copying:
                 self._checkpoint(best=False)  # none while one is being copied: slow links must not pile them up
         if not training and self._step_done >= self._epoch_end() and not self._evaluating:
@@ -266,7 +265,7 @@ class Run:
 
     def _epoch_done(self, validation: SplitResult | None) -> None:
         self._epoch += 1
-        entry = self._meter.end_epoch(self._epoch, self._step_done, self._now)
+        entry = self.meter.end_epoch(self._epoch, self._step_done, self._now)
         improved = False
         if validation is not None:
             if validation.loss is not None:
@@ -299,10 +298,8 @@ class Run:
         if self._spec.kind == "train":
             result = self._ledger.record.outcome
             if result is None or (result is not self._ledger.record.best and result.step != self._step_done):
-                self._end(
-                    "fail",
-                    f"the last checkpoint could not be written, so there is no result: {self.checkpoints.last_error}",
-                )
+                error = self.checkpoints.last_error
+                self._end("fail", f"the last checkpoint could not be written, so there is no result: {error}")
                 return
             self._ledger.change(bits=fingerprint(result.parts))
             self._ledger.publish(
@@ -361,7 +358,7 @@ class Run:
 
     def _state(self) -> RunState:
         record = self._ledger.record
-        counted, epoch_sums = self._meter.tell(map(self._ledger.name, self._nodes))
+        counted, epoch_sums = self.meter.tell(map(self._ledger.name, self._nodes))
         return RunState(
             sequence=self._orders.last,
             step_granted=self._step_granted,

@@ -91,7 +91,7 @@ class Supervisor:
             self._replan(f"node {gone[0]} is gone before the job started; planning without it")
             return
         for text in remarks:
-            self._ledger.publish("warning", text=text)
+            self.warn(text)
         self._ledger.change(plan=plan)
         self._ledger.publish("plan", plan=msgspec.to_builtins(plan))
         for text in plan.reasons[1:]:
@@ -135,7 +135,7 @@ class Supervisor:
         """Go on as the new coordinator of a job whose start is over. reason: why, as a clause. The record is its last one, with
         all epochs that are known; limit: no cut behind this step can be gone on from."""
         plan = self.record.plan
-        if plan is not None and self.record.state in life.RUNNING:
+        if plan is not None:
             self._ran = (self.record.generation, len(plan.nodes), cut_of(self.spec, plan, self.record.newest))
             self._ledger.do(*(ReleaseNode(share.node) for share in plan.nodes))
         if self.record.state in ("recovering", "parked"):
@@ -164,7 +164,10 @@ class Supervisor:
             if self._prepared.issuperset(self._nodes):
                 self._run.start(now)
                 self._ran = (self.record.generation, len(self._nodes), self._run.cut)
-                self._tell_recovered(now)
+                if self._lost is not None:
+                    names = [self._ledger.name(node) for node in self._nodes]
+                    self._ledger.publish("recovered", **told(self._lost, self.spec, names, self._run.step, now))
+                    self._lost = None
 
     def report(self, node: NodeId, report: Report, now: float) -> None:
         """An executor's Progress or Done. Raises msgspec.MsgspecError for a result that cannot be read."""
@@ -385,16 +388,9 @@ class Supervisor:
 
     def _begin_anew(self, now: float) -> None:
         self._watch, self._prepared = Watch(), set()
-        sampler = self._run.sampler
-        self._run = Run(self._ledger, self.spec, self._end, self._watch, now)
-        self._run.sampler = sampler
-
-    def _tell_recovered(self, now: float) -> None:
-        lost, self._lost = self._lost, None
-        if lost is None:
-            return
-        names = [self._ledger.name(node) for node in self._nodes]
-        self._ledger.publish("recovered", **told(lost, self.spec, names, self._run.step, now))
+        lost, self._run = self._run, Run(self._ledger, self.spec, self._end, self._watch, now)
+        self._run.sampler = lost.sampler
+        self._run.meter.follow(lost.meter)
 
     def _end(self, event: str, reason: str) -> None:
         self._recovery = None

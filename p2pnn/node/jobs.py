@@ -62,6 +62,9 @@ class ClusterState(Protocol):
     @property
     def term(self) -> int: ...
 
+    @property
+    def alarm(self) -> str: ...
+
     def voters(self) -> tuple[NodeId, ...]: ...
 
     def propose_work(self, make: Callable[[int], bytes]) -> Version: ...
@@ -99,9 +102,11 @@ class Jobs:
             Keeping(post, cluster.voters),
             members,
             lambda: cluster.term,
+            lambda: cluster.alarm,
         )
         self._succession = Succession(post, blobs, self._records, self._supervision, members, self._restart)
         self._leading = 0
+        self._closed = False
         self._changed = asyncio.Event()
         self.asking = Asking(post)
         for verb in ("submit", "cancel", "pause", "resume"):
@@ -225,6 +230,7 @@ class Jobs:
 
     async def close(self) -> None:
         """The daemon stops: what it coordinates goes on, or is begun again when a coordinator is there."""
+        self._closed = True
         await self._tasks.close()
         await self._succession.close()
         await self._supervision.close()
@@ -283,7 +289,7 @@ class Jobs:
         self, record: JobRecord, begin: Callable[[JobRecord, NodeId, str], JobRecord], remark: str
     ) -> None:
         """Begin the next start, from the newest checkpoint that can be had, over who is there now. begin makes its record."""
-        job = record.job
+        job, known = record.job, self.records.get(record.job)
         try:
             await self._blobs.fetch(record.spec, size_max=specs.SPEC_BYTES_MAX)
         except StorageError as error:
@@ -305,6 +311,8 @@ class Jobs:
                 spec, self._planning, self._members, anew=record.newest is None
             )
             remarks += dropped
+        if (now := self.records.get(job)) is not None and now is not known and is_over(now):
+            raise UsageError(f"job {job} was {now.state} while it was to be started again")
         left = begin(msgspec.structs.replace(record, checkpoints=whole), self._post.node, self._post.name)
         data = alone(spec, plan, self._post.node, absent, len(self._members()))
         await self._supervision.begin(left, spec, plan, data, remarks)
@@ -349,6 +357,8 @@ class Jobs:
         try:
             async with asyncio.timeout(ELECTION_S):
                 while True:
+                    if self._closed:
+                        raise UsageError(f"node {self._post.name} is stopping; ask another node")
                     coordinator = self._cluster.coordinator
                     if coordinator is not None and coordinator != self._post.node:
                         if self._post.reachable(coordinator):

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import msgspec
 
-from p2pnn.errors import P2pnnError, StorageError
+from p2pnn.errors import P2pnnError, StorageError, UsageError
 from p2pnn.job import life, script, work
 from p2pnn.job.actions import (
     Action,
@@ -54,7 +54,10 @@ _reports = msgspec.msgpack.Decoder(script.Report)
 
 
 class Supervision:
-    """members: name by node id of every living member, this node included. term: that in which this node coordinates."""
+    """members: name by node id of every living member, this node included. term: that in which this node coordinates.
+
+    alarm: why what runs may not be given to other nodes now, as a clause; empty where it may.
+    """
 
     def __init__(
         self,
@@ -67,6 +70,7 @@ class Supervision:
         keeping: Keeping,
         members: Callable[[], dict[NodeId, str]],
         term: Callable[[], int],
+        alarm: Callable[[], str],
     ) -> None:
         self.led: dict[JobId, Supervisor] = {}
         self._post = post
@@ -78,6 +82,8 @@ class Supervision:
         self._keeping = keeping
         self._members = members
         self._term = term
+        self._alarm = alarm
+        self._undecided: set[Supervisor] = set()
         self._timers: dict[JobId, asyncio.TimerHandle] = {}
         self._tasks = Tasks()
 
@@ -87,9 +93,11 @@ class Supervision:
         """Have a start decided and lead it; returns when it is decided.
 
         alone: by node, what it alone holds of the job's data. remarks: warnings for who follows. Raises NotDecided or
-        CharterError where it is not decided; then nothing was started.
+        CharterError where it is not decided; then nothing was started. UsageError where the job is led already.
         """
         job = record.job
+        if job in self.led:
+            raise UsageError(f"job {job} is being started already; look at it with `p2pnn jobs show {job}`")
         supervisor = self._lead(Supervisor(record, spec, self._members(), self._now()))
         supervisor.planned(plan, self._now())
         recovering.keep_data(supervisor, alone)
@@ -97,12 +105,18 @@ class Supervision:
         while (action := supervisor.next_action()) is not None:
             if not isinstance(action, Decide):
                 waiting.append(action)
+        self._undecided.add(supervisor)
         try:
             await self._decide(job, supervisor)
-        except BaseException:
+            self._must_lead(job, supervisor)
+        except BaseException as error:
             if self.led.get(job) is supervisor:
                 self._let_go(job)
+            if not isinstance(error, P2pnnError):  # whoever asked went away, and it may be decided nevertheless
+                self._tasks.spawn(self._retire(job))
             raise
+        finally:
+            self._undecided.discard(supervisor)
         for text in remarks:
             supervisor.warn(text)
         for action in waiting:
@@ -189,9 +203,17 @@ class Supervision:
     async def _decide(self, job: JobId, supervisor: Supervisor) -> None:
         record, spec = supervisor.record, supervisor.spec
         assert record.plan is not None
+        start = record.starts
         await self._keeping.on_voters(job, (record.spec, *spec.initial))
+        self._must_lead(job, supervisor)
         generation = await self._work.decide(job, lambda generation: work.entry(supervisor.record, generation))
-        supervisor.decided(generation, self._now())
+        if supervisor.record.starts == start:  # else a node was lost meanwhile, and the next plan is under way
+            supervisor.decided(generation, self._now())
+
+    def _must_lead(self, job: JobId, supervisor: Supervisor) -> None:
+        """Raises NotDecided where the job has ended, or this node does not coordinate any more, since it was to be decided."""
+        if self.led.get(job) is not supervisor:
+            raise NotDecided(f"node {self._post.name} does not lead job {job} any more")
 
     async def _decide_again(self, job: JobId, supervisor: Supervisor) -> None:
         try:
@@ -224,6 +246,8 @@ class Supervision:
 
     def _carry_out(self, job: JobId) -> None:
         supervisor = self.led[job]
+        if supervisor in self._undecided:
+            return  # what happens meanwhile is carried out when there is a start, under its generation
         while (action := supervisor.next_action()) is not None:
             self._do(job, supervisor, action)
         self._arm(job, supervisor)
@@ -287,7 +311,10 @@ class Supervision:
         self._post.send(node, message)
 
     async def _replan(self, job: JobId, supervisor: Supervisor) -> None:
-        await recovering.replan(supervisor, self._planning, self._blobs, self._post.node, self._members)
+        if supervisor.record.state != "queued" and (alarm := self._alarm()):
+            supervisor.unplanned(alarm, self._now())
+        else:
+            await recovering.replan(supervisor, self._planning, self._blobs, self._post.node, self._members)
         if self.led.get(job) is supervisor:
             self._carry_out(job)
 
