@@ -30,10 +30,12 @@ class Finding:
 
 @dataclass
 class Outcome:
-    """cell, seed: which. skipped: why it was not tried. void: why it says nothing, such as a fault that did not happen."""
+    """cell, seed: which; flags: what else repeats it. skipped: why it was not tried. void: why it says nothing, such as a fault
+    that did not happen."""
 
     cell: str
     seed: int
+    flags: str = ""
     found: list[Finding] = field(default_factory=list)
     did: list[str] = field(default_factory=list)
     skipped: str = ""
