@@ -118,7 +118,7 @@ def summary(outcomes: list[Outcome], seconds: float) -> Iterator[str]:
     for (fault, promise), found_ in sorted(figures.items()):
         worst, cell, unit, _ = max(found_)
         limits = {limit for _, _, _, limit in found_}
-        limit = f"{limits.pop():g}" if len(limits) == 1 else "varies"
+        limit = "–" if limits == {None} else f"{limits.pop():g}" if len(limits) == 1 else "varies"
         middle = median(figure for figure, _, _, _ in found_)
         yield f"{fault:<11} {promise:<16} {len(found_):>5} {middle:>8.2f} {worst:>8.2f} {limit:>7}   {cell} {unit}".rstrip()
     verdicts = [one.verdict for one in outcomes]
