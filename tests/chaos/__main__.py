@@ -25,6 +25,7 @@ from pathlib import Path
 from statistics import median
 
 from tests.chaos.cells import EPOCHS, Cell, Run, matrix, undisturbed
+from tests.chaos.faults import FAULTS
 from tests.chaos.findings import Outcome
 from tests.support import warm
 
@@ -66,6 +67,8 @@ async def play(cells: list[Cell], repeat: int, seed: int, as_json: bool, secured
     assert task is not None
     for number in (signal.SIGTERM, signal.SIGHUP):
         asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+    for need in {FAULTS[cell.fault].needs for cell in cells}:
+        need()  # before the first process is started
     outcomes: list[Outcome] = []
     bits: dict[int, str] = {}
     begin = time.monotonic()
