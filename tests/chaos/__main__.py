@@ -29,7 +29,6 @@ from tests.chaos.faults import FAULTS
 from tests.chaos.findings import Outcome
 from tests.support import warm
 
-
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
