@@ -111,6 +111,7 @@ class Jobs:
         self.asking = Asking(post)
         for verb in ("submit", "cancel", "pause", "resume"):
             self.asking.offer(verb, self._answer)
+        self.asking.offer("drain", self._vacate)
         self._tasks = Tasks()
 
     @property
@@ -251,6 +252,14 @@ class Jobs:
         await self._blobs.fetch(blob, [node], size_max=specs.SPEC_BYTES_MAX)
         spec = await asyncio.to_thread(specs.load, self._storage.blobs, blob)
         return wire.Answered(message.request, await self._submit(job, blob, spec, node))
+
+    async def _vacate(self, node: NodeId, message: wire.Ask) -> wire.Answered:
+        """A peer is draining: move its parts of jobs away."""
+        if await self._coordinator() != self._post.node:
+            raise AskAgain(f"node {self._post.name} does not coordinate any more")
+        self._planning.draining.add(node)
+        await self._supervision.vacate(node)
+        return wire.Answered(message.request, "draining")
 
     async def _submit(self, job: JobId, blob: BlobId, spec: JobSpec, holder: NodeId) -> str:
         """Returns the state. holder: a member that has all data of the job, and has named it."""
