@@ -101,7 +101,7 @@ def _warning(found: Mapping[str, Any], secured: bool) -> list[str]:
         how = (
             f"Each of these must join anew, by the line of `p2pnn token create` on this node with --force behind it: {names}."
             if secured
-            else "Each of these must be stopped, lose the file charter of its state folder, and be started with --join:"
+            else "Each of these must be stopped, have the file charter moved out of its state folder, and be started with --join:"
             f" {names}."
         )
         lines.append(how)
@@ -135,5 +135,6 @@ def _state(member: Mapping[str, Any]) -> str:
     """`away for 3 min: it was stopped`, or the state alone."""
     state = str(member["state"])
     if member.get("away"):
-        state += f" for {member['away']}"
+        found_dead = " (found dead)" if member.get("gone_s") is not None else ""
+        state += f" for {member['away']}{found_dead}"
     return state + (f": {member['reason']}" if member.get("reason") else "")
