@@ -44,6 +44,8 @@ log = logging.getLogger("p2pnn.jobs")
 ELECTION_S: Final = 10.0
 """For a coordinator to be elected, and to take up what its predecessor led, before a person is told that there is none."""
 
+LOOK_S: Final = 0.05
+
 SUBMIT_S: Final = 300.0
 """For the coordinator to plan a job and have it decided: a new node measures itself first, and parameters travel."""
 
@@ -107,7 +109,6 @@ class Jobs:
         self._succession = Succession(post, blobs, self._records, self._supervision, members, self._restart)
         self._leading = 0
         self._closed = False
-        self._changed = asyncio.Event()
         self.asking = Asking(post)
         for verb in ("submit", "cancel", "pause", "resume"):
             self.asking.offer(verb, self._answer)
@@ -213,7 +214,6 @@ class Jobs:
         if self._cluster.coordinates and self._leading != self._cluster.term:
             self._leading = self._cluster.term
             self._succession.begin(self.work.entries, self._leading)
-        self._tell_change()
 
     def coordinator_changed(self, coordinator: NodeId | None) -> None:
         """Another node coordinates, or nobody."""
@@ -222,7 +222,6 @@ class Jobs:
             self._succession.let_go()
             self._supervision.let_go()
             self.work.deposed()
-        self._tell_change()
 
     def recorded(self, job: JobId) -> bytes:
         """The job's record as this node knows it, as bytes; none where it does not."""
@@ -374,7 +373,7 @@ class Jobs:
                             return coordinator
                     elif coordinator is not None and self._leading and not self._succession.busy:
                         return coordinator
-                    await self._change()
+                    await asyncio.sleep(LOOK_S)  # links and takeovers tell nothing here
         except TimeoutError:
             raise UsageError(
                 f"no coordinator was elected within {ELECTION_S:.0f} s, and jobs need one: too few voters can be reached from "
@@ -391,15 +390,3 @@ class Jobs:
             raise UsageError(
                 f"job {job} was submitted, but its record has not come; look with `p2pnn jobs ls`"
             ) from None
-
-    def _tell_change(self) -> None:
-        self._changed.set()
-        self._changed = asyncio.Event()
-
-    async def _change(self) -> None:
-        """The next change of the coordinator; looks again after a short while, since links and takeovers tell nothing here."""
-        try:
-            async with asyncio.timeout(0.05):
-                await self._changed.wait()
-        except TimeoutError:
-            return
