@@ -180,6 +180,7 @@ class Swim:
             "charter_term": description.charter[0],
             "revision": description.charter[1],
             "lag_ms": description.lag_ms,
+            "draining": int(description.draining),
         }
         described = msgspec.structs.replace(self.me, **about)
         if described != self.me:

@@ -56,6 +56,29 @@ class Loss(IntEnum):
     UNREACHABLE = 2
 
 
+class Attempts:
+    """How often a job may be started again. Pure. step: where its first start began."""
+
+    def __init__(self, step: int) -> None:
+        self._from = step
+        self._fruitless = self._kills = 0
+
+    def killed(self) -> str:
+        """A compute process was killed; why that is too often, as a clause, or empty."""
+        self._kills += 1
+        if self._kills <= KILLS_MAX:
+            return ""
+        return f"it was that for the {self._kills}. time, so the job is not started again"
+
+    def ended(self, step: int) -> str:
+        """A start was lost, and the next one would begin at this step; why there is none, as a clause, or empty."""
+        self._fruitless = 0 if step > self._from else self._fruitless + 1
+        self._from = step
+        return (
+            f"it was started {FRUITLESS_MAX} times without getting further" if self._fruitless >= FRUITLESS_MAX else ""
+        )
+
+
 @dataclass(slots=True)
 class Lost:
     """What there was to lose. generation: of the start that ran; parts: nodes of its plan; cut: its `job.plan.cut`. reached:

@@ -14,7 +14,7 @@ from p2pnn.job import script
 from p2pnn.job.checkpoint import Manifest, Part
 from p2pnn.job.plan import Plan
 from p2pnn.job.spec import JobSpec
-from p2pnn.node import jobs as jobs_module
+from p2pnn.node import coordinator as coordinator_module
 from p2pnn.node import succession
 from p2pnn.node.jobs import Jobs
 from p2pnn.node.storage import Storage
@@ -202,7 +202,7 @@ async def test_a_coordinator_does_what_peers_pass_on(tmp_path: Path) -> None:
 async def test_without_a_coordinator_nothing_is_done_and_it_is_said_why(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jobs_module, "ELECTION_S", 0.02)
+    monkeypatch.setattr(coordinator_module, "ELECTION_S", 0.02)
     bench = Bench(tmp_path)
     bench.cluster.elect(None)
     with pytest.raises(UsageError, match="no coordinator was elected"):
