@@ -87,6 +87,7 @@ DURABLE = [
     "job/plan.py",
     "job/checkpoint.py",
     "job/trace.py",
+    "job/work.py",
     "data/chunks.py",
 ]
 """Modules that define what is kept on disk: each has its format's number."""

@@ -23,13 +23,13 @@ def add_routes(app: web.Application, prefix: str) -> None:
 
 
 async def _join(request: web.Request) -> web.Response:
-    """{"token", "addresses"} → {"address": by which it worked}."""
+    """{"token", "addresses", "force"} → {"address": by which it worked}."""
     body = await read_json(request)
     texts = body.get("addresses")
     if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
         raise UsageError("name at least one address of a member, as the line of `p2pnn token create` does")
     token, addresses = Token.parse(_text(body, "token")), [_peer(text) for text in texts]
-    address = await _identity(request.app[DAEMON]).join(token, addresses)
+    address = await _identity(request.app[DAEMON]).join(token, addresses, force=body.get("force") is True)
     return web.json_response({"address": str(address), "cluster": token.cluster})
 
 

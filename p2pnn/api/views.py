@@ -41,6 +41,7 @@ async def node(daemon: Daemon) -> dict[str, Any]:
         "preset": daemon.config.preset,
         "uptime_s": asyncio.get_running_loop().time() - daemon.started_at,
         "rss_bytes": resident_bytes(),
+        "sent_bytes": sum(link.sent_bytes for link in daemon.transport.snapshot()),
         "job": daemon.place.job,
         "executor_pid": daemon.place.executor_pid,
         "queue": list(daemon.place.waiting),

@@ -60,6 +60,7 @@ class Presence:
         self.gone: dict[NodeId, float] = {}
         self.alarm: Lost | None = None
         self.foreign: dict[NodeId, Foreign] = {}
+        self._node = node
         self._started = now
         self._away: dict[NodeId, Absence] = {}
         self._clusters: dict[NodeId, str | None] = {}
@@ -73,7 +74,7 @@ class Presence:
 
     def said(self, node: NodeId, cluster: str) -> None:
         """It has told whose charter it holds."""
-        if node in self.alive:
+        if node in self.alive and node != self._node:
             self._clusters[node] = cluster
 
     def departed(self, node: NodeId, reason: str, now: float) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from p2pnn.cluster.charter import Charter, Version
+from p2pnn.cluster.charter import REMOVED_MAX, Charter, Version
 from p2pnn.cluster.durable import Durable
 from p2pnn.cluster.parking import Parked, names_of
 from p2pnn.types import NodeId, lasting
@@ -66,7 +66,14 @@ def recovered(durable: Durable, node: NodeId, cluster: str) -> Durable:
     if charter is None or me is None:
         raise ValueError("this node is no member of its charter")
     term = min(max(durable.term, charter.term) + 1, TERM_MAX)
+    others = tuple(member.node for member in charter.members if member.node != node)
     new = msgspec.structs.replace(
-        charter, cluster=cluster, term=term, revision=charter.revision + 1, voters=(me.node,), members=(me,)
+        charter,
+        cluster=cluster,
+        term=term,
+        revision=charter.revision + 1,
+        voters=(me.node,),
+        members=(me,),
+        removed=(*charter.removed, *others)[-REMOVED_MAX:],  # so that they are told, and may join again
     )
     return Durable(term=term, vote=None, charter=new)

@@ -54,6 +54,9 @@ PIGGYBACK_MAX: Final = 6
 PULL_PAUSE_S: Final = 1.0
 """Between two answers to one member's Pulls: everything is much to send for an empty question."""
 
+LONG_STILL_S: Final = 2.5
+"""After so long a standstill peers may have broken their links to this node, because it was silent."""
+
 SILENT: Final = "it answers no probe"
 GONE: Final = "its link was reset and it refuses connections: no process listens there"
 
@@ -80,6 +83,7 @@ class Swim:
         self._partner: NodeId | None = None
         self._pulled: dict[NodeId, float] = {}
         self._born = now
+        self._long_still_at = float("-inf")
         self._seen = now  # the last time at which this core was called
 
     # --- what links tell
@@ -97,7 +101,7 @@ class Swim:
         self.touched[node] = None
 
     def link_down(self, node: NodeId, reason: str, left: bool, now: float) -> None:
-        """The link broke: suspect at once. Or it said goodbye: then it has left, and everybody is told."""
+        """The link broke: suspect at once, unless this node has long stood still. Or it said goodbye: then it has left."""
         self._notice(now)
         known = self.table.get(node)
         if known is None or not known.linked:
@@ -109,7 +113,8 @@ class Swim:
             self._claim(known, Life.LEFT, "", now)
         elif not left:
             known.proof.link_reset()
-            self.suspect(node, known.trouble, now)
+            if now - self._long_still_at >= self._preset.probe_interval_s:  # else it was this node that was silent
+                self.suspect(node, known.trouble, now)
 
     def refused(self, node: NodeId, now: float) -> None:
         """A redial of its address was refused."""
@@ -318,6 +323,8 @@ class Swim:
 
     def _stood_still(self, seconds: float, now: float) -> None:
         self.health.worsen()
+        if seconds >= LONG_STILL_S:
+            self._long_still_at = now
         self._detector.postpone(seconds, now)
         for known in map(self.table.get, self.table.suspects):
             if known is not None and known.suspicion is not None:

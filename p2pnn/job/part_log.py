@@ -81,7 +81,9 @@ class PartLog:
             for old in [n for n in kept if n < oldest]:
                 del kept[old]
         if len(self._commands) > KEPT_MAX:
-            del self._commands[min(self._commands)]
+            forgotten = min(self._commands)
+            del self._commands[forgotten]
+            self._answers.pop(forgotten, None)
         return True
 
     def answered(self, number: int, data: bytes) -> None:

@@ -178,9 +178,8 @@ class Run:
         if self._ledger.record.state not in ("running", "pausing", "finishing"):
             return
         if self._stage in ("evaluate", "predict"):
-            self._order(
-                Evaluate(self._orders.next(), "test") if self._stage == "evaluate" else Predict(self._orders.next())
-            )
+            number = self._orders.next()
+            self._order(Evaluate(number, "test") if self._stage == "evaluate" else Predict(number))
             self._stage = "answer"
         elif self._stage == "train":
             self._advance_training()
@@ -299,10 +298,8 @@ class Run:
         if self._spec.kind == "train":
             result = self._ledger.record.outcome
             if result is None or (result is not self._ledger.record.best and result.step != self._step_done):
-                self._end(
-                    "fail",
-                    f"the last checkpoint could not be written, so there is no result: {self.checkpoints.last_error}",
-                )
+                error = self.checkpoints.last_error
+                self._end("fail", f"the last checkpoint could not be written, so there is no result: {error}")
                 return
             self._ledger.change(bits=fingerprint(result.parts))
             self._ledger.publish(

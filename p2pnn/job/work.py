@@ -17,7 +17,6 @@ from p2pnn.errors import CharterError
 from p2pnn.job import records
 from p2pnn.job.records import JobRecord
 from p2pnn.types import JobId, NodeId
-from p2pnn.wire.fields import BlobText, Count, JobText, Nodes
 
 FORMAT: Final = 1
 
@@ -26,13 +25,19 @@ RECORD_BYTES_MAX: Final = 1024
 coordinator that has neither plans anew."""
 
 
+_JobText = Annotated[str, Meta(max_length=128, pattern=r"\A[A-Za-z0-9][A-Za-z0-9._-]*\Z")]  # it becomes a folder's name
+_BlobText = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
+_NodeText = Annotated[str, Meta(pattern=r"\A[0-9a-f]{32}\Z")]
+_Generation = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+
+
 class Entry(msgspec.Struct, frozen=True, array_like=True):
     """One start of a job. spec: a blob that a majority of the voters holds. record: as it was when the start was decided."""
 
-    job: JobText
-    generation: Count
-    spec: BlobText
-    nodes: Nodes
+    job: _JobText
+    generation: _Generation
+    spec: _BlobText
+    nodes: tuple[_NodeText, ...]
     record: bytes
 
     def began(self) -> JobRecord:

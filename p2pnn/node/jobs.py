@@ -108,9 +108,8 @@ class Jobs:
         self._leading = 0
         self._changed = asyncio.Event()
         self.asking = Asking(post)
-        for verb in ("submit", "cancel", "pause", "resume"):
+        for verb in ("submit", "cancel", "pause", "resume", "drain"):
             self.asking.offer(verb, self._answer)
-        self.asking.offer("drain", self._vacate)
         self._tasks = Tasks()
 
     @property
@@ -244,20 +243,16 @@ class Jobs:
         if await self._coordinator() != self._post.node:
             raise AskAgain(f"node {self._post.name} does not coordinate any more")
         job = JobId(message.job)
+        if message.verb == "drain":
+            self._planning.draining.add(node)
+            await self._supervision.vacate(node)
+            return wire.Answered(message.request, "draining")
         if message.verb != "submit":
             return wire.Answered(message.request, await self._carry_out(job, message.verb))
         blob = BlobId(message.blob)
         await self._blobs.fetch(blob, [node], size_max=specs.SPEC_BYTES_MAX)
         spec = await asyncio.to_thread(specs.load, self._storage.blobs, blob)
         return wire.Answered(message.request, await self._submit(job, blob, spec, node))
-
-    async def _vacate(self, node: NodeId, message: wire.Ask) -> wire.Answered:
-        """A peer is draining: move its parts of jobs away."""
-        if await self._coordinator() != self._post.node:
-            raise AskAgain(f"node {self._post.name} does not coordinate any more")
-        self._planning.draining.add(node)
-        await self._supervision.vacate(node)
-        return wire.Answered(message.request, "draining")
 
     async def _submit(self, job: JobId, blob: BlobId, spec: JobSpec, holder: NodeId) -> str:
         """Returns the state. holder: a member that has all data of the job, and has named it."""
@@ -296,7 +291,7 @@ class Jobs:
         self, record: JobRecord, begin: Callable[[JobRecord, NodeId, str], JobRecord], remark: str
     ) -> None:
         """Begin the next start, from the newest checkpoint that can be had, over who is there now. begin makes its record."""
-        job = record.job
+        job, known = record.job, self.records.get(record.job)
         try:
             await self._blobs.fetch(record.spec, size_max=specs.SPEC_BYTES_MAX)
         except StorageError as error:
@@ -318,6 +313,8 @@ class Jobs:
                 spec, self._planning, self._members, anew=record.newest is None
             )
             remarks += dropped
+        if (now := self.records.get(job)) is not None and now is not known and is_over(now):
+            raise UsageError(f"job {job} was {now.state} while it was to be started again")
         left = begin(msgspec.structs.replace(record, checkpoints=whole), self._post.node, self._post.name)
         data = alone(spec, plan, self._post.node, absent, len(self._members()))
         await self._supervision.begin(left, spec, plan, data, remarks)

@@ -19,13 +19,13 @@ import logging
 import socket
 from functools import partial
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from p2pnn.errors import RemoteProtocolError
 from p2pnn.transport.limits import Limits
 from p2pnn.transport.sending import Sending
 from p2pnn.transport.sockets import tune, why
-from p2pnn.transport.stream import Stream
+from p2pnn.transport.stream import Nobody, Stream
 from p2pnn.transport.telling import Owner
 from p2pnn.types import Address, NodeId
 from p2pnn.wire.connection import Connection, Role
@@ -37,6 +37,9 @@ if TYPE_CHECKING:  # a plain mesh does not load TLS
     from p2pnn.transport.secure import SecureStream, Security
 
 log = logging.getLogger("p2pnn.transport")
+
+LATE_S: Final = 0.1
+"""A timer that rings so late has waited for this process, not for the peer."""
 
 
 class Link:
@@ -178,6 +181,8 @@ class Link:
 
     def release(self) -> None:
         """The connection is somebody else's from now on: its peer is no node. No event follows."""
+        assert self._transport is not None
+        self._transport.hand_to(Nobody())
         self._transport = None
         self._forget_timers()
         self.lost.set_result(None)
@@ -276,7 +281,7 @@ class Link:
                 self._owner.link_hello(self, event)
             case Opened():
                 self._owner.link_opened(self, event)
-                if not self.greeted.done():
+                if not self.greeted.done() and self.is_open:  # the owner may have closed it; Closed follows
                     self.greeted.set_result(event)
             case Closed():
                 self._why = event.text or "the link was closed"
@@ -381,6 +386,8 @@ class Link:
 
     def _ring(self) -> None:
         self._timer = None
+        if self._transport is not None and monotonic() - self._timer_due >= LATE_S:
+            self.readable()  # this process stood still, so what came meanwhile lies unread
         now = monotonic()  # the loop's own clock moves in milliseconds under uvloop, too coarse for round trips
         due = self.connection.get_timer()
         if due is not None and due <= now:

@@ -114,10 +114,6 @@ class SecureStream(Stream):
         if not server:
             self._shake_hands()
 
-    def hand_to(self, user: User) -> None:
-        """Whoever reads from now on."""
-        self._user = user
-
     # --- receiving
 
     def receive(self, views: list[memoryview]) -> int | None:

@@ -31,6 +31,14 @@ class User(Protocol):
     def connection_lost(self, exc: Exception | None) -> None: ...
 
 
+class Nobody:
+    """The user of a stream that nobody reads from, until it is handed to somebody or aborted."""
+
+    def readable(self) -> None: ...
+    def drained(self) -> None: ...
+    def connection_lost(self, exc: Exception | None) -> None: ...
+
+
 class Stream:
     """A connected socket, which it owns from now on; call `start` to be told of bytes.
 
@@ -52,6 +60,10 @@ class Stream:
 
     def start(self) -> None:
         self.resume_reading()
+
+    def hand_to(self, user: User) -> None:
+        """Whoever reads from now on."""
+        self._user = user
 
     def get_extra_info(self, name: str) -> Any:
         """The `socket`, as asyncio's transports give it."""

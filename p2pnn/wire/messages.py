@@ -237,9 +237,8 @@ AnyMessage = (
     | BlobRequest | BlobPiece | BlobMissing
     | ProfileRequest | ProfileReply | LinkProbe | LinkProbed
     | Reserve | Waiting | Granted | Release | Prepare | Preparing | Prepared | Command | Report | JobFailed
-    | Retired | Squares | Keep | Kept | Record | RecordRequest | Ask | Answered | Traced | Tensor
-    | Adopt | Adopted | Happened | Follow
-    | CutsWanted | CutsHeld | PartWanted | PartMade | Snapshot
+    | Retired | Squares | Keep | Kept | Record | RecordRequest | Ask | Answered | Traced
+    | CutsWanted | CutsHeld | PartWanted | PartMade | Adopt | Adopted | Happened | Follow | Tensor | Snapshot
     | Lead | Held | PreVote | PreVoted | Vote | Voted | CharterPiece | CharterWanted | Handover
     | Petition | Ruling | AuthorityWanted | AuthorityKey
 )  # fmt: skip

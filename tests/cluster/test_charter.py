@@ -59,7 +59,7 @@ def test_bytes_and_back() -> None:
 
 
 def test_a_newer_field_is_ignored_and_a_newer_format_refused() -> None:
-    fields = [FORMAT, "home", 3, 4, [A], [[A, "", "a", "newer"]], b"", {"newer": 1}]
+    fields = [FORMAT, "home", 3, 4, [A], [[A, "", "a", "newer"]], b"", [], [], {"newer": 1}]
     assert decode(msgspec.msgpack.encode(fields)).version == Version(3, 4)
     for other in ([FORMAT + 1, *fields[1:]], [FORMAT + 1, {"all": "new"}]):
         with pytest.raises(CharterError, match=rf"format {FORMAT + 1}.*use a newer p2pnn"):

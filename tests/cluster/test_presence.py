@@ -43,6 +43,7 @@ def test_who_holds_another_charter_or_has_not_said_so_is_not_admitted() -> None:
 def test_a_node_of_another_cluster_is_news_once_and_is_told_what_to_do() -> None:
     one = presence()
     one.arrived(B, "b", "away")
+    one.said(A, "away")
     assert one.note_foreign("") == [], "this node belongs to none yet"
     assert one.note_foreign("home") == [B]
     assert one.note_foreign("home") == []

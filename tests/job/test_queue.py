@@ -34,32 +34,41 @@ def test_asking_again_is_harmless_and_a_new_start_replaces_the_old_one() -> None
     assert queue.holder == ticket("a")
 
 
-def test_starts_of_one_generation_by_two_coordinators_do_not_replace_each_other() -> None:
+def test_a_start_has_one_place_whoever_coordinates_it_and_its_newest_coordinator_is_told() -> None:
     queue = PlaceQueue()
-    queue.reserve(ticket("a"))
+    queue.reserve(ticket("a", node="x"))
+    assert [change.ticket.coordinator for change in queue.reserve(ticket("a", node="y"))] == ["y"]
     queue.reserve(ticket("b", 2, node="x"))
     queue.reserve(ticket("b", 2, node="y"))
-    queue.reserve(ticket("b", 1, node="z"))
-    assert [t.coordinator for t in queue.waiting] == ["x", "y", "z"]
-    queue.reserve(ticket("b", 3, node="y"))
-    assert queue.waiting == [ticket("b", 3, node="y")]
+    assert [t.coordinator for t in queue.waiting] == ["y"]
+    [granted] = queue.release(ticket("a", node="z"))
+    assert granted.ticket.coordinator == "y"
 
 
-def test_a_lost_coordinator_is_forgotten() -> None:
+def test_a_new_coordinator_adopts_only_what_holds_the_place() -> None:
     queue = PlaceQueue()
-    queue.reserve(ticket("a", node="x"))
-    queue.reserve(ticket("b", node="x"))
-    queue.reserve(ticket("c", node="y"))
-    assert queue.drop_coordinator(NodeId("x")) == [Grant(ticket("c", node="y"))]
+    assert not queue.adopt(JobId("a"), 1, NodeId("y"))
+    queue.reserve(ticket("a", 4, node="x"))
+    queue.reserve(ticket("b", 1, node="x"))
+    assert not queue.adopt(JobId("a"), 3, NodeId("y"))
+    assert not queue.adopt(JobId("b"), 1, NodeId("y"))
+    assert queue.adopt(JobId("a"), 4, NodeId("y"))
+    assert queue.holder is not None
+    assert queue.holder.coordinator == "y"
+    assert queue.holder == ticket("a", 4)
 
 
-def test_only_the_coordinator_that_asked_gives_the_place_back() -> None:
+def test_what_the_cluster_has_ended_or_replaced_is_forgotten() -> None:
     queue = PlaceQueue()
-    queue.reserve(ticket("a", node="x"))
-    queue.reserve(ticket("b", node="x"))
-    queue.release(ticket("a", 9, node="y"))
-    queue.release(ticket("b", 9, node="y"))
-    assert (queue.holder, queue.waiting) == (ticket("a", node="x"), [ticket("b", node="x")])
+    for name, generation in (("a", 1), ("b", 2), ("c", 3), ("d", 9)):
+        queue.reserve(ticket(name, generation))
+    standing = {JobId("a"): 1, JobId("b"): 2, JobId("c"): 3}
+    assert queue.fence(standing, 5) == [], "d is not decided yet as far as this node knows"
+    changes = queue.fence({JobId("a"): 4, JobId("c"): 3}, 6)
+    assert changes == [Grant(ticket("c", 3)), Wait(ticket("d", 9), JobId("c"), 1)]
+    assert queue.fence({}, 3) == [Grant(ticket("d", 9))]
+    assert queue.fence({JobId("d"): 10}, 10) == []
+    assert queue.holder is None
 
 
 def test_the_queue_is_bounded() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from p2pnn.errors import CheckpointError
+from p2pnn.errors import CheckpointError, UsageError
 from p2pnn.job import records
 from p2pnn.job.checkpoint import Manifest, Part, add_bits, fingerprint, tensor_bits
 from p2pnn.job.plan import Plan
@@ -28,13 +28,41 @@ def test_a_record_survives_the_journey() -> None:
     assert record().part_blobs() == {"p"}
 
 
-def test_of_two_starts_of_one_generation_that_of_the_smaller_coordinator_counts() -> None:
-    of_a, of_b = record(), msgspec.structs.replace(record(), coordinator=NodeId("b"), revision=9)
-    assert of_a.replaces(of_b)
-    assert not of_b.replaces(of_a)
-    assert not of_a.replaces(of_a)
-    assert msgspec.structs.replace(of_a, revision=1).replaces(of_a)
-    assert msgspec.structs.replace(of_b, generation=3, revision=0).replaces(of_a)
+def test_the_later_start_counts_and_of_one_start_the_higher_revision() -> None:
+    known = record()
+    assert not known.replaces(known)
+    assert msgspec.structs.replace(known, revision=1).replaces(known)
+    later = msgspec.structs.replace(known, generation=3, revision=0)
+    assert later.replaces(msgspec.structs.replace(known, revision=9))
+
+
+def test_what_an_old_coordinator_still_tells_counts_less_than_the_record_of_the_next() -> None:
+    known = msgspec.structs.replace(record(), state="running", revision=7)
+    mine = records.taken_over(known, NodeId("b"), "b", 3)
+    assert (mine.generation, mine.coordinator, mine.coordinator_name) == (2, "b", "b")
+    assert mine.replaces(msgspec.structs.replace(known, revision=1000))
+    again = records.taken_over(mine, NodeId("c"), "c", 4)
+    assert again.replaces(msgspec.structs.replace(mine, revision=mine.revision + 1000))
+    same_term = records.taken_over(msgspec.structs.replace(mine, revision=mine.revision + 5), NodeId("c"), "c", 3)
+    assert same_term.revision == mine.revision + 6, "a revision never goes back"
+
+
+def test_a_start_that_is_begun_anew_or_resumed_counts_its_starts_and_has_no_generation_of_its_own_yet() -> None:
+    known = msgspec.structs.replace(record(), starts=1, history=({"epoch": 1.0}, {"epoch": 2.0}), bits="")
+    for begin, state in ((records.resumed, "paused"), (records.begun_anew, "running")):
+        left = begin(msgspec.structs.replace(known, state=state), NodeId("b"), "b")
+        assert (left.state, left.starts, left.coordinator, left.step, left.epoch) == ("queued", 2, "b", 4, 1)
+        assert left.history == ({"epoch": 1.0},), "what came after the checkpoint is done again"
+        assert left.generation == known.generation, "until the cluster has decided the next"
+    with pytest.raises(UsageError, match="running cannot resume"):
+        records.resumed(msgspec.structs.replace(known, state="running"), NodeId("b"), "b")
+
+
+def test_only_what_has_not_ended_ends() -> None:
+    ended = records.ended(msgspec.structs.replace(record(), state="running"), "fail", "why")
+    assert (ended.state, ended.reason, ended.revision) == ("failed", "why", 1)
+    with pytest.raises(UsageError, match="failed cannot"):
+        records.ended(ended, "fail", "again")
 
 
 def test_a_newer_record_is_refused_by_name() -> None:

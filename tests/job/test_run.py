@@ -10,7 +10,7 @@ import pytest
 from p2pnn.job.actions import Order, Publish
 from p2pnn.job.checkpoint import Part
 from p2pnn.job.ledger import Ledger
-from p2pnn.job.run import FIRST_PIECE_STEPS, Run
+from p2pnn.job.run import AHEAD, FIRST_PIECE_STEPS, Run
 from p2pnn.job.script import Checkpoint, Done, Evaluate, Finish, Progress, Sample, Train
 from p2pnn.job.snapshots import FIRST_STEPS
 from p2pnn.job.spec import JobSpec
@@ -33,7 +33,7 @@ class Bench:
         found = []
         while (action := self.ledger.next_action()) is not None:
             if isinstance(action, Order):
-                found.append(action.command)
+                found += action.commands
             if isinstance(action, Publish):
                 self.events.append(action)
         return found
@@ -45,10 +45,9 @@ class Bench:
 
 def test_pieces_grow_with_the_speed_so_that_each_takes_half_a_second() -> None:
     bench = Bench(make_spec(train=msgspec.structs.replace(make_spec().train, stop=80), batch_size=1, micro_batches=1))  # type: ignore[type-var]
-    first, second = bench.orders()
-    assert (first, second) == (Train(1, FIRST_PIECE_STEPS, FIRST_STEPS), Train(2, 2 * FIRST_PIECE_STEPS, FIRST_STEPS))
+    assert bench.orders() == [Train(number, number * FIRST_PIECE_STEPS, FIRST_STEPS) for number in range(1, AHEAD + 1)]
     bench.answer(1, 0.1)  # 4 steps in 0.1 s: 40 a second
-    assert bench.orders() == [Train(3, 8 + 20, FIRST_STEPS)]
+    assert bench.orders() == [Train(AHEAD + 1, AHEAD * FIRST_PIECE_STEPS + 20, FIRST_STEPS)]
 
 
 def test_checkpoints_come_at_their_steps_and_never_twice_at_an_epochs_end() -> None:
@@ -67,17 +66,18 @@ def test_checkpoints_come_at_their_steps_and_never_twice_at_an_epochs_end() -> N
 
 
 def test_no_periodic_checkpoint_is_begun_while_one_is_being_copied() -> None:
-    bench = Bench(make_spec(checkpoint_steps=2, validation=None, epochs=1))
+    bench = Bench(make_spec(checkpoint_steps=2, validation=None, epochs=1, batch_size=4))
     part = msgspec.msgpack.encode(Part("6" * 64, 1, bytes(32)))  # type: ignore[arg-type]
     orders: list[object] = bench.orders()
-    for sequence in range(1, 20):  # nobody ever answers for the copies
+    for sequence in range(1, 40):  # nobody ever answers for the copies
         if sequence > len(orders):
             break
         bench.answer(sequence, 0.1 * sequence, part if isinstance(orders[sequence - 1], Checkpoint) else b"")
         orders += bench.orders()
     steps = [o.until_step for o in orders if isinstance(o, Train)]
-    assert steps[-1] == 10
-    assert 1 < sum(isinstance(o, Checkpoint) for o in orders) < 5  # the first, and that of the epoch's end
+    assert steps[-1] == 20
+    # those granted before the first was written, and that of the epoch's end
+    assert 1 < sum(isinstance(o, Checkpoint) for o in orders) <= AHEAD + 2
 
 
 def test_an_answer_that_is_overtaken_takes_no_step_back() -> None:

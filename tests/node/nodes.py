@@ -12,9 +12,10 @@ import msgspec
 import numpy as np
 
 from p2pnn import nn
+from p2pnn.cluster.charter import Charter, CharterMember, Version, found
 from p2pnn.config import NodeConfig
 from p2pnn.data.blobs import BlobStore
-from p2pnn.errors import PeerGone
+from p2pnn.errors import CharterError, PeerGone, ProposalRefused
 from p2pnn.job.plan import NodeShare, Plan
 from p2pnn.job.spec import JobSpec
 from p2pnn.node.blobs import BlobExchange
@@ -88,6 +89,67 @@ def post(here: NodeId = A) -> tuple[Post, Recorder]:
 
 def exchange(folder: Path, the_post: Post) -> BlobExchange:
     return BlobExchange(BlobStore(folder / "blobs"), the_post, list)
+
+
+class FakeCluster:
+    """A charter as jobs see it: what is proposed holds in the loop's next turn, under the generations 1, 2, 3, …
+
+    coordinator: whoever the test elects (`elect`), at first this node. voting: the voters. refuses: how many proposals are
+    refused from now on. work_bytes_max: a larger table is too large for the charter. delays: what is proposed holds when the
+    test says so (`commit`).
+    """
+
+    def __init__(self, node: NodeId) -> None:
+        self.node = node
+        self.coordinator: NodeId | None = node
+        self.term = 1
+        self.voting: tuple[NodeId, ...] = (node,)
+        self.refuses = 0
+        self.alarm = ""
+        self.work_bytes_max = 1 << 18
+        self.delays = False
+        self.proposed: list[Charter] = []
+        self.charter = msgspec.structs.replace(found("test", CharterMember(node, "", NAMES[node])), revision=0)
+        self.committed: Callable[[Charter], None] = lambda charter: None
+        self.changed: Callable[[NodeId | None], None] = lambda coordinator: None
+
+    @property
+    def coordinates(self) -> bool:
+        return self.coordinator == self.node
+
+    def voters(self) -> tuple[NodeId, ...]:
+        return self.voting
+
+    def propose_work(self, make: Callable[[int], bytes]) -> Version:
+        if not self.coordinates or self.proposed:
+            raise ProposalRefused("this node does not lead, or a change is under way")
+        if self.refuses:
+            self.refuses -= 1
+            raise ProposalRefused("a member is being admitted")
+        version = Version(self.charter.term, self.charter.revision + 1)
+        work = make(version.generation)
+        if len(work) > self.work_bytes_max:
+            raise CharterError("the charter would be too large")
+        self.proposed.append(msgspec.structs.replace(self.charter, revision=version.revision, work=work))
+        if not self.delays:
+            asyncio.get_running_loop().call_soon(self.commit)
+        return version
+
+    def commit(self) -> None:
+        """What was proposed holds; without a proposal, what held before is said again."""
+        if self.proposed:
+            self.charter = self.proposed.pop()
+        self.committed(self.charter)
+
+    def elect(self, node: NodeId | None, work: bytes | None = None) -> None:
+        """Another coordinator, whose first charter holds at once. work: what that one has decided until then."""
+        self.coordinator, self.term = node, self.term + 1
+        self.proposed.clear()
+        self.changed(node)
+        if node is not None:
+            kept = self.charter.work if work is None else work
+            self.charter = msgspec.structs.replace(self.charter, revision=self.charter.revision + 1, work=kept)
+            self.committed(self.charter)
 
 
 def perceptron() -> nn.Model:

@@ -1,4 +1,4 @@
-"""Asking a job's coordinator to do what a person said elsewhere."""
+"""Questions about jobs between nodes: who answers, in whose words, and who is to be asked again elsewhere."""
 
 from __future__ import annotations
 
@@ -8,23 +8,26 @@ import pytest
 
 from p2pnn.errors import NotFoundError, UsageError
 from p2pnn.node import asking as module
-from p2pnn.node.asking import Asking
+from p2pnn.node.asking import AskAgain, Asking
+from p2pnn.types import NodeId
 from p2pnn.wire import messages as wire
 from tests.node.nodes import B, C, post, until
 
 pytestmark = pytest.mark.asyncio
 
 
-def carry_out(job: str, verb: str) -> str:
-    if job != "toy-1":
-        raise NotFoundError(f"no job {job!r}")
-    return f"{verb}led"
+async def cancel(node: NodeId, message: wire.Ask) -> wire.Answered:
+    if message.job == "moved-1":
+        raise AskAgain("another node coordinates now")
+    if message.job != "toy-1":
+        raise NotFoundError(f"no job {message.job!r}")
+    return wire.Answered(message.request, "cancelled")
 
 
 async def test_an_error_is_in_the_words_of_the_node_that_was_asked_and_others_are_not_heard() -> None:
     here, outside = post()
-    asking = Asking(here, carry_out)
-    question = asyncio.ensure_future(asking.ask(B, "b", "toy-1", "cancel"))
+    asking = Asking(here)
+    question = asyncio.ensure_future(asking.inquire(B, "b", wire.Ask(0, "toy-1", "cancel")))
     await until(lambda: outside.of(wire.Ask, B))
     asking.receive(C, wire.Answered(1, "cancelled"))
     asking.receive(B, wire.Answered(2, "cancelled"))
@@ -36,27 +39,45 @@ async def test_an_error_is_in_the_words_of_the_node_that_was_asked_and_others_ar
 
 async def test_what_is_asked_here_is_carried_out_or_refused_in_one_sentence() -> None:
     here, outside = post()
-    asking = Asking(here, carry_out)
-    for number, (job, verb) in enumerate((("toy-1", "cancel"), ("toy-2", "cancel"), ("toy-1", "explode"))):
+    asking = Asking(here)
+    asking.offer("cancel", cancel)
+    asked = (("toy-1", "cancel"), ("toy-2", "cancel"), ("moved-1", "cancel"), ("toy-1", "explode"))
+    for number, (job, verb) in enumerate(asked):
         asking.receive(B, wire.Ask(number, job, verb))
-    first, second, third = outside.of(wire.Answered, B)
+    await until(lambda: len(outside.sent) == 4)
+    first, second, third, fourth = sorted(outside.of(wire.Answered, B), key=lambda answer: answer.request)
     assert first == wire.Answered(0, "cancelled")
     assert second == wire.Answered(1, "", "no job 'toy-2'")
-    assert "cannot explode a job for a peer" in third.error
+    assert third == wire.Answered(2, "again", "another node coordinates now")
+    assert "cannot explode a job for a peer" in fourth.error
 
 
-async def test_a_silent_coordinator_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "ANSWER_TIMEOUT_S", 0.01)
-    with pytest.raises(UsageError, match="node b, which coordinates job toy-1, did not answer"):
-        await Asking(post()[0], carry_out).ask(B, "b", "toy-1", "pause")
+async def test_who_is_silent_is_named_and_who_is_lost_or_replaced_is_not_the_one_to_ask() -> None:
+    here, outside = post()
+    asking = Asking(here)
+    question = wire.Ask(0, "toy-1", "pause")
+    with pytest.raises(UsageError, match="node b did not answer within 0 s") as silent:
+        await asking.inquire(B, "b", question, 0.01)
+    assert not isinstance(silent.value, AskAgain)
+    waiting = asyncio.ensure_future(asking.inquire(B, "b", question))
+    await until(lambda: len(outside.of(wire.Ask, B)) == 2)
+    asking.member_lost(C, "connection reset")
+    asking.member_lost(B, "connection reset")
+    with pytest.raises(AskAgain, match="node b was lost before it answered: connection reset"):
+        await waiting
+    waiting = asyncio.ensure_future(asking.inquire(B, "b", question))
+    await until(lambda: len(outside.of(wire.Ask, B)) == 3)
+    asking.receive(B, wire.Answered(3, "again", "it does not coordinate any more"))
+    with pytest.raises(AskAgain, match="it does not coordinate any more"):
+        await waiting
 
 
 async def test_what_is_offered_is_answered_and_its_errors_are_told_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "OFFERED_MAX", 2)
     here, outside = post()
-    asking, gate = Asking(here, carry_out), asyncio.Event()
+    asking, gate = Asking(here), asyncio.Event()
 
-    async def answer(message: wire.Ask) -> wire.Traced:
+    async def answer(node: NodeId, message: wire.Ask) -> wire.Traced:
         await gate.wait()
         if message.job != "toy-1":
             raise NotFoundError("nothing is known of it")
@@ -79,8 +100,8 @@ async def test_what_is_offered_is_answered_and_its_errors_are_told_and_bounded(m
 
 async def test_an_answer_of_another_kind_is_given_as_it_is() -> None:
     here, outside = post()
-    asking = Asking(here, carry_out)
-    question = asyncio.ensure_future(asking.inquire(B, "b", "toy-1", "clock"))
+    asking = Asking(here)
+    question = asyncio.ensure_future(asking.inquire(B, "b", wire.Ask(0, "toy-1", "clock")))
     await until(lambda: outside.of(wire.Ask, B))
     asking.receive(B, wire.Traced(1, 77))
     assert await question == wire.Traced(1, 77)

@@ -14,7 +14,7 @@ from p2pnn.cluster.charter import NOTHING, Charter, CharterMember
 from p2pnn.cluster.durable import FORMAT, Durable, decode, encode
 from p2pnn.cluster.election import Role
 from p2pnn.errors import CharterError, NotAllowedError, StorageError
-from p2pnn.node import charter as module
+from p2pnn.node import charter_file as module
 from p2pnn.node.charter import ClusterCharter
 from p2pnn.node.daemon import Daemon
 from p2pnn.types import NodeId
@@ -22,6 +22,20 @@ from p2pnn.wire.messages import Lead
 from tests.node.nodes import A, B, C, config, daemons, post, until
 
 pytestmark = pytest.mark.asyncio
+
+
+class FakeOwner:
+    """Who wants to know what was decided."""
+
+    def __init__(self) -> None:
+        self.charters: list[Charter] = []
+        self.coordinators: list[NodeId | None] = []
+
+    def charter_committed(self, charter: Charter) -> None:
+        self.charters.append(charter)
+
+    def coordinator_changed(self, coordinator: NodeId | None) -> None:
+        self.coordinators.append(coordinator)
 
 
 def leader_of(daemon: Daemon) -> NodeId | None:
@@ -34,7 +48,7 @@ def members_of(daemon: Daemon) -> set[NodeId]:
 
 
 async def test_a_daemon_without_peers_founds_a_cluster_and_leads_it(tmp_path: Path) -> None:
-    part = ClusterCharter(post()[0], tmp_path, founds=True)
+    part = ClusterCharter(post()[0], tmp_path, True, FakeOwner())
     part.start()
     await until(lambda: part.snapshot().consensus.charter is not None)
     found = part.snapshot().consensus
@@ -42,7 +56,7 @@ async def test_a_daemon_without_peers_founds_a_cluster_and_leads_it(tmp_path: Pa
     on_disk = decode((tmp_path / "charter").read_bytes(), "charter")
     assert (on_disk.term, on_disk.vote, on_disk.charter) == (1, A, found.charter)
     await part.close()
-    again = ClusterCharter(post()[0], tmp_path, founds=True)
+    again = ClusterCharter(post()[0], tmp_path, True, FakeOwner())
     again.start()
     await until(lambda: again.snapshot().consensus.charter is not None)
     restarted = again.snapshot().consensus
@@ -55,22 +69,22 @@ async def test_a_daemon_without_peers_founds_a_cluster_and_leads_it(tmp_path: Pa
 
 async def test_a_cluster_of_one_is_given_up_for_another_and_a_larger_one_is_not(tmp_path: Path) -> None:
     one, _ = post()
-    founder = ClusterCharter(one, tmp_path, founds=True)
+    founder = ClusterCharter(one, tmp_path, True, FakeOwner())
     founder.start()
     await until(lambda: founder.snapshot().consensus.charter is not None)
     await founder.close()
-    joiner = ClusterCharter(one, tmp_path, founds=False)
+    joiner = ClusterCharter(one, tmp_path, False, FakeOwner())
     joiner.start()
     assert joiner.snapshot().consensus.version == NOTHING
     await joiner.close()
-    founder = ClusterCharter(one, tmp_path, founds=True)
+    founder = ClusterCharter(one, tmp_path, True, FakeOwner())
     founder.start()
     await until(lambda: founder.snapshot().consensus.charter is not None)
     founder.member_alive(B, "b")
     await until(lambda: founder.snapshot().consensus.version == (2, 2))
     await until(lambda: founder.snapshot().consensus.charter is not None)
     await founder.close()
-    joiner = ClusterCharter(one, tmp_path, founds=False)
+    joiner = ClusterCharter(one, tmp_path, False, FakeOwner())
     joiner.start()
     assert joiner.snapshot().consensus.version == (2, 2)
     await joiner.close()
@@ -78,7 +92,7 @@ async def test_a_cluster_of_one_is_given_up_for_another_and_a_larger_one_is_not(
 
 async def test_one_that_joins_waits_to_be_admitted(tmp_path: Path) -> None:
     one, outside = post(B)
-    part = ClusterCharter(one, tmp_path, founds=False)
+    part = ClusterCharter(one, tmp_path, False, FakeOwner())
     part.start()
     assert part.snapshot().consensus.charter is None
     assert outside.sent == []
@@ -108,7 +122,7 @@ async def test_a_daemon_does_not_start_over_a_charter_that_it_cannot_read(tmp_pa
 async def test_what_a_crash_left_half_written_goes(tmp_path: Path) -> None:
     torn = tmp_path / ".charter.77.abcd"
     torn.write_bytes(b"half")
-    part = ClusterCharter(post()[0], tmp_path, founds=True)
+    part = ClusterCharter(post()[0], tmp_path, True, FakeOwner())
     part.start()
     assert not torn.exists()
     await part.close()
@@ -117,7 +131,7 @@ async def test_what_a_crash_left_half_written_goes(tmp_path: Path) -> None:
 async def test_a_disk_that_fails_is_said_and_the_old_file_stands(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    part = ClusterCharter(post()[0], tmp_path, founds=True)
+    part = ClusterCharter(post()[0], tmp_path, True, FakeOwner())
     fails = True
     real = module.replace_file
 
@@ -173,7 +187,7 @@ async def test_a_cluster_is_begun_anew_with_the_old_work_and_never_given_up_by_i
 ) -> None:
     monkeypatch.setattr(recovery, "refusal", partial(recovery.refusal, after_s=0.0))
     one, _ = post()
-    part = ClusterCharter(one, tmp_path, founds=False)
+    part = ClusterCharter(one, tmp_path, False, FakeOwner())
     old = Charter(1, "old", 4, 9, (B,), (CharterMember(B, "", "b"), CharterMember(A, "", "a")), b"jobs")
     (tmp_path / "charter").write_bytes(encode(Durable(5, B, old)))
     part.start()
@@ -194,7 +208,7 @@ async def test_a_cluster_is_begun_anew_with_the_old_work_and_never_given_up_by_i
     kept = decode((tmp_path / "charter.old").read_bytes(), "charter.old")
     assert kept == Durable(5, B, old)
     await part.close()
-    again = ClusterCharter(one, tmp_path, founds=False)
+    again = ClusterCharter(one, tmp_path, False, FakeOwner())
     again.start()
     assert again.description()[0] == charter.cluster, "though it is told to join others"
     await again.close()

@@ -13,6 +13,7 @@ import pytest
 from p2pnn.errors import StorageError
 from p2pnn.executor import commands
 from p2pnn.job import script
+from p2pnn.job.part_log import PartState
 from p2pnn.job.queue import PlaceQueue
 from p2pnn.job.segment import transfers
 from p2pnn.node import parcels
@@ -23,7 +24,7 @@ from p2pnn.node.snapshots import Snapshots
 from p2pnn.node.storage import Storage
 from p2pnn.node.traces import Traces
 from p2pnn.train.frames import layout
-from p2pnn.types import BlobId, NodeId
+from p2pnn.types import BlobId, JobId, NodeId
 from p2pnn.wire import messages as wire
 from tests.node.nodes import JOB, A, B, C, exchange, plan_of, post, stored, toy, until
 
@@ -75,9 +76,17 @@ class Bench:
         self.post, self.outside = post(B)
         self.exchange = exchange(folder, self.post)
         self.storage = Storage(folder / "state")
-        traces = Traces(self.post, self.storage, self.exchange, Asking(self.post, lambda job, verb: verb))
+        traces = Traces(self.post, self.storage, self.exchange, Asking(self.post))
+        self.refusal = ""
         self.snapshots = Snapshots(self.post, self.exchange, lambda: {A: "a", B: "b"}, lambda job: None)
-        self.place = Place(self.post, self.exchange, traces, self.snapshots)
+        self.place = Place(
+            self.post,
+            self.exchange,
+            traces,
+            self.snapshots,
+            lambda node, term: self.refusal,
+            lambda job: f"what it knows of {job}".encode(),
+        )
         self.spec, blobs = toy(**settings)
         self.spec_blob = stored(self.spec, blobs, self.exchange.blobs)
         self.plan = plan_of(self.spec, [A, B])
@@ -110,6 +119,23 @@ class Bench:
         executor.sent.clear()
         return executor
 
+    def command(self, *orders: script.Command, oldest: int = 1, state: bytes = b"", node: NodeId = A) -> None:
+        data = msgspec.msgpack.encode(list(orders))
+        self.place.receive(node, wire.Command(JOB, 1, data, 1, oldest, state))
+
+    def adopt(self, node: NodeId = C, generation: int = 1, term: int = 2) -> None:
+        self.place.receive(node, wire.Adopt(JOB, generation, term))
+
+    async def adopted(self, node: NodeId = C) -> PartState:
+        """What the node's part tells the new coordinator; only the first time."""
+        await until(lambda: self.outside.of(wire.Adopted, node))
+        [message] = self.outside.of(wire.Adopted, node)
+        data = message.part
+        if parcels.is_name(data):
+            blob = BlobId(msgspec.msgpack.decode(data))
+            data = self.exchange.blobs.read(blob, 0, self.exchange.blobs.size(blob))
+        return msgspec.msgpack.decode(data, type=PartState)
+
     @property
     def failures(self) -> list[str]:
         return [m.text for m in self.outside.of(wire.JobFailed)]
@@ -128,20 +154,10 @@ async def test_one_job_has_the_place_and_others_learn_behind_whom_they_wait(tmp_
     assert bench.place.job == JOB
     assert bench.place.waiting == ("other-1",)
     assert bench.outside.of(wire.Waiting, C) == [wire.Waiting("other-1", 1, JOB, 1)]
-    bench.release(node=C)  # who did not ask cannot give back
+    bench.release(generation=0)  # of an earlier start
     assert bench.place.job == JOB
     bench.release()
     assert bench.outside.of(wire.Granted, C) == [wire.Granted("other-1", 1)]
-
-
-@pytest.mark.asyncio
-async def test_a_coordinator_whose_start_is_replaced_is_told(tmp_path: Path) -> None:
-    bench = Bench(tmp_path)
-    bench.reserve("other-1", node=C)
-    bench.reserve(generation=1, node=C)
-    bench.reserve(generation=2, node=A)
-    assert bench.place.waiting == (JOB,)
-    assert bench.outside.of(wire.JobFailed, C) == [wire.JobFailed(JOB, 1, "the job was started again by another node")]
 
 
 @pytest.mark.asyncio
@@ -160,10 +176,9 @@ async def test_prepare_for_a_place_not_reserved_is_refused(tmp_path: Path) -> No
     bench.prepare()
     bench.reserve()
     bench.prepare(generation=2)
-    bench.prepare(node=C)
-    assert len(bench.failures) == 3
+    assert len(bench.failures) == 2
     assert all("was not reserved for this start" in text for text in bench.failures)
-    assert [n for n, m in bench.outside.sent if isinstance(m, wire.JobFailed)] == [A, A, C]
+    assert [n for n, m in bench.outside.sent if isinstance(m, wire.JobFailed)] == [A, A]
     assert FakeExecutor.made == []
 
 
@@ -182,13 +197,26 @@ async def test_prepare_starts_an_executor_and_release_ends_it(tmp_path: Path) ->
 
 
 @pytest.mark.asyncio
-async def test_messages_of_another_start_or_another_coordinator_are_dropped(tmp_path: Path) -> None:
+async def test_messages_of_another_start_or_another_coordinator_are_dropped(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
     bench = Bench(tmp_path)
     executor = await bench.running()
-    order = msgspec.msgpack.encode(script.Train(1, 4))
+    order = msgspec.msgpack.encode([script.Train(1, 4)])
     bench.place.receive(A, wire.Command(JOB, 2, order))
     bench.place.receive(A, wire.Command("other-1", 1, order))
+    bench.refusal = "another node coordinates in term 2"
+    before = len(bench.outside.sent)
     bench.place.receive(C, wire.Command(JOB, 1, order))
+    bench.place.receive(C, wire.Release(JOB, 1))
+    bench.place.receive(C, wire.Reserve("other-1", 1))
+    bench.prepare(node=C)
+    bench.adopt()
+    assert "refused message=Adopt" in caplog.text
+    assert "reason=another node coordinates in term 2" in caplog.text
+    assert (bench.place.job, bench.place.waiting, len(bench.outside.sent)) == (JOB, (), before)
+    bench.refusal = ""
     bench.place.receive(A, wire.Retired(JOB, 1, 1, 3))  # A is 0 of the plan, not 1
     bench.place.receive(C, wire.Retired(JOB, 1, 0, 3))
     bench.place.receive(A, wire.Squares(JOB, 1, 9, 0, ()))
@@ -209,7 +237,7 @@ async def test_a_command_that_cannot_be_read_fails_the_job_once(tmp_path: Path) 
     bench.place.receive(A, wire.Command(JOB, 1, b"\xc1"))
     executor.exit("its compute process was killed by signal 9")
     assert len(bench.failures) == 1
-    assert "command that cannot be read" in bench.failures[0]
+    assert "commands that cannot be read" in bench.failures[0]
     await bench.place.close()
 
 
@@ -366,8 +394,9 @@ async def test_nothing_overtakes_a_restore(tmp_path: Path) -> None:
     executor = await bench.running()
     part = bench.exchange.blobs.put(b"part")
     orders = [script.Restore(1, (part,)), script.Evaluate(2, "test"), script.Restore(3, ()), script.Finish()]
-    for order in orders:
-        bench.place.receive(A, wire.Command(JOB, 1, msgspec.msgpack.encode(order)))
+    bench.command(*orders[:2])
+    for order in orders[2:]:
+        bench.command(order)
     await until(lambda: len(executor.sent) == 4)
     assert executor.sent == orders
     executor.exit("its compute process ended with exit status 0")
@@ -380,8 +409,7 @@ async def test_a_restore_of_parts_that_nobody_has_fails_the_job(tmp_path: Path) 
     bench = Bench(tmp_path)
     await bench.running()
     bench.exchange._post._outside = NoBlobs(bench)  # type: ignore[assignment]
-    order = msgspec.msgpack.encode(script.Restore(1, ("0" * 64,)))
-    bench.place.receive(A, wire.Command(JOB, 1, order))
+    bench.command(script.Restore(1, ("0" * 64,)))
     await until(lambda: bench.failures)
     assert "on no node" in bench.failures[0]
     await bench.place.close()
@@ -407,15 +435,81 @@ async def test_a_large_report_goes_as_a_parcel_and_a_large_plan_comes_as_one(tmp
 
 
 @pytest.mark.asyncio
-async def test_a_lost_coordinator_ends_what_it_asked_for(tmp_path: Path) -> None:
+async def test_a_lost_coordinator_without_a_part_of_the_job_disturbs_nothing(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    bench.reserve(node=C)
+    bench.prepare(node=C)
+    await until(lambda: FakeExecutor.made and FakeExecutor.made[-1].sent)
+    executor = FakeExecutor.made[-1]
+    bench.place.member_lost(C, "connection reset")
+    assert bench.place.job == JOB
+    assert not executor.killed
+    assert bench.failures == []
+    await bench.place.close()
+
+
+@pytest.mark.asyncio
+async def test_the_next_coordinator_learns_how_far_the_part_is_and_is_told_from_then_on(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
     executor = await bench.running()
-    bench.reserve("other-1", node=C)
-    bench.place.member_lost("d" * 32, "it was stopped")  # type: ignore[arg-type]
+    executor.say(commands.Prepared(99))
+    bench.command(script.Train(1, 4), script.Train(2, 8), oldest=1, state=b"s1")
+    executor.say(script.Progress(4, (2.0, 8), {"accuracy": (3.0, 8.0)}, 0.1, 0.2))
+    executor.say(script.Done(1))
+    bench.command(script.Train(3, 12), oldest=2, state=b"s2")
+    bench.adopt()
+    state = await bench.adopted()
+    assert (state.stage, state.step, state.last, state.state) == ("running", 4, 3, b"s2")
+    assert [number for number, _ in state.commands] == [2, 3]
+    assert state.answers == (), "its answer to the first was had by all"
+    assert (state.totals.loss_sum, state.totals.rows, state.totals.metrics) == (2.0, 8, {"accuracy": (3.0, 8.0)})
+    assert state.record == b"what it knows of toy-1"
+    executor.say(script.Done(2))
+    assert bench.outside.of(wire.Report, C) == [wire.Report(JOB, 1, msgspec.msgpack.encode(script.Done(2)))]
+    bench.command(script.Train(2, 8), script.Train(3, 12), node=C)  # what another node had missed
+    assert executor.sent == [script.Train(1, 4), script.Train(2, 8), script.Train(3, 12)]
     assert bench.place.job == JOB
-    bench.place.member_lost(A, "connection reset")
-    assert bench.place.job == "other-1"
+    await bench.place.close()
+
+
+@pytest.mark.asyncio
+async def test_what_does_not_run_here_is_not_adopted_and_says_why(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    bench.adopt()
+    state = await bench.adopted()
+    assert (state.stage, state.text) == ("absent", "it has no part of this start")
+    bench.outside.sent.clear()
+    executor = await bench.running()
+    bench.adopt(generation=2)
+    assert (await bench.adopted()).stage == "absent"
+    bench.outside.sent.clear()
+    bench.adopt()
+    assert (await bench.adopted()).text == "it is not prepared yet"
+    bench.outside.sent.clear()
+    executor.say(commands.Prepared(1))
+    executor.exit("its compute process was killed by signal 9")
+    bench.adopt()
+    state = await bench.adopted()
+    assert (state.stage, state.text) == ("ended", "its compute process was killed by signal 9")
+    await bench.place.close()
+
+
+@pytest.mark.asyncio
+async def test_what_the_cluster_has_ended_or_started_anew_ends_here(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    executor = await bench.running()
+    bench.reserve("other-1", 3, node=C)
+    bench.place.decided({JOB: 1}, 1)
+    bench.place.decided({JOB: 1, JobId("other-1"): 3}, 3)
+    assert not executor.killed
+    bench.place.decided({}, 0)  # an older charter, which did not know of it yet
+    assert bench.place.job == JOB
+    bench.place.decided({JOB: 4, JobId("other-1"): 3}, 4)
     await until(lambda: executor.ended)
+    assert bench.place.job == "other-1"
+    assert bench.outside.of(wire.Granted, C) == [wire.Granted("other-1", 3)]
+    bench.place.decided({}, 9)
+    assert bench.place.job is None
 
 
 @pytest.mark.asyncio

@@ -26,8 +26,8 @@ def test_prepare_names_its_node_and_where_blobs_are_and_large_parts_go_as_parcel
     manifest = Manifest(JOB, BlobId("5" * 64), 6, 1, (Part(BlobId("6" * 64), 4, bytes(32)),))
     record = queued(JOB, BlobId("5" * 64), spec, C, "c", 0.0)
     record = msgspec.structs.replace(record, plan=plan, checkpoints=(manifest,))
-    message = starts.prepare(record, 1, C, BlobStore(tmp_path))
-    assert (message.nodes, message.index, message.sources) == ((A, B), 1, (C, A, B))
+    message = starts.prepare(record, 1, C, BlobStore(tmp_path), 7)
+    assert (message.nodes, message.index, message.sources, message.term) == ((A, B), 1, (C, A, B), 7)
     assert parcels.is_name(message.plan)
     assert msgspec.msgpack.decode(message.checkpoint, type=Manifest) == manifest
 
@@ -36,6 +36,7 @@ def test_what_the_nodes_say_reaches_the_supervisor() -> None:
     spec, _ = toy()
     supervisor = Supervisor(queued(JOB, BlobId("5" * 64), spec, A, "a", 0.0), spec, dict(NAMES), 0.0)
     supervisor.planned(plan_of(spec, [A, B]), 0.0)
+    supervisor.decided(1, 0.0)
     starts.tell(supervisor, A, wire.Waiting(JOB, 1, "other-1", 2), 0.1)
     for node in (A, B):
         starts.tell(supervisor, node, wire.Granted(JOB, 1), 0.2)

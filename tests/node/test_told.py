@@ -13,7 +13,7 @@ from p2pnn.node import told
 from p2pnn.types import BlobId
 from tests.node.nodes import JOB, A
 
-RECORD = JobRecord(JOB, "toy", "evaluate", BlobId("5" * 64), "running", A, "a", 2, epochs=3)
+RECORD = JobRecord(JOB, "toy", "evaluate", BlobId("5" * 64), "running", A, "a", 2, epochs=3, starts=2)
 
 
 def changed(**fields: Any) -> JobRecord:
@@ -27,7 +27,7 @@ def test_every_later_record_tells_more_under_higher_numbers() -> None:
         history += ({"epoch": float(epoch), "loss": 0.5},)
         steps.append(changed(history=history))
     results = (SplitResult("test", 10, 0.5, {}),)
-    steps += [changed(history=history, state="done", results=results), changed(state="queued", generation=3)]
+    steps += [changed(history=history, state="done", results=results), changed(state="queued", generation=3, starts=3)]
     newest, kinds = 0, []
     for record in steps:
         for event in told.events(record):

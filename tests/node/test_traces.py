@@ -32,7 +32,7 @@ class Bench:
         self.post, self.outside = post(here)
         self.storage = Storage(folder / "state")
         self.exchange = exchange(folder, self.post)
-        self.asking = Asking(self.post, lambda job, verb: verb)
+        self.asking = Asking(self.post)
         self.traces = Traces(self.post, self.storage, self.exchange, self.asking)
         self.spec, _ = toy()
         self.plan = plan_of(self.spec, [A, B])
@@ -70,7 +70,7 @@ async def test_two_daemons_give_a_trace_while_a_job_runs_and_when_it_has_ended(t
         while not running or any(isinstance(part, Missing) or not part.computed for part in running):
             running = [found async for found in b.traces.collect(a.jobs.get(job))]
             assert a.jobs.get(job).state != "done", running
-        a.jobs.pause(job)
+        await a.jobs.ask(job, "pause")
         await until(lambda: a.jobs.get(job).state == "paused")
         await until(lambda: not a.traces._live and not b.traces._live)
         for who in (a, b):

@@ -20,7 +20,7 @@ import pytest
 
 from p2pnn.cluster import PRESETS, MemberFailed, MemberJoined, MemberState, MemberSuspected
 from p2pnn.cluster.detector import Detector
-from p2pnn.cluster.swim import Swim
+from p2pnn.cluster.swim import SILENT, Swim
 from p2pnn.types import NodeId
 from tests.simulator.faults import Storm
 from tests.simulator.mesh import Mesh, address_of, node_id
@@ -142,6 +142,8 @@ def test_who_was_stopped_for_a_while_is_alive_again_by_itself(count: int, second
     mesh.world.run(awake + 20.0)
     assert mesh.complete()
     assert not mesh.told(frozen, MemberFailed, begin), "it stood still itself, and calls nobody dead for that"
+    doubts = {event.reason for event in mesh.told(frozen, MemberSuspected, begin)}
+    assert doubts <= {SILENT}, "nor does it doubt those whose links broke, since it was silent itself"
     rejoined = [event.member.node for node in nodes[1:] for event in mesh.told(node, MemberJoined, begin)]
     assert set(rejoined) <= {frozen}
 

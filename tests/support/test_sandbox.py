@@ -41,7 +41,7 @@ def test_a_training_under_the_sandbox(tmp_path: Path, monkeypatch: pytest.Monkey
     )
     confined.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(confined))  # with which the mesh starts its nodes
-    with mesh(tmp_path, 2) as m:
+    with mesh(tmp_path, 2, cold=True) as m:
         found = status_of(m.nodes["a"].process.pid)
         assert (found["Seccomp"], found["NoNewPrivs"], int(found["CapEff"], 16)) == ("2", "1", 0)
         wait_until(lambda: m["a"].get("node")["profile"] is not None, "it is measured")

@@ -33,6 +33,7 @@ from typing import Any
 
 IMPORTED = (
     "p2pnn.api.serve",
+    "p2pnn.cli",
     "p2pnn.cli.node",
     "p2pnn.executor.loop",
     "p2pnn.executor.runner",
@@ -47,6 +48,7 @@ WAITING_MAX = 16
 ASIDE = 512
 """Descriptors from here on hold what was received while those that were asked for are put in their places."""
 
+_PYTHON = sys.executable  # another one is started as it is: a test has put it in the place of this one
 _cold = subprocess.Popen  # itself, also where a test has put `start` in its place
 _server: subprocess.Popen[bytes] | None = None
 _address = ""
@@ -104,7 +106,7 @@ def start(
 ) -> subprocess.Popen[bytes]:
     """Start `PYTHON -m MODULE ...` as `subprocess.Popen` would. Streams: None, DEVNULL, a number or a file."""
     environ = dict(os.environ if env is None else env)
-    if command[:2] != [sys.executable, "-m"] or any(environ.get(name, "1") != "1" for name in THREADS):
+    if command[:2] != [_PYTHON, "-m"] or any(environ.get(name, "1") != "1" for name in THREADS):
         return _cold(command, env=env, pass_fds=pass_fds, stdin=stdin, stdout=stdout, stderr=stderr,
                      start_new_session=start_new_session)  # fmt: skip
     request = json.dumps([list(command[2:]), environ, os.getcwd(), [0, 1, 2, *pass_fds], start_new_session])

@@ -190,6 +190,12 @@ def data_link(node: Node, peer: Node) -> Link:
     return link
 
 
+def control_link(node: Node, peer: Node) -> Link:
+    link = node.transport._peers[peer.id].control
+    assert link is not None
+    return link
+
+
 def read_slowly(node: Node, peer: Node, rest_s: float = 0.003) -> None:
     """From the first body on, `node` reads its data link in bursts of a few milliseconds with rests of `rest_s` between."""
     loop = asyncio.get_running_loop()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 
 import pytest
 
 from p2pnn.errors import LocalProtocolError, NotAllowedError, PeerGone, UsageError
 from p2pnn.types import Address
 from p2pnn.wire.messages import Granted, JobFailed, LinkKind, LinkProbe, Tensor
-from tests.transport.harness import SHORT, Node, condition, connect, nodes, on_both_loops, pair
+from tests.transport.harness import SHORT, Node, condition, connect, control_link, nodes, on_both_loops, pair
 
 
 def send_many(a: Node, b: Node) -> None:
@@ -177,6 +178,27 @@ async def test_a_failing_dial_goes_on_until_forgotten() -> None:
         await b.transport.close("")
         await a.events.until(lambda: a.events.lost)
         assert not a.transport._tasks
+
+
+@on_both_loops
+async def test_who_stood_still_reads_what_came_meanwhile_before_it_calls_a_peer_silent() -> None:
+    async with pair(limits=SHORT) as (a, b):
+        for node, peer in ((a, b), (b, a)):
+            node.transport.send(peer.id, Granted("job", 1))
+            control_link(node, peer)._next_turn()  # it leaves before the loop has a turn to read it
+        end = time.monotonic() + 3 * SHORT.wire.silent_deadline_s
+        while time.monotonic() < end:
+            pass  # as long as a stopped process
+        for node, peer in ((a, b), (b, a)):
+            control_link(
+                node, peer
+            )._ring()  # the first thing that happens there, as when a wait is interrupted by SIGCONT
+        for node, peer in ((a, b), (b, a)):
+            await node.events.until(lambda node=node: node.events.messages)
+            node.transport.send(peer.id, Granted("job", 2))
+        for node in (a, b):
+            await node.events.until(lambda node=node: len(node.events.messages) == 2)
+            assert node.events.lost == []
 
 
 @on_both_loops

@@ -46,7 +46,10 @@ EXAMPLES: dict[str, Any] = {
     "reason": 12, "text": "Sätze dürfen alles enthalten.", "error": "disk full", "job": "digits-3f2a",
     "behind": "mnist-1.b_2", "blob": BLOBS[0], "spec": BLOBS[1], "blobs": BLOBS, "nodes": NODES,
     "sources": (NODES[1],), "squares": (0.0, 1.5, 3.0e300), "profile": b"\x00\xff", "plan": bytes(range(20)),
-    "checkpoint": b"", "command": b"c", "report": b"\x80", "record": b"r" * 300, "size": 2**63 - 1, "offset": 2**32,
+    "checkpoint": b"", "commands": b"\x91\xc0", "Happened.kind": "epoch", "peer": NODES[1],
+    "CutsHeld.indices": (0, 2), "CutsHeld.steps": (96, 104),
+    "fields": b"\x80",
+    "report": b"\x80", "record": b"r" * 300, "size": 2**63 - 1, "offset": 2**32,
     "verb": "cancel", "state": "cancelled", "part": b"\x83", "piece": b"\x97\x01",
     "facts": (
         messages.Fact(NODES[0], "a", "", 0, "b0", 1, Life.ALIVE, "", "", "p2pnn 0.1.0", 1, 2, 3, 41, 6000,
@@ -54,15 +57,16 @@ EXAMPLES: dict[str, Any] = {
         messages.Fact(NODES[1], "b", "::1", 7701, "b1", 2**48, Life.SUSPECT, NODES[0], "it answers no probe"),
     ),
     "target": NODES[1], "incarnation": 7, "token": "0a1b2c3d", "secret": NODES[0], "key": b"0Y0", "certificate": b"0\x82",
-    "authority": b"0\x82\x01", "again": True,
+    "authority": b"0\x82\x01", "again": True, "Command.state": b"\xdc",
     "members": (messages.Member(NODES[0], "a", "127.0.0.1", 7700, "b0"), messages.Member(NODES[1], "b", "::1", 1, "")),
 }  # fmt: skip
-"""A value per field name; numbers that are not here count up from 1000."""
+"""A value per field name, or per message and field; numbers that are not here count up from 1000."""
 
 
 def example(kind: type[Message]) -> Message:
     fields = kind.__struct_fields__
-    return kind(*(EXAMPLES.get(name, 1000 + at) for at, name in enumerate(fields)))
+    named = [EXAMPLES.get(f"{kind.__name__}.{name}", EXAMPLES.get(name)) for name in fields]
+    return kind(*(1000 + at if value is None else value for at, value in enumerate(named)))
 
 
 def plain(value: Any) -> Any:
@@ -129,6 +133,12 @@ def evolution_cases() -> list[dict[str, Any]]:
     cases: list[tuple[str, Any, Message]] = [
         ("older Hello, without session and software", hello, Hello(1, 2, LinkKind.CONTROL, NODES[0], "a", "home", 7700, "b0")),
         ("older Reserve, without name", [30, "j", 4], Reserve("j", 4)),
+        ("older Reserve, without a term", [30, "j", 4, "n"], Reserve("j", 4, "n")),
+        ("older Release, without a term", [33, "j", 4], messages.Release("j", 4)),
+        ("older Prepare, without a term", [34, "j", 4, BLOBS[0], b"p", b"", [NODES[0]], 0, [NODES[1]]],
+         messages.Prepare("j", 4, BLOBS[0], b"p", b"", (NODES[0],), 0, (NODES[1],))),
+        ("older Command, without term, oldest and state", [37, "j", 4, b"c"], messages.Command("j", 4, b"c")),
+        ("older Ask, without a blob", [47, 1, "j", "cancel"], messages.Ask(1, "j", "cancel")),
         ("newer Retired, with a number and a map more", [40, "j", 4, 1, 9, 77, {"k": [1, 2.5]}], Retired("j", 4, 1, 9)),
         ("newer Ping, with nil and binary more", [4, 5, None, b"\x00"], Ping(5)),
         ("newer Ping, with an extension type more", [4, 6, msgpack.ExtType(5, b"xyz")], Ping(6)),
@@ -223,6 +233,8 @@ def reject_cases() -> list[dict[str, Any]]:
         ("2,000 nested arrays to skip", "control", prefix(b"\x93\x04\x01" + b"\x91" * 2000), malformed),
         ("node id too short", "listening", prefix(pack([1, 1, 1, 0, "ab", "a", "c", 1, "b"])), malformed),
         ("blob that is a path", "control", prefix(pack([20, 1, "../" * 21 + "x", 0, 1])), malformed),
+        ("blob that may be empty and is a path", "control", prefix(pack([47, 1, "j", "submit", "../x"])), malformed),
+        ("state over a record", "control", prefix(pack([37, "j", 4, b"", 1, 1, bytes(61441)])), malformed),
         ("job that is a path", "control", prefix(pack([31, "../../etc", 1, "j", 1])), malformed),
         ("escape in a name", "listening", prefix(pack([1, 1, 1, 0, NODES[0], "\x1b[2J", "c", 1, "b"])), malformed),
         ("port 65536", "listening", prefix(pack([1, 1, 1, 0, NODES[0], "a", "c", 65536, "b"])), malformed),

@@ -1,0 +1,88 @@
+"""Five daemons on this machine: what they cost while nothing happens, and how soon a killed coordinator is replaced.
+
+    ./run bench cluster [--json] [--quick]
+
+Idle: processor time of each daemon, as the system counts it, and the bytes that its control links send, over half a minute in
+which nobody asks for anything. Then the coordinator is killed, again and again, and started again: from the kill until two other
+nodes name the same new one.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks._measure import Contest, Report, Target, arguments, conclude
+from tests.integration.mesh import Mesh, mesh, wait_until
+
+NODES = "abcde"
+IDLE_S = 30.0
+KILLS = 50
+BUSY, SPOKEN = Target(at_most=2.0), Target(at_most=3.0)
+REPLACED = Target(at_most=3.0)
+
+
+def main() -> int:
+    options = arguments(__doc__)
+    report = Report("cluster", quick=options.quick)
+    with tempfile.TemporaryDirectory() as folder, mesh(Path(folder), len(NODES)) as m:
+        wait_until(lambda: _coordinator(m, *NODES) is not None, "all nodes name one coordinator")
+        _idle(m, report, IDLE_S / (6 if options.quick else 1))
+        _kills(m, report, KILLS // (10 if options.quick else 1))
+    return report.end(options)
+
+
+def _idle(m: Mesh, report: Report, seconds: float) -> None:
+    """Each node is a round, so the median is over the nodes."""
+    busy, spoken = Contest("idle: processor", "% of a core"), Contest("idle: sent", "kB/s")
+    time.sleep(5.0)  # news of the start has been told by then
+    before, begin = {name: _spent(m, name) for name in NODES}, time.monotonic()
+    time.sleep(seconds)
+    passed = time.monotonic() - begin
+    for name in NODES:
+        processor_s, sent = (after - then for after, then in zip(_spent(m, name), before[name], strict=True))
+        busy.add({"p2pnn": 100 * processor_s / passed})
+        spoken.add({"p2pnn": sent / passed / 1000})
+    report.add(busy, BUSY)
+    report.add(spoken, SPOKEN)
+    worst = max(busy.samples["p2pnn"]), max(spoken.samples["p2pnn"])
+    report.facts["the busiest idle node"] = f"{worst[0]:.2f} % of a core, {worst[1]:.2f} kB/s"
+
+
+def _kills(m: Mesh, report: Report, count: int) -> None:
+    contest = Contest("coordinator killed: until there is another", "s")
+    for _ in range(count):
+        wait_until(lambda: _coordinator(m, *NODES) is not None, "all nodes name one coordinator", 60.0)
+        victim = _coordinator(m, *NODES)
+        assert victim is not None
+        others = [name for name in NODES if name != victim]
+        m.nodes[victim].kill()
+        begin = time.monotonic()
+        wait_until(lambda: _coordinator(m, *others) not in (None, victim), "there is another coordinator", 60.0)  # noqa: B023
+        contest.add({"p2pnn": time.monotonic() - begin})
+        m.start(victim, join=others[0])
+    report.add(contest, REPLACED)
+    report.facts["the slowest replacement"] = f"{max(contest.samples['p2pnn']):.2f} s of {count}"
+
+
+def _coordinator(m: Mesh, *names: str) -> str | None:
+    """Whom all of these nodes name; None where they differ, or name one whom they do not see."""
+    found: list[dict[str, Any]] = [m[name].get("cluster") for name in names]
+    if any(one["coordinator"] != found[0]["coordinator"] or one["parked"] for one in found):
+        return None
+    called = {member["node"]: member["name"] for member in found[0]["members"]}
+    return called.get(found[0]["coordinator"]) if len(called) == len(NODES) else None
+
+
+def _spent(m: Mesh, name: str) -> tuple[float, float]:
+    """Processor seconds of a daemon, and bytes that its links have sent."""
+    fields = Path(f"/proc/{m.nodes[name].process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"), float(m[name].get("node")["sent_bytes"])
+
+
+if __name__ == "__main__":
+    sys.exit(conclude(main))

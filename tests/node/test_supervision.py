@@ -1,0 +1,167 @@
+"""Jobs that a node coordinates: what it tells its peers, and whom it believes."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from p2pnn.job import records as codec
+from p2pnn.job import script, watch
+from p2pnn.job.plan import Plan
+from p2pnn.node import parcels
+from p2pnn.node import supervision as module
+from p2pnn.wire import messages as wire
+from tests.node.nodes import A, B, C, until
+from tests.node.test_jobs import Bench
+
+pytestmark = pytest.mark.asyncio
+
+
+async def test_nodes_are_reserved_in_the_order_of_their_ids_and_then_prepared(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    job = await bench.submitted()
+    await asyncio.sleep(0)  # messages to the node itself go by the loop
+    assert bench.outside.of(wire.Reserve) == [wire.Reserve(job, 1, "made", 1)]
+    assert [n for n, m in bench.outside.sent if isinstance(m, wire.Reserve)] == [A]
+    bench.hear(A, wire.Granted(job, 1))
+    assert [n for n, m in bench.outside.sent if isinstance(m, wire.Reserve)] == [A, B]
+    bench.hear(B, wire.Waiting(job, 1, "other-1", 2))
+    assert bench.outside.of(wire.Prepare) == []
+    bench.hear(B, wire.Granted(job, 1))
+    await asyncio.sleep(0)
+    first, second = sorted(bench.outside.of(wire.Prepare), key=lambda message: message.index)
+    assert (first.index, second.index) == (0, 1)
+    assert first.nodes == (A, B)
+    assert msgspec.msgpack.decode(first.plan, type=Plan) == bench.jobs.get(job).plan
+    assert bench.state(job) == "preparing"
+    told = [codec.decode(m.record, "x").state for m in bench.outside.of(wire.Record, C)]
+    assert told[-1] == "preparing"
+    kept = bench.outside.of(wire.Keep)
+    assert kept, "what only the coordinator has gets its second copy"
+    await bench.close()
+
+
+async def test_messages_of_another_start_or_from_no_node_of_the_plan_change_nothing(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    job = await bench.submitted()
+    before = bench.jobs.get(job)
+    bench.hear(C, wire.Granted(job, 1))
+    bench.hear(B, wire.Granted(job, 7))
+    bench.hear(B, wire.Granted("nothing-1", 1))
+    releases = [(n, m.job, m.generation) for n, m in bench.outside.sent if isinstance(m, wire.Release)]
+    assert releases == [(C, job, 1), (B, job, 7), (B, "nothing-1", 1)]
+    for message in (
+        wire.Waiting(job, 2, "other-1", 1),
+        wire.Preparing(job, 2, 1, 2),
+        wire.Prepared(job, 2, 1),
+        wire.JobFailed(job, 2, "late"),
+        wire.Report(job, 2, b"\xc1"),
+    ):
+        bench.hear(B, message)
+    for message in (
+        wire.JobFailed(job, 1, "not mine"),
+        wire.Report(job, 1, b"\x93\x19\x01\xc4\x00"),
+        wire.Kept(job, 1),
+    ):
+        bench.hear(C, message)
+    assert bench.jobs.get(job) == before
+    await bench.close()
+
+
+async def test_answers_of_strangers_do_not_count_and_nonsense_fails_the_job(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    job = await bench.running()
+    trains = bench.commands(B)
+    done = [msgspec.msgpack.encode(script.Done(sequence)) for sequence in range(1, len(trains) + 1)]
+    for node in (B, C):
+        for data in done:
+            bench.hear(node, wire.Report(job, 1, data))
+    assert bench.commands(B) == trains
+    for data in done:
+        bench.hear(A, wire.Report(job, 1, data))
+    assert isinstance(bench.commands(B)[-1], script.Evaluate)
+    await asyncio.sleep(0)
+    assert bench.commands(A) == bench.commands(B)
+    bench.hear(B, wire.Report(job, 1, b"\xc1"))
+    assert bench.state(job) == "failed"
+    assert "node b: its report cannot be read" in bench.jobs.get(job).reason
+    await asyncio.sleep(0)
+    assert {n for n, m in bench.outside.sent if isinstance(m, wire.Release)} == {A, B}
+    await bench.close()
+
+
+async def test_a_report_that_comes_as_a_parcel_is_fetched(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    job = await bench.running()
+    trains = bench.commands(B)
+    for sequence in range(1, len(trains) + 1):
+        small = msgspec.msgpack.encode(script.Done(sequence))
+        bench.hear(A, wire.Report(job, 1, small))
+        if sequence < len(trains):
+            bench.hear(B, wire.Report(job, 1, small))
+    large = msgspec.msgpack.encode(script.Done(len(trains), bytes(100_000)))
+    bench.hear(B, wire.Report(job, 1, parcels.pack(large, bench.exchange.blobs)))
+    await until(lambda: len(bench.commands(B)) > len(trains))
+    bench.outside.peers.clear()
+    bench.hear(B, wire.Report(job, 1, msgspec.msgpack.encode("0" * 64)))
+    await until(lambda: bench.state(job) == "failed")
+    assert "its report cannot be had" in bench.jobs.get(job).reason
+    await bench.close()
+
+
+async def test_jobs_that_lose_a_node_are_planned_again_whether_they_run_or_wait(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    running, queued = await bench.running(), await bench.submitted()
+    del bench.members[B]
+    bench.planning.nodes = [A, C]
+    bench.jobs.member_lost(B, "connection reset")
+    bench.jobs.member_failed(B, "no process listens there")
+    assert bench.state(running) == "recovering"
+    assert bench.jobs.get(running).reason == "node b is lost (connection reset)"
+    await until(lambda: bench.outside.of(wire.CutsWanted))
+    for node in (A, C):
+        bench.hear(node, wire.CutsHeld(running, 1, 1 + (node == C), 0, (), ()))
+    await until(lambda: bench.planning.asked == 4)
+    for job in (running, queued):
+        await until(lambda job=job: [s.name for s in bench.jobs.get(job).plan.nodes] == ["a", "c"])
+    await until(lambda: {bench.jobs.get(job).generation for job in (running, queued)} <= {3, 4})
+    assert {job: entry.nodes for job, entry in bench.jobs.work.entries.items()} == {running: (A, C), queued: (A, C)}
+    await bench.close()
+
+
+async def test_a_node_that_hangs_fails_the_job_by_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(tmp_path)
+    job = await bench.running()
+    hanging = await bench.submitted()
+    monkeypatch.setattr(watch, "LIMIT_S", 0.02)
+    for node in (A, B):
+        bench.hear(node, wire.Granted(hanging, 2))
+    await until(lambda: bench.state(hanging) == "failed")
+    assert "its preparing has not moved for 0 s" in bench.jobs.get(hanging).reason
+    assert bench.state(job) == "running"
+    await bench.close()
+
+
+async def test_who_is_overdue_when_this_process_stood_still_may_still_speak(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(tmp_path)
+    await bench.running()
+    monkeypatch.setattr(module, "LATE_S", 0.05)
+    monkeypatch.setattr(watch, "FACTOR", 0.0)  # else A's long silence would earn B a longer one
+    job = await bench.submitted()
+    for node in (A, B):
+        bench.hear(node, wire.Granted(job, 2))
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(bench.jobs._supervision, "_now", lambda: loop.time() + 1000)  # as if it had stood still so long
+    bench.jobs._supervision._timers[job].cancel()
+    bench.jobs._supervision._handle_timer(job)
+    assert bench.state(job) == "preparing"
+    second = bench.jobs._supervision._timers[job]
+    bench.hear(A, wire.Preparing(job, 2, 1, 2))
+    assert bench.jobs._supervision._timers[job] is second, "what others say must not put the second look off"
+    await until(lambda: bench.state(job) == "failed")
+    await bench.close()
