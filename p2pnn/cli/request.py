@@ -143,7 +143,9 @@ def check(request: Request) -> None:
     if optimizer.schedule == "step" and optimizer.step_size < 1:
         raise UsageError("the learning-rate schedule step needs --step-size, the steps between two drops, such as 1000")
     if train.snapshot_steps < -1:
-        raise UsageError(f"snapshot_steps = {train.snapshot_steps}: write the steps between two, 0 for none, -1 to adapt")
+        raise UsageError(
+            f"snapshot_steps = {train.snapshot_steps}: write the steps between two, 0 for none, -1 to adapt"
+        )
     not_negative = {"patience": train.patience, "checkpoint_steps": train.checkpoint_steps, "seed": request.seed}
     not_negative |= {"warmup_steps": optimizer.warmup_steps, "step_size": optimizer.step_size}
     for name, number in {

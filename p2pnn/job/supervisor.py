@@ -56,7 +56,7 @@ class Supervisor:
         self._recovery: Recovery | None = None
         self._lost: Lost | None = None
         self._ran: tuple[int, int, str] = (0, 0, "")  # of the last start that ran: generation, nodes, cut
-        self._attempts, self._undecided = Attempts(self._run.step), 0
+        self.attempts, self._undecided = Attempts(self._run.step), 0
         self._pausing = self._planning = False
         self._vacating, self._parked_until = "", 0.0
         if begins:
@@ -122,7 +122,7 @@ class Supervisor:
         self._run.assign(found.nodes, state.cut)
         self._run.take_over(state, found.commands, found.totals, now)
         self._ran = (record.generation, len(found.nodes), state.cut)
-        self._attempts = Attempts(self._run.step)
+        self.attempts = Attempts(self._run.step)
         for node, report in found.answers:
             self.report(node, report, now)
 
@@ -172,12 +172,14 @@ class Supervisor:
         if not self.ended:
             self._run.kept(node, request, error, now)
 
-    def node_failed(self, node: NodeId, text: str, now: float, kind: int = Loss.FINAL) -> None:
-        """This start cannot go on at a node: its executor died or refused. text: one sentence; kind: one of `Loss`."""
+    def node_failed(self, node: NodeId, text: str, now: float, kind: int = Loss.FINAL, peer: str = "") -> None:
+        """This start cannot go on at a node. text: one sentence; kind: one of `Loss`; peer: who it does not reach."""
         if self.ended or node not in self.nodes:
             return
         said = f"node {self._ledger.name(node)}: {text}"
-        if kind == Loss.KILLED and (why := self._attempts.killed()):
+        if peer:
+            self.attempts.apart(node, NodeId(peer), self.record.coordinator)
+        if kind == Loss.KILLED and (why := self.attempts.killed()):
             self._end("fail", f"{said}; {why}")
         elif kind == Loss.FINAL or self.record.state == "queued":
             self._end("fail", said)
@@ -371,7 +373,7 @@ class Supervisor:
         self._lost = recovery.lost
         manifest = recovery.manifest or self.record.newest
         step = manifest.step if manifest else 0
-        if why := self._attempts.ended(step):
+        if why := self.attempts.ended(step):
             self._end("fail", f"{self._lost.text}; {why}; go on with `p2pnn jobs resume {self.record.job}`")
             return
         taken_back(self._ledger, manifest)
