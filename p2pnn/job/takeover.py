@@ -69,6 +69,10 @@ def of(record: JobRecord, parts: dict[NodeId, PartState]) -> Takeover | str:
         return f"what its nodes told does not fit together: {error}"
     if len(state.counted) != len(nodes) or record.revision < state.revision:
         return "the newest record of it is not here"
+    if record.state == "pausing" and state.state == "running" and record.revision > state.revision:
+        state = msgspec.structs.replace(
+            state, state=record.state, reason=record.reason
+        )  # asked for behind the last command
     return Takeover(nodes, state, commands, answers, [parts[node].totals for node in nodes])
 
 

@@ -13,6 +13,8 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from typing import Final, Protocol
 
+from p2pnn.cluster.charter import Version
+from p2pnn.cluster.petitions import Change
 from p2pnn.errors import NotAllowedError, P2pnnError, ProposalRefused, StorageError, UsageError
 from p2pnn.job import life
 from p2pnn.node import specs
@@ -40,7 +42,7 @@ class Coordination(Protocol):
     @property
     def coordinator(self) -> NodeId | None: ...
 
-    def hand_over(self) -> None: ...
+    def propose_members(self, change: Change) -> Version | None: ...
 
 
 class Draining:
@@ -136,7 +138,7 @@ class Draining:
             self._say("another node to coordinate the cluster")
             if self._charter.coordinator is not None:
                 try:
-                    self._charter.hand_over()
+                    self._charter.propose_members(Change(hand_over=True))
                 except ProposalRefused as error:
                     log.debug("not handed over reason=%s", error)
             if asyncio.get_running_loop().time() > deadline:

@@ -135,8 +135,8 @@ class Identity:
 
     @property
     def charter(self) -> Charter | None:
-        """What holds, as far as this node knows."""
-        return self.part.charter.committed
+        """What holds, as far as this node knows; just after a start, what it held before."""
+        return self.part.charter.committed or self.part.charter.held
 
     def reached(self) -> dict[NodeId, Address]:
         """Where the members are that are connected now."""
@@ -241,7 +241,7 @@ class Identity:
             certificate, authority, address = await self._knock(token, addresses)
             if why := self.cannot_leave(force):
                 raise NotAllowedError(f"this node cannot join another cluster: {why}")
-            await self._move(certificate, authority, addresses)
+            await self._move(certificate, authority, address)
         log.info("joined cluster=%s by=%s", token.cluster[:8], address)
         return address
 
@@ -273,7 +273,7 @@ class Identity:
                 return *found, address
         raise NotJoined(addresses, reasons)
 
-    async def _move(self, certificate: Certificate, authority: Certificate, addresses: Sequence[Address]) -> None:
+    async def _move(self, certificate: Certificate, authority: Certificate, address: Address) -> None:
         """Out of the old cluster, into the new one. The order: whatever breaks off in between, the node can join again."""
         part = self.part
         await part.charter.start_over()
@@ -281,7 +281,7 @@ class Identity:
         self._members = frozenset()
         self.removed = ""
         part.transport.adopt(self.security(), self.cluster)
-        part.members.join(addresses)
+        part.members.join([address])
 
     def _share_authority(self, node: NodeId) -> None:
         charter, ca = self.charter, self.credentials.ca

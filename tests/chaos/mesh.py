@@ -5,8 +5,8 @@
         await m.coordinator(within=3)
         m.cut("a", "b", one_way=True)
 
-Wherever a node is named, its role will do: `coordinator`, `submitter`, `holder` and so on, as `roles` has them. Every process that
-is started here ends with the one that started it, however that ends, also while it is stopped.
+Wherever a node is named, its role will do: `coordinator`, `submitter`, `holder` and so on, as `roles` has them. Every process
+that is started here ends with the one that started it, however that ends, also while it is stopped.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from tests.support import warm
 READY_TIMEOUT_S = 30.0
 AGREE_TIMEOUT_S = 30.0
 ANSWER_TIMEOUT_S = 2.0
+CHANGE_TIMEOUT_S = 60.0
 PAUSE_S = 0.004
 """Between two looks at something that is waited for."""
 
@@ -97,6 +98,8 @@ class Mesh:
         node = self.node(name)
         if not node.alive:
             return None
+        if method != "GET":
+            body["timeout"] = aiohttp.ClientTimeout(CHANGE_TIMEOUT_S)
         try:
             async with node.session.request(method, f"http://p2pnn/api/v1/{path}", **body) as answer:
                 found = await answer.json()
@@ -242,7 +245,17 @@ class Mesh:
         before, folder = self.nodes.get(name), self.folder / name
         living = [node.address for node in self.nodes.values() if node.name != name]
         ready, announce = os.pipe()
-        arguments = ["node", "start", "--name", name, "--state-dir", str(folder), "--ready-fd", str(announce)]
+        arguments = [
+            "node",
+            "start",
+            "--plain",
+            "--name",
+            name,
+            "--state-dir",
+            str(folder),
+            "--ready-fd",
+            str(announce),
+        ]
         arguments += ["--listen", before.address if before else "127.0.0.1:0"]
         arguments += ["--socket", str(self.folder / f"{name}.sock"), "--profile-cache", str(self.folder / "profile")]
         for address in living:
@@ -299,6 +312,7 @@ async def mesh(
     folder: Path, names: str, *, switched: bool = True, disks: dict[str, int] | None = None
 ) -> AsyncIterator[Mesh]:
     """Nodes that agree, the first of them founder and coordinator. disks: node → bytes of a disk of its own."""
+    folder.mkdir(parents=True, exist_ok=True)  # noqa: ASYNC240
     found = Mesh(folder, switched=switched)
     try:
         with warm.measured(folder / "profile"):

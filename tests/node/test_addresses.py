@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from p2pnn.errors import UsageError
+from p2pnn.node import addresses
 from p2pnn.node.addresses import Interface, interfaces, join_addresses
 from p2pnn.types import Address
 
@@ -55,3 +58,14 @@ def test_what_is_no_address_is_refused(text: str) -> None:
 
 def test_this_machine_has_addresses_and_its_loopback_is_known_as_such() -> None:
     assert any(one.loopback and one.host == "127.0.0.1" for one in interfaces())
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="by Linux's ioctl")
+def test_without_netlink_the_ipv4_addresses_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    by_netlink = {one for one in interfaces() if ":" not in one.host}
+
+    def refused() -> list[Interface]:
+        raise OSError("no netlink")
+
+    monkeypatch.setattr(addresses, "_getifaddrs", refused)
+    assert set(interfaces()) == by_netlink

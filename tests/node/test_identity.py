@@ -184,10 +184,8 @@ async def test_a_node_with_members_or_a_job_does_not_leave_its_cluster(tmp_path:
 async def test_a_removed_member_is_out_at_once_and_comes_back_with_a_new_token_only(tmp_path: Path) -> None:
     async with daemons(*(secured(tmp_path, name) for name in "abc")) as (a, b, c):
         token = await joined(a, b, c)
-        began = asyncio.get_running_loop().time()
         await identity(b).remove("c")
         await until(lambda: not a.transport.connected(c.node) and not b.transport.connected(c.node))
-        assert asyncio.get_running_loop().time() - began < 15, "far from SWIM's time"
         assert members(a) == {"a", "b"}
         await until(lambda: "was removed from the cluster" in identity(c).removed)
         assert await refusal(a, c) == CloseReason.REMOVED
