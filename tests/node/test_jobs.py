@@ -29,6 +29,11 @@ class FakePlanning:
     def __init__(self) -> None:
         self.nodes = [A, B]
         self.asked = 0
+        self.draining: set[NodeId] = set()
+        self.members: dict[NodeId, str] = {}
+
+    def usable(self) -> dict[NodeId, str]:
+        return {node: name for node, name in self.members.items() if node not in self.draining}
 
     async def plan(self, spec: JobSpec) -> Plan:
         self.asked += 1
@@ -44,6 +49,7 @@ class Bench:
         self.exchange = exchange(folder / "state", self.post)
         self.members = {A: "a", B: "b", C: "c"}
         self.planning = FakePlanning()
+        self.planning.members = self.members
         self.cluster = cluster or FakeCluster(A)
         self.jobs = Jobs(
             self.post, self.storage, self.exchange, self.planning, lambda: self.members, self.cluster  # type: ignore[arg-type]
