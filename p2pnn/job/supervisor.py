@@ -39,7 +39,8 @@ _PREPARE: Final = 0
 class Supervisor:
     """One start of one job. Create it with a queued record; feed it; do what next_action says until it is None.
 
-    members: name by node id of every living member, this node included. begins: not for a start that is taken over.
+    nodes: of the plan; none between two. members: name by node id of every living member, this node included.
+    begins: not for a start that is taken over.
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class Supervisor:
     ) -> None:
         self.spec = spec
         self._ledger = Ledger(record, dict(members))
-        self._nodes: list[NodeId] = []
+        self.nodes: list[NodeId] = []
         self._reservation = Reservation()
         self._prepared: set[NodeId] = set()
         self._watch = Watch()
@@ -55,7 +56,7 @@ class Supervisor:
         self._recovery: Recovery | None = None
         self._lost: Lost | None = None
         self._ran: tuple[int, int, str] = (0, 0, "")  # of the last start that ran: generation, nodes, cut
-        self._attempts = Attempts(self._run.step)
+        self.attempts, self._undecided = Attempts(self._run.step), 0
         self._pausing = self._planning = False
         self._vacating, self._parked_until = "", 0.0
         if begins:
@@ -69,11 +70,6 @@ class Supervisor:
     @property
     def ended(self) -> bool:
         return self.record.state in life.ENDED
-
-    @property
-    def nodes(self) -> Sequence[NodeId]:
-        """Of the plan, in its order; none between two plans."""
-        return self._nodes
 
     def next_action(self) -> Action | None:
         return self._ledger.next_action()
@@ -100,31 +96,33 @@ class Supervisor:
         self._ledger.publish("plan", plan=msgspec.to_builtins(plan))
         for text in plan.reasons[1:]:
             self._ledger.publish("warning" if "not bitwise" in text else "note", text=text)
-        self._nodes = [share.node for share in plan.nodes]
+        self.nodes = [share.node for share in plan.nodes]
         tell_cut(self.spec, plan, self._ledger)
-        self._run.assign(self._nodes, cut_of(self.spec, plan, self.record.newest))
+        self._run.assign(self.nodes, cut_of(self.spec, plan, self.record.newest))
+        self._undecided += 1
         self._ledger.do(Decide())
 
     def decided(self, generation: int, now: float) -> None:
-        """The cluster has decided this start, under this generation, which is higher than that of any before."""
-        if self.ended or not self._nodes:
+        """The cluster has decided this start, under a generation higher than any before. Of several Decides the last counts."""
+        self._undecided -= 1
+        if self.ended or not self.nodes or self._undecided:
             return
         self._ledger.change(generation=generation, revision=0)
         self._ledger.remember()
-        self._ledger.do(*self._reservation.want(self._nodes))
+        self._ledger.do(*self._reservation.want(self.nodes))
         self._prepare_all(now)
 
     def take_over(self, found: Takeover, now: float) -> None:
         """Go on as the new coordinator of a start whose nodes all run, where the old one stood. The record is its last one."""
         state, record = found.state, self.record
-        self._nodes = found.nodes
+        self.nodes = found.nodes
         self._reservation.assume(found.nodes)
         self._ledger.change(**record_as_of(state, record))
         self._ledger.remember()
         self._run.assign(found.nodes, state.cut)
         self._run.take_over(state, found.commands, found.totals, now)
         self._ran = (record.generation, len(found.nodes), state.cut)
-        self._attempts = Attempts(self._run.step)
+        self.attempts = Attempts(self._run.step)
         for node, report in found.answers:
             self.report(node, report, now)
 
@@ -138,7 +136,7 @@ class Supervisor:
         self._lose(f"{reason}, and another node coordinates now", {}, now, limit)
 
     def waiting(self, node: NodeId, behind: str, position: int, now: float) -> None:
-        if self.record.state in _PLACING and node in self._nodes:
+        if self.record.state in _PLACING and node in self.nodes:
             self._ledger.publish("queued", behind=behind, position=position, node=self._ledger.name(node))
 
     def granted(self, node: NodeId, now: float) -> None:
@@ -147,7 +145,7 @@ class Supervisor:
             self._prepare_all(now)
 
     def preparing(self, node: NodeId, fetched_bytes: int, total_bytes: int, now: float) -> None:
-        if self.record.state == "preparing" and node in self._nodes:
+        if self.record.state == "preparing" and node in self.nodes:
             self._watch.heard(node, now)
             name = self._ledger.name(node)
             self._ledger.publish("preparing", node=name, fetched_bytes=fetched_bytes, total_bytes=total_bytes)
@@ -156,17 +154,17 @@ class Supervisor:
         if self.record.state == "preparing":
             self._prepared.add(node)
             self._watch.heard(node, now, _PREPARE)
-            if self._prepared.issuperset(self._nodes):
+            if self._prepared.issuperset(self.nodes):
                 self._run.start(now)
-                self._ran = (self.record.generation, len(self._nodes), self._run.cut)
+                self._ran = (self.record.generation, len(self.nodes), self._run.cut)
                 if self._lost is not None:
-                    names = list(map(self._ledger.name, self._nodes))
+                    names = list(map(self._ledger.name, self.nodes))
                     self._ledger.publish("recovered", **told(self._lost, self.spec, names, self._run.step, now))
                 self._lost = None
 
     def report(self, node: NodeId, report: Report, now: float) -> None:
         """An executor's Progress or Done. Raises msgspec.MsgspecError for a result that cannot be read."""
-        if not self.ended and node in self._nodes:
+        if not self.ended and node in self.nodes:
             self._run.report(node, report, now)
 
     def kept(self, node: NodeId, request: int, error: str, now: float) -> None:
@@ -174,12 +172,14 @@ class Supervisor:
         if not self.ended:
             self._run.kept(node, request, error, now)
 
-    def node_failed(self, node: NodeId, text: str, now: float, kind: int = Loss.FINAL) -> None:
-        """This start cannot go on at a node: its executor died or refused. text: one sentence; kind: one of `Loss`."""
-        if self.ended or node not in self._nodes:
+    def node_failed(self, node: NodeId, text: str, now: float, kind: int = Loss.FINAL, peer: str = "") -> None:
+        """This start cannot go on at a node. text: one sentence; kind: one of `Loss`; peer: who it does not reach."""
+        if self.ended or node not in self.nodes:
             return
         said = f"node {self._ledger.name(node)}: {text}"
-        if kind == Loss.KILLED and (why := self._attempts.killed()):
+        if peer:
+            self.attempts.apart(node, NodeId(peer), self.record.coordinator)
+        if kind == Loss.KILLED and (why := self.attempts.killed()):
             self._end("fail", f"{said}; {why}")
         elif kind == Loss.FINAL or self.record.state == "queued":
             self._end("fail", said)
@@ -205,7 +205,7 @@ class Supervisor:
         if self._recovery is not None:
             self._recovery.member_lost(node, reason, now)
             self._recovered(now)
-        elif node not in self._nodes:
+        elif node not in self.nodes:
             self._run.member_failed(node, now)
         elif self.record.state in _PLACING:
             self._reservation.lost(node)
@@ -322,7 +322,7 @@ class Supervisor:
     def _prepare_all(self, now: float) -> None:
         if self._reservation.complete:
             self._ledger.move("granted", "fetching model and data", self._run.step)
-            for index, node in enumerate(self._nodes):
+            for index, node in enumerate(self.nodes):
                 self._watch.expect(node, _PREPARE, now, training=False)
                 self._ledger.do(PrepareNode(node, index))
 
@@ -330,7 +330,7 @@ class Supervisor:
         """Plan and have it decided anew: a place granted under this generation must not be taken for one of the next plan."""
         self._ledger.publish("warning", text=text)
         self._ledger.do(*self._reservation.give_back())
-        self._nodes = []
+        self.nodes = []
         self._ledger.change(starts=self.record.starts + 1)
         self._plan_again()
 
@@ -354,7 +354,7 @@ class Supervisor:
         for node in away:
             self._reservation.lost(node)
         self._ledger.do(*self._reservation.give_back())
-        self._nodes = []
+        self.nodes = []
         self._ledger.change(starts=self.record.starts + 1)
         self._ledger.move("lose", text, self._run.step)
         self._recovery = Recovery(self._ledger, self.spec, lost, away, now)
@@ -373,7 +373,7 @@ class Supervisor:
         self._lost = recovery.lost
         manifest = recovery.manifest or self.record.newest
         step = manifest.step if manifest else 0
-        if why := self._attempts.ended(step):
+        if why := self.attempts.ended(step):
             self._end("fail", f"{self._lost.text}; {why}; go on with `p2pnn jobs resume {self.record.job}`")
             return
         taken_back(self._ledger, manifest)

@@ -106,9 +106,8 @@ class Jobs:
         self._coordinator = Coordinator(
             post, cluster, self.asking, members, lambda: bool(self._leading) and not self._succession.busy
         )
-        for verb in ("submit", "cancel", "pause", "resume"):
+        for verb in ("submit", "cancel", "pause", "resume", "drain"):
             self.asking.offer(verb, self._answer)
-        self.asking.offer("drain", self._vacate)
         self._tasks = Tasks()
 
     @property
@@ -243,20 +242,16 @@ class Jobs:
         if await self._coordinator.elected() != self._post.node:
             raise AskAgain(f"node {self._post.name} does not coordinate any more")
         job = JobId(message.job)
+        if message.verb == "drain":
+            self._planning.draining.add(node)
+            await self._supervision.vacate(node)
+            return wire.Answered(message.request, "draining")
         if message.verb != "submit":
             return wire.Answered(message.request, await self._carry_out(job, message.verb))
         blob = BlobId(message.blob)
         await self._blobs.fetch(blob, [node], size_max=specs.SPEC_BYTES_MAX)
         spec = await asyncio.to_thread(specs.load, self._storage.blobs, blob)
         return wire.Answered(message.request, await self._submit(job, blob, spec, node))
-
-    async def _vacate(self, node: NodeId, message: wire.Ask) -> wire.Answered:
-        """A peer is draining: move its parts of jobs away."""
-        if await self._coordinator.elected() != self._post.node:
-            raise AskAgain(f"node {self._post.name} does not coordinate any more")
-        self._planning.draining.add(node)
-        await self._supervision.vacate(node)
-        return wire.Answered(message.request, "draining")
 
     async def _submit(self, job: JobId, blob: BlobId, spec: JobSpec, holder: NodeId) -> str:
         """Returns the state. holder: a member that has all data of the job, and has named it."""

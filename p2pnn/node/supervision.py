@@ -217,12 +217,10 @@ class Supervision:
     async def _decide(self, job: JobId, supervisor: Supervisor) -> None:
         record, spec = supervisor.record, supervisor.spec
         assert record.plan is not None
-        start = record.starts
         await self._keeping.on_voters(job, (record.spec, *spec.initial))
         self._must_lead(job, supervisor)
         generation = await self._work.decide(job, lambda generation: work.entry(supervisor.record, generation))
-        if supervisor.record.starts == start:  # else a node was lost meanwhile, and the next plan is under way
-            supervisor.decided(generation, self._now())
+        supervisor.decided(generation, self._now())
 
     def _must_lead(self, job: JobId, supervisor: Supervisor) -> None:
         """Raises NotDecided where the job has ended, or this node does not coordinate any more, since it was to be decided."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from p2pnn.cluster.petitions import Change
 from p2pnn.errors import NotAllowedError
 from p2pnn.node import draining as module
 from p2pnn.node.draining import Draining
@@ -24,7 +25,8 @@ class FakeCharter:
         self.heir: Any = C
         self.asked = 0
 
-    def hand_over(self) -> None:
+    def propose_members(self, change: Change) -> None:
+        assert change.hand_over
         self.asked += 1
         if self.heir is not None:
             self.coordinator = self.heir

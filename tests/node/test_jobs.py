@@ -26,9 +26,14 @@ pytestmark = pytest.mark.asyncio
 
 
 class FakePlanning:
-    def __init__(self) -> None:
+    def __init__(self, members: dict[NodeId, str]) -> None:
         self.nodes = [A, B]
         self.asked = 0
+        self.draining: set[NodeId] = set()
+        self.members = members
+
+    def usable(self) -> dict[NodeId, str]:
+        return {node: name for node, name in self.members.items() if node not in self.draining}
 
     async def plan(self, spec: JobSpec) -> Plan:
         self.asked += 1
@@ -43,7 +48,7 @@ class Bench:
         self.storage = Storage(folder / "state")
         self.exchange = exchange(folder / "state", self.post)
         self.members = {A: "a", B: "b", C: "c"}
-        self.planning = FakePlanning()
+        self.planning = FakePlanning(self.members)
         self.cluster = cluster or FakeCluster(A)
         self.jobs = Jobs(
             self.post, self.storage, self.exchange, self.planning, lambda: self.members, self.cluster  # type: ignore[arg-type]
