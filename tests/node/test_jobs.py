@@ -26,14 +26,13 @@ pytestmark = pytest.mark.asyncio
 
 
 class FakePlanning:
-    def __init__(self) -> None:
+    def __init__(self, members: dict[NodeId, str]) -> None:
         self.nodes = [A, B]
         self.asked = 0
-        self.draining: set[NodeId] = set()
-        self.members: dict[NodeId, str] = {}
+        self.members = members
 
     def usable(self) -> dict[NodeId, str]:
-        return {node: name for node, name in self.members.items() if node not in self.draining}
+        return self.members
 
     async def plan(self, spec: JobSpec) -> Plan:
         self.asked += 1
@@ -48,8 +47,7 @@ class Bench:
         self.storage = Storage(folder / "state")
         self.exchange = exchange(folder / "state", self.post)
         self.members = {A: "a", B: "b", C: "c"}
-        self.planning = FakePlanning()
-        self.planning.members = self.members
+        self.planning = FakePlanning(self.members)
         self.cluster = cluster or FakeCluster(A)
         self.jobs = Jobs(
             self.post, self.storage, self.exchange, self.planning, lambda: self.members, self.cluster  # type: ignore[arg-type]
