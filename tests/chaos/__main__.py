@@ -36,6 +36,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", action="append", metavar="PATTERN", help="cells to play; may be repeated")
     parser.add_argument("--repeat", type=int, default=1, metavar="N", help="play each cell N times  [default: 1]")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the first play  [default: 0]")
+    parser.add_argument("--secured", action="store_true", help="with keys and TLS, as on machines of a network")
     parser.add_argument("--json", action="store_true", help="print one JSON object per cell, and nothing else")
     parser.add_argument("--list", action="store_true", help="print the names of the cells and end")
     arguments = parser.parse_args(words)
@@ -48,7 +49,7 @@ def main(words: Sequence[str] | None = None) -> int:
         print("\n".join(str(cell) for cell in cells))
         return 0
     try:
-        return asyncio.run(play(cells, arguments.repeat, arguments.seed, arguments.json))
+        return asyncio.run(play(cells, arguments.repeat, arguments.seed, arguments.json, arguments.secured))
     except KeyboardInterrupt:
         return 130
     finally:
@@ -59,7 +60,7 @@ def matches(cell: Cell, patterns: list[str]) -> bool:
     return any(fnmatch.fnmatch(str(cell), pattern) for pattern in patterns)
 
 
-async def play(cells: list[Cell], repeat: int, seed: int, as_json: bool) -> int:
+async def play(cells: list[Cell], repeat: int, seed: int, as_json: bool, secured: bool) -> int:
     """Play the cells one after the other, tell of each, and sum up. The exit status."""
     task = asyncio.current_task()
     assert task is not None
@@ -75,7 +76,7 @@ async def play(cells: list[Cell], repeat: int, seed: int, as_json: bool) -> int:
                     epochs = EPOCHS[cell.phase]
                     if epochs not in bits:
                         bits[epochs] = await undisturbed(Path(tempfile.mkdtemp(dir=folder)), epochs)
-                    run = Run(cell, seed + number, bits[epochs])
+                    run = Run(cell, seed + number, bits[epochs], secured=secured)
                     outcomes.append(await run.play(Path(tempfile.mkdtemp(dir=folder))))
                     tell(outcomes[-1], as_json)
         except asyncio.CancelledError:
@@ -100,7 +101,7 @@ def lines(one: Outcome) -> Iterator[str]:
     for finding in one.broken:
         yield f"    {finding}"
     if one.broken or one.void:
-        yield f"    again: ./run chaos --only {one.cell} --seed {one.seed}"
+        yield f"    again: ./run chaos --only {one.cell} --seed {one.seed}{one.flags}"
 
 
 def summary(outcomes: list[Outcome], seconds: float) -> Iterator[str]:
@@ -117,7 +118,7 @@ def summary(outcomes: list[Outcome], seconds: float) -> Iterator[str]:
     for (fault, promise), found_ in sorted(figures.items()):
         worst, cell, unit, _ = max(found_)
         limits = {limit for _, _, _, limit in found_}
-        limit = f"{limits.pop():g}" if len(limits) == 1 else "varies"
+        limit = "–" if limits == {None} else f"{limits.pop():g}" if len(limits) == 1 else "varies"
         middle = median(figure for figure, _, _, _ in found_)
         yield f"{fault:<11} {promise:<16} {len(found_):>5} {middle:>8.2f} {worst:>8.2f} {limit:>7}   {cell} {unit}".rstrip()
     verdicts = [one.verdict for one in outcomes]

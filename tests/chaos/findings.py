@@ -30,10 +30,12 @@ class Finding:
 
 @dataclass
 class Outcome:
-    """cell, seed: which. skipped: why it was not tried. void: why it says nothing, such as a fault that did not happen."""
+    """cell, seed: which; flags: what else repeats it. skipped: why it was not tried. void: why it says nothing, such as a fault
+    that did not happen."""
 
     cell: str
     seed: int
+    flags: str = ""
     found: list[Finding] = field(default_factory=list)
     did: list[str] = field(default_factory=list)
     skipped: str = ""
@@ -58,8 +60,9 @@ class Outcome:
     def holds(self, promise: str, kept: bool, said: str = "") -> None:
         self.found.append(Finding(promise, kept, said=said))
 
-    def figure(self, name: str) -> float | None:
-        return next((one.figure for one in self.found if one.promise == name), None)
+    def measured(self, what: str, figure: float, unit: str) -> None:
+        """A figure that says something only over many plays: it keeps and breaks nothing."""
+        self.found.append(Finding(what, True, figure, unit))
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -68,7 +71,7 @@ class Outcome:
             "verdict": self.verdict,
             "why": self.skipped or self.void,
             "seconds": round(self.seconds, 2),
-            "did": self.did,
+            "did": [text for text in self.did if text],
             "promises": [
                 {
                     "promise": one.promise,

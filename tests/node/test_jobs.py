@@ -29,10 +29,11 @@ class FakePlanning:
     def __init__(self, members: dict[NodeId, str]) -> None:
         self.nodes = [A, B]
         self.asked = 0
+        self.draining: set[NodeId] = set()
         self.members = members
 
     def usable(self) -> dict[NodeId, str]:
-        return self.members
+        return {node: name for node, name in self.members.items() if node not in self.draining}
 
     async def plan(self, spec: JobSpec) -> Plan:
         self.asked += 1
