@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
@@ -10,8 +10,10 @@ from p2pnn.api.request import DAEMON, read_json
 from p2pnn.errors import UsageError
 from p2pnn.identity.tokens import VALID_S, Token, TokenRecord
 from p2pnn.node.daemon import Daemon
-from p2pnn.node.identity import Identity
 from p2pnn.types import Address
+
+if TYPE_CHECKING:  # a plain node loads no cryptography
+    from p2pnn.node.identity import Identity
 
 
 def add_routes(app: web.Application, prefix: str) -> None:

@@ -228,7 +228,7 @@ class Run:
         """All nodes have answered a command."""
         command, found = issued.command, issued.answers
         if isinstance(command, Train):
-            elapsed = max(1e-6, self._now - issued.since)
+            elapsed = max(1e-6, self.now - issued.since)
             self._steps_per_s = max(self._steps_per_s * 0.5, (command.until_step - self._step_done) / elapsed)
             self._step_done = max(self._step_done, command.until_step)  # a large answer may be overtaken
         elif isinstance(command, Evaluate):
@@ -265,7 +265,7 @@ class Run:
 
     def _epoch_done(self, validation: SplitResult | None) -> None:
         self._epoch += 1
-        entry = self.meter.end_epoch(self._epoch, self._step_done, self._now)
+        entry = self.meter.end_epoch(self._epoch, self._step_done, self.now)
         improved = False
         if validation is not None:
             if validation.loss is not None:
@@ -347,7 +347,7 @@ class Run:
     # --- small questions
 
     def _order(self, command: Command) -> None:
-        self._orders.issue(command, self._now)
+        self._orders.issue(command, self.now)
 
     def _send(self) -> None:
         """Send what was issued at once, with where the script stands now: nobody must get a part of it without the rest."""
@@ -385,7 +385,7 @@ class Run:
         )
 
     def _at(self, now: float) -> None:
-        self._now = now
+        self.now = now
         self.checkpoints.at(now)
 
     def _epoch_end(self) -> int:

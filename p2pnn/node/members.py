@@ -268,5 +268,6 @@ def about(said: Description) -> dict[str, Any]:
         "software": said.software,
         "versions": list(said.versions),
         "load": said.load,
+        "draining": said.draining,
         "profile": {"gflops": said.gflops, "memory_bytes": said.memory_mib << 20} if said.gflops else None,
     }

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import msgspec
 
-from p2pnn.errors import P2pnnError, StorageError, UsageError
+from p2pnn.errors import P2pnnError, PlanError, StorageError, UsageError
 from p2pnn.job import life, script, work
 from p2pnn.job.actions import (
     Action,
@@ -30,7 +30,7 @@ from p2pnn.job.actions import (
     ReserveNode,
 )
 from p2pnn.job.plan import Plan
-from p2pnn.job.records import JobRecord
+from p2pnn.job.records import JobRecord, attainable
 from p2pnn.job.spec import JobSpec
 from p2pnn.job.supervisor import Supervisor
 from p2pnn.job.takeover import Takeover
@@ -135,6 +135,20 @@ class Supervision:
         supervisor.recover(reason, limit, self._now())
         self._carry_out(record.job)
 
+    async def vacate(self, node: NodeId) -> None:
+        """Have the parts of jobs on a node that is draining run elsewhere. Raises PlanError, with the job, for one that fits on
+        no others; then nothing has changed."""
+        jobs = [job for job, supervisor in self.led.items() if node in supervisor.nodes]
+        for job in jobs:
+            wanted, _ = attainable(self.led[job].spec, self._planning.usable(), anew=False)
+            try:
+                await self._planning.plan(wanted)
+            except PlanError as error:
+                raise PlanError(f"job {job} cannot run without it: {error}") from error
+        for job in jobs:
+            if job in self.led:
+                self.act(job, lambda supervisor, now: supervisor.vacate(node, now))
+
     def let_go(self) -> None:
         """This node coordinates no more: forget everything, stop nothing."""
         for job in list(self.led):
@@ -203,12 +217,10 @@ class Supervision:
     async def _decide(self, job: JobId, supervisor: Supervisor) -> None:
         record, spec = supervisor.record, supervisor.spec
         assert record.plan is not None
-        start = record.starts
         await self._keeping.on_voters(job, (record.spec, *spec.initial))
         self._must_lead(job, supervisor)
         generation = await self._work.decide(job, lambda generation: work.entry(supervisor.record, generation))
-        if supervisor.record.starts == start:  # else a node was lost meanwhile, and the next plan is under way
-            supervisor.decided(generation, self._now())
+        supervisor.decided(generation, self._now())
 
     def _must_lead(self, job: JobId, supervisor: Supervisor) -> None:
         """Raises NotDecided where the job has ended, or this node does not coordinate any more, since it was to be decided."""
@@ -314,7 +326,7 @@ class Supervision:
         if supervisor.record.state != "queued" and (alarm := self._alarm()):
             supervisor.unplanned(alarm, self._now())
         else:
-            await recovering.replan(supervisor, self._planning, self._blobs, self._post.node, self._members)
+            await recovering.replan(supervisor, self._planning, self._blobs, self._post.node, self._planning.usable)
         if self.led.get(job) is supervisor:
             self._carry_out(job)
 

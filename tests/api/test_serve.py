@@ -200,3 +200,10 @@ def test_a_socket_is_given_to_a_group_that_does_not_own_it_yet(tmp_path: Path) -
     bind_socket(tmp_path / "s.sock", other.gr_name).close()
     found = (tmp_path / "s.sock").stat()
     assert (found.st_mode & 0o777, found.st_gid) == (0o660, other.gr_gid)
+
+
+def test_a_plain_node_loads_no_cryptography() -> None:
+    """It would start a tenth of a second later, and `--local` starts three."""
+    program = "import sys, p2pnn.api.serve; print('cryptography' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

@@ -44,7 +44,6 @@ def test_a_killed_coordinator_is_replaced_and_follows_when_it_is_back(tmp_path: 
         assert (after["term"], after["cluster"]) == (before["term"] + 1, before["cluster"])
         m.start("a", join="b")
         wait_until(lambda: agreement(m, "a", "b", "c") is not None, "the old coordinator follows the new one", 15.0)
-        assert _state(m["a"].get("cluster")) == _state(m["b"].get("cluster"))
         assert m["a"].get("cluster")["coordinator"] == after["coordinator"]
 
 

@@ -14,7 +14,7 @@ from p2pnn.job import script
 from p2pnn.job.checkpoint import Manifest, Part
 from p2pnn.job.plan import Plan
 from p2pnn.job.spec import JobSpec
-from p2pnn.node import jobs as jobs_module
+from p2pnn.node import coordinator as coordinator_module
 from p2pnn.node import succession
 from p2pnn.node.jobs import Jobs
 from p2pnn.node.storage import Storage
@@ -26,9 +26,14 @@ pytestmark = pytest.mark.asyncio
 
 
 class FakePlanning:
-    def __init__(self) -> None:
+    def __init__(self, members: dict[NodeId, str]) -> None:
         self.nodes = [A, B]
         self.asked = 0
+        self.draining: set[NodeId] = set()
+        self.members = members
+
+    def usable(self) -> dict[NodeId, str]:
+        return {node: name for node, name in self.members.items() if node not in self.draining}
 
     async def plan(self, spec: JobSpec) -> Plan:
         self.asked += 1
@@ -43,7 +48,7 @@ class Bench:
         self.storage = Storage(folder / "state")
         self.exchange = exchange(folder / "state", self.post)
         self.members = {A: "a", B: "b", C: "c"}
-        self.planning = FakePlanning()
+        self.planning = FakePlanning(self.members)
         self.cluster = cluster or FakeCluster(A)
         self.jobs = Jobs(
             self.post, self.storage, self.exchange, self.planning, lambda: self.members, self.cluster  # type: ignore[arg-type]
@@ -202,7 +207,7 @@ async def test_a_coordinator_does_what_peers_pass_on(tmp_path: Path) -> None:
 async def test_without_a_coordinator_nothing_is_done_and_it_is_said_why(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jobs_module, "ELECTION_S", 0.02)
+    monkeypatch.setattr(coordinator_module, "ELECTION_S", 0.02)
     bench = Bench(tmp_path)
     bench.cluster.elect(None)
     with pytest.raises(UsageError, match="no coordinator was elected"):
