@@ -145,6 +145,15 @@ def test_without_a_majority_it_steps_down() -> None:
     assert any("majority" in event.reason for event in one.outcomes(LeaderChanged))
 
 
+def test_one_that_is_cut_off_steps_down_soon_although_that_makes_it_doubt_itself() -> None:
+    one = leader()
+    one.core.set_health(8.0)
+    one.wait(1.5)
+    assert one.core.role is Role.LEADER
+    one.wait(3.5)
+    assert one.core.role is not Role.LEADER
+
+
 def test_a_higher_term_ends_it() -> None:
     one = leader()
     one.receive(C, Held(5, 4, 1))
