@@ -150,7 +150,7 @@ Rate = Annotated[
         "--rate",
         panel=_TRAINING,
         metavar="R",
-        help="The learning rate.  [default: 0.001 for adam, adamw and rmsprop, 0.01 for momentum, nesterov and adagrad, 0.1 for sgd]",
+        help="The learning rate.  [default: 0.001 for adam, adamw, rmsprop, 0.01 for momentum, nesterov, adagrad, 0.1 for sgd]",
     ),
 ]
 Momentum = Annotated[

@@ -99,8 +99,8 @@ class Optimizer(msgspec.Struct, frozen=True):
     schedule: `constant`; `step` (rate · gamma^(step // step_size)); `cosine` (to 0 at the last step).
     warmup_steps: the rate rises linearly from rate/warmup_steps to rate before the schedule starts.
     clip_norm: gradients are scaled so that their global 2-norm is at most this; 0 for no clipping. With several mini-batches
-    in flight (`async:K`, K ≥ 2) each node clips by the norm of its own gradients. smoothing: how much RMSProp keeps of its running
-    mean of squares.
+    in flight (`async:K`, K ≥ 2) each node clips by the norm of its own gradients. smoothing: how much RMSProp keeps
+    of its running mean of squares.
     """
 
     kind: str = "adam"
