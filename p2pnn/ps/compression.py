@@ -283,11 +283,11 @@ class Deltas:
         self._codec.decode(out, self._delta)
         np.add(self.held, self._delta, out=self.held)
 
-    def restart(self, x: Flat, out: Bytes) -> None:
-        """The next message, whole: for a receiver that has anything. out: uint8[4 · count]."""
+    def restart(self, x: Flat) -> Bytes:
+        """The next message, whole, for a receiver that has anything: uint8[4 · count], good until the next one is made."""
         self.number += 1
         np.copyto(self.held, x)
-        np.copyto(out, self.held.view(np.uint8))
+        return self.held.view(np.uint8)
 
 
 class Mirror:

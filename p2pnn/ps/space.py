@@ -8,7 +8,7 @@ element does not care where one parameter ends. State (running means and varianc
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -71,9 +71,26 @@ class Space:
             at += p.size
         return cls(entries)
 
+    def only(self, names: Iterable[str]) -> Space:
+        """The space of some of the parameters, in the same order, from offset 0: what one segment of a replica works in.
+
+        Raises ModelError for a name that is no parameter.
+        """
+        entries, at = [], 0
+        for index in sorted({self.index(name) for name in names}):
+            entry = self.entries[index]
+            entries.append(replace(entry, start=at, stop=at + entry.size))
+            at += entry.size
+        return Space(entries)
+
     @property
     def byte_count(self) -> int:
         return self.size * ELEMENT_BYTES
+
+    @property
+    def decay(self) -> tuple[tuple[int, int, bool], ...]:
+        """(start, stop, whether weight decay applies), parameter by parameter."""
+        return tuple((entry.start, entry.stop, entry.decay) for entry in self.entries)
 
     def index(self, name: str) -> int:
         """Which entry it is. Raises ModelError for a name that is no parameter."""

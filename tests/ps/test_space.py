@@ -54,3 +54,12 @@ def test_what_does_not_fit_is_named() -> None:
         space.join({})
     with pytest.raises(ModelError, match=r"'fc0/weight' has the shape \(1,\)"):
         space.join({"fc0/weight": np.zeros(1, np.float32)})
+
+
+def test_a_segment_has_a_space_of_its_own() -> None:
+    space = Space.of(mlp(6, 7))
+    part = space.only(["head/weight", "fc1/bias"])
+    assert [(e.name, e.start) for e in part.entries] == [("fc1/bias", 0), ("head/weight", 7)]
+    assert part.size == 7 + 35
+    assert part.decay == ((0, 7, False), (7, 42, True))
+    assert part.entry("head/weight").needed == space.entry("head/weight").needed
