@@ -16,13 +16,14 @@ from p2pnn.ps.messages import Refusal, Worker
 
 @dataclass(slots=True)
 class Member:
-    """sequence: the last logged push; refusal, log_number: what became of it. heard: when it was logged, −1 before."""
+    """sequence: the last logged push; refusal, log_number: what became of it. taken: how many were applied. heard: when it was logged, −1 before."""
 
     worker: Worker
     sequence: int = 0
     refusal: Refusal | None = None
     log_number: int = 0
     clock: int = 0
+    taken: int = 0
     heard: float = -1.0
 
 
@@ -64,6 +65,7 @@ class Roster:
         self.log_number += 1
         member.sequence, member.refusal, member.log_number, member.heard = sequence, refusal, self.log_number, now
         member.clock += 1
+        member.taken += refusal is None
         return member
 
     def set(self, workers: Sequence[Worker]) -> list[Worker]:

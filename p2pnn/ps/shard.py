@@ -44,7 +44,7 @@ from p2pnn.train.optimizers import Combine, combine
 @dataclass(frozen=True, slots=True)
 class Report:
     """What a shard says of itself. queued: pushes that are whole and not decided. heard: per worker, when its last push was
-    logged. norms: of the newest push of each worker that was taken. refused: (worker, why) → how often. Bytes are those of
+    logged. taken: per worker, how many of its pushes were applied. norms: of the newest of these. refused: (worker, why) → how often. Bytes are those of
     bodies.
     """
 
@@ -56,6 +56,7 @@ class Report:
     refused: Mapping[tuple[Worker, Refusal], int]
     set_aside: frozenset[Worker]
     heard: Mapping[Worker, float]
+    taken: Mapping[Worker, int]
     norms: Mapping[Worker, float]
     received_bytes: int
     sent_bytes: int
@@ -360,6 +361,7 @@ class Shard:
             dict(self._guard.refused),
             frozenset(self._guard.set_aside),
             {member.worker: member.heard for member in self._roster.members},
+            {member.worker: member.taken for member in self._roster.members},
             dict(self._norms),
             self._inbox.received_bytes,
             self._answers.sent_bytes,

@@ -48,7 +48,7 @@ Compute = Callable[[int, int, Flat], Flat]
 
 
 def workers_named(count: int) -> list[Worker]:
-    return [Worker(NodeId(f"{n:032x}")) for n in range(count)]
+    return [Worker(NodeId(f"{n:02x}" * 16)) for n in range(count)]
 
 
 class Network:
