@@ -8,7 +8,8 @@ import numpy as np
 
 from p2pnn.ps.space import Flat
 
-BLOCK: Final = 65_536
+BLOCK: Final = 262_144
+"""As many as float32 sums well; on a busy machine half the time of 16,384, in which the calls count."""
 
 
 def norm_squared(x: Flat) -> float:

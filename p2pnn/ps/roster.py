@@ -16,7 +16,9 @@ from p2pnn.ps.messages import Refusal, Worker
 
 @dataclass(slots=True)
 class Member:
-    """sequence: the last logged push; refusal, log_number: what became of it. taken: how many were applied. heard: when it was logged, −1 before."""
+    """sequence: the last logged push; refusal, log_number: what became of it. taken: how many were applied. heard: when the last
+    was logged, −1 before.
+    """
 
     worker: Worker
     sequence: int = 0

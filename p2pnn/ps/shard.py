@@ -44,8 +44,8 @@ from p2pnn.train.optimizers import Combine, combine
 @dataclass(frozen=True, slots=True)
 class Report:
     """What a shard says of itself. queued: pushes that are whole and not decided. heard: per worker, when its last push was
-    logged. taken: per worker, how many of its pushes were applied. norms: of the newest of these. refused: (worker, why) → how often. Bytes are those of
-    bodies.
+    logged. taken: per worker, how many of its pushes were applied. norms: of the newest of these. refused: (worker, why) →
+    how often. Bytes are those of bodies.
     """
 
     version: int

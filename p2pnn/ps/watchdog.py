@@ -1,7 +1,7 @@
 """The watchdog: says that a run does not learn, and why. Pure; it is told losses, activations and what the shards report.
 
-    zero gradients       no worker's gradient had an element other than zero for `pushes_min` updates (so hivemind's lone peer once
-                         went through a whole run)
+    zero gradients       no worker's gradient had an element other than zero for `pushes_min` updates (so hivemind's lone peer
+                         once went through a whole run)
     flat loss            after `losses_min` losses their mean over the last tenth is not below that of the first tenth by
                          `drop_min` of it, and it never was
     dead activations     less than `live_min` of a layer's outputs were other than zero, `dead_reports` reports in a row
@@ -35,7 +35,7 @@ class Reason(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """what: the layer or worker that it is about, "" for the whole run. text: a sentence for a person, with what to do."""
+    """what: the layer, or the node of the worker, that it is about, "" for the whole run. text: a sentence for a person, with what to do."""
 
     reason: Reason
     what: str
@@ -85,8 +85,8 @@ class Watchdog:
             Reason.FLAT_LOSS,
             "",
             flat,
-            f"not learning: after {self._losses} steps the loss is {now:.4g}, as at the start ({before:.4g}); try another learning"
-            " rate, and look whether labels belong to their rows",
+            f"not learning: after {self._losses} steps the loss is {now:.4g}, as at the start ({before:.4g}); try another"
+            " learning rate, and look whether labels belong to their rows",
         )
 
     def activations(self, layer: str, live: float) -> None:
@@ -96,8 +96,8 @@ class Watchdog:
             Reason.DEAD_ACTIVATIONS,
             layer,
             self._dead[layer] >= self._limits.dead_reports,
-            f"not learning: {100 * (1 - live):.4g} % of the outputs of {layer} are zero for every sample; lower the learning rate, or"
-            " scale the data",
+            f"not learning: {100 * (1 - live):.4g} % of the outputs of {layer} are zero for every sample; lower the learning"
+            " rate, or scale the data",
         )
 
     def observe(self, reports: Sequence[Report]) -> None:
@@ -127,22 +127,17 @@ class Watchdog:
             seen, at = self._seen.get(worker, (-1, total))
             if seen < 0 or (count > seen and norms.get(worker, 0.0) > 0) or not any(norms.values()):
                 self._seen[worker] = count, total
-                self._tell(Reason.IDLE_WORKER, str(worker), False, "")
+                self._tell(Reason.IDLE_WORKER, worker.node, False, "")
                 continue
             others = total - at - (count - seen)
             idle = others >= self._limits.pushes_min * max(1, len(taken) - 1)
             refused = sum(n for report in reports for (who, _), n in report.refused.items() if who == worker)
-            why = (
-                "its gradients are zero"
-                if count > seen
-                else f"{refused} of its pushes were refused"
-                if refused
-                else "it is silent"
-            )
+            why = f"{refused} of its pushes were refused" if refused else "it is silent"
+            why = "its gradients are zero" if count > seen else why
             text = (
                 f"worker {worker} contributes nothing ({why}) while the others made {others} pushes; look at its node"
             )
-            self._tell(Reason.IDLE_WORKER, str(worker), idle, text)
+            self._tell(Reason.IDLE_WORKER, worker.node, idle, text)
 
     def next_finding(self) -> Finding | None:
         """What began since it was last asked."""
