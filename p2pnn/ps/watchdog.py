@@ -35,7 +35,7 @@ class Reason(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """what: the layer, or the node of the worker, that it is about, "" for the whole run. text: a sentence for a person, with what to do."""
+    """what: the layer, or the node of the worker, that it is about; "" for the whole run. text: for a person, with what to do."""
 
     reason: Reason
     what: str
@@ -111,8 +111,8 @@ class Watchdog:
             Reason.ZERO_GRADIENTS,
             "",
             still >= self._limits.pushes_min,
-            f"not learning: the gradients of all workers were zero over the last {still} updates; look whether the loss depends on"
-            " the parameters",
+            f"not learning: the gradients of all workers were zero over the last {still} updates; look whether the loss depends"
+            " on the parameters",
         )
         self._observe_workers(reports, norms)
 
