@@ -56,7 +56,7 @@ class Answers:
         """
         key = due.worker, due.request > 0
         earlier = self._due.pop(key, None)
-        if earlier is not None and earlier.fetch and not due.fetch:
+        if earlier is not None and earlier.fetch and not due.fetch and not due.request:
             due = Due(due.worker, due.sequence, due.request, due.refusal, due.log_number, True, earlier.have)
         self._due[key] = due
 

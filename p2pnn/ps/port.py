@@ -21,9 +21,10 @@ from p2pnn.ps.sharding import ShardRange
 from p2pnn.ps.space import Flat
 
 SOON_S: Final = 0.02
-"""After an answer that a push before is missing, or that the shard does not know this generation yet: both may come by itself."""
+"""After an answer that a push before is missing, or that the shard has not heard of this worker or generation yet."""
 
 BACKOFF: Final = 2.0
+SOON_BACKOFF_MAX: Final = 8
 RETRIES_BACKOFF_MAX: Final = 4
 """Each time that nothing was heard the wait doubles, up to sixteen times the first."""
 
@@ -98,8 +99,8 @@ class Port:
         self._installed = (0, 0)
         self._request, self._asking, self._asked = 0, False, False
         self._pull_retry_at: float | None = None
-        self.wanting = False
-        self._wanted_with = 0  # the push whose answer brings what is wanted
+        self._pull_tries = 0
+        self._wanted_with = 0  # the push whose answer brings values; 0 where none does
         self._floor = -1
         self._receiving = False
         self.stale = False
@@ -108,6 +109,11 @@ class Port:
     @property
     def values(self) -> Flat:
         return self._mirror.values
+
+    @property
+    def wanting(self) -> bool:
+        """Whether values are on their way, or asked for."""
+        return self._asked or self._wanted_with > 0
 
     # gradients on their way out
 
@@ -135,7 +141,7 @@ class Port:
         awaits = [len(part.entries) for part in self.shard.parts]
         self._outgoing.append(_Outgoing(self._sequence, self._bodies.pop(), *based, fetch, awaits))
         if fetch:
-            self.wanting, self._wanted_with = True, self._sequence
+            self._wanted_with = self._sequence
 
     def ready(self, entry: int) -> None:
         """All pieces of this parameter are accrued: a part that holds the last one that was missing may leave."""
@@ -162,7 +168,7 @@ class Port:
         """Pull values, unless some are on their way already."""
         if not self.wanting:
             self._request += 1
-            self.wanting = self._asking = self._asked = True
+            self._asking = self._asked = True
 
     def urgency(self) -> int | None:
         """Of the next message, the lower the sooner; None where there is none."""
@@ -177,7 +183,7 @@ class Port:
         """What `urgency` spoke of."""
         if self._asking:
             self._asking = False
-            self._pull_retry_at = now + self._retry_s
+            self._pull_retry_at = now + self._retry_s * BACKOFF ** min(self._pull_tries, RETRIES_BACKOFF_MAX)
             pull = Pull(self._worker, self.generation, self._request, self._mirror.number)
             return PullRequest(self.shard.index, pull)
         push = self._next_push()
@@ -240,6 +246,8 @@ class Port:
             self._heed(answer.refusal, answer.generation, now)
         values = answer.values
         if values is None:
+            if 0 < self._wanted_with < answer.sequence:  # it acknowledges the push whose own answer was lost
+                self.ask_again()
             return
         if took_values:
             self._receiving = False
@@ -248,7 +256,9 @@ class Port:
             self._mirror.number = values.number
             self.version, self.clock, self.fresh = values.version, values.clock, True
             self._floor = values.version
-            self.wanting, self._asking, self._asked, self._pull_retry_at = False, False, False, None
+            self._asking, self._asked, self._pull_retry_at, self._pull_tries = False, False, None, 0
+            if not answer.request:  # a pull's may be followed by those that a push asked for
+                self._wanted_with = 0
         elif not self._receiving and not values.whole and self._is_wanted(answer):
             self._mirror.number = 0  # one was missed: ask for all of it
             self.ask_again()
@@ -256,23 +266,23 @@ class Port:
     def _is_wanted(self, answer: Answer) -> bool:
         """Whether its values are those that are waited for, not those of a push or pull before."""
         if answer.request:
-            return self.wanting and self._asked and answer.request == self._request
-        return self.wanting and answer.sequence >= self._wanted_with > 0
+            return self._asked and answer.request == self._request
+        return answer.sequence >= self._wanted_with > 0
 
     def ask_again(self) -> None:
         """What was to come will not, or cannot be used: pull."""
         if self.wanting:
             self._request += not self._asked
             self._asking = self._asked = True
+            self._wanted_with = 0
 
     def broken(self) -> None:
         """The link broke: values that were coming are torn, and what is unacknowledged is sent again once there is a new one."""
         if self._receiving:
             self._receiving = False
             self._mirror.number, self.fresh = 0, False
-            self.wanting = True
         self._send_again(self._outgoing)
-        if self._asked or (self.wanting and not self._outgoing):
+        if self._asked or (self._wanted_with and not self._outgoing):
             self.ask_again()
 
     def restart(self, generation: int) -> None:
@@ -301,10 +311,13 @@ class Port:
         self._reclaim()
 
     def _heed(self, why: Refusal, generation: int, now: float) -> None:
-        behind = why is Refusal.STALE_GENERATION and generation < self.generation  # the shard has not heard yet
-        if why is Refusal.GAP or behind:
+        # Who takes part reaches workers and shards at different times.
+        unheard = why in (Refusal.STALE_GENERATION, Refusal.UNKNOWN) and generation <= self.generation
+        if why is Refusal.GAP or unheard:
             for push in self._outgoing:
-                push.retry_at = now + SOON_S
+                push.retry_at = now + SOON_S * BACKOFF ** min(push.tries, SOON_BACKOFF_MAX)
+            if self._asked:
+                self._pull_retry_at = now + SOON_S * BACKOFF ** min(self._pull_tries, SOON_BACKOFF_MAX)
         elif why is Refusal.STALE_GENERATION:
             self.stale = generation > self.generation
         elif why in (Refusal.SET_ASIDE, Refusal.UNKNOWN):
@@ -326,6 +339,7 @@ class Port:
         self._send_again(due)
         if self._asked and self._pull_retry_at is not None and self._pull_retry_at <= now:
             self._pull_retry_at, self._asking = None, True
+            self._pull_tries += 1
 
     def _send_again(self, pushes: Iterable[_Outgoing]) -> None:
         for push in pushes:

@@ -133,8 +133,10 @@ class Shard:
         self._inbox.broken(receive)
 
     def pull(self, pull: Pull, now: float) -> None:
-        """A worker wants values. Nobody answers one that is no worker of this generation."""
+        """A worker wants values alone."""
         if pull.worker not in self._roster or pull.generation != self.generation:
+            why = Refusal.STALE_GENERATION if pull.worker in self._roster else Refusal.UNKNOWN
+            self._answers.add(Due(pull.worker, request=pull.request, refusal=why, fetch=False))
             return
         due = Due(pull.worker, request=pull.request, have=pull.have)
         if self._is_cold(pull.worker):

@@ -7,7 +7,7 @@ Downpour SGD is Algorithm 7.1 of Dean et al. 2012 (`async`), step by step:
     step mod n_push = 0     start pushing what is accrued;  accrued ← 0
 
 Fetching and pushing go on while steps are computed. A push that is followed at once by a fetch asks for it in the same round
-trip. One fetch is under way at a time, and at most `window` pushes: then a step waits, so that staleness has a bound. In all
+trip. One pull is under way at a time, and at most `window` pushes: then a step waits, so that staleness has a bound. In all
 other kinds every push is answered before the next step begins. With `local:H` there are H steps of the worker's own optimizer
 between pushes, and what is pushed is the difference that they made.
 

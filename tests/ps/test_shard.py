@@ -142,6 +142,14 @@ def test_what_is_based_on_the_future_or_on_too_old_a_version() -> None:
     assert parameter(shard) == 3.0
 
 
+def test_a_pull_of_nobody_or_of_another_generation_is_answered_without_values() -> None:
+    shard = shard_of()
+    shard.pull(Pull(C, 0, 1), 0.0)
+    shard.pull(Pull(A, 1, 4), 0.0)
+    found = [(a.worker, a.request, a.refusal, a.values) for a in answers(shard)]
+    assert found == [(C, 1, Refusal.UNKNOWN, None), (A, 4, Refusal.STALE_GENERATION, None)]
+
+
 def test_staleness_is_measured_and_scales_the_rate() -> None:
     shard = shard_of(scale_by_staleness=True)
     for sequence in range(1, 5):
