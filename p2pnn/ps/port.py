@@ -246,13 +246,14 @@ class Port:
             self._heed(answer.refusal, answer.generation, now)
         values = answer.values
         if values is None:
-            if 0 < self._wanted_with < answer.sequence:  # it acknowledges the push whose own answer was lost
+            if 0 < self._wanted_with <= answer.sequence:  # it acknowledges the push whose own answer was lost
                 self.ask_again()
             return
         if took_values:
             self._receiving = False
-            if not values.whole:
-                self._mirror.add(self._delta, values.number)
+            if not values.whole and not self._mirror.add(self._delta, values.number):
+                self.ask_again()  # the mirror was given up meanwhile
+                return
             self._mirror.number = values.number
             self.version, self.clock, self.fresh = values.version, values.clock, True
             self._floor = values.version

@@ -27,17 +27,18 @@ from p2pnn.ps.space import Flat
 from p2pnn.ps.worker import Replica
 from p2pnn.types import NodeId
 
-EVENTS_MAX = 100_000
+EVENTS_MAX = 50_000
 
 
 @dataclass(frozen=True)
 class Faults:
-    """Probabilities per message; delay_s: the longest."""
+    """Probabilities per message; delay_s: the longest; leaving_s: how long its bytes are read for at most, before that."""
 
     lost: float = 0.0
     doubled: float = 0.0
     broken: float = 0.0
     delay_s: float = 0.01
+    leaving_s: float = 0.001
 
 
 NONE = Faults()
@@ -168,7 +169,7 @@ class Network:
     def _pump(self, n: int) -> None:
         replica = self.replicas[n]
         while (message := replica.next_message(self.now)) is not None and n not in self._stopped:
-            self.at(self.dice.random() * 0.001, lambda m=message: self._leave(n, m))  # type: ignore[misc]
+            self.at(self.dice.random() * self.faults.leaving_s, lambda m=message: self._leave(n, m))  # type: ignore[misc]
         at = replica.get_timer()
         if at is not None and at != self._timers[n]:
             self._timers[n] = at
@@ -216,7 +217,7 @@ class Network:
         while shard.work(self.now):
             pass
         while (answer := shard.next_answer(self.now)) is not None:
-            self.at(self.dice.random() * 0.001, lambda a=answer: self._answer(index, a))  # type: ignore[misc]
+            self.at(self.dice.random() * self.faults.leaving_s, lambda a=answer: self._answer(index, a))  # type: ignore[misc]
         while (worker := shard.next_room(self.now)) is not None:
             waited = self._waiting[index].pop(worker, None)
             if waited is not None:

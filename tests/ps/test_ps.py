@@ -8,8 +8,11 @@ import pytest
 from p2pnn.job.spec import Optimizer
 from p2pnn.ps.consistency import Settings, consistency
 from p2pnn.ps.messages import Answer, Push
+from p2pnn.ps.port import Port
+from p2pnn.ps.shard import Shard
 from p2pnn.ps.sharding import POLICIES, Sharding, cut
 from p2pnn.ps.space import Flat, Space
+from p2pnn.ps.staging import Staged
 from p2pnn.train.optimizers import Updater
 from p2pnn.train.rates import rate
 from tests.ps.models import mlp
@@ -336,3 +339,118 @@ def test_local_steps_reach_the_same_with_an_eighth_of_the_bytes(alone: tuple[Sof
     assert problem.accuracy(local.values()) > accuracy - 0.005
     ratio = sum(s.report().received_bytes for s in every.shards) / sum(s.report().received_bytes for s in local.shards)
     assert ratio == pytest.approx(8.0, rel=0.1)
+
+
+def broken(monkeypatch: pytest.MonkeyPatch, rule: str) -> None:
+    """Switch off one rule."""
+    if rule == "a push that comes again is known":
+        monkeypatch.setattr("p2pnn.ps.shard.Shard.announce", _announce_anew)
+    elif rule == "only values that are waited for are taken":
+        monkeypatch.setattr("p2pnn.ps.port.Port._is_wanted", lambda self, answer: answer.values is not None)
+    elif rule == "a version that is read is not written":
+        monkeypatch.setattr("p2pnn.ps.versions.Versions.next", lambda self: 1 - self._newest)
+    elif rule == "gradients are summed in the order of workers":
+        monkeypatch.setattr("p2pnn.ps.shard.Shard._enter_round", _enter_in_order_of_arrival)
+    elif rule == "a body is kept until it is acknowledged":
+        monkeypatch.setattr("p2pnn.ps.port.Port._reclaim", _reclaim_too_early)
+
+
+def _announce_anew(self: Shard, push: Push, now: float) -> object:
+    member = self._roster.get(push.worker)
+    if member is not None and push.sequence == member.sequence:
+        member.sequence -= 1  # as if it had not been logged
+    return _ANNOUNCE(self, push, now)
+
+
+def _enter_in_order_of_arrival(self: Shard, staged: Staged, now: float) -> None:
+    _ENTER(self, staged, now)
+    self._roster.workers = (*self._round, *(w for w in self._roster.workers if w not in self._round))
+
+
+def _reclaim_too_early(self: Port) -> None:
+    _RECLAIM(self)
+    if len(self._bodies) < 2:
+        self._bodies.extend(push.body for push in self._outgoing)
+
+
+_ANNOUNCE, _ENTER, _RECLAIM = Shard.announce, Shard._enter_round, Port._reclaim
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        "",
+        "a push that comes again is known",
+        "only values that are waited for are taken",
+        "gradients are summed in the order of workers",
+    ],
+)
+def test_without_each_rule_some_seed_breaks_the_bits_of_sync(monkeypatch: pytest.MonkeyPatch, rule: str) -> None:
+    optimizer = Optimizer("sgd", 0.05, schedule="constant")
+    expected = one_process(optimizer, 3, 12)
+    broken(monkeypatch, rule)
+    caught = 0
+    for seed in range(10):
+        settings = Settings(consistency("sync"))
+        network = Network(
+            seed, cut(SPACE, 2), start(), optimizer, settings, 3, pull_towards, steps=12, faults=STORM, slow={1: 3.0}
+        )
+        try:
+            network.run()
+        except AssertionError:
+            caught += 1
+        else:
+            caught += network.values().tobytes() != expected.tobytes()
+    assert bool(caught) == bool(rule)
+
+
+@pytest.mark.parametrize("rule", ["", "a push that comes again is known", "a body is kept until it is acknowledged"])
+def test_without_each_rule_some_seed_loses_or_doubles_a_push(monkeypatch: pytest.MonkeyPatch, rule: str) -> None:
+    broken(monkeypatch, rule)
+    workers, steps, caught = 3, 20, 0
+
+    def compute(worker: int, step: int, parameters: Flat) -> Flat:
+        gradient = np.zeros(SPACE.size, np.float32)
+        gradient[step * workers + worker] = -1.0
+        return gradient
+
+    for seed in range(10):
+        network = Network(
+            seed,
+            cut(SPACE, 2),
+            np.zeros(SPACE.size, np.float32),
+            SGD,
+            Settings(),
+            workers,
+            compute,
+            steps=steps,
+            faults=STORM,
+        )
+        try:
+            network.run()
+        except AssertionError:
+            caught += 1
+        else:
+            caught += not (network.values()[: workers * steps] == 1).all()
+    assert bool(caught) == bool(rule)
+
+
+@pytest.mark.parametrize("rule", ["", "a version that is read is not written"])
+def test_without_pinned_versions_values_change_while_they_are_sent(monkeypatch: pytest.MonkeyPatch, rule: str) -> None:
+    broken(monkeypatch, rule)
+    torn = 0
+
+    def compute(worker: int, step: int, parameters: Flat) -> Flat:
+        return np.full(SPACE.size, -1.0, np.float32)
+
+    def on_answer(shard: int, answer: Answer) -> None:
+        nonlocal torn
+        if answer.values is not None:
+            torn += not (answer.values.data.view(np.float32) == answer.values.version).all()
+
+    for seed in range(5):
+        settings = Settings(consistency("ssp:3"))
+        zero = np.zeros(SPACE.size, np.float32)
+        slow = Faults(leaving_s=0.05)
+        Network(seed, cut(SPACE, 2), zero, SGD, settings, 6, compute, steps=20, on_answer=on_answer, faults=slow).run()
+    assert bool(torn) == bool(rule)
