@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from p2pnn.errors import UsageError
+from p2pnn.engine.base import Context
 from p2pnn.job.spec import Optimizer
+from p2pnn.model.graph import Graph
 from p2pnn.ps.consistency import Consistency, Settings, check, consistency
+from tests.engine.numpy.build import RATE, Array, Run, batch
+from tests.engine.numpy.networks import NETWORKS
+from tests.ps.models import mlp
 
 ADAM = Optimizer()
 
@@ -78,3 +84,30 @@ def test_what_goes_together() -> None:
     )
     check(Settings(consistency("sync", 1)), 2, ADAM)
     check(Settings(consistency("local:8")), 1, Optimizer(clip_norm=1.0))
+
+
+def totals(graph: Graph, rows: int, *, apart: bool) -> dict[str, Array]:
+    """A step's gradients over three micro-batches: accumulated by the engine, or each alone and then added in order."""
+    run = Run(graph, [0] * len(graph.ops), rows=rows)
+    (program,) = run.programs
+    found: dict[str, Array] = {}
+    for m in range(3):
+        run.load(0, batch(graph, rows, m, classes=5))
+        context = Context(5, 0, m, rows, 1 / 3, rate=RATE)
+        program.forward(0, context, run.values[0])
+        program.backward(0, context, run.gradients[0], first=apart or m == 0)
+        if apart:
+            for name, gradient in run.end_step(1).items():
+                found[name] = found[name] + gradient if name in found else gradient.copy()
+    return found if apart else run.end_step(3)
+
+
+@pytest.mark.parametrize("name", ["lenet", "resnet", "diamond", "dropout", "reader", "composed", "mlp"])
+def test_the_engine_accumulates_as_a_shard_sums(name: str) -> None:
+    """But for a parameter that several ops read, and for large GEMMs: see the module."""
+    graph = mlp(64, 64, inputs=100) if name == "mlp" else NETWORKS[name]()
+    together, apart = totals(graph, 16, apart=False), totals(graph, 16, apart=True)
+    assert together.keys() == apart.keys()
+    for parameter, gradient in together.items():
+        assert np.abs(gradient).max() > 0
+        assert gradient.tobytes() == apart[parameter].tobytes(), parameter
