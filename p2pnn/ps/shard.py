@@ -17,8 +17,7 @@ come in rounds (`sync`, `local`), whole pushes wait in their places for the roun
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -104,7 +103,7 @@ class Shard:
         self._out_of_round: dict[Worker, Due] = {}  # refused in this round; answered when it is over
         self._held: dict[Worker, Due] = {}  # answers that a bound (ssp) or the warm start holds back
         self._norms: dict[Worker, float] = {}
-        self.staleness: Final = Histogram()
+        self._staleness = Histogram()
 
     # pushes on their way in
 
@@ -178,7 +177,7 @@ class Shard:
         self._inbox.close(staged)  # nothing is received into it before the next verb
         due = self._log(push, why, now)
         if why is None:
-            self.staleness.add(staleness)
+            self._staleness.add(staleness)
             rate = self._optimizer.rate(versions.number)
             if self._settings.scale_by_staleness:
                 rate /= max(1, staleness)
@@ -231,7 +230,7 @@ class Shard:
             self._versions.skip()
         self._round.clear()
         for due in answers:
-            self.staleness.add(0)
+            self._staleness.add(0)
             self._answers.add(due)
         self._answer_refused()
         return True
@@ -359,7 +358,7 @@ class Shard:
             self._roster.log_number,
             len(self._inbox.whole) + len(self._round),
             self._inbox.free,
-            self.staleness,
+            replace(self._staleness, counts=dict(self._staleness.counts)),
             dict(self._guard.refused),
             frozenset(self._guard.set_aside),
             {member.worker: member.heard for member in self._roster.members},

@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from p2pnn.errors import UsageError
 from p2pnn.engine.base import Context
+from p2pnn.errors import UsageError
 from p2pnn.job.spec import Optimizer
 from p2pnn.model.graph import Graph
 from p2pnn.ps.consistency import Consistency, Settings, check, consistency

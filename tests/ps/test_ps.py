@@ -391,6 +391,8 @@ def test_without_each_rule_some_seed_breaks_the_bits_of_sync(monkeypatch: pytest
     broken(monkeypatch, rule)
     caught = 0
     for seed in range(10):
+        if caught:
+            break
         settings = Settings(consistency("sync"))
         network = Network(
             seed, cut(SPACE, 2), start(), optimizer, settings, 3, pull_towards, steps=12, faults=STORM, slow={1: 3.0}
@@ -415,6 +417,8 @@ def test_without_each_rule_some_seed_loses_or_doubles_a_push(monkeypatch: pytest
         return gradient
 
     for seed in range(10):
+        if caught:
+            break
         network = Network(
             seed,
             cut(SPACE, 2),
@@ -454,3 +458,45 @@ def test_without_pinned_versions_values_change_while_they_are_sent(monkeypatch: 
         slow = Faults(leaving_s=0.05)
         Network(seed, cut(SPACE, 2), zero, SGD, settings, 6, compute, steps=20, on_answer=on_answer, faults=slow).run()
     assert bool(torn) == bool(rule)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(2000))
+def test_many_seeds(seed: int) -> None:
+    """Exactly once with every kind, cut and compression of answers, hard faults, few places, and a worker that dies."""
+    workers, steps = 4, 20
+    how, pull, dies = (
+        ("async", "ssp:0", "ssp:2", "sync")[seed % 4],
+        ("float32", "int8", "bf16")[seed // 4 % 3],
+        seed % 5 == 0,
+    )
+
+    def compute(worker: int, step: int, parameters: Flat) -> Flat:
+        gradient = np.zeros(SPACE.size, np.float32)
+        gradient[step * workers + worker] = -1.0
+        return gradient
+
+    network = Network(
+        seed,
+        cut(SPACE, 1 + seed % 4, POLICIES[seed % 3]),
+        np.zeros(SPACE.size, np.float32),
+        SGD,
+        Settings(consistency(how), pull=pull),
+        workers,
+        compute,
+        steps=steps,
+        faults=Faults(lost=0.08, doubled=0.15, broken=0.08, delay_s=0.08),
+        slow={seed % workers: 5.0},
+        places=1 + seed % 3,
+    )
+    if dies:
+        network.run(lambda: network.replicas[3].step >= 4)
+        network.stop(3)
+        network.change_workers(1, network.names[:3])
+    network.run()
+    found = network.values()[: workers * steps].reshape(steps, workers)
+    if how == "sync" and dies:  # one step may have been made with another scale
+        assert (found[:, :3] > 0).all()
+    else:
+        assert (found[:, :3] == 1).all()
+        assert dies or (found[:, 3] == 1).all()
