@@ -36,6 +36,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data": {"job", "model"},
     "train": {"job", "model"},
     "plan": {"job", "model", "train"},
+    "ps": {"job", "model", "train"},
     "executor": {"engine", "train", "data", "job", "model", "plan"},
     "node": {
         "config", "wire", "identity", "transport", "cluster", "model", "engine", "job", "data", "train", "plan", "executor",
