@@ -14,7 +14,7 @@ from p2pnn.wire.fields import Count, JobText, Length, Message, Packed, Sentence
 
 
 class Push(Message, tag=95):
-    """Worker to primary. Body: the update's bytes from `start` on. worker: its incarnation. sequence: counts its updates from 1."""
+    """Worker to primary. Body: the update's bytes from `start` on. worker: its incarnation. sequence: counts updates from 1."""
 
     BODY: ClassVar[bool] = True
     job: JobText
