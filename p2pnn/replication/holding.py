@@ -79,6 +79,10 @@ class Holding:
         """Whether the update has been committed before, or has its place in the log: each counts once."""
         return sequence <= self._ordered(worker)
 
+    def is_next(self, worker: int, sequence: int) -> bool:
+        """Whether the update may get a number now: a worker's updates keep their order."""
+        return sequence == self._ordered(worker) + 1
+
     # --- for all roles
 
     def _ordered(self, worker: int) -> int:

@@ -154,9 +154,9 @@ class Leading(Following):
         """Give numbers to what is checked and next of its worker, while the log has room."""
         if not self.is_serving:
             return
-        for worker, _ in sorted(self._staging.waiting()):
-            update = self._staging.get((worker, self._ordered(worker) + 1))
-            if update is not None and update.accepted and self._log_has_room(update):
+        for key in sorted(self._staging.waiting()):
+            update = self._staging.get(key)
+            if update is not None and self.is_next(*key) and self._log_has_room(update):
                 self._staging.remove(update.key)
                 bytes_of = None if update.error else update
                 entry = Entry(self.log.last + 1, self.generation, *update.key, bytes_of, now, update.error)

@@ -15,7 +15,7 @@ decides who is in sync. That manager is the charter (`cluster.consensus`). The r
   proposed for promotion when it holds all that is committed. `is_too_slow`: a living backup that has not kept up is demoted to
   learner, so it stalls the others for a bounded time.
 - `is_me`, `is_same_process`: a process that was started again has lost its memory, and is another member.
-- `is_duplicate`: of each worker incarnation the last sequence is in the replicated state; nothing counts twice.
+- `is_duplicate`, `is_next`: of each worker incarnation the last sequence is in the replicated state; nothing counts twice.
 
 Different from the paper, on purpose: no leases, since Downpour tolerates stale reads, so a deposed primary may still answer
 reads; the coordinator, not a backup, proposes a new primary, because it has the members' view of who lives; an update's bytes are

@@ -337,8 +337,8 @@ class Shards:
     def incarnation(self, host: Host) -> int:
         """Of the process that starts now at a host: a number of its own."""
         self._incarnations += 1
-        if not self.names_processes:
-            return int(host.node[:2], 16)
+        if not self.names_processes and host.node in self.replicas:
+            return 1000 + int(host.node[:2], 16)
         return self._incarnations
 
     def update(self) -> tuple[int, bytes]:
@@ -531,9 +531,9 @@ def one_seed(
     seed: int,
     replica: type[Replica] = Replica,
     manager: type[ManagerHost] = ManagerHost,
+    names_processes: bool = True,
     *,
     command: str = "",
-    names_processes: bool = True,
 ) -> Result:
     """What `./run sim --shards` does with a seed: it draws R, the hosts, the faults, the tempers, and the storm's length."""
     random = Random(seed)
