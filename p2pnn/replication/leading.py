@@ -33,7 +33,7 @@ class Leading(Following):
         self._base = 0
         self._stable = 0
         self._peers: dict[NodeId, Peer] = {}
-        self._promised: set[NodeId] = set()
+        self._promised: list[NodeId] = []
         self._demotions: dict[Member, int] = {}
         self._pushing: dict[int, NodeId] = {}
         self._taking: tuple[Member, int, bytes] | None = None
@@ -45,8 +45,8 @@ class Leading(Following):
     def must_hold(self) -> list[Peer]:
         """Who must hold an update before it is acknowledged: all in sync, and whoever may be in sync by a proposal of mine."""
         assert self.configuration is not None
-        nodes = {NodeId(member.node) for member in self.configuration.in_sync} | self._promised
-        return [self._peers[node] for node in nodes if node in self._peers]
+        others = [member.id for member in self.configuration.in_sync if member.id in self._peers]
+        return [self._peers[node] for node in (*others, *self._promised)]
 
     def may_commit(self, number: int) -> bool:
         """When all of them hold it."""
@@ -186,7 +186,8 @@ class Leading(Following):
                 if room <= 0:
                     return
                 room -= entry.total_bytes
-                self._forward(peer, entry)
+                if entry.update is not None:
+                    self._forward(peer, entry.update)
             self._send(peer.member.id, self._append(entry))
             peer.next = entry.number + 1
             peer.sent_at = now
@@ -200,8 +201,11 @@ class Leading(Following):
         if peer is None or not self.is_same_process(peer, message.incarnation):
             return
         peer.heard = now
-        held = self.first_held(message) if peer.held is None else message.held
+        is_first = peer.held is None
+        held = self.first_held(message) if is_first else message.held
         peer.acknowledged(min(held, self.log.last), message.committed, now)
+        if is_first:
+            self._forward_staged(peer)
         if peer.transfer is not None and peer.held is not None and peer.held >= peer.transfer.number:
             peer.transfer = None
         self._tell(peer, now)
@@ -220,13 +224,18 @@ class Leading(Following):
     def _receive_update_wanted(self, source: NodeId, message: UpdateWanted, now: float) -> None:
         peer = self._peer(source, message.generation, now)
         entry = self.log.get(message.number)
-        if peer is not None and entry is not None:
-            self._forward(peer, entry)
+        if peer is not None and entry is not None and entry.update is not None:
+            self._forward(peer, entry.update)
 
-    def _forward(self, peer: Peer, entry: Entry) -> None:
-        """The bytes of an entry, once more."""
-        for start, body in [] if entry.update is None else sorted(entry.update.pieces.items()):
-            told = Forward(*self.shard, self.generation, entry.worker, entry.sequence, start, entry.total_bytes)
+    def _forward_staged(self, peer: Peer) -> None:
+        """What has come in this generation before the peer was heard: it would be missed when it gets its number."""
+        for update in self._staging.since(self._since):
+            self._forward(peer, update)
+
+    def _forward(self, peer: Peer, update: Update) -> None:
+        """The bytes of an update that are here, once more."""
+        for start, body in sorted(update.pieces.items()):
+            told = Forward(*self.shard, self.generation, *update.key, start, update.total_bytes)
             self._send(peer.member.id, told, body)
 
     def _advance(self, now: float) -> None:
@@ -316,7 +325,7 @@ class Leading(Following):
         if not chosen:
             chosen = [peer for peer in learners if self.keeps_up(peer, now)]
             chosen = sorted(chosen, key=lambda peer: self._demotions.get(peer.member, 0))[:1]
-            self._promised.update(peer.member.id for peer in chosen)
+            self._promised.extend(peer.member.id for peer in chosen)
         ready = [peer.member for peer in chosen if self.is_ready(peer)]
         return (promoted(before, ready[0]), f"{ready[0].node[:8]} holds all updates") if ready else (None, "")
 

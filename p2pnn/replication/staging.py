@@ -79,6 +79,10 @@ class Staging:
         """Updates that were accepted and have no number yet."""
         return [key for key, update in self._updates.items() if update.accepted]
 
+    def since(self, time: float) -> list[Update]:
+        """Updates of which something has come since then."""
+        return [update for update in self._updates.values() if update.touched >= time]
+
     def open(self, key: Key, total_bytes: int, now: float) -> Update | None:
         """The update of this key, a new one if there is none; None where there is no room for it."""
         update = self._updates.get(key)

@@ -50,7 +50,7 @@ from tests.simulator.shard_ledger import Ledger
 from tests.simulator.world import Violation, World
 
 RESUMES_WITHIN_S = 2.0
-SETTLES_WITHIN_S = 6.0
+SETTLES_WITHIN_S = 10.0
 SHARD = Shard("digits-1", 0)
 MANAGER = NodeId("f" * 32)
 LOST_AFTER_S = 0.5
@@ -427,6 +427,9 @@ class Shards:
             worker: Any = self.world.hosts[node].core
             if worker is not None and worker.pusher.get_timer() is not None:
                 return False
+        primary = self.ledger.primary()
+        if primary is None or not primary.is_serving or primary.committed < primary.log.last:
+            return False
         replicas = [self.ledger.living.get(member) for member in configuration.in_sync]
         applied = {None if one is None else one.committed for one in replicas}
         return len(applied) == 1 and None not in applied
@@ -543,7 +546,16 @@ def one_seed(
     nervous = random.random() < 0.5
     timing = Timing()
     if nervous:
-        timing = replace(timing, silence_s=0.25, slow_s=0.3, steady_s=0.05, steady_max_s=0.2, push_again_s=0.1)
+        timing = replace(
+            timing,
+            beat_s=0.05,
+            resend_s=0.1,
+            silence_s=0.25,
+            slow_s=0.4,
+            steady_s=0.05,
+            steady_max_s=0.2,
+            push_again_s=0.1,
+        )
     shards = Shards(
         seed,
         copies,
