@@ -23,8 +23,8 @@ from p2pnn.cluster.consensus import Consensus
 from tests.simulator.ablations import SAFETY, DoesNotRewrite
 from tests.simulator.cluster import Result, one_seed
 from tests.simulator.shard_ablations import SHARD_RULES, Ablation
+from tests.simulator.shard_seeds import one_seed as one_shard_seed
 from tests.simulator.shards import Result as ShardResult
-from tests.simulator.shards import one_seed as one_shard_seed
 
 FSYNC = "rule 1, fsync"
 WITHOUT: dict[str, type[Consensus]] = {**SAFETY, "rule 2": DoesNotRewrite, FSYNC: Consensus}

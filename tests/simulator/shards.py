@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from random import Random
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import msgspec
@@ -49,6 +48,7 @@ from tests.simulator.network import Conditions
 from tests.simulator.shard_ledger import Ledger
 from tests.simulator.world import Violation, World
 
+MANAGED_WITHIN_S = 10.0
 RESUMES_WITHIN_S = 2.0
 SETTLES_WITHIN_S = 10.0
 SHARD = Shard("digits-1", 0)
@@ -119,6 +119,7 @@ class ReplicaHost:
         self.member = Member(host.node, shards.incarnation(host))
         self.replica = shards.replica(SHARD, self.member, now, LIMITS, shards.timing)
         self.counts: dict[int, int] = {}
+        self._managers = shards.managers
         self._alive_due = now
         self._outbox: list[tuple[NodeId, Any]] = []
 
@@ -139,7 +140,8 @@ class ReplicaHost:
     def handle_timer(self, now: float) -> None:
         if now >= self._alive_due:
             self._alive_due = now + 0.1
-            self.send(MANAGER, Alive(self.member))
+            for manager in self._managers:
+                self.send(manager, Alive(self.member))
         timer = self.replica.get_timer()
         if timer is not None and now >= timer:
             self.replica.handle_timer(now)
@@ -251,7 +253,7 @@ class ManagerHost:
         self._notes["configuration"] = decided
         self._shards.ledger.commits(decided)
         for node in self._shards.world.hosts:
-            if node != MANAGER:
+            if node not in self._shards.managers:
                 self._outbox.append((node, Decided(decided)))
 
     def _look(self, now: float) -> None:
@@ -283,6 +285,8 @@ class ManagerHost:
 
 class Shards:
     """copies: R. replica: the class under test, or an ablation."""
+
+    managers: tuple[NodeId, ...] = (MANAGER,)
 
     def __init__(
         self,
@@ -330,7 +334,8 @@ class Shards:
         founders = [self.world.hosts[node].core.member for node in self.replicas[:copies]]  # type: ignore[union-attr]
         self.first = Configuration(1, copies, tuple(founders))
         self.ledger.commits(self.first)
-        self._add(MANAGER)
+        for node in self.managers:
+            self._add(node)
 
     # --- what hosts ask for
 
@@ -394,9 +399,11 @@ class Shards:
         return {**FAULTS, "crash": self._crash, "slow host": self._slow_host}
 
     def _calm(self, result: Result) -> None:
-        world, start = self.world, self.world.now
+        world, ledger = self.world, self.ledger
         self.whims = 0.0
-        ledger = self.ledger
+        if not world.run_until(self.is_managed, MANAGED_WITHIN_S):
+            raise world.violation(f"nobody decides within {MANAGED_WITHIN_S} s of the last fault")
+        start = world.now
         if not world.run_until(lambda: ledger.acknowledged_at > start, RESUMES_WITHIN_S):
             raise world.violation(f"no write within {RESUMES_WITHIN_S} s of the last fault")
         result.resumed_after_s = world.now - start
@@ -413,6 +420,10 @@ class Shards:
                 ledger.read(core.counts)
             except AssertionError as error:
                 raise world.violation(str(error)) from error
+
+    def is_managed(self) -> bool:
+        """Whether the configuration manager can decide; this one always can."""
+        return True
 
     def _has_copies(self) -> bool:
         configuration = self.ledger.configuration
@@ -470,7 +481,7 @@ class Shards:
 
     def _start(self, world: World, host: Host) -> Any:
         now = host.time(world.now)
-        if host.node == MANAGER:
+        if host.node in self.managers:
             return self._manager(self, host, now)
         core = self._roles[host.node](self, host, now)
         if isinstance(core, ReplicaHost):
@@ -514,7 +525,8 @@ class Shards:
                 pass
 
     def _tell_manager(self, host: Host, message: Any) -> None:
-        self.world._send(host, MANAGER, message)
+        for manager in self.managers:
+            self.world._send(host, manager, message)
 
     def _judge(self, replica: Replica, worker: int, sequence: int, update: bytes, now: float) -> None:
         """Some updates are refused, each always (as one with a value that is not finite would be)."""
@@ -524,52 +536,3 @@ class Shards:
             replica.refuse(worker, sequence, "a value is not finite", now)
         else:
             replica.accept(worker, sequence, now)
-
-
-STRIKES = tuple(sorted(set(FAULTS) - {"slow disk", "disk failure", "power cut"} | {"slow host"}))
-"""Disks do not matter here: a shard lives in memory."""
-
-
-def one_seed(
-    seed: int,
-    replica: type[Replica] = Replica,
-    manager: type[ManagerHost] = ManagerHost,
-    names_processes: bool = True,
-    *,
-    command: str = "",
-) -> Result:
-    """What `./run sim --shards` does with a seed: it draws R, the hosts, the faults, the tempers, and the storm's length."""
-    random = Random(seed)
-    copies = random.choice((1, 2, 2, 2, 2, 3))
-    chosen = {random.choice(("partition", "one-way partition", "cut")), "crash"}
-    faults = tuple(sorted({*chosen, *random.sample(STRIKES, random.randint(0, 4))}))
-    nervous = random.random() < 0.5
-    timing = Timing()
-    if nervous:
-        timing = replace(
-            timing,
-            beat_s=0.05,
-            resend_s=0.1,
-            silence_s=0.25,
-            slow_s=0.4,
-            steady_s=0.05,
-            steady_max_s=0.2,
-            push_again_s=0.1,
-        )
-    shards = Shards(
-        seed,
-        copies,
-        copies + random.randint(1, 2),
-        random.randint(1, 3),
-        replica,
-        manager,
-        command=command or f"./run sim --shards --seed {seed}",
-        timing=timing,
-        conditions=Conditions(0.005, 0.02) if nervous else Conditions(),
-        names_processes=names_processes,
-    )
-    shards.push_every_s = random.choice((0.03, 0.06, 0.1))
-    shards.whims = random.choice((0.0, 0.0, 0.05, 0.2))
-    shards.spare_learners = random.choice((0, 1))
-    shards.fault_every_s, shards.fault_lasts_s = random.choice(((0.3, 0.4), (0.6, 0.6), (1.0, 1.5)))
-    return shards.run(faults, random.uniform(3.0, 7.0))
