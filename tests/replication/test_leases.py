@@ -10,7 +10,10 @@ from hypothesis import strategies as st
 
 from p2pnn.errors import RemoteProtocolError
 from p2pnn.replication import leases
+from p2pnn.replication.configuration import Configuration, Member
 from p2pnn.replication.leases import Coverage, Done, Lease, LeaseTable, Lost, Take
+
+from .mesh import A, B, Mesh, cut, pair
 
 
 def test_ranges_are_leased_in_order_and_lost_ones_first() -> None:
@@ -132,3 +135,30 @@ def test_every_batch_is_trained_as_long_as_a_worker_lives() -> None:
             table.apply(Done(worker, lease))
     assert table.is_over
     assert table.coverage() == [Coverage(epoch, 50, 0, 0) for epoch in range(3)]
+
+
+def test_the_table_outlives_its_primary() -> None:
+    """Two replicas of a table, as of any shard: what was acknowledged holds, and a repeated Take is not granted again."""
+
+    def table_of(mesh: Mesh, one: Member) -> LeaseTable:
+        table = LeaseTable(1, 100)
+        for update in mesh.states[one.id]:
+            table.apply(leases.decode([update]))
+        return table
+
+    mesh = Mesh(A, B)
+    mesh.configure(pair())
+    mesh.push(A, 1, leases.encode(Take(9, 10)))
+    mesh.push(A, 1, leases.encode(Take(8, 10)), worker=8)
+    mesh.wait(0.2)
+    mesh.passes = cut(A)
+    mesh.configure(Configuration(2, 2, (B,)), B)
+    mesh.push(B, 1, leases.encode(Take(9, 10)), generation=2)
+    assert mesh.acknowledged() == [1, 1, 1]
+    table = table_of(mesh, B)
+    assert table.leases(9) == (Lease(0, 0, 10),)
+    assert table.leases(8) == (Lease(0, 10, 20),)
+    mesh.push(B, 2, leases.encode(Lost(8)), generation=2)
+    mesh.push(B, 3, leases.encode(Take(9, 10)), generation=2)
+    assert table_of(mesh, B).leases(9) == (Lease(0, 0, 10), Lease(0, 10, 20))
+    assert table_of(mesh, B).coverage() == [Coverage(0, 0, 0, 100)]

@@ -21,7 +21,7 @@ from p2pnn.errors import ProposalRefused
 from p2pnn.replication.configuration import Configuration, may_follow
 from p2pnn.types import NodeId
 from tests.simulator.host import Host
-from tests.simulator.shards import Decided, ManagerHost, Proposal, Shards, Wanted
+from tests.simulator.shards import ManagerHost, Proposal, Shards, Wanted
 from tests.simulator.world import World
 
 VOTERS = tuple(NodeId(f"f{number}" + "0" * 30) for number in range(1, 4))
@@ -94,8 +94,7 @@ class VoterHost(ManagerHost):
             self.acted = configuration
             assert isinstance(self._shards, CharteredShards)
             self._shards.commits(configuration)
-            for node in self._shards.replicas + self._shards.workers:
-                self._outbox.append((node, Decided(configuration)))
+            self._tell_all()
 
 
 def founded(first: Configuration) -> Charter:

@@ -93,11 +93,6 @@ class Ledger:
         if self.configuration is not None and member in self.configuration.in_sync:
             self._holds(member, replica)
 
-    def is_lost(self) -> bool:
-        """Whether no process of the committed in-sync set lives: only a checkpoint helps then."""
-        assert self.configuration is not None
-        return not any(member in self.living for member in self.configuration.in_sync)
-
     def primary(self) -> Replica | None:
         """The living primary of the committed configuration, if it knows that it is that."""
         assert self.configuration is not None

@@ -95,6 +95,10 @@ class Decided(NamedTuple):
     configuration: Configuration
 
 
+class Standstill(Violation):
+    """Nothing was lost, but nothing moves."""
+
+
 @dataclass
 class Result:
     """One seed. violation: empty, or the report. void: faults that were planned and never fired. is_lost: no process of the
@@ -203,7 +207,7 @@ class ManagerHost:
         self._notes.setdefault("configuration", shards.first)
         self._seen: dict[NodeId, tuple[Member, float]] = {}
         self._since = now
-        self._tick_due = now
+        self._tick_due = self._tell_due = now
         self._pending: list[tuple[float, Configuration]] = []
         self._outbox: list[tuple[NodeId, Any]] = []
 
@@ -252,13 +256,18 @@ class ManagerHost:
         decided = msgspec.structs.replace(configuration, generation=generation)
         self._notes["configuration"] = decided
         self._shards.ledger.commits(decided)
-        for node in self._shards.world.hosts:
-            if node not in self._shards.managers:
-                self._outbox.append((node, Decided(decided)))
+        self._tell_all()
+
+    def _tell_all(self) -> None:
+        for node in self._shards.replicas + self._shards.workers:
+            self._outbox.append((node, Decided(self.configuration)))
 
     def _look(self, now: float) -> None:
         """Whom has it not heard; who could help; and, now and then, a change for no reason."""
         before, shards = self.configuration, self._shards
+        if now >= self._tell_due:  # a lost message is repeated, as the charter's leader does
+            self._tell_due = now + 0.5
+            self._tell_all()
         proposal = self.failover(before, {member for member in before.members if self._is_lost(member, now)})
         if proposal is None:
             proposal = self._with_a_learner(before, now)
@@ -381,18 +390,26 @@ class Shards:
                 patience_s=storm_s / 2,
                 table=self.faults(),
             )
-            world.run_until(lambda: storm.over or self.ledger.is_lost(), 2 * storm_s)
-            if self.ledger.is_lost():
-                result.is_lost = True
-                storm.calm()
-            else:
+            world.run_until(lambda: storm.over or self.is_lost(), 2 * storm_s)
+            if not self.is_lost():
                 self._calm(result)
         except Violation as violation:
-            result.violation = str(violation)
+            result.violation = "" if isinstance(violation, Standstill) and self.is_lost() else str(violation)
+        result.is_lost = self.is_lost()
         result.void = tuple(fault for fault in faults if not world.fired[fault])
         result.steps, result.acknowledged = world.steps, self.ledger.acknowledged
         result.configurations, result.transfers = self.ledger.configurations, self.ledger.transfers
         return result
+
+    def is_lost(self) -> bool:
+        """Whether no process of the committed in-sync set lives: only a checkpoint helps then. It may come out late, where the
+        commit that says so does."""
+        assert self.ledger.configuration is not None
+        for member in self.ledger.configuration.in_sync:
+            core: Any = self.world.hosts[member.id].core
+            if core is not None and core.member == member:
+                return False
+        return True
 
     def faults(self) -> Mapping[str, Fault]:
         """Those of the world, but a process mostly dies only where the in-sync set survives it; one host's links may be slow."""
@@ -402,16 +419,16 @@ class Shards:
         world, ledger = self.world, self.ledger
         self.whims = 0.0
         if not world.run_until(self.is_managed, MANAGED_WITHIN_S):
-            raise world.violation(f"nobody decides within {MANAGED_WITHIN_S} s of the last fault")
+            raise self._standstill(f"nobody decides within {MANAGED_WITHIN_S} s of the last fault")
         start = world.now
         if not world.run_until(lambda: ledger.acknowledged_at > start, RESUMES_WITHIN_S):
-            raise world.violation(f"no write within {RESUMES_WITHIN_S} s of the last fault")
+            raise self._standstill(f"no write within {RESUMES_WITHIN_S} s of the last fault")
         result.resumed_after_s = world.now - start
-        if not world.run_until(self._has_copies, SETTLES_WITHIN_S):
-            raise world.violation(f"no {self.first.copies} in-sync replicas within {SETTLES_WITHIN_S} s")
+        if not world.run_until(self.has_copies, SETTLES_WITHIN_S):
+            raise self._standstill(f"no {self.first.copies} in-sync replicas within {SETTLES_WITHIN_S} s")
         self.pushing = False
         if not world.run_until(self._is_quiet, SETTLES_WITHIN_S):
-            raise world.violation(f"updates are still under way after {SETTLES_WITHIN_S} s")
+            raise self._standstill(f"updates are still under way after {SETTLES_WITHIN_S} s")
         configuration = ledger.configuration
         assert configuration is not None
         for member in configuration.in_sync:
@@ -421,11 +438,14 @@ class Shards:
             except AssertionError as error:
                 raise world.violation(str(error)) from error
 
+    def _standstill(self, what: str) -> Standstill:
+        return Standstill(str(self.world.violation(what)))
+
     def is_managed(self) -> bool:
         """Whether the configuration manager can decide; this one always can."""
         return True
 
-    def _has_copies(self) -> bool:
+    def has_copies(self) -> bool:
         configuration = self.ledger.configuration
         assert configuration is not None
         return len(configuration.in_sync) >= configuration.copies
