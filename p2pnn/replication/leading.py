@@ -90,6 +90,8 @@ class Leading(Following):
         self.is_serving = False
         kept = {peer.member: peer.transfer for peer in self._peers.values()}
         self._promised.clear()
+        members = set(self.configuration.members)
+        self._demotions = {member: count for member, count in self._demotions.items() if member in members}
         self._peers = {
             member.id: Peer(member, now, now, late_at=now, transfer=None if is_new else kept.get(member))
             for member in self.configuration.members

@@ -3,8 +3,8 @@
 - Entry n is one update, whoever applies it; entries of one number and one ordering generation are one update in all logs.
 - No update is applied twice, and none that was refused; each worker's are applied in their order.
 - One process acknowledges per generation.
-- Every process of the committed in-sync set holds every acknowledged update, at every moment; consecutive in-sync sets have a
-  process in common.
+- Every process of the committed in-sync set holds every acknowledged update, and knows the last sequence of each worker, at every
+  moment; consecutive in-sync sets have a process in common.
 - At the end every acknowledged update reads exactly 1.
 
 Each broken promise raises AssertionError, which the world turns into a report.
@@ -127,6 +127,11 @@ class Ledger:
         assert held >= self._certain, (
             f"{member} is in sync and holds entries up to {held}; acknowledged are those up to {self._certain}"
         )
+        for worker, sequence in self._certain_of.items():
+            known_to = max(replica.sessions.last(worker), log.latest(worker))
+            assert known_to >= sequence, (
+                f"{member} is in sync and knows of {worker}'s updates up to {known_to}; {sequence} is acknowledged"
+            )
         for entry in log.after(replica.committed):
             if entry.number > self._certain:
                 break

@@ -19,9 +19,6 @@ ABLATION_SEEDS = 200
 FIRST = {"apply what is committed": 33}
 """Rule → the first seed that shows its absence, today, where that is not among the first few; only to save time."""
 
-BY_STANDSTILL = {"sessions in the state"}
-"""Rules without which the shard stands still before it could break a promise: a worker's next update does not follow any more."""
-
 
 def test_no_promise_is_broken() -> None:
     results = run_shard_seeds(range(1, SEEDS + 1))
@@ -40,7 +37,7 @@ def test_every_rule_is_needed(without: str) -> None:
     for result in play_shards(range(first, first + ABLATION_SEEDS), without):
         report = result.violation
         is_standstill = "within" in report.splitlines()[0] or "under way" in report.splitlines()[0] if report else True
-        if report and (without in BY_STANDSTILL or not is_standstill):
+        if not is_standstill:
             assert report.endswith(f'./run sim --shards --seed {result.seed} --without "{without}"')
             return
     pytest.fail(f"without {without} nothing happened in {ABLATION_SEEDS} seeds")
