@@ -103,8 +103,8 @@ class Following(Holding):
             entry = Entry(message.number, message.ordered, *key, update, now)
             self.log.append(entry)
         self._named = message.number
-        if entry is not None and not entry.is_complete:
-            if entry.ordered < self.generation:  # nobody is sending it now
+        if entry is not None and entry.update is not None and not entry.is_complete:
+            if entry.ordered < self.generation and not entry.update.held_bytes:  # nobody is sending it now
                 self._want(entry)
             self._wanted_at = self._wanted_at or now + self._timing.resend_s
 
@@ -150,11 +150,10 @@ class Following(Holding):
 
     def _want_again(self, now: float) -> None:
         """Timer: what has a number and still lacks bytes was lost on its way."""
-        missing = [
-            entry for entry in self.log.after(self._held) if entry.number <= self._named and not entry.is_complete
-        ]
+        missing = [entry for entry in self.log.between(self._held, self._named) if not entry.is_complete]
         for entry in missing[:WANTED_MAX]:
-            self._want(entry)
+            if entry.update is not None and now >= entry.update.touched + self._timing.resend_s:
+                self._want(entry)
         self._wanted_at = now + self._timing.resend_s if missing else None
 
     # --- a whole state

@@ -73,7 +73,8 @@ class Leading(Following):
 
     def is_too_slow(self, peer: Peer, now: float) -> bool:
         """Whether it keeps all others waiting."""
-        return peer.waits_s(self.log, now) > self._timing.slow_s
+        on_their_way_s = self.log.open_bytes(peer.held or 0) / self._timing.slow_bytes_per_s
+        return peer.waits_s(self.log, now) > self._timing.slow_s + on_their_way_s
 
     def first_held(self, message: Appended) -> int:
         """How far a replica's log is surely mine when a generation begins: as far as it says, in this generation."""
@@ -340,7 +341,7 @@ class Leading(Following):
                 continue
             if peer not in wanting or peer.transfer.number < self.log.floor:
                 peer.transfer = None  # it is gone, or what comes after that state is
-            elif now - peer.transfer.moved_at >= self._timing.resend_s:
+            elif now - peer.transfer.moved_at >= self._timing.silence_s:
                 peer.transfer.again(now)
                 self._send_state(peer, peer.transfer)
         is_busy = self._taking is not None or any(peer.transfer is not None for peer in self._peers.values())

@@ -24,6 +24,10 @@ class Timing:
     slow_s: float = 0.8
     """How long a living backup may keep an update waiting until the primary proposes to demote it. Writes stall that long."""
 
+    slow_bytes_per_s: float = 4e6
+    """What a link carries at least: bytes that are under way extend slow_s and push_again_s by the time that they take at this
+    rate. On a slower link large updates are sent twice, and such a backup is demoted."""
+
     propose_again_s: float = 0.3
     """Until a proposal of which nothing is heard is made again; some commits take that long."""
 
@@ -50,6 +54,7 @@ class Timing:
             "0 < push_again_s <= push_again_max_s": 0 < self.push_again_s <= self.push_again_max_s,
             "0 < propose_again_s": self.propose_again_s > 0,
             "0 < fetch_again_s": self.fetch_again_s > 0,
+            "0 < slow_bytes_per_s": self.slow_bytes_per_s > 0,
         }
         for relation, holds in relations.items():
             if not holds:

@@ -19,9 +19,12 @@ from p2pnn.wire.messages import CloseReason
 
 
 class Entry:
-    """since: when it came here. update: None for one that was refused, of which only the sequence counts; `error` says why."""
+    """since: when it came here. update: None for one that was refused, of which only the sequence counts; `error` says why.
 
-    __slots__ = ("error", "number", "ordered", "sequence", "since", "update", "worker")
+    end_bytes: the log's, of all its entries up to this one, those that are gone included.
+    """
+
+    __slots__ = ("end_bytes", "error", "number", "ordered", "sequence", "since", "update", "worker")
 
     def __init__(
         self,
@@ -40,6 +43,7 @@ class Entry:
         self.update = update
         self.since = since
         self.error = error
+        self.end_bytes = 0
 
     @property
     def is_complete(self) -> bool:
@@ -55,6 +59,7 @@ class Log:
 
     def __init__(self, floor: int = 0) -> None:
         self.floor = floor
+        self._floor_bytes = 0
         self._entries: list[Entry] = []
         self._latest: dict[int, int] = {}
 
@@ -80,6 +85,7 @@ class Log:
 
     def append(self, entry: Entry) -> None:
         assert entry.number == self.last + 1, f"entry {entry.number} does not follow {self.last}"
+        entry.end_bytes = self._end_bytes(self.last) + entry.total_bytes
         self._entries.append(entry)
         self._latest[entry.worker] = entry.sequence
 
@@ -101,6 +107,7 @@ class Log:
     def reset(self, floor: int) -> None:
         """Empty, behind a state that was loaded."""
         self.floor = floor
+        self._floor_bytes = 0
         self._entries, self._latest = [], {}
 
     def trim(self, to: int, entries: int, bytes_: int) -> None:
@@ -108,7 +115,7 @@ class Log:
         spare = min(to - self.floor, len(self._entries))
         if spare <= 0:
             return
-        kept_bytes = sum(entry.total_bytes for entry in self._entries[:spare])
+        kept_bytes = self._entries[spare - 1].end_bytes - self._floor_bytes
         count = 0
         while count < spare and (spare - count > entries or kept_bytes > bytes_):
             kept_bytes -= self._entries[count].total_bytes
@@ -116,12 +123,17 @@ class Log:
         for entry in self._entries[:count]:
             if self._latest.get(entry.worker) == entry.sequence:
                 del self._latest[entry.worker]
+        self._floor_bytes = self._end_bytes(self.floor + count)
         del self._entries[:count]
         self.floor += count
 
     def open_bytes(self, committed: int) -> int:
         """Bytes of the entries behind what is committed."""
-        return sum(entry.total_bytes for entry in self.after(committed))
+        return self._end_bytes(self.last) - self._end_bytes(committed)
+
+    def _end_bytes(self, number: int) -> int:
+        entry = self.get(number)
+        return self._floor_bytes if entry is None else entry.end_bytes
 
 
 class _Head(msgspec.Struct, frozen=True, array_like=True):

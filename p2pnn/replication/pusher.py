@@ -21,10 +21,11 @@ from p2pnn.wire.messages import Push, Pushed, Superseded
 
 
 class _Pending:
-    __slots__ = ("again_at", "pieces", "tries")
+    __slots__ = ("again_at", "pieces", "total_bytes", "tries")
 
-    def __init__(self, pieces: Sequence[tuple[int, Body]]) -> None:
+    def __init__(self, pieces: Sequence[tuple[int, Body]], total_bytes: int) -> None:
         self.pieces = pieces
+        self.total_bytes = total_bytes
         self.tries = 0
         self.again_at = 0.0
 
@@ -69,7 +70,7 @@ class Pusher:
         if at == 0:
             raise ValueError("an update without a byte")
         self._sequence += 1
-        self._pending[self._sequence] = _Pending(pieces)
+        self._pending[self._sequence] = _Pending(pieces, at)
         self._transmit(self._sequence, now)
         return self._sequence
 
@@ -125,15 +126,16 @@ class Pusher:
 
     def _transmit(self, sequence: int, now: float) -> None:
         pending, timing = self._pending[sequence], self._timing
-        pending.again_at = now + min(timing.push_again_s * 2**pending.tries, timing.push_again_max_s)
+        on_their_way_s = sum(one.total_bytes for one in self._pending.values()) / timing.slow_bytes_per_s
+        again_s = min(timing.push_again_s * 2**pending.tries, timing.push_again_max_s)
+        pending.again_at = now + again_s + on_their_way_s
         pending.tries = min(pending.tries + 1, 16)
         if self.configuration is None:
             self._fetch(now)
             return
-        total_bytes = sum(len(piece) for _, piece in pending.pieces)
         where = (*self.shard, self.configuration.generation, self.worker, sequence)
         for start, piece in pending.pieces:
-            self._outbox.append((self.configuration.primary.id, Push(*where, start, total_bytes), piece))
+            self._outbox.append((self.configuration.primary.id, Push(*where, start, pending.total_bytes), piece))
 
     def _is_behind(self) -> bool:
         return self._known > (0 if self.configuration is None else self.configuration.generation)

@@ -133,7 +133,7 @@ class Staging:
         idle = sorted(
             (update.touched, key)
             for key, update in self._updates.items()
-            if not update.claimed and not update.accepted and now - update.touched >= limits.staged_idle_s
+            if not update.claimed and now - update.touched >= limits.staged_idle_s
         )
         while len(self._updates) >= limits.staged_max or self._bytes + total_bytes > limits.staged_bytes_max:
             if not idle:

@@ -33,7 +33,7 @@ class Mesh:
     arrives; all by default. checks: whether updates are accepted at once."""
 
     def __init__(
-        self, *members: Member, limits: Limits | None = None, kind: type[Replica] = Replica, checks: bool = True
+        self, *members: Member, limits: Limits | None = None, timing: Timing | None = None, checks: bool = True
     ) -> None:
         self.now = 100.0
         self.limits = limits or Limits(piece_bytes=4)
@@ -43,12 +43,12 @@ class Mesh:
         self.sent: list[Sent] = []
         self.passes: Callable[[NodeId, NodeId, Message], bool] = lambda source, target, message: True
         self.checks = checks
-        self.kind = kind
+        self.timing = timing or Timing()
         for one in members:
             self.start(one)
 
     def start(self, one: Member) -> Replica:
-        self.replicas[one.id] = self.kind(SHARD, one, self.now, self.limits, Timing())
+        self.replicas[one.id] = Replica(SHARD, one, self.now, self.limits, self.timing)
         self.states[one.id] = []
         self.events[one.id] = []
         return self.replicas[one.id]

@@ -6,7 +6,7 @@ import pytest
 
 from p2pnn.replication.configuration import Configuration
 from p2pnn.replication.holding import Role
-from p2pnn.replication.limits import Limits
+from p2pnn.replication.limits import Limits, Timing
 from p2pnn.replication.outcomes import LoadState, Serving, TakeState
 from p2pnn.wire.messages import Append, Appended, Forward, Push, Pushed, StatePiece
 
@@ -227,3 +227,14 @@ def test_what_came_before_a_replica_was_heard_is_forwarded_when_it_is() -> None:
     mesh.passes = lambda source, target, message: True
     mesh.wait(0.11)
     assert mesh.acknowledged() == [1], "without that it would be asked for, later"
+
+
+def test_large_updates_have_the_time_that_they_take() -> None:
+    mesh = Mesh(A, B, timing=Timing(slow_bytes_per_s=1.0))
+    mesh.configure(pair())
+    mesh.passes = lambda source, target, message: not isinstance(message, Append)
+    mesh.push(A, 1, b"large")
+    mesh.wait(5.0)
+    assert mesh.proposals(A) == []
+    mesh.wait(1.0)
+    assert mesh.proposals(A)[0] == Configuration(1, 2, (A,), (B,))

@@ -60,6 +60,22 @@ def test_complete_ends_where_bytes_are_missing() -> None:
     assert log.open_bytes(2) == 2
 
 
+def test_bytes_are_counted_whatever_is_gone() -> None:
+    log = Log()
+    for number in range(1, 7):
+        log.append(entry(number, size=number))
+    log.trim(2, 0, 0)
+    assert log.open_bytes(2) == 3 + 4 + 5 + 6
+    log.truncate(4)
+    log.append(entry(5, size=10))
+    assert log.open_bytes(2) == 3 + 4 + 10
+    log.trim(5, 99, 12)
+    assert (log.floor, log.open_bytes(5)) == (4, 0)
+    log.reset(9)
+    log.append(entry(10, size=7))
+    assert log.open_bytes(9) == 7
+
+
 def test_sessions_travel() -> None:
     sessions = Sessions()
     sessions.committed(2**62, 7)

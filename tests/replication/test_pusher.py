@@ -6,7 +6,7 @@ import pytest
 
 from p2pnn.errors import QueueFullError
 from p2pnn.replication.configuration import Configuration
-from p2pnn.replication.limits import Limits
+from p2pnn.replication.limits import Limits, Timing
 from p2pnn.replication.outcomes import FetchConfiguration, Finished
 from p2pnn.replication.pusher import Pusher
 from p2pnn.wire.messages import Push, Pushed, Superseded
@@ -14,6 +14,8 @@ from p2pnn.wire.messages import Push, Pushed, Superseded
 from .mesh import SHARD, A, B, pair
 
 LIMITS = Limits(piece_bytes=4, window=2)
+TIMING = Timing(slow_bytes_per_s=1.0)
+"""A byte takes a second."""
 
 
 def pusher(*, configured: bool = True) -> Pusher:
@@ -70,12 +72,23 @@ def test_what_is_not_answered_goes_again_later_and_later_and_to_a_new_primary_at
         one.handle_timer(timer)
         times.append(timer)
         assert len(one.messages_to_send(timer)) == 1
-    assert times == [0.5, 1.5, 2.5, 3.5]
+    assert times == pytest.approx([0.5, 1.5, 2.5, 3.5], abs=0.001)
     assert FetchConfiguration() in events(one)
     one.configured(Configuration(2, 2, (B, A)), 3.6)
     assert one.messages_to_send(3.6) == [(B.id, Push(*SHARD, 2, 9, 1, 0, 1), b"a")]
     one.configured(pair(), 3.7)
     assert one.messages_to_send(3.7) == []
+
+
+def test_what_is_still_on_its_way_is_not_sent_twice() -> None:
+    one = Pusher(SHARD, 9, 0.0, LIMITS, TIMING)
+    one.configured(pair(), 0.0)
+    one.push([b"abcdef"], 0.0)
+    assert one.get_timer() == 6.5
+    one.push([b"abcd"], 1.0)
+    assert one.get_timer() == 6.5, "the first one's"
+    one.receive(A.id, Pushed(*SHARD, 1, 9, 1), 6.0)
+    assert one.get_timer() == 11.5, "behind the first"
 
 
 def test_a_higher_generation_makes_it_ask() -> None:

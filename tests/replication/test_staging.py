@@ -46,7 +46,9 @@ def test_no_more_than_its_bounds_and_only_the_idle_give_way() -> None:
     assert staging.get((1, 1)) is None
     assert staging.open((4, 1), 11, 9.0) is None, "larger than all of it"
     second.accepted = True
-    assert staging.open((4, 1), 10, 9.0) is None, "what was accepted stays"
+    assert staging.waiting() == [(2, 1)]
+    assert staging.open((4, 1), 10, 9.0) is not None, "what was accepted, too: its worker's earlier one may never come"
+    assert staging.waiting() == []
 
 
 def test_what_has_a_number_stays_until_it_is_whole() -> None:
