@@ -59,6 +59,13 @@ class PromotesAtOnce(Replica):
         return True
 
 
+class PromotesBeforeItServes(Replica):
+    """A new primary promotes a learner before all others hold what it took over, which the last one may still acknowledge."""
+
+    def is_ready(self, peer: Peer) -> bool:
+        return peer.holds(self.committed)
+
+
 class AcknowledgesHalfUpdates(Replica):
     """An entry counts as held without its bytes."""
 
@@ -165,6 +172,7 @@ SHARD_RULES: dict[str, Ablation] = {
     "removal by the charter": Ablation(RemovesByItself),
     "the promised are waited for": Ablation(PromotesWithoutWaiting),
     "promotion when synced": Ablation(PromotesAtOnce),
+    "promotion when serving": Ablation(PromotesBeforeItServes),
     "whole updates": Ablation(AcknowledgesHalfUpdates),
     "apply what is committed": Ablation(AppliesAtOnce),
     "re-sync first": Ablation(BelievesOthersInStep),

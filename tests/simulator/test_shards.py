@@ -16,7 +16,7 @@ from tests.simulator.shards import Parcel, Shards
 SEEDS = 24
 ABLATION_SEEDS = 200
 
-FIRST = {"apply what is committed": 33}
+FIRST = {"apply what is committed": 33, "promotion when serving": 407}
 """Rule → the first seed that shows its absence, today, where that is not among the first few; only to save time."""
 
 
