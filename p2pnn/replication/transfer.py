@@ -6,6 +6,7 @@ receiver says how many bytes it has, and the sender goes on there when nothing m
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 
 from p2pnn.replication.holding import Shard
@@ -44,7 +45,7 @@ class Outgoing:
 
     def again(self, now: float) -> None:
         """Nothing moves: send again what the learner has not."""
-        self._sent = sum(start < self.held_bytes for start in self._starts)
+        self._sent = bisect_left(self._starts, self.held_bytes)
         self.moved_at = now
 
     @property
@@ -53,7 +54,7 @@ class Outgoing:
 
     def next_pieces(self, shard: Shard, generation: int) -> list[tuple[StatePiece, Body]]:
         """What may be under way now and is not."""
-        begun = sum(start < self.held_bytes for start in self._starts)
+        begun = bisect_left(self._starts, self.held_bytes)
         self._sent = max(self._sent, begun)
         chosen = self._starts[self._sent : begun + self._window]
         self._sent += len(chosen)

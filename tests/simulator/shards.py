@@ -311,6 +311,8 @@ class Shards:
         timing: Timing | None = None,
         conditions: Conditions | None = None,
         names_processes: bool = True,
+        replica_host: type[ReplicaHost] = ReplicaHost,
+        worker_host: type[Any] = WorkerHost,
     ) -> None:
         self.ledger = Ledger()
         self.replica = replica
@@ -325,7 +327,7 @@ class Shards:
         self._manager = manager
         self._cell = 0
         self._incarnations = 0
-        self._roles: dict[NodeId, type[ReplicaHost | WorkerHost]] = {}
+        self._roles: dict[NodeId, type[Any]] = {}
         self.world = World(
             seed,
             self._start,
@@ -338,7 +340,7 @@ class Shards:
         self.replicas = [NodeId(f"a{number:x}" + "0" * 30) for number in range(1, replicas + 1)]
         self.workers = [NodeId(f"b{number:x}" + "0" * 30) for number in range(1, workers + 1)]
         for node in self.replicas + self.workers:
-            self._roles[node] = ReplicaHost if node in self.replicas else WorkerHost
+            self._roles[node] = replica_host if node in self.replicas else worker_host
             self._add(node)
         founders = [self.world.hosts[node].core.member for node in self.replicas[:copies]]  # type: ignore[union-attr]
         self.first = Configuration(1, copies, tuple(founders))
