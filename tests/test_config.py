@@ -25,9 +25,12 @@ def test_defaults_are_a_persons_xdg_folders(environ: dict[str, str], tmp_path: P
     config = node_config({}, environ=environ)
     assert config.state_dir == tmp_path / ".local/state/p2pnn"
     assert config.socket == Path("/run/user/7/p2pnn/p2pnn.sock")
-    assert config.listen == Address("127.0.0.1", 7700)
+    assert (config.listen, config.secured) == (Address("0.0.0.0", 7700), True)
     assert (config.join, config.quota_bytes, config.profile_cache) == ((), 0, None)
-    assert config.preset == "loopback"
+    assert config.preset == "lan"
+    plain = node_config({"plain": True}, environ=environ)
+    assert (plain.listen, plain.secured, plain.preset) == (Address("127.0.0.1", 7700), False, "loopback")
+    assert node_config({}, environ=environ | {"P2PNN_PLAIN": "yes"}).secured is False
     assert node_config({"listen": "10.0.0.1:7700"}, environ=environ).preset == "lan"
     assert node_config({"preset": "wan"}, environ=environ).preset == "wan"
 

@@ -48,6 +48,8 @@ def application(daemon: Daemon, stop: asyncio.Event) -> web.Application:
     prefix = "/api/v1"
     app.router.add_get(f"{prefix}/node", _node)
     app.router.add_post(f"{prefix}/node/stop", _stop)
+    app.router.add_post(f"{prefix}/node/drain", _drain)
+    daemon.draining.when_drained = stop.set
     app.router.add_get(f"{prefix}/peers", _peers)
     app.router.add_get(f"{prefix}/cluster", _cluster)
     app.router.add_post(f"{prefix}/cluster/recover", _recover)
@@ -97,6 +99,26 @@ async def _node(request: web.Request) -> web.Response:
 async def _stop(request: web.Request) -> web.Response:
     request.app[STOP].set()
     return web.json_response({})
+
+
+async def _drain(request: web.Request) -> web.StreamResponse:
+    """Lines of JSON: what is waited for, then, once this node has drained, `drained`; it stops then, also where who asked has
+    gone away."""
+    force = (await read_json(request)).get("force") is True
+    words = request.app[DAEMON].draining.drain(force=force)
+    first = await anext(words, None)  # what cannot be is refused before the answer begins
+    response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
+    await response.prepare(request)
+    try:
+        if first is not None:
+            await response.write(json.dumps({"waits_for": first}).encode() + b"\n")
+        async for text in words:
+            await response.write(json.dumps({"waits_for": text}).encode() + b"\n")
+    except P2pnnError as error:
+        await response.write(json.dumps({"error": str(error), "exit": error.exit_status}).encode() + b"\n")
+        return response
+    await response.write(b'{"drained": true}\n')
+    return response
 
 
 async def _peers(request: web.Request) -> web.Response:

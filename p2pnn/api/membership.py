@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
@@ -10,8 +10,10 @@ from p2pnn.api.request import DAEMON, read_json
 from p2pnn.errors import UsageError
 from p2pnn.identity.tokens import VALID_S, Token, TokenRecord
 from p2pnn.node.daemon import Daemon
-from p2pnn.node.identity import Identity
 from p2pnn.types import Address
+
+if TYPE_CHECKING:  # a plain node loads no cryptography
+    from p2pnn.node.identity import Identity
 
 
 def add_routes(app: web.Application, prefix: str) -> None:
@@ -23,13 +25,13 @@ def add_routes(app: web.Application, prefix: str) -> None:
 
 
 async def _join(request: web.Request) -> web.Response:
-    """{"token", "addresses"} → {"address": by which it worked}."""
+    """{"token", "addresses", "force"} → {"address": by which it worked}."""
     body = await read_json(request)
     texts = body.get("addresses")
     if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
         raise UsageError("name at least one address of a member, as the line of `p2pnn token create` does")
     token, addresses = Token.parse(_text(body, "token")), [_peer(text) for text in texts]
-    address = await _identity(request.app[DAEMON]).join(token, addresses)
+    address = await _identity(request.app[DAEMON]).join(token, addresses, force=body.get("force") is True)
     return web.json_response({"address": str(address), "cluster": token.cluster})
 
 

@@ -24,10 +24,13 @@ from p2pnn.api import notify
 from p2pnn.api.app import application
 from p2pnn.config import NodeConfig
 from p2pnn.data.blobs import storage_error
-from p2pnn.errors import NotAllowedError, UsageError
+from p2pnn.errors import NotAllowedError, P2pnnError, UsageError
 from p2pnn.node.daemon import Daemon
 
 log = logging.getLogger("p2pnn.node")
+
+DRAIN_S: Final = 60.0
+"""As a service, for other nodes to take over the work of one that is to stop; the service manager is asked for patience."""
 
 SHUTDOWN_TIMEOUT_S: Final = 1.0
 """How long requests may go on while the daemon stops; followers of a job are cut after that."""
@@ -57,8 +60,15 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 async def _run(config: NodeConfig, wishes: notify.Wishes) -> int:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    politely = asyncio.Event()
+
+    def terminate() -> None:
+        if wishes.address:
+            politely.set()
+        stop.set()
+
+    loop.add_signal_handler(signal.SIGTERM, terminate)
+    loop.add_signal_handler(signal.SIGINT, stop.set)
     if config.lifeline_fd is not None:
         _watch_lifeline(config.lifeline_fd, stop)
     daemon = Daemon(config)  # locks the state folder, so what follows has one owner
@@ -70,7 +80,7 @@ async def _run(config: NodeConfig, wishes: notify.Wishes) -> int:
     try:
         await daemon.start()
         reporter = notify.Reporter(loop, wishes, lambda: _status(daemon))
-        await _serve(config, daemon, listener, stop, reporter)
+        await _serve(config, daemon, listener, stop, politely, reporter)
     finally:
         listener.close()
         with contextlib.suppress(OSError):
@@ -80,7 +90,12 @@ async def _run(config: NodeConfig, wishes: notify.Wishes) -> int:
 
 
 async def _serve(
-    config: NodeConfig, daemon: Daemon, listener: socket.socket, stop: asyncio.Event, reporter: notify.Reporter
+    config: NodeConfig,
+    daemon: Daemon,
+    listener: socket.socket,
+    stop: asyncio.Event,
+    politely: asyncio.Event,
+    reporter: notify.Reporter,
 ) -> None:
     # handler_cancellation: who follows a job and goes away must not be waited on until the job's next event
     runner = web.AppRunner(
@@ -94,11 +109,23 @@ async def _serve(
         await stop.wait()
     finally:
         reporter.stopping()
+        if politely.is_set():
+            await _drain(daemon)
         await daemon.close(f"node {config.name} was stopped")
         await runner.cleanup()
         # A thread that still writes or plans takes its time; meanwhile the service manager is asked for patience.
         await asyncio.get_running_loop().shutdown_default_executor()
         reporter.close()
+
+
+async def _drain(daemon: Daemon) -> None:
+    """Have the others take over what this node does, as far as they can and in time."""
+    try:
+        async with asyncio.timeout(DRAIN_S):
+            async for words in daemon.draining.drain(force=False):
+                log.info("stopping waits for %s", words)
+    except (P2pnnError, TimeoutError) as error:
+        log.warning("stopped before it had drained reason=%s", error or f"it took longer than {DRAIN_S:.0f} s")
 
 
 def _status(daemon: Daemon) -> str:

@@ -159,7 +159,7 @@ def cluster(daemon: Daemon) -> dict[str, Any]:
         "version": str(charter.version) if charter else "",
         "role": str(consensus.role),
         "parked": snapshot.parked,
-        "alarm": consensus.alarmed,
+        "alarm": presence.alarm is not None,
         "lost": {
             "count": alarm.count,
             "members": alarm.members,

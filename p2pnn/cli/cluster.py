@@ -70,7 +70,8 @@ def recover(
         raise UsageError(
             "the cluster has a coordinator, so there is nothing to recover; p2pnn cluster show tells which node it is"
         )
-    for line in _warning(found):
+    secured = daemon.get("node").get("secured") is not None
+    for line in _warning(found, secured):
         terminal.remark(line)
     if not yes:
         if not terminal.can_ask():
@@ -82,8 +83,8 @@ def recover(
     terminal.say(f"this node is the one member and voter of cluster {new['cluster']}, charter {new['version']}")
 
 
-def _warning(found: Mapping[str, Any]) -> list[str]:
-    """What is lost by a recovery, and who must be told."""
+def _warning(found: Mapping[str, Any], secured: bool) -> list[str]:
+    """What is lost by a recovery, and who must be told. secured: whether nodes join by tokens."""
     others = [member for member in found["members"] if member["state"] != "self"]
     alive = [member["name"] for member in others if member["state"] == "alive"]
     away = [member["name"] for member in others if member["state"] == "away"]
@@ -96,10 +97,14 @@ def _warning(found: Mapping[str, Any]) -> list[str]:
         f" cluster {found['cluster']} would go on beside the new one.",
     ]
     if alive or away:
-        lines.append(
-            f"Each of these must be stopped, lose the file charter of its state folder, and be started with --join: "
-            f"{', '.join([*alive, *away])}."
+        names = ", ".join([*alive, *away])
+        how = (
+            f"Each of these must join anew, by the line of `p2pnn token create` on this node with --force behind it: {names}."
+            if secured
+            else "Each of these must be stopped, have the file charter moved out of its state folder, and be started with --join:"
+            f" {names}."
         )
+        lines.append(how)
     return lines
 
 
@@ -130,5 +135,6 @@ def _state(member: Mapping[str, Any]) -> str:
     """`away for 3 min: it was stopped`, or the state alone."""
     state = str(member["state"])
     if member.get("away"):
-        state += f" for {member['away']}"
+        found_dead = " (found dead)" if member.get("gone_s") is not None else ""
+        state += f" for {member['away']}{found_dead}"
     return state + (f": {member['reason']}" if member.get("reason") else "")

@@ -71,15 +71,20 @@ class Daemon:
         """The bytes of the answer to GET."""
         return self._call("GET", path)
 
-    def stream(self, path: str, idle_s: float | None = None) -> Iterator[dict[str, Any]]:
-        """The lines of an ndjson stream, each as a dict, until it ends.
+    def stream(
+        self, path: str, idle_s: float | None = None, *, body: dict[str, Any] | None = None
+    ) -> Iterator[dict[str, Any]]:
+        """The lines of an ndjson stream, each as a dict, until it ends. body: to POST; None: GET.
 
         It may end because the daemon did: http.client reads a chunked answer that breaks off as one that ended, so the
         reader must know what the last line is. idle_s: end also when nothing comes for so long.
         """
         connection = _UnixConnection(self.path, idle_s)
         try:
-            response = self._exchange(connection, "GET", path, None, "")
+            if body is None:
+                response = self._exchange(connection, "GET", path, None, "")
+            else:
+                response = self._exchange(connection, "POST", path, json.dumps(body).encode(), "application/json")
             if response.status >= 400:
                 raise _api_error(response.status, response.read())
             while line := response.readline():
@@ -200,4 +205,9 @@ def _api_error(status: int, answer: bytes) -> P2pnnError:
         return P2pnnError(f"the daemon answered with status {status} and no reason; its log may tell more")
     if status == 404:
         return NotFoundError(sentence)
+    return of_exit(exit_status, sentence)
+
+
+def of_exit(exit_status: int, sentence: str) -> P2pnnError:
+    """The error that the daemon tells by its exit status and its sentence."""
     return _BY_EXIT.get(exit_status, P2pnnError)(sentence)

@@ -176,7 +176,7 @@ def _configure(at: Layout, origin: Origin, present: Present) -> Iterator[Step]:
     yield Step("its configuration, to be changed", (*copy, str(origin.units / "node.toml"), str(at.configuration)))
     port = free_port(present.ports)
     if port != PORT:
-        listen = f's/^listen = .*/listen = "127.0.0.1:{port}"/'
+        listen = f's/^listen = .*/listen = "0.0.0.0:{port}"/'
         yield Step(
             "a port that no other node of this machine has", ("sed", "--in-place", listen, str(at.configuration))
         )

@@ -25,6 +25,10 @@ def join(
     token_file: Annotated[
         str | None, typer.Option(metavar="FILE", help="The token, instead of typing it; P2PNN_TOKEN may hold it too.")
     ] = None,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Though this node's cluster has other members: for one that is lost for good."),
+    ] = False,
     socket: SocketFlag = None,
 ) -> None:
     """Have this machine's node join a cluster. It must be alone in its own, and have no job.
@@ -36,7 +40,7 @@ def join(
     token, addresses = _token_and_addresses(words or [], token_file)
     daemon = connect(socket)
     _require(daemon, addresses)
-    found = daemon.post("join", {"token": token, "addresses": addresses})
+    found = daemon.post("join", {"token": token, "addresses": addresses, "force": force})
     terminal.say(f"joined cluster {found['cluster'][:8]} by {found['address']}; `p2pnn peers` shows who is there")
 
 

@@ -136,6 +136,35 @@ def stop(socket: SocketFlag = None) -> None:
 
 
 @app.command()
+def drain(
+    force: Annotated[
+        bool, typer.Option("--force", help="Also where nobody can take something over; such jobs wait or are lost.")
+    ] = False,
+    socket: SocketFlag = None,
+) -> None:
+    """Have other nodes take over this node's work, without losing a step, then stop it. Ctrl-C stops the waiting alone."""
+    from p2pnn.cli import terminal
+    from p2pnn.cli.http import of_exit
+    from p2pnn.errors import NoDaemonError
+
+    daemon = connect(socket)
+    name, drained = daemon.get("node")["name"], False
+    try:
+        for line in daemon.stream("node/drain", body={"force": force}):
+            if "error" in line:
+                raise of_exit(line["exit"], line["error"])
+            if "waits_for" in line:
+                terminal.remark(f"waiting for {line['waits_for']} …")
+            drained |= "drained" in line
+    except KeyboardInterrupt:
+        terminal.remark(f"node {name} goes on draining, and stops then; `p2pnn node drain` shows it again")
+        raise typer.Exit(130) from None
+    if not drained:
+        raise NoDaemonError(f"node {name} ended before it had drained; its log says why")
+    terminal.say(f"node {name} has drained and is stopping")
+
+
+@app.command()
 def status(socket: SocketFlag = None, json: JsonFlag = False) -> None:
     """What the daemon is, where it listens, and what it does."""
     from p2pnn.cli import render, terminal

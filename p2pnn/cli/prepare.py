@@ -270,6 +270,7 @@ def _spec(asked: request.Request, name: str, graph: Graph, data: Ingested, initi
         memory_bytes_max=asked.memory_bytes_max,
         request=jobfile.to_toml(msgspec.structs.replace(asked, data=saved)),
         cut=tuple(mesh.cut),
+        snapshot_steps=train.snapshot_steps,
     )
 
 

@@ -268,6 +268,8 @@ def peer_state(peer: Mapping[str, Any]) -> str:
     if state == "suspect":
         by = " and ".join(peer.get("by") or ())
         state += f" since {peer.get('since_s', 0):.0f} s" + (f", by {by}" if by else "")
+    if peer.get("draining") and state in ("self", "alive", "suspect"):
+        state += ", draining"
     return state + (f": {peer['reason']}" if peer.get("reason") else "")
 
 

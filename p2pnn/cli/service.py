@@ -144,7 +144,8 @@ def _installed(at: Layout, present: Present, caller: str | None) -> list[str]:
     """What a person does next."""
     from p2pnn.cli.installation import GROUP
 
-    peers = "as configured" if present.configuration else f"none; write join = [...], then: systemctl restart {at.unit}"
+    peers = "as configured" if present.configuration else "none yet: p2pnn join, with the line that a member prints, or"
+    peers += "" if present.configuration else " p2pnn token create, for others to join this one"
     who = f"root and the group {GROUP}"
     who += (
         f"; {caller} from the next login on"

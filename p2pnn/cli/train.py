@@ -102,12 +102,23 @@ def train(
     detach: Annotated[
         bool, typer.Option("--detach", help="Submit the job and return; it runs on.", rich_help_panel=MESH_PANEL)
     ] = False,
+    rehearse_failure: Annotated[
+        bool,
+        typer.Option(
+            "--rehearse-failure",
+            help="Kill a node of a local mesh in the middle of the run, and show how it goes on.",
+            rich_help_panel=MESH_PANEL,
+        ),
+    ] = False,
     trace: TraceFile = None,
     socket: SocketFlag = None,
     json: JsonFlag = False,
 ) -> None:
     """Train a network over the mesh. Without MODEL and --data it is a demonstration on the packaged digits."""
     asked = asked_for(dict(locals()))
+    if rehearse_failure:
+        _rehearse(asked, local=local, socket=socket, detach=detach, json=json)
+        return
     _train(asked, local=local, socket=socket, out=out, detach=detach, trace=trace, json=json)
 
 
@@ -243,6 +254,22 @@ def _train(
         run = session.Run(mesh, job, folder, chosen=out is not None, name=prepared.name, close=stack.pop_all().close)
         with run:
             session.complete(run, json=json, demonstration=asked.demonstration, began=began, trace=traced)
+
+
+def _rehearse(asked: Asked, *, local: int | None, socket: str | None, detach: bool, json: bool) -> None:
+    from p2pnn.cli import prepare, rehearse, terminal
+    from p2pnn.cli.local import LocalMesh
+    from p2pnn.cli.mesh import wants_local
+
+    count = rehearse.count_for(local, socket, detach=detach)
+    wants_local(count, None, nodes=asked.request.mesh.nodes)
+    if asked.demonstration:
+        terminal.remark(f"Rehearsing on {DIGITS_IN_WORDS}: no model was named.")
+    prepared = prepare.training(asked.request)
+    for line in prepared.remarks:
+        terminal.remark(line)
+    with LocalMesh(count) as mesh:
+        rehearse.rehearse(mesh, prepared, json=json)
 
 
 def _plan(asked: Asked, *, local: int | None, socket: str | None, json: bool) -> None:

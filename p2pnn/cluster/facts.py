@@ -24,6 +24,7 @@ class Description:
 
     cluster, charter: the id of its cluster and the version (term, revision) of the newest charter that it knows to be
     committed; empty and zeros where it has none. lag_ms: how late its loop comes to its timers.
+    draining: its work moves to others.
     """
 
     software: str = ""
@@ -34,6 +35,7 @@ class Description:
     cluster: str = ""
     charter: tuple[int, int] = (0, 0)
     lag_ms: int = 0
+    draining: bool = False
 
 
 def order(fact: Fact) -> tuple[Any, ...]:
@@ -60,7 +62,15 @@ def described(fact: Fact) -> Description:
     """What the member says of itself in a fact."""
     versions, charter = (fact.version_min, fact.version_max), (fact.charter_term, fact.revision)
     return Description(
-        fact.software, versions, fact.load, fact.gflops, fact.memory_mib, fact.cluster, charter, fact.lag_ms
+        fact.software,
+        versions,
+        fact.load,
+        fact.gflops,
+        fact.memory_mib,
+        fact.cluster,
+        charter,
+        fact.lag_ms,
+        draining=bool(fact.draining),
     )
 
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from p2pnn.cluster.charter import Charter, Version
+from p2pnn.cluster.charter import NOTHING, REMOVED_MAX, Charter, Version
 from p2pnn.cluster.durable import Durable
 from p2pnn.cluster.parking import Parked, names_of
 from p2pnn.types import NodeId, lasting
@@ -26,15 +26,23 @@ RECOVER_AFTER_S = 30.0
 
 def refusal(
     charter: Charter | None,
+    node: NodeId,
+    cluster: str,
     parked: Parked | None,
-    newer: Mapping[NodeId, Version],
+    known: Mapping[NodeId, tuple[str, Version]],
     now: float,
     after_s: float = RECOVER_AFTER_S,
 ) -> str:
-    """Why a cluster is not to be recovered here now, as a sentence; empty where it may be. newer: the versions of living members
-    that know of a newer charter of this cluster than this node holds."""
+    """Why `cluster` is not to be recovered now on this node, which holds this charter, as a sentence; empty where it may be.
+
+    known: the cluster and the version of the newest charter that each living member says that it knows.
+    """
     if charter is None:
         return "this node holds no charter, so there is nothing to recover from; start it without --join, and it founds a cluster"
+    if charter.cluster != cluster:
+        return f"this node holds the charter of cluster {charter.cluster}, and {cluster} was asked for"
+    if node not in charter.nodes():
+        return "this node is no member of its charter any more, so it cannot go on with it; let it join another cluster"
     if parked is None:
         return "the cluster has a coordinator, so nothing is lost; p2pnn cluster show tells which node it is"
     if len(parked.seen) >= parked.needed > 0:
@@ -47,10 +55,11 @@ def refusal(
             f"this node is without a coordinator for only {lasting(now - parked.since)}: wait until it is"
             f" {lasting(after_s)}, because voters may still be on their way"
         )
-    if newer:
-        node, version = max(newer.items(), key=lambda item: item[1])
+    ours = ((version, other) for other, (theirs, version) in known.items() if theirs == cluster)
+    version, other = max(ours, default=(NOTHING, node))
+    if version > charter.version:
         return (
-            f"node {names_of(charter).get(node, node[:8])} knows charter {version}, newer than {charter.version} here:"
+            f"node {names_of(charter).get(other, other[:8])} knows charter {version}, newer than {charter.version} here:"
             " recover on that node, so that less is lost"
         )
     return ""
@@ -59,6 +68,8 @@ def refusal(
 def recovered(durable: Durable, node: NodeId, cluster: str) -> Durable:
     """The first state of the new cluster: this node alone, the old work, versions that are higher than any before.
 
+    The other members count as removed, so that a secured node tells them to join again.
+
     cluster: a new id. Raises ValueError where this node is no member of its charter.
     """
     charter = durable.charter
@@ -66,7 +77,14 @@ def recovered(durable: Durable, node: NodeId, cluster: str) -> Durable:
     if charter is None or me is None:
         raise ValueError("this node is no member of its charter")
     term = min(max(durable.term, charter.term) + 1, TERM_MAX)
+    others = tuple(member.node for member in charter.members if member.node != node)
     new = msgspec.structs.replace(
-        charter, cluster=cluster, term=term, revision=charter.revision + 1, voters=(me.node,), members=(me,)
+        charter,
+        cluster=cluster,
+        term=term,
+        revision=charter.revision + 1,
+        voters=(me.node,),
+        members=(me,),
+        removed=(*charter.removed, *others)[-REMOVED_MAX:],  # so that they are told, and may join again
     )
     return Durable(term=term, vote=None, charter=new)

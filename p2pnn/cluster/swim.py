@@ -180,6 +180,7 @@ class Swim:
             "charter_term": description.charter[0],
             "revision": description.charter[1],
             "lag_ms": description.lag_ms,
+            "draining": int(description.draining),
         }
         described = msgspec.structs.replace(self.me, **about)
         if described != self.me:
@@ -228,7 +229,9 @@ class Swim:
             self._gossip(now)
         if self._push_pull_at <= now:
             self._push_pull_at = now + self._preset.push_pull_interval_s(self.table.size)
-            partners = self.table.reachable()
+            partners = list(
+                self.table.linked
+            )  # also who is dead to us: where the link is open it may only have missed to refute
             if partners:
                 awaited, self._partner = self._partner, None
                 self.push_pull(awaited if awaited in partners else self._random.choice(partners))

@@ -43,6 +43,15 @@ class ProgressMeter:
         self._since_event = Totals()
         self._since_epoch = Totals()
         self._epoch_start = (now, step)
+        self._entries: dict[int, dict[str, float]] = {}
+
+    def follow(self, lost: ProgressMeter) -> None:
+        """This run does again what a lost one did: an epoch that it had ended is known from it, and so is one whose steps up to
+        where this run begins all nodes had told. Of any other the figures are those of its steps from here on."""
+        if self._spec.in_flight < 2:
+            self._entries = dict(lost._entries)
+            if set(lost._steps.values()) == {self._step}:
+                self._since_epoch = lost._since_epoch
 
     def start(self, now: float, nodes: Iterable[str]) -> None:
         """Training begins now on these nodes: what passed before does not count."""
@@ -101,6 +110,7 @@ class ProgressMeter:
         if self._since_epoch.rows:
             entry["loss"] = _loss(self._since_epoch)
         entry |= _metrics(self._since_epoch, self._spec)
+        entry = self._entries.setdefault(epoch, entry) | {"epoch": epoch, "step": step}
         entry["samples_per_s"] = (step - first) * self._spec.batch_size / max(1e-9, now - then)
         self._since_epoch = Totals()
         self._epoch_start = (now, step)

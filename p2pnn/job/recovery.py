@@ -56,6 +56,42 @@ class Loss(IntEnum):
     UNREACHABLE = 2
 
 
+class Attempts:
+    """How often a job may be started again, and without whom. Pure. step: where its first start began.
+
+    shunned: nodes that another node of the job cannot reach, though both live; it goes on without them.
+    """
+
+    def __init__(self, step: int) -> None:
+        self.shunned: frozenset[NodeId] = frozenset()
+        self._apart: frozenset[NodeId] = frozenset()
+        self._from = step
+        self._fruitless = self._kills = 0
+
+    def killed(self) -> str:
+        """A compute process was killed; why that is too often, as a clause, or empty."""
+        self._kills += 1
+        if self._kills <= KILLS_MAX:
+            return ""
+        return f"it was that for the {self._kills}. time, so the job is not started again"
+
+    def apart(self, node: NodeId, peer: NodeId, coordinator: NodeId) -> None:
+        """A start was lost because one node does not reach another. The second time in a row one of them is shunned; the one that
+        coordinates is not."""
+        pair = frozenset((node, peer))
+        if pair == self._apart:
+            self.shunned |= {peer if node == coordinator else max(pair - {coordinator})}
+        self._apart = pair
+
+    def ended(self, step: int) -> str:
+        """A start was lost, and the next one would begin at this step; why there is none, as a clause, or empty."""
+        self._fruitless = 0 if step > self._from else self._fruitless + 1
+        self._from = step
+        return (
+            f"it was started {FRUITLESS_MAX} times without getting further" if self._fruitless >= FRUITLESS_MAX else ""
+        )
+
+
 @dataclass(slots=True)
 class Lost:
     """What there was to lose. generation: of the start that ran; parts: nodes of its plan; cut: its `job.plan.cut`. reached:

@@ -80,7 +80,7 @@ class Run:
         self._stage = spec.kind
         self._steps_per_s = 0.0
         self._evaluating = False
-        self._meter = ProgressMeter(spec, self._step_done, now)
+        self.meter = ProgressMeter(spec, self._step_done, now)
 
     @property
     def step(self) -> int:
@@ -96,7 +96,7 @@ class Run:
     def start(self, now: float) -> None:
         """All nodes are prepared."""
         self._at(now)
-        self._meter.start(now, map(self._ledger.name, self._nodes))
+        self.meter.start(now, map(self._ledger.name, self._nodes))
         self._ledger.move("prepared", "", self._step_done)
         if self._spec.kind == "train" and self._over():  # resumed from the last checkpoint of all
             self._stage = "close"
@@ -117,9 +117,9 @@ class Run:
         for number, manifest, best in state.checkpointing:
             self.checkpoints.begin(number, manifest, best=best)
         names = [self._ledger.name(node) for node in self._nodes]
-        self._meter.take_over(dict(zip(names, state.counted, strict=True)), state.epoch_sums, state.step_done, now)
+        self.meter.take_over(dict(zip(names, state.counted, strict=True)), state.epoch_sums, state.step_done, now)
         for name, total, counted in zip(names, totals, state.counted, strict=True):
-            self._meter.add(name, Progress(state.step_done, *total.beyond(counted), 0.0, 0.0), now)
+            self.meter.add(name, Progress(state.step_done, *total.beyond(counted), 0.0, 0.0), now)
         for number in sorted(state.outstanding):
             self._order(commands[number])
         for manifest, best in state.saving:
@@ -131,7 +131,7 @@ class Run:
         self._at(now)
         self._watch.heard(node, now, report.sequence if isinstance(report, Done) else None)
         if isinstance(report, Progress):
-            event = self._meter.add(self._ledger.name(node), report, now)
+            event = self.meter.add(self._ledger.name(node), report, now)
             if event is not None:
                 epoch = min(self._epoch + 1, self._spec.epochs)
                 self._ledger.publish("progress", **event, epoch=epoch, epochs=self._spec.epochs)
@@ -211,7 +211,7 @@ class Run:
             if every:
                 until = min(until, (self._step_granted // every + 1) * every)
             self._step_granted = until
-            self._order(Train(self._orders.next(), until, self._meter.interval.steps * (len(self._ledger.members) > 1)))
+            self._order(Train(self._orders.next(), until, self.meter.interval.steps * (len(self._ledger.members) > 1)))
             if every and until % every == 0 and until < self._epoch_end() and not self.checkpoints.is_copying:
                 self._checkpoint(best=False)  # none while one is being copied: slow links must not pile them up
         if not training and self._step_done >= self._epoch_end() and not self._evaluating:
@@ -228,7 +228,7 @@ class Run:
         """All nodes have answered a command."""
         command, found = issued.command, issued.answers
         if isinstance(command, Train):
-            elapsed = max(1e-6, self._now - issued.since)
+            elapsed = max(1e-6, self.now - issued.since)
             self._steps_per_s = max(self._steps_per_s * 0.5, (command.until_step - self._step_done) / elapsed)
             self._step_done = max(self._step_done, command.until_step)  # a large answer may be overtaken
         elif isinstance(command, Evaluate):
@@ -265,7 +265,7 @@ class Run:
 
     def _epoch_done(self, validation: SplitResult | None) -> None:
         self._epoch += 1
-        entry = self._meter.end_epoch(self._epoch, self._step_done, self._now)
+        entry = self.meter.end_epoch(self._epoch, self._step_done, self.now)
         improved = False
         if validation is not None:
             if validation.loss is not None:
@@ -347,7 +347,7 @@ class Run:
     # --- small questions
 
     def _order(self, command: Command) -> None:
-        self._orders.issue(command, self._now)
+        self._orders.issue(command, self.now)
 
     def _send(self) -> None:
         """Send what was issued at once, with where the script stands now: nobody must get a part of it without the rest."""
@@ -358,7 +358,7 @@ class Run:
 
     def _state(self) -> RunState:
         record = self._ledger.record
-        counted, epoch_sums = self._meter.tell(map(self._ledger.name, self._nodes))
+        counted, epoch_sums = self.meter.tell(map(self._ledger.name, self._nodes))
         return RunState(
             sequence=self._orders.last,
             step_granted=self._step_granted,
@@ -385,7 +385,7 @@ class Run:
         )
 
     def _at(self, now: float) -> None:
-        self._now = now
+        self.now = now
         self.checkpoints.at(now)
 
     def _epoch_end(self) -> int:

@@ -7,7 +7,7 @@ must be done. The life of a job is the table in `job.life`; here is what happens
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import msgspec
@@ -20,12 +20,12 @@ from p2pnn.job.checkpointing import cut_of, tell_cut
 from p2pnn.job.ledger import Ledger
 from p2pnn.job.plan import Plan
 from p2pnn.job.records import JobRecord
-from p2pnn.job.recovery import FRUITLESS_MAX, KILLS_MAX, PARKED_S, Loss, Lost, Recovery, parked, taken_back, told
+from p2pnn.job.recovery import PARKED_S, Attempts, Loss, Lost, Recovery, parked, taken_back, told
 from p2pnn.job.reservation import Reservation
 from p2pnn.job.run import Run
 from p2pnn.job.script import Report
 from p2pnn.job.spec import JobSpec
-from p2pnn.job.takeover import Takeover
+from p2pnn.job.takeover import Takeover, record_as_of
 from p2pnn.job.watch import Watch
 from p2pnn.types import BlobId, NodeId
 
@@ -39,7 +39,8 @@ _PREPARE: Final = 0
 class Supervisor:
     """One start of one job. Create it with a queued record; feed it; do what next_action says until it is None.
 
-    members: name by node id of every living member, this node included. begins: not for a start that is taken over.
+    nodes: of the plan; none between two. members: name by node id of every living member, this node included.
+    begins: not for a start that is taken over.
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class Supervisor:
     ) -> None:
         self.spec = spec
         self._ledger = Ledger(record, dict(members))
-        self._nodes: list[NodeId] = []
+        self.nodes: list[NodeId] = []
         self._reservation = Reservation()
         self._prepared: set[NodeId] = set()
         self._watch = Watch()
@@ -55,10 +56,9 @@ class Supervisor:
         self._recovery: Recovery | None = None
         self._lost: Lost | None = None
         self._ran: tuple[int, int, str] = (0, 0, "")  # of the last start that ran: generation, nodes, cut
-        self._from = self._run.step
-        self._fruitless = self._kills = 0
+        self.attempts, self._undecided = Attempts(self._run.step), 0
         self._pausing = self._planning = False
-        self._parked_until = 0.0
+        self._vacating, self._parked_until = "", 0.0
         if begins:
             self._ledger.tell_state("waiting for its nodes")
 
@@ -96,38 +96,33 @@ class Supervisor:
         self._ledger.publish("plan", plan=msgspec.to_builtins(plan))
         for text in plan.reasons[1:]:
             self._ledger.publish("warning" if "not bitwise" in text else "note", text=text)
-        self._nodes = [share.node for share in plan.nodes]
+        self.nodes = [share.node for share in plan.nodes]
         tell_cut(self.spec, plan, self._ledger)
-        self._run.assign(self._nodes, cut_of(self.spec, plan, self.record.newest))
+        self._run.assign(self.nodes, cut_of(self.spec, plan, self.record.newest))
+        self._undecided += 1
         self._ledger.do(Decide())
 
     def decided(self, generation: int, now: float) -> None:
-        """The cluster has decided this start, under this generation, which is higher than that of any before."""
-        if self.ended or not self._nodes:
+        """The cluster has decided this start, under a generation higher than any before. Of several Decides the last counts."""
+        self._undecided -= 1
+        if self.ended or not self.nodes or self._undecided:
             return
         self._ledger.change(generation=generation, revision=0)
         self._ledger.remember()
-        self._ledger.do(*self._reservation.want(self._nodes))
+        self._ledger.do(*self._reservation.want(self.nodes))
         self._prepare_all(now)
 
     def take_over(self, found: Takeover, now: float) -> None:
         """Go on as the new coordinator of a start whose nodes all run, where the old one stood. The record is its last one."""
         state, record = found.state, self.record
-        self._nodes = found.nodes
+        self.nodes = found.nodes
         self._reservation.assume(found.nodes)
-        self._ledger.change(
-            state=state.state,
-            reason=state.reason,
-            epoch=state.epoch,
-            history=(*record.history[: state.told], *state.history),
-            results=state.results,
-            stopped_early=state.stopped_early,
-        )
+        self._ledger.change(**record_as_of(state, record))
         self._ledger.remember()
         self._run.assign(found.nodes, state.cut)
         self._run.take_over(state, found.commands, found.totals, now)
         self._ran = (record.generation, len(found.nodes), state.cut)
-        self._from = self._run.step
+        self.attempts = Attempts(self._run.step)
         for node, report in found.answers:
             self.report(node, report, now)
 
@@ -138,12 +133,10 @@ class Supervisor:
         if plan is not None:
             self._ran = (self.record.generation, len(plan.nodes), cut_of(self.spec, plan, self.record.newest))
             self._ledger.do(*(ReleaseNode(share.node) for share in plan.nodes))
-        if self.record.state in ("recovering", "parked"):
-            self._ledger.change(state="running")
         self._lose(f"{reason}, and another node coordinates now", {}, now, limit)
 
     def waiting(self, node: NodeId, behind: str, position: int, now: float) -> None:
-        if self.record.state in _PLACING and node in self._nodes:
+        if self.record.state in _PLACING and node in self.nodes:
             self._ledger.publish("queued", behind=behind, position=position, node=self._ledger.name(node))
 
     def granted(self, node: NodeId, now: float) -> None:
@@ -152,26 +145,26 @@ class Supervisor:
             self._prepare_all(now)
 
     def preparing(self, node: NodeId, fetched_bytes: int, total_bytes: int, now: float) -> None:
-        if self.record.state == "preparing" and node in self._nodes:
+        if self.record.state == "preparing" and node in self.nodes:
             self._watch.heard(node, now)
-            about = {"node": self._ledger.name(node), "fetched_bytes": fetched_bytes, "total_bytes": total_bytes}
-            self._ledger.publish("preparing", **about)
+            name = self._ledger.name(node)
+            self._ledger.publish("preparing", node=name, fetched_bytes=fetched_bytes, total_bytes=total_bytes)
 
     def prepared(self, node: NodeId, memory_bytes: int, now: float) -> None:
         if self.record.state == "preparing":
             self._prepared.add(node)
             self._watch.heard(node, now, _PREPARE)
-            if self._prepared.issuperset(self._nodes):
+            if self._prepared.issuperset(self.nodes):
                 self._run.start(now)
-                self._ran = (self.record.generation, len(self._nodes), self._run.cut)
+                self._ran = (self.record.generation, len(self.nodes), self._run.cut)
                 if self._lost is not None:
-                    names = [self._ledger.name(node) for node in self._nodes]
+                    names = list(map(self._ledger.name, self.nodes))
                     self._ledger.publish("recovered", **told(self._lost, self.spec, names, self._run.step, now))
-                    self._lost = None
+                self._lost = None
 
     def report(self, node: NodeId, report: Report, now: float) -> None:
         """An executor's Progress or Done. Raises msgspec.MsgspecError for a result that cannot be read."""
-        if not self.ended and node in self._nodes:
+        if not self.ended and node in self.nodes:
             self._run.report(node, report, now)
 
     def kept(self, node: NodeId, request: int, error: str, now: float) -> None:
@@ -179,14 +172,15 @@ class Supervisor:
         if not self.ended:
             self._run.kept(node, request, error, now)
 
-    def node_failed(self, node: NodeId, text: str, now: float, kind: int = Loss.FINAL) -> None:
-        """This start cannot go on at a node: its executor died or refused. text: one sentence; kind: one of `Loss`."""
-        if self.ended or node not in self._nodes:
+    def node_failed(self, node: NodeId, text: str, now: float, kind: int = Loss.FINAL, peer: str = "") -> None:
+        """This start cannot go on at a node. text: one sentence; kind: one of `Loss`; peer: who it does not reach."""
+        if self.ended or node not in self.nodes:
             return
         said = f"node {self._ledger.name(node)}: {text}"
-        self._kills += kind == Loss.KILLED
-        if self._kills > KILLS_MAX:
-            self._end("fail", f"{said}; it was that for the {self._kills}. time, so the job is not started again")
+        if peer:
+            self.attempts.apart(node, NodeId(peer), self.record.coordinator)
+        if kind == Loss.KILLED and (why := self.attempts.killed()):
+            self._end("fail", f"{said}; {why}")
         elif kind == Loss.FINAL or self.record.state == "queued":
             self._end("fail", said)
         elif self.record.state == "recovering":
@@ -197,10 +191,8 @@ class Supervisor:
     def member_joined(self, node: NodeId, name: str, now: float) -> None:
         """A member came, or is back after its link broke."""
         self._ledger.members[node] = name
-        if self._recovery is not None:
-            self._recovery.member_joined(node, now)
-            self._recovered(now)
-        elif self.record.state == "parked":
+        self._tell(lambda recovery: recovery.member_joined(node, now), now)
+        if self.record.state == "parked":
             self._plan_again()
 
     def member_lost(self, node: NodeId, reason: str, now: float) -> None:
@@ -213,7 +205,7 @@ class Supervisor:
         if self._recovery is not None:
             self._recovery.member_lost(node, reason, now)
             self._recovered(now)
-        elif node not in self._nodes:
+        elif node not in self.nodes:
             self._run.member_failed(node, now)
         elif self.record.state in _PLACING:
             self._reservation.lost(node)
@@ -226,21 +218,15 @@ class Supervisor:
         """A member is gone: it is dead, or has left."""
         if node in self._ledger.members:
             self.member_lost(node, reason, now)
-        if self._recovery is not None:
-            self._recovery.member_gone(node, now)
-            self._recovered(now)
+        self._tell(lambda recovery: recovery.member_gone(node, now), now)
 
     def cuts(self, node: NodeId, step: int, held: Sequence[tuple[int, int]], now: float) -> None:
         """A member answers AskCuts: (index, step) of what it holds, and how far its own part was."""
-        if self._recovery is not None:
-            self._recovery.cuts(node, step, held, now)
-            self._recovered(now)
+        self._tell(lambda recovery: recovery.cuts(node, step, held, now), now)
 
     def made(self, node: NodeId, request: int, part: Part | None, now: float) -> None:
         """A member answers MakePart; None where it could not."""
-        if self._recovery is not None:
-            self._recovery.made(node, request, part, now)
-            self._recovered(now)
+        self._tell(lambda recovery: recovery.made(node, request, part, now), now)
 
     def go_back(self, manifest: Manifest | None, now: float) -> None:
         """Before the plan after a loss: go on from this checkpoint, since parts of newer ones are nowhere."""
@@ -277,13 +263,25 @@ class Supervisor:
         else:
             self._run.pause(now)
 
+    def vacate(self, node: NodeId, now: float) -> None:
+        """What runs on a node, which is draining, is to run elsewhere: training goes on from where its granted steps end."""
+        text = f"node {self._ledger.name(node)} is draining"
+        if self.record.state in _PLACING:
+            self._replan(f"{text}; planning without it")
+        elif self.record.state == "running" and self.spec.kind == "train":
+            self._vacating = text
+            self.warn(f"{text}: the job moves when the steps that are granted are done")
+            self._run.pause(now)
+        elif self.record.state in ("preparing", "running"):
+            self._lose(text, {}, now)
+
     def fail(self, reason: str, now: float) -> None:
         """The coordinator itself cannot go on (no plan over who is left, …)."""
         if not self.ended:
             self._end("fail", reason)
 
     def keep_data(self, source: NodeId, blobs: tuple[BlobId, ...]) -> None:
-        """Have data that only `source` holds copied to another node; no checkpoint is complete before that is done."""
+        """Have data copied that only `source` holds; no checkpoint is complete before that is done."""
         self._run.checkpoints.keep_data(source, blobs)
 
     def warn(self, text: str) -> None:
@@ -306,8 +304,7 @@ class Supervisor:
         if self.ended:
             return
         if self._recovery is not None:
-            self._recovery.handle_timer(now)
-            self._recovered(now)
+            self._tell(lambda recovery: recovery.handle_timer(now), now)
             return
         if self.record.state == "parked" and now >= self._parked_until:
             self._plan_again()
@@ -316,17 +313,16 @@ class Supervisor:
             self._run.handle_timer(now)
             return
         node, seconds = silent
-        if self.record.state == "preparing":
-            self.node_failed(node, f"its preparing has not moved for {seconds:.0f} s", now)
-        else:
-            self.node_failed(node, f"its compute process has not moved for {seconds:.0f} s", now, Loss.UNREACHABLE)
+        begins = self.record.state == "preparing"
+        text = f"its {'preparing' if begins else 'compute process'} has not moved for {seconds:.0f} s"
+        self.node_failed(node, text, now, Loss.FINAL if begins else Loss.UNREACHABLE)
 
     # --- how
 
     def _prepare_all(self, now: float) -> None:
         if self._reservation.complete:
             self._ledger.move("granted", "fetching model and data", self._run.step)
-            for index, node in enumerate(self._nodes):
+            for index, node in enumerate(self.nodes):
                 self._watch.expect(node, _PREPARE, now, training=False)
                 self._ledger.do(PrepareNode(node, index))
 
@@ -334,7 +330,7 @@ class Supervisor:
         """Plan and have it decided anew: a place granted under this generation must not be taken for one of the next plan."""
         self._ledger.publish("warning", text=text)
         self._ledger.do(*self._reservation.give_back())
-        self._nodes = []
+        self.nodes = []
         self._ledger.change(starts=self.record.starts + 1)
         self._plan_again()
 
@@ -347,22 +343,27 @@ class Supervisor:
 
     def _lose(self, text: str, away: dict[NodeId, str], now: float, limit: int | None = None) -> None:
         """This start is over: end it everywhere, and find out what to go on from."""
-        generation, parts, found = self._ran
         if limit is None and self.spec.patience:  # early stopping may want this checkpoint, which is not complete yet
             limit = self._run.checkpoints.oldest_best
-        lost = Lost(text, generation, parts, found, self._run.step, now, limit)
+        lost = Lost(text, *self._ran, self._run.step, now, limit)
         if self._lost is not None:  # the start after an earlier loss did not come to run
             lost.since, lost.reached = self._lost.since, max(self._lost.reached, lost.reached)
-        self._pausing |= self.record.state == "pausing"
+        self._pausing |= self.record.state == "pausing" and not self._vacating
+        self._vacating = ""
         self._ledger.publish("warning", text=text)
         for node in away:
             self._reservation.lost(node)
         self._ledger.do(*self._reservation.give_back())
-        self._nodes = []
+        self.nodes = []
         self._ledger.change(starts=self.record.starts + 1)
         self._ledger.move("lose", text, self._run.step)
         self._recovery = Recovery(self._ledger, self.spec, lost, away, now)
         self._recovered(now)
+
+    def _tell(self, verb: Callable[[Recovery], None], now: float) -> None:
+        if self._recovery is not None:
+            verb(self._recovery)
+            self._recovered(now)
 
     def _recovered(self, now: float) -> None:
         """Once it is known what to go on from: plan again."""
@@ -372,11 +373,8 @@ class Supervisor:
         self._lost = recovery.lost
         manifest = recovery.manifest or self.record.newest
         step = manifest.step if manifest else 0
-        self._fruitless = 0 if step > self._from else self._fruitless + 1
-        self._from = step
-        if self._fruitless >= FRUITLESS_MAX:
-            text = f"{self._lost.text}; it was started {FRUITLESS_MAX} times without getting further"
-            self._end("fail", f"{text}; go on with `p2pnn jobs resume {self.record.job}`")
+        if why := self.attempts.ended(step):
+            self._end("fail", f"{self._lost.text}; {why}; go on with `p2pnn jobs resume {self.record.job}`")
             return
         taken_back(self._ledger, manifest)
         self._begin_anew(now)
@@ -388,11 +386,15 @@ class Supervisor:
 
     def _begin_anew(self, now: float) -> None:
         self._watch, self._prepared = Watch(), set()
-        sampler = self._run.sampler
-        self._run = Run(self._ledger, self.spec, self._end, self._watch, now)
-        self._run.sampler = sampler
+        lost, self._run = self._run, Run(self._ledger, self.spec, self._end, self._watch, now)
+        self._run.sampler = lost.sampler
+        self._run.meter.follow(lost.meter)
 
     def _end(self, event: str, reason: str) -> None:
+        if event == "saved" and self._vacating:
+            self._ran = (0, 0, "")  # that checkpoint is newer than any cut
+            self._lose(self._vacating, {}, self._run.now)
+            return
         self._recovery = None
         self._ledger.move(event, reason, self._run.step)
         self._ledger.do(*self._reservation.give_back())

@@ -8,6 +8,7 @@ a lower term once it has answered, so what all have told is all that there will 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 
@@ -68,6 +69,10 @@ def of(record: JobRecord, parts: dict[NodeId, PartState]) -> Takeover | str:
         return f"what its nodes told does not fit together: {error}"
     if len(state.counted) != len(nodes) or record.revision < state.revision:
         return "the newest record of it is not here"
+    if record.state == "pausing" and state.state == "running" and record.revision > state.revision:
+        state = msgspec.structs.replace(
+            state, state=record.state, reason=record.reason
+        )  # asked for behind the last command
     return Takeover(nodes, state, commands, answers, [parts[node].totals for node in nodes])
 
 
@@ -91,3 +96,15 @@ def known(record: JobRecord, spec: JobSpec, parts: dict[NodeId, PartState]) -> t
         limits.append(((record.newest.epoch if record.newest else 0) + 1) * spec.steps_per_epoch)
     limits.append((len(record.history) + 1) * spec.steps_per_epoch)
     return record, min(limits) if spec.kind == "train" else None
+
+
+def record_as_of(state: RunState, record: JobRecord) -> dict[str, Any]:
+    """The fields of the record as they were where the script stood."""
+    return {
+        "state": state.state,
+        "reason": state.reason,
+        "epoch": state.epoch,
+        "history": (*record.history[: state.told], *state.history),
+        "results": state.results,
+        "stopped_early": state.stopped_early,
+    }

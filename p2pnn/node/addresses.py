@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import socket
+import struct
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -53,10 +55,14 @@ def join_addresses(listen: Address, advertise: Sequence[str], found: Iterable[In
 
 
 def interfaces() -> list[Interface]:
-    """All addresses of this machine; where the system has no getifaddrs as we know it, the one that its default route uses."""
+    """All addresses of this machine; where the system has no getifaddrs as we know it, the one that its default route uses.
+
+    A service without netlink (RestrictAddressFamilies=) gets its IPv4 addresses by ioctl.
+    """
     if sys.platform.startswith("linux"):
-        with contextlib.suppress(OSError, AttributeError):
-            return _getifaddrs()
+        for ask in (_getifaddrs, _ifconf):
+            with contextlib.suppress(OSError, AttributeError):
+                return ask()
     return [Interface("default", host) for host in _default_hosts()]
 
 
@@ -106,6 +112,26 @@ def _getifaddrs() -> list[Interface]:
             record = record.contents.next
     finally:
         library.freeifaddrs(first)
+    return found
+
+
+_SIOCGIFCONF: Final = 0x8912
+_SIOCGIFFLAGS: Final = 0x8913
+_REQUEST: Final = struct.Struct("16s24s")
+"""struct ifreq where pointers have 8 bytes: an interface's name, and a struct sockaddr_in or flags (netdevice(7))."""
+
+
+def _ifconf() -> list[Interface]:
+    room = ctypes.create_string_buffer(_REQUEST.size * 256)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        asked = struct.pack("iL", len(room), ctypes.addressof(room))
+        (length, _) = struct.unpack("iL", fcntl.ioctl(sock, _SIOCGIFCONF, asked))
+        found = []
+        for raw, address in _REQUEST.iter_unpack(room.raw[: length - length % _REQUEST.size]):
+            (flags,) = struct.unpack_from("H", fcntl.ioctl(sock, _SIOCGIFFLAGS, _REQUEST.pack(raw, b"")), 16)
+            name = raw.rstrip(b"\0").decode("utf-8", "replace").partition(":")[0]
+            host = socket.inet_ntop(socket.AF_INET, address[4:8])
+            found.append(Interface(name, host, bool(flags & _UP), bool(flags & _LOOPBACK)))
     return found
 
 

@@ -95,7 +95,13 @@ class Asking:
                 future.set_exception(PeerGone(reason))
 
     async def close(self) -> None:
+        """Whoever waits for an answer learns that none will come."""
         await self._tasks.close()
+        for _, future in self._asked.values():
+            if not future.done():
+                future.set_exception(
+                    UsageError(f"node {self._post.name} stops; look at another node whether it was done")
+                )
 
     async def _answer(self, node: NodeId, message: wire.Ask) -> None:
         try:

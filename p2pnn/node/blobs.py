@@ -129,8 +129,10 @@ class BlobExchange:
 
     async def is_anywhere(self, blob: BlobId) -> bool:
         """Whether this node or a member that can be reached has the blob; asks for one byte of it."""
-        if await asyncio.to_thread(self.blobs.has, blob):
-            return True
+        return await asyncio.to_thread(self.blobs.has, blob) or await self.is_elsewhere(blob)
+
+    async def is_elsewhere(self, blob: BlobId) -> bool:
+        """Whether another member that can be reached has the blob; asks for one byte of it."""
         for node in list(self._members()):
             if node != self._post.node and self._post.reachable(node):
                 with contextlib.suppress(StorageError):

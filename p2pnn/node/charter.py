@@ -223,21 +223,20 @@ class ClusterCharter:
         """The newest that holds, as far as this node knows."""
         return self._core.snapshot().charter if self._core is not None else None
 
-    def propose_members(self, change: Change) -> Version:
-        """Have members admitted or dismissed, or tokens changed; as `propose_work`, and raises as that."""
-        if self._core is None:
-            raise ProposalRefused("this node does not lead")
-        now = self._loop.time()
-        proposed = self._core.propose(now, admit=change.admit, dismiss=change.dismiss, tokens=change.tokens)
-        self._loop.call_soon(self._settle_soon)
-        return proposed
+    @property
+    def held(self) -> Charter | None:
+        """The newest that this node has, committed or not: after a start that takes a moment to be known."""
+        return self._core.charter if self._core is not None else None
 
-    def hand_over(self) -> None:
-        """Let another voter lead. Raises ProposalRefused where this node does not."""
-        if self._core is None:
+    def propose_members(self, change: Change) -> Version | None:
+        """Have members admitted or dismissed, or tokens changed, or (None) another voter lead; raises as `propose_work`."""
+        if (core := self._core) is None:
             raise ProposalRefused("this node does not lead")
-        self._core.hand_over(self._loop.time())
         self._loop.call_soon(self._settle_soon)
+        if change.hand_over:
+            core.hand_over(self._loop.time())
+            return None
+        return core.propose(self._loop.time(), admit=change.admit, dismiss=change.dismiss, tokens=change.tokens)
 
     async def start_over(self) -> None:
         """Give the charter up: this node has joined another cluster, and waits for its charter. Raises StorageError."""
@@ -257,35 +256,25 @@ class ClusterCharter:
     async def recover(self, cluster: str) -> Charter:
         """Begin a new cluster from this node's charter, because the majority of `cluster`'s voters is lost for good.
 
-        The old charter is kept beside it. Raises NotAllowedError with the reason where that is not to be done here now,
-        StorageError where it cannot be written; then nothing has changed.
+        The old charter is kept beside it. Raises NotAllowedError as `check_recovery`, StorageError where it cannot be written;
+        then nothing has changed.
         """
-        core = self._core
-        held = core.charter if core is not None else None
-        newer = {
-            node: version
-            for node, (theirs, version) in self._versions.items()
-            if held is not None and theirs == held.cluster and version > held.version
-        }
-        why = recovery.refusal(held, self._parked, newer, self._loop.time())
-        if not why and held is not None and self._post.node not in held.nodes():
-            why = "this node is no member of its charter any more; join another cluster with --join"
-        if not why and held is not None and held.cluster != cluster:
-            why = f"this node holds the charter of cluster {held.cluster}, and {cluster} was asked for"
-        if why:
-            raise NotAllowedError(why)
-        assert held is not None
+        self.check_recovery(cluster)
         self._core = None
         try:
             await self._tasks.drain()
-            state = await in_thread(self._file.begin_anew, self._post.node, held.cluster)
+            state = await in_thread(self._file.begin_anew, self._post.node, cluster)
         finally:
             self.start()  # from what is on the disk now, be it the old or the new
         assert state.charter is not None
-        log.warning(
-            "cluster recovered old=%s new=%s version=%s", held.cluster, state.charter.cluster, state.charter.version
-        )
+        log.warning("cluster recovered old=%s new=%s version=%s", cluster, state.charter.cluster, state.charter.version)
         return state.charter
+
+    def check_recovery(self, cluster: str) -> None:
+        """Raises NotAllowedError with the reason where that is not to be done here now."""
+        held = self._core.charter if self._core is not None else None
+        if why := recovery.refusal(held, self._post.node, cluster, self._parked, self._versions, self._loop.time()):
+            raise NotAllowedError(why)
 
     # --- how
 
@@ -330,6 +319,8 @@ class ClusterCharter:
             case LeaderChanged(leader, term, reason):
                 name = "none" if leader is None else self._alive.get(leader, leader[:8])
                 log.info("coordinator changed name=%s term=%d reason=%s", name, term, reason)
+                if leader != self._post.node:
+                    self._presence.alarm = None  # whoever leads raises its own
                 self._owner.coordinator_changed(leader)
                 self._look(core)
             case Committed(charter):

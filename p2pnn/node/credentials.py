@@ -9,6 +9,7 @@ Joining another cluster replaces credentials.pem; a torn write leaves the old on
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Final
 
@@ -18,13 +19,15 @@ from p2pnn.identity.authority import Authority, Certificate
 from p2pnn.identity.keys import NodeKey
 from p2pnn.node.storage import replace_file
 
+log = logging.getLogger("p2pnn.identity")
+
 FILE_BYTES_MAX: Final = 16 * 1024
 
 
 class Credentials:
     """certificate, authority: empty before the node is of a cluster. ca: the authority with its key, None where it is not held.
 
-    Raises StorageError where a file is damaged, or is of another node or cluster than the others.
+    Raises StorageError where the certificate's file is damaged, or of another key.
     """
 
     def __init__(self, folder: Path, key: NodeKey) -> None:
@@ -44,9 +47,11 @@ class Credentials:
 
     def found(self, now: float) -> None:
         """Make an authority, and be its first node."""
-        self.ca = Authority.found(now)
-        self._write(self._ca_file, self.ca.pem)
-        self.take(self.ca.issue(self.key.public, now), self.ca.certificate)
+        ca = Authority.found(now)
+        certificate = ca.issue(self.key.public, now)
+        self._write(self._ca_file, ca.pem)
+        self._write(self.chain_file, certificate.pem + ca.certificate.pem)
+        self.certificate, self.authority, self.ca = certificate, ca.certificate, ca
 
     def take(self, certificate: Certificate, authority: Certificate) -> None:
         """These are the node's from now on."""
@@ -86,8 +91,12 @@ class Credentials:
             )
         self.certificate, self.authority = certificate, authority
         pem = _read(self._ca_file)
-        if pem is not None:
+        if pem is None:
+            return
+        try:
             self.ca = Authority.load(authority, pem, str(self._ca_file))
+        except StorageError as error:  # of a cluster that was being left, or founded, when the machine stopped
+            log.warning("%s; it is not used", error)
 
     def _write(self, path: Path, data: bytes) -> None:
         replace_file(path, data, mode=0o600)

@@ -22,6 +22,7 @@ from p2pnn.job import life
 from p2pnn.job.work import generations
 from p2pnn.node.blobs import BlobExchange
 from p2pnn.node.charter import ClusterCharter
+from p2pnn.node.draining import Draining
 from p2pnn.node.jobs import Jobs
 from p2pnn.node.links import Post
 from p2pnn.node.members import Members
@@ -72,6 +73,8 @@ class Daemon:
         self.snapshots = Snapshots(self.post, self.blobs, lambda: self.members.names(), self.jobs.records.get)
         self.place = Place(self.post, self.blobs, self.traces, self.snapshots, self.charter.refusal, self.jobs.recorded)
         self.jobs.when_changed(self.snapshots.record_changed)
+        names = lambda: self.members.names()  # noqa: E731
+        self.draining = Draining(self.post, self.charter, self.jobs, self.place, self.blobs, names, self._drains)
         if held:
             held.identity.attach(self.post, self.transport, self.members, self.charter, self._job_that_keeps)
         self.address = config.listen
@@ -105,6 +108,7 @@ class Daemon:
         if self._closing:
             return
         self._closing = True
+        await self.draining.close()
         await self.jobs.close()
         await self.traces.close()
         await self.place.close()
@@ -186,7 +190,12 @@ class Daemon:
     def member_refuted(self, node: NodeId, name: str) -> None:
         self.charter.member_alive(node, name, self.members.cluster_of(node))
 
+    def _drains(self, active: bool) -> None:
+        """This node begins to drain, or does not any more."""
+        (self.planning.draining.add if active else self.planning.draining.discard)(self.node)
+
     def member_described(self, node: NodeId, about: Description, uptime_s: float) -> None:
+        (self.planning.draining.add if about.draining else self.planning.draining.discard)(node)
         self.charter.member_described(node, about, uptime_s)
 
     def slowness_changed(self, factor: float) -> None:
@@ -312,6 +321,7 @@ class Daemon:
             cluster=cluster,
             charter=charter,
             lag_ms=self.members.lag_ms,
+            draining=self.draining.active,
         )
 
 

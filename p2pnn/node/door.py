@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -106,4 +107,4 @@ class ClusterDoor:
 
 
 def too_soon(wait_s: float) -> str:
-    return f"too many wrong tokens came from this address, or from everywhere; try again in {wait_s:.0f} s"
+    return f"too many wrong tokens came from this address, or from everywhere; try again in {math.ceil(wait_s)} s"

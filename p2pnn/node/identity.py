@@ -135,8 +135,8 @@ class Identity:
 
     @property
     def charter(self) -> Charter | None:
-        """What holds, as far as this node knows."""
-        return self.part.charter.committed
+        """What holds, as far as this node knows; just after a start, what it held before."""
+        return self.part.charter.committed or self.part.charter.held
 
     def reached(self) -> dict[NodeId, Address]:
         """Where the members are that are connected now."""
@@ -166,8 +166,11 @@ class Identity:
             log.warning("member removed node=%s", node[:8])
             self.part.transport.expel(node, f"node {node[:8]} was removed from the cluster")
         self._members = now
-        if charter.member(self.part.post.node) is not None:
+        me = self.part.post.node
+        if charter.member(me) is not None:
             self.removed = ""
+        if charter.nodes() == [me] and self.credentials.ca is None:
+            self._tasks.spawn(self._found_again())
 
     def told_removed(self, words: str) -> None:
         """A member has refused this node, because it was removed."""
@@ -210,10 +213,10 @@ class Identity:
         hosts = join_addresses(listen, advertise, interfaces())
         return " ".join(["p2pnn", "join", str(token), *map(str, hosts)])
 
-    def cannot_leave(self) -> str:
-        """Why this node cannot give its cluster up, as a clause; empty where it can."""
+    def cannot_leave(self, force: bool = False) -> str:
+        """Why this node cannot give its cluster up, as a clause; empty where it can. force: though it has other members."""
         charter, node = self.charter, self.part.post.node
-        if charter is not None and set(charter.nodes()) - {node} and not self.removed:
+        if charter is not None and set(charter.nodes()) - {node} and not self.removed and not force:
             others = len(set(charter.nodes()) - {node})
             with_others = f"{others} other member{'s' if others > 1 else ''}"
             return (
@@ -221,24 +224,24 @@ class Identity:
             )
         return self.part.busy()
 
-    async def join(self, token: Token, addresses: Sequence[Address]) -> Address:
-        """Join the token's cluster by the first of these addresses where that works, and return it.
+    async def join(self, token: Token, addresses: Sequence[Address], force: bool = False) -> Address:
+        """Join the token's cluster by the first of these addresses where that works, and return it. force: see `cannot_leave`.
          Raises NotAllowedError: this node cannot leave its cluster, or none of the addresses admitted it; the message has each
         one's reason.
         """
         if self._joining.locked():
             raise NotAllowedError("this node is joining a cluster at this moment")
         async with self._joining:
-            if token.cluster == self.credentials.cluster and not self.removed and self.credentials.ca is None:
-                raise NotAllowedError("this node is a member of that cluster already")
-            if token.cluster == self.credentials.cluster and not self.removed:
-                raise NotAllowedError("the token is of this node's own cluster; use it on another machine")
-            if why := self.cannot_leave():
+            if token.cluster == self.credentials.cluster and not self.removed and not force:
+                raise NotAllowedError(
+                    "this node is a member of the token's cluster already; use the token on another machine"
+                )
+            if why := self.cannot_leave(force):
                 raise NotAllowedError(f"this node cannot join another cluster: {why}")
             certificate, authority, address = await self._knock(token, addresses)
-            if why := self.cannot_leave():
+            if why := self.cannot_leave(force):
                 raise NotAllowedError(f"this node cannot join another cluster: {why}")
-            await self._move(certificate, authority, addresses)
+            await self._move(certificate, authority, address)
         log.info("joined cluster=%s by=%s", token.cluster[:8], address)
         return address
 
@@ -270,7 +273,7 @@ class Identity:
                 return *found, address
         raise NotJoined(addresses, reasons)
 
-    async def _move(self, certificate: Certificate, authority: Certificate, addresses: Sequence[Address]) -> None:
+    async def _move(self, certificate: Certificate, authority: Certificate, address: Address) -> None:
         """Out of the old cluster, into the new one. The order: whatever breaks off in between, the node can join again."""
         part = self.part
         await part.charter.start_over()
@@ -278,7 +281,7 @@ class Identity:
         self._members = frozenset()
         self.removed = ""
         part.transport.adopt(self.security(), self.cluster)
-        part.members.join(addresses)
+        part.members.join([address])
 
     def _share_authority(self, node: NodeId) -> None:
         charter, ca = self.charter, self.credentials.ca
@@ -290,6 +293,18 @@ class Identity:
         if self.credentials.ca is not None or charter is None or not {me, node} <= set(charter.voters):
             return
         self._tasks.spawn(self._hold_authority(node, pem))
+
+    async def _found_again(self) -> None:
+        """Alone after a recovery, the authority's key lost with the former voters: a new one, since all others join anew."""
+        try:
+            await in_thread(self.credentials.found, time.time())
+        except StorageError as error:
+            log.error("no new authority reason=%s; nobody can join", error)
+            return
+        self.part.transport.adopt(self.security(), self.cluster)
+        log.warning(
+            "the cluster has a new authority cluster=%s; tokens made before are void", self.credentials.cluster[:8]
+        )
 
     async def _hold_authority(self, node: NodeId, pem: bytes) -> None:
         try:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -25,6 +25,7 @@ from p2pnn.node import recovering, specs, starts, told
 from p2pnn.node.asking import AskAgain, Asking
 from p2pnn.node.blobs import BlobExchange
 from p2pnn.node.bulletin import Bulletin
+from p2pnn.node.coordinator import Coordinator
 from p2pnn.node.journal import Journal, Journals
 from p2pnn.node.keeping import Keeping
 from p2pnn.node.links import Post
@@ -41,13 +42,8 @@ from p2pnn.wire import messages as wire
 
 log = logging.getLogger("p2pnn.jobs")
 
-ELECTION_S: Final = 10.0
-"""For a coordinator to be elected, and to take up what its predecessor led, before a person is told that there is none."""
-
-SUBMIT_S: Final = 300.0
-"""For the coordinator to plan a job and have it decided: a new node measures itself first, and parameters travel."""
-
-SUCCESSORS_MAX: Final = 5
+KNOWN_S: Final = 10.0
+"""For the record of a job to come that the coordinator has begun."""
 
 
 class ClusterState(Protocol):
@@ -106,9 +102,11 @@ class Jobs:
         )
         self._succession = Succession(post, blobs, self._records, self._supervision, members, self._restart)
         self._leading = 0
-        self._changed = asyncio.Event()
         self.asking = Asking(post)
-        for verb in ("submit", "cancel", "pause", "resume"):
+        self._coordinator = Coordinator(
+            post, cluster, self.asking, members, lambda: bool(self._leading) and not self._succession.busy
+        )
+        for verb in ("submit", "cancel", "pause", "resume", "drain"):
             self.asking.offer(verb, self._answer)
         self._tasks = Tasks()
 
@@ -137,7 +135,7 @@ class Jobs:
         if missing:
             raise UsageError(f"{len(missing)} data chunks of the job are not in this node's store; submit it again")
         job = self._records.new_id(spec.name)
-        await self._at_the_coordinator(
+        await self._coordinator.have_done(
             wire.Ask(0, job, "submit", spec_blob), lambda: self._submit(job, spec_blob, spec, self._post.node)
         )
         await self._known(job)
@@ -154,7 +152,7 @@ class Jobs:
         """
         record = self.get(job)
         life.after(record.state, verb)
-        return await self._at_the_coordinator(wire.Ask(0, job, verb), lambda: self._carry_out(record.job, verb))
+        return await self._coordinator.have_done(wire.Ask(0, job, verb), lambda: self._carry_out(record.job, verb))
 
     def get(self, job: str) -> JobRecord:
         """The newest record of a job. NotFoundError where nobody knows it."""
@@ -211,7 +209,7 @@ class Jobs:
         if self._cluster.coordinates and self._leading != self._cluster.term:
             self._leading = self._cluster.term
             self._succession.begin(self.work.entries, self._leading)
-        self._tell_change()
+        self._coordinator.changed()
 
     def coordinator_changed(self, coordinator: NodeId | None) -> None:
         """Another node coordinates, or nobody."""
@@ -220,7 +218,7 @@ class Jobs:
             self._succession.let_go()
             self._supervision.let_go()
             self.work.deposed()
-        self._tell_change()
+        self._coordinator.changed()
 
     def recorded(self, job: JobId) -> bytes:
         """The job's record as this node knows it, as bytes; none where it does not."""
@@ -229,6 +227,7 @@ class Jobs:
 
     async def close(self) -> None:
         """The daemon stops: what it coordinates goes on, or is begun again when a coordinator is there."""
+        self._coordinator.close()
         await self._tasks.close()
         await self._succession.close()
         await self._supervision.close()
@@ -240,9 +239,13 @@ class Jobs:
 
     async def _answer(self, node: NodeId, message: wire.Ask) -> wire.Answered:
         """A peer passes on what a person asked for there."""
-        if await self._coordinator() != self._post.node:
+        if await self._coordinator.elected() != self._post.node:
             raise AskAgain(f"node {self._post.name} does not coordinate any more")
         job = JobId(message.job)
+        if message.verb == "drain":
+            self._planning.draining.add(node)
+            await self._supervision.vacate(node)
+            return wire.Answered(message.request, "draining")
         if message.verb != "submit":
             return wire.Answered(message.request, await self._carry_out(job, message.verb))
         blob = BlobId(message.blob)
@@ -287,7 +290,7 @@ class Jobs:
         self, record: JobRecord, begin: Callable[[JobRecord, NodeId, str], JobRecord], remark: str
     ) -> None:
         """Begin the next start, from the newest checkpoint that can be had, over who is there now. begin makes its record."""
-        job = record.job
+        job, known = record.job, self.records.get(record.job)
         try:
             await self._blobs.fetch(record.spec, size_max=specs.SPEC_BYTES_MAX)
         except StorageError as error:
@@ -309,6 +312,8 @@ class Jobs:
                 spec, self._planning, self._members, anew=record.newest is None
             )
             remarks += dropped
+        if (now := self.records.get(job)) is not None and now is not known and is_over(now):
+            raise UsageError(f"job {job} was {now.state} while it was to be started again")
         left = begin(msgspec.structs.replace(record, checkpoints=whole), self._post.node, self._post.name)
         data = alone(spec, plan, self._post.node, absent, len(self._members()))
         await self._supervision.begin(left, spec, plan, data, remarks)
@@ -329,62 +334,13 @@ class Jobs:
         if not is_over(record) and record.job not in self.work.entries:
             self._succession.look_for_orphans(self.work.entries)
 
-    async def _at_the_coordinator(self, question: wire.Ask, here: Callable[[], Awaitable[str]]) -> str:
-        """Have it done where this cluster is coordinated: here, or by asking there; returns the job's state.
-
-        Asks the next coordinator where one is replaced meanwhile: what is asked for twice is done once.
-        """
-        for _ in range(SUCCESSORS_MAX):
-            coordinator = await self._coordinator()
-            try:
-                if coordinator == self._post.node:
-                    return await here()
-                name = self._members().get(coordinator, coordinator[:8])
-                answer = await self.asking.inquire(coordinator, f"{name}, which coordinates,", question, SUBMIT_S)
-                assert isinstance(answer, wire.Answered)
-                return answer.state
-            except AskAgain as error:
-                last = error
-                log.info("job=%s asked again verb=%s reason=%s", question.job, question.verb, error)
-        raise UsageError(f"the coordinator was replaced again and again, last because {last}; look at `p2pnn jobs ls`")
-
-    async def _coordinator(self) -> NodeId:
-        """Who coordinates; where it is this node, it has taken up everything. UsageError where none is elected in time."""
-        try:
-            async with asyncio.timeout(ELECTION_S):
-                while True:
-                    coordinator = self._cluster.coordinator
-                    if coordinator is not None and coordinator != self._post.node:
-                        if self._post.reachable(coordinator):
-                            return coordinator
-                    elif coordinator is not None and self._leading and not self._succession.busy:
-                        return coordinator
-                    await self._change()
-        except TimeoutError:
-            raise UsageError(
-                f"no coordinator was elected within {ELECTION_S:.0f} s, and jobs need one: too few voters can be reached from "
-                "here; `p2pnn cluster show` says which"
-            ) from None
-
     async def _known(self, job: JobId) -> None:
         """Wait for the record of a job that the coordinator has just begun; it was sent before the answer, but may be large."""
         try:
-            async with asyncio.timeout(ELECTION_S):
+            async with asyncio.timeout(KNOWN_S):
                 while job not in self.records:
                     await self._records.changed.wait()
         except TimeoutError:
             raise UsageError(
                 f"job {job} was submitted, but its record has not come; look with `p2pnn jobs ls`"
             ) from None
-
-    def _tell_change(self) -> None:
-        self._changed.set()
-        self._changed = asyncio.Event()
-
-    async def _change(self) -> None:
-        """The next change of the coordinator; looks again after a short while, since links and takeovers tell nothing here."""
-        try:
-            async with asyncio.timeout(0.05):
-                await self._changed.wait()
-        except TimeoutError:
-            return

@@ -133,6 +133,7 @@ class Members:
     def join(self, addresses: Sequence[Address]) -> None:
         """Dial these as well, from now on."""
         self._untold |= dict.fromkeys(addresses, "")
+        self._core.describe(self._describe(), self._loop.time())  # who joins is of another cluster than a moment ago
         self._core.join(addresses, self._loop.time())
         self._settle()
 
@@ -267,5 +268,6 @@ def about(said: Description) -> dict[str, Any]:
         "software": said.software,
         "versions": list(said.versions),
         "load": said.load,
+        "draining": said.draining,
         "profile": {"gflops": said.gflops, "memory_bytes": said.memory_mib << 20} if said.gflops else None,
     }

@@ -177,14 +177,13 @@ class Petitions:
     async def _propose(self, change: Change) -> bool:
         """Whether it holds. False: something else was decided, or is under way."""
         try:
-            if change.hand_over:
-                self._charter.hand_over()
-                raise Again(f"node {self._post.name} coordinates, and hands over first")
             version = self._charter.propose_members(change)
         except ProposalRefused:
             return False
         except CharterError as error:
             raise NotAllowedError(str(error)) from None
+        if version is None:
+            raise Again(f"node {self._post.name} coordinates, and hands over first")
         future: asyncio.Future[bool] = self._loop.create_future()
         self._commits.append((version, future))
         try:

@@ -55,9 +55,12 @@ class Report(msgspec.Struct, frozen=True):
 
 
 class Planning:
-    """cache: the file of the measured profile; daemons of one machine may share it."""
+    """draining: members whose work moves away, kept up to date by the owner.
+
+    cache: the file of the measured profile; daemons of one machine may share it."""
 
     def __init__(self, post: Post, members: Callable[[], dict[NodeId, str]], cache: Path) -> None:
+        self.draining: set[NodeId] = set()
         self._post = post
         self._members = members
         self._cache = cache
@@ -85,9 +88,15 @@ class Planning:
         memory = await asyncio.to_thread(available_bytes)
         return msgspec.structs.replace(found, node=self._post.node, name=self._post.name, memory_bytes_max=memory)
 
+    def usable(self) -> dict[NodeId, str]:
+        """The members that may be planned on: those that are not draining."""
+        return {node: name for node, name in self._members().items() if node not in self.draining}
+
     async def plan(self, spec: JobSpec) -> Plan:
         """Ask every member and plan over those that answer. Raises PlanError where nothing fits."""
-        members = self._members()
+        members = self.usable()
+        if not members:
+            raise PlanError("every node of the mesh is draining; start another one")
         answers = await asyncio.gather(*(self._ask(node) for node in members), return_exceptions=True)
         reports: list[Report] = []
         left_out: list[str] = []

@@ -71,6 +71,14 @@ async def replan(
         if began:
             await _find_checkpoint(supervisor, blobs, now())
         wanted, remarks = records.attainable(supervisor.spec, members(), anew=not began)
+        if shunned := supervisor.attempts.shunned & members().keys():
+            allowed = [
+                n for n, name in members().items() if n not in shunned and (not wanted.nodes or name in wanted.nodes)
+            ]
+            wanted = msgspec.structs.replace(
+                wanted, nodes=tuple(allowed), node_count=min(wanted.node_count, len(allowed))
+            )
+            remarks += [f"node {members()[n]} is left out: another node does not reach it" for n in sorted(shunned)]
         plan = await _same_cut(supervisor, wanted, planning, members()) or await planning.plan(wanted)
     except P2pnnError as error:
         supervisor.unplanned(str(error), now())

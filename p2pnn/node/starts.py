@@ -51,7 +51,7 @@ def tell(supervisor: Supervisor, node: NodeId, message: OfPart, now: float) -> N
         case wire.Prepared():
             supervisor.prepared(node, message.memory_bytes, now)
         case wire.JobFailed():
-            supervisor.node_failed(node, message.text, now, message.kind)
+            supervisor.node_failed(node, message.text, now, message.kind, message.peer)
 
 
 async def whole_checkpoints(record: JobRecord, blobs: BlobExchange) -> tuple[Manifest, ...]:

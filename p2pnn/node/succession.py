@@ -26,6 +26,7 @@ from p2pnn.node.links import Post
 from p2pnn.node.records import Records
 from p2pnn.node.supervision import Supervision, is_over
 from p2pnn.node.tasks import Tasks
+from p2pnn.node.work import NotDecided
 from p2pnn.types import JobId, NodeId
 from p2pnn.wire import messages as wire
 
@@ -177,10 +178,12 @@ class Succession:
                     await self._restart(record, found)
                 else:
                     await self._recover(record, found, asking, term)
+        except NotDecided as error:
+            log.info("job=%s left to the next coordinator reason=%s", job, error)
         except P2pnnError as error:
             log.warning("job=%s not taken up reason=%s", job, error)
-            if self._asking.get(job) is asking:
-                self._supervision.end(records.ended(self._newest(job, entry), "fail", str(error)))
+            if self._term == term and job not in self._supervision.led:
+                self._give_up(job, entry, str(error))
         finally:
             if self._asking.get(job) is asking:
                 del self._asking[job]
@@ -207,10 +210,16 @@ class Succession:
             mine = records.taken_over(record, self._post.node, self._post.name, term)
             self._supervision.recover(mine, spec, reason, limit)
 
+    def _give_up(self, job: JobId, entry: work.Entry, reason: str) -> None:
+        """The job can neither be gone on with nor begun anew."""
+        with contextlib.suppress(CheckpointError):  # nobody here can read its record: a newer p2pnn will
+            record = self._newest(job, entry)
+            if not is_over(record):
+                self._supervision.end(records.ended(record, "fail", reason))
+
     def _newest(self, job: JobId, entry: work.Entry) -> JobRecord:
-        began = entry.began()
         known = self._records.all.get(job)
-        return known if known is not None and known.generation >= entry.generation else began
+        return known if known is not None and known.generation >= entry.generation else entry.began()
 
     async def _ask(self, record: JobRecord, asking: _Asking, term: int) -> None:
         """Ask the start's nodes until all have told, or time is up."""

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import msgspec
 
-from p2pnn.errors import P2pnnError, StorageError
+from p2pnn.errors import P2pnnError, PlanError, StorageError, UsageError
 from p2pnn.job import life, script, work
 from p2pnn.job.actions import (
     Action,
@@ -30,7 +30,7 @@ from p2pnn.job.actions import (
     ReserveNode,
 )
 from p2pnn.job.plan import Plan
-from p2pnn.job.records import JobRecord
+from p2pnn.job.records import JobRecord, attainable
 from p2pnn.job.spec import JobSpec
 from p2pnn.job.supervisor import Supervisor
 from p2pnn.job.takeover import Takeover
@@ -83,6 +83,7 @@ class Supervision:
         self._members = members
         self._term = term
         self._alarm = alarm
+        self._undecided: set[Supervisor] = set()
         self._timers: dict[JobId, asyncio.TimerHandle] = {}
         self._tasks = Tasks()
 
@@ -92,9 +93,11 @@ class Supervision:
         """Have a start decided and lead it; returns when it is decided.
 
         alone: by node, what it alone holds of the job's data. remarks: warnings for who follows. Raises NotDecided or
-        CharterError where it is not decided; then nothing was started.
+        CharterError where it is not decided; then nothing was started. UsageError where the job is led already.
         """
         job = record.job
+        if job in self.led:
+            raise UsageError(f"job {job} is being started already; look at it with `p2pnn jobs show {job}`")
         supervisor = self._lead(Supervisor(record, spec, self._members(), self._now()))
         supervisor.planned(plan, self._now())
         recovering.keep_data(supervisor, alone)
@@ -102,12 +105,18 @@ class Supervision:
         while (action := supervisor.next_action()) is not None:
             if not isinstance(action, Decide):
                 waiting.append(action)
+        self._undecided.add(supervisor)
         try:
             await self._decide(job, supervisor)
-        except BaseException:
+            self._must_lead(job, supervisor)
+        except BaseException as error:
             if self.led.get(job) is supervisor:
                 self._let_go(job)
+            if not isinstance(error, P2pnnError):  # whoever asked went away, and it may be decided nevertheless
+                self._tasks.spawn(self._retire(job))
             raise
+        finally:
+            self._undecided.discard(supervisor)
         for text in remarks:
             supervisor.warn(text)
         for action in waiting:
@@ -125,6 +134,20 @@ class Supervision:
         supervisor = self._lead(Supervisor(record, spec, self._members(), self._now(), begins=False))
         supervisor.recover(reason, limit, self._now())
         self._carry_out(record.job)
+
+    async def vacate(self, node: NodeId) -> None:
+        """Have the parts of jobs on a node that is draining run elsewhere. Raises PlanError, with the job, for one that fits on
+        no others; then nothing has changed."""
+        jobs = [job for job, supervisor in self.led.items() if node in supervisor.nodes]
+        for job in jobs:
+            wanted, _ = attainable(self.led[job].spec, self._planning.usable(), anew=False)
+            try:
+                await self._planning.plan(wanted)
+            except PlanError as error:
+                raise PlanError(f"job {job} cannot run without it: {error}") from error
+        for job in jobs:
+            if job in self.led:
+                self.act(job, lambda supervisor, now: supervisor.vacate(node, now))
 
     def let_go(self) -> None:
         """This node coordinates no more: forget everything, stop nothing."""
@@ -194,11 +217,15 @@ class Supervision:
     async def _decide(self, job: JobId, supervisor: Supervisor) -> None:
         record, spec = supervisor.record, supervisor.spec
         assert record.plan is not None
-        start = record.starts
         await self._keeping.on_voters(job, (record.spec, *spec.initial))
+        self._must_lead(job, supervisor)
         generation = await self._work.decide(job, lambda generation: work.entry(supervisor.record, generation))
-        if supervisor.record.starts == start:  # else a node was lost meanwhile, and the next plan is under way
-            supervisor.decided(generation, self._now())
+        supervisor.decided(generation, self._now())
+
+    def _must_lead(self, job: JobId, supervisor: Supervisor) -> None:
+        """Raises NotDecided where the job has ended, or this node does not coordinate any more, since it was to be decided."""
+        if self.led.get(job) is not supervisor:
+            raise NotDecided(f"node {self._post.name} does not lead job {job} any more")
 
     async def _decide_again(self, job: JobId, supervisor: Supervisor) -> None:
         try:
@@ -231,6 +258,8 @@ class Supervision:
 
     def _carry_out(self, job: JobId) -> None:
         supervisor = self.led[job]
+        if supervisor in self._undecided:
+            return  # what happens meanwhile is carried out when there is a start, under its generation
         while (action := supervisor.next_action()) is not None:
             self._do(job, supervisor, action)
         self._arm(job, supervisor)
@@ -297,7 +326,7 @@ class Supervision:
         if supervisor.record.state != "queued" and (alarm := self._alarm()):
             supervisor.unplanned(alarm, self._now())
         else:
-            await recovering.replan(supervisor, self._planning, self._blobs, self._post.node, self._members)
+            await recovering.replan(supervisor, self._planning, self._blobs, self._post.node, self._planning.usable)
         if self.led.get(job) is supervisor:
             self._carry_out(job)
 

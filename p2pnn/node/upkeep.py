@@ -62,7 +62,7 @@ class Upkeep:
 
     def tend_authority(self) -> None:
         """A voter without the authority's key asks the others for it; who is none any more deletes it. Raises StorageError."""
-        charter, credentials = self._identity.charter, self._identity.credentials
+        charter, credentials = self._identity.part.charter.committed, self._identity.credentials
         if charter is None:
             return
         me = self._identity.part.post.node

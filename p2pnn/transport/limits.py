@@ -37,6 +37,9 @@ class Limits:
     handshakes_max: int = 64
     """Incoming links that have not said Hello yet: strangers, at 72 KiB each."""
 
+    handshakes_of_host_max: int = 32
+    """Of those, from one address, where nodes have keys: so that one machine cannot keep all others out."""
+
     links_max: int = 2200
     """All links: two to each of 1,024 members, and some that come and go. Each is a descriptor and 72 KiB."""
 

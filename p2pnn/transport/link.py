@@ -281,7 +281,7 @@ class Link:
                 self._owner.link_hello(self, event)
             case Opened():
                 self._owner.link_opened(self, event)
-                if not self.greeted.done():
+                if not self.greeted.done() and self.is_open:  # the owner may have closed it; Closed follows
                     self.greeted.set_result(event)
             case Closed():
                 self._why = event.text or "the link was closed"

@@ -18,7 +18,7 @@ import socket
 import ssl
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final, Protocol, cast
+from typing import Any, Final, Protocol
 
 from p2pnn.errors import P2pnnError, StorageError
 from p2pnn.identity.keys import PublicKey, key_of
@@ -29,6 +29,10 @@ from p2pnn.wire.messages import CloseReason
 
 LINGER_S: Final = 1.0
 """How long a connection whose handshake failed stays open for the peer to read the alert that says why."""
+
+
+RECORD_BYTES: Final = 16 * 1024
+"""What one record of TLS holds."""
 
 
 class Door(Protocol):
@@ -106,6 +110,9 @@ class SecureStream(Stream):
         self._tls: ssl.SSLSocket | None = None
         try:
             self._tls = context.wrap_socket(sock, server_side=server, do_handshake_on_connect=False)
+            # What lies beneath has the same two methods, half a microsecond sooner, and a body of 64 KiB takes ten calls.
+            beneath: Any = getattr(self._tls, "_sslobj", None) or self._tls
+            self._read, self._write = beneath.read, beneath.write
         except (OSError, ValueError) as error:  # it broke already
             self._break(error if isinstance(error, OSError) else None)
             return
@@ -117,18 +124,14 @@ class SecureStream(Stream):
     # --- receiving
 
     def receive(self, views: list[memoryview]) -> int | None:
-        tls = self._tls
-        assert tls is not None
-        total: int = 0
+        total, read = 0, self._read
         self.dry = False
         into_place = len(views) > 1  # the first view is a body's; the last one is the link's own buffer
         for view in views:
             at, size = 0, len(view)
             while at < size:
                 try:
-                    count = cast(
-                        int, tls.read(size - at, view[at:] if at else view)
-                    )  # with a buffer it returns how many
+                    count: int = read(size - at, view[at:] if at else view)
                 except ssl.SSLWantReadError:
                     self.dry = True
                     return total or None
@@ -136,6 +139,8 @@ class SecureStream(Stream):
                     self._read_wants_room = self.dry = True
                     self._watch_room()
                     return total or None
+                except ssl.SSLEOFError:  # TCP's end; the Close before it, or its absence, says whether it was due
+                    count = 0
                 except OSError as error:
                     if not total:
                         self._break(error)
@@ -188,13 +193,14 @@ class SecureStream(Stream):
         if self._pending or not self._up:
             self._keep(views, 0)
             return False
-        tls = self._tls
-        assert tls is not None
+        if len(views) > 1 and sum(map(len, views)) <= RECORD_BYTES:
+            views = (b"".join(views),)  # one record for both costs less than the copy
+        write = self._write
         for number, view in enumerate(views):
             at, size = 0, len(view)
             try:
                 while at < size:
-                    at += tls.write(view[at:] if at else view)
+                    at += write(view[at:] if at else view)
             except OSError as error:
                 self._keep(views[number:], at)
                 self._wait_or_break(error)
@@ -220,14 +226,13 @@ class SecureStream(Stream):
 
     def _flush(self) -> None:
         """Encrypt and write until nothing is left or the socket is full."""
-        tls, pending = self._tls, self._pending
-        assert tls is not None
+        pending, write = self._pending, self._write
         while pending:
             view = pending[0]
             size, at = len(view), 0
             try:
                 while at < size:
-                    at += tls.write(view[at:] if at else view)
+                    at += write(view[at:] if at else view)
             except OSError as error:
                 self._wait_or_break(error)
             self.waiting -= at

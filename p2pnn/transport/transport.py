@@ -30,13 +30,7 @@ from p2pnn.transport.sockets import bind_error, bindable, listening
 from p2pnn.transport.telling import log_closed
 from p2pnn.types import Address, NodeId
 from p2pnn.wire.events import Closed, HelloReceived, Opened
-from p2pnn.wire.messages import (
-    CloseReason,
-    Hello,
-    LinkKind,
-    Message,
-    Welcome,
-)
+from p2pnn.wire.messages import CloseReason, Hello, LinkKind, Message, Welcome
 
 if TYPE_CHECKING:
     from p2pnn.transport.secure import SecureStream, Security
@@ -178,8 +172,9 @@ class Transport:
 
     def link_made(self, link: Link) -> None:
         self._links.add(link)
-        strangers = sum(not other.dialled and other.kind is None for other in self._links)
-        if strangers > self._limits.handshakes_max:
+        strangers = [other.remote.host for other in self._links if not other.dialled and other.kind is None]
+        crowd = self._security is not None and strangers.count(link.remote.host) > self._limits.handshakes_of_host_max
+        if crowd or len(strangers) > self._limits.handshakes_max:
             link.close(CloseReason.TOO_MANY, "too many connections that have not said Hello")
         elif self._closing:
             link.close(CloseReason.LEAVING, self._closing)

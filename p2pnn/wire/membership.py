@@ -62,6 +62,7 @@ class Fact(msgspec.Struct, frozen=True, array_like=True):
     load: jobs that have or want its place. gflops, memory_mib: its measured speed and free memory; 0 where not measured.
     cluster, charter_term, revision: the newest charter that it knows to be committed; empty and 0 where there is none.
     uptime_s: for how long it ran when it said so. lag_ms: how late its loop comes to its timers.
+    draining: 1 while its work moves to others and nobody shall plan on it.
     """
 
     node: NodeText
@@ -84,6 +85,7 @@ class Fact(msgspec.Struct, frozen=True, array_like=True):
     revision: Revision = 0
     uptime_s: Count = 0
     lag_ms: Count = 0
+    draining: Count = 0
 
 
 Facts = Annotated[tuple[Fact, ...], Meta(max_length=FACTS_MAX)]

@@ -80,9 +80,10 @@ async def test_a_job_from_its_blobs_to_its_results(tmp_path: Path) -> None:
 
 async def test_node_peers_and_stop(tmp_path: Path) -> None:
     async with api(tmp_path) as a:
+        _, cluster = await a.call("GET", "cluster")
         _, node = await a.call("GET", "node")
-        assert (node["name"], node["cluster"], node["job"], node["queue"]) == ("a", "test", None, [])
-        assert "loopback only" in node["notice"]
+        assert (node["name"], node["cluster"], node["job"], node["queue"]) == ("a", cluster["cluster"], None, [])
+        assert "it listens on this machine only" in node["notice"]
         _, found = await a.call("GET", "peers")
         assert [(p["name"], p["state"]) for p in found["peers"]] == [("a", "self")]
         assert await a.call("POST", "node/stop") == (200, {})

@@ -6,6 +6,7 @@ import contextlib
 import grp
 import logging
 import os
+import re
 import select
 import signal
 import socket
@@ -67,7 +68,9 @@ def test_what_stands_in_the_way_is_one_sentence(one: Mesh, tmp_path: Path) -> No
             2,
             f"port {address.rpartition(':')[2]} on 127.0.0.1 is in use",
         ),
-        (["--state-dir", str(tmp_path / "y"), "--listen", "0.0.0.0:0"], 4, "without credentials"),
+        (["--state-dir", str(tmp_path / "z"), "--plain", "--listen", "0.0.0.0:0"], 4, "without credentials"),
+        (["--state-dir", str(tmp_path / "w"), "--join", address], 2, "a token is needed"),
+        (["--state-dir", str(folder.parent / "a"), "--plain", "--listen", address], 2, "another daemon uses"),
     ):
         code, said = refused(*arguments)
         assert code == status, said
@@ -133,9 +136,9 @@ def test_a_person_who_starts_it_sees_where_it_listens(tmp_path: Path) -> None:
         rest = output.read().decode()
     assert process.wait(10) == 0
     assert "node a listens on 127.0.0.1:" in first
-    assert "loopback only, because it has no credentials" in first
     assert f"speak to it with: export P2PNN_SOCKET={tmp_path}/a/p2pnn.sock" in rest.splitlines()
-    assert "join it with: p2pnn node start" in rest
+    address = first.split()[-1]
+    assert re.search(rf"^  p2pnn join p2pnn1\.[0-9a-f]{{64}}\.[0-9a-f]{{8}}\.[0-9a-f]{{32}} {address}$", rest, re.M)
 
 
 def test_a_socket_is_bound_for_its_owner_only_and_a_dead_one_is_replaced(tmp_path: Path) -> None:
@@ -197,3 +200,10 @@ def test_a_socket_is_given_to_a_group_that_does_not_own_it_yet(tmp_path: Path) -
     bind_socket(tmp_path / "s.sock", other.gr_name).close()
     found = (tmp_path / "s.sock").stat()
     assert (found.st_mode & 0o777, found.st_gid) == (0o660, other.gr_gid)
+
+
+def test_a_plain_node_loads_no_cryptography() -> None:
+    """It would start a tenth of a second later, and `--local` starts three."""
+    program = "import sys, p2pnn.api.serve; print('cryptography' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

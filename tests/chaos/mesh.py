@@ -5,8 +5,8 @@
         await m.coordinator(within=3)
         m.cut("a", "b", one_way=True)
 
-Wherever a node is named, its role will do: `coordinator`, `submitter`, `holder` and so on, as `roles` has them. Every process that
-is started here ends with the one that started it, however that ends, also while it is stopped.
+Wherever a node is named, its role will do: `coordinator`, `submitter`, `holder` and so on, as `roles` has them. Every process
+that is started here ends with the one that started it, however that ends, also while it is stopped.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from tests.support import warm
 READY_TIMEOUT_S = 30.0
 AGREE_TIMEOUT_S = 30.0
 ANSWER_TIMEOUT_S = 2.0
+CHANGE_TIMEOUT_S = 60.0
 PAUSE_S = 0.004
 """Between two looks at something that is waited for."""
 
@@ -66,7 +67,7 @@ class Node:
 
 @dataclass
 class Mesh:
-    """nodes: those that were started, also when they have ended. roles: role → name of a node."""
+    """nodes: those that were started, also when they have ended. roles: role → name of a node. secured: with keys and TLS."""
 
     folder: Path
     nodes: dict[str, Node] = field(default_factory=dict)
@@ -74,6 +75,7 @@ class Mesh:
     disks: dict[str, Disk] = field(default_factory=dict)
     switch: Switch = field(default_factory=Switch)
     switched: bool = True
+    secured: bool = False
 
     def who(self, name: str) -> str:
         return self.roles.get(name, name)
@@ -97,6 +99,8 @@ class Mesh:
         node = self.node(name)
         if not node.alive:
             return None
+        if method != "GET":
+            body["timeout"] = aiohttp.ClientTimeout(CHANGE_TIMEOUT_S)
         try:
             async with node.session.request(method, f"http://p2pnn/api/v1/{path}", **body) as answer:
                 found = await answer.json()
@@ -239,18 +243,16 @@ class Mesh:
 
     async def start(self, name: str, *, cold: bool = False) -> Node:
         """Start a node, or start it again with its state folder and its port. cold: as a person would, imports and all."""
-        before, folder = self.nodes.get(name), self.folder / name
-        living = [node.address for node in self.nodes.values() if node.name != name]
+        before = self.nodes.get(name)
+        token = await self._token() if self.secured and before is None and self.nodes else ""
         ready, announce = os.pipe()
-        arguments = ["node", "start", "--name", name, "--state-dir", str(folder), "--ready-fd", str(announce)]
-        arguments += ["--listen", before.address if before else "127.0.0.1:0"]
-        arguments += ["--socket", str(self.folder / f"{name}.sock"), "--profile-cache", str(self.folder / "profile")]
-        for address in living:
-            arguments += ["--join", address]
+        arguments = ["node", "start", *self._words(name, before), "--ready-fd", str(announce)]
         port = str(self.switch.port if self.switched else 0)
         command = [sys.executable, "-m", "tests.chaos.node", port, name, *arguments]
         environ = {key: value for key, value in os.environ.items() if not key.startswith("P2PNN_")}
         environ |= {"P2PNN_CONFIG": os.devnull, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+        if token:
+            environ["P2PNN_TOKEN"] = token
         try:
             with (self.folder / f"{name}.log").open("ab") as log:
                 process = (subprocess.Popen if cold else warm.start)(
@@ -273,10 +275,27 @@ class Mesh:
         session = aiohttp.ClientSession(
             connector=aiohttp.UnixConnector(facts["socket"]), timeout=aiohttp.ClientTimeout(ANSWER_TIMEOUT_S)
         )
-        node = Node(name, folder, process, facts["address"], "", session)
+        node = Node(name, self.folder / name, process, facts["address"], "", session)
         self.nodes[name] = node
         node.ident = str((await self.get(name, "node"))["node"])
         return node
+
+    def _words(self, name: str, before: Node | None) -> list[str]:
+        words = [] if self.secured else ["--plain"]
+        words += ["--name", name, "--state-dir", str(self.folder / name), "--socket", str(self.folder / f"{name}.sock")]
+        words += [
+            "--listen",
+            before.address if before else "127.0.0.1:0",
+            "--profile-cache",
+            str(self.folder / "profile"),
+        ]
+        for other in self.nodes.values():
+            words += ["--join", other.address] if other.name != name else []
+        return words
+
+    async def _token(self) -> str:
+        """A join token, from the founder."""
+        return str((await self.post(next(iter(self.nodes)), "tokens"))["token"])
 
     def log(self, name: str) -> str:
         return (self.folder / f"{self.who(name)}.log").read_text(errors="replace")
@@ -296,10 +315,11 @@ class Mesh:
 
 @contextlib.asynccontextmanager
 async def mesh(
-    folder: Path, names: str, *, switched: bool = True, disks: dict[str, int] | None = None
+    folder: Path, names: str, *, switched: bool = True, secured: bool = False, disks: dict[str, int] | None = None
 ) -> AsyncIterator[Mesh]:
     """Nodes that agree, the first of them founder and coordinator. disks: node → bytes of a disk of its own."""
-    found = Mesh(folder, switched=switched)
+    folder.mkdir(parents=True, exist_ok=True)  # noqa: ASYNC240
+    found = Mesh(folder, switched=switched, secured=secured)
     try:
         with warm.measured(folder / "profile"):
             await found.switch.start()

@@ -17,7 +17,7 @@ import sys
 from p2pnn.executor import process
 from p2pnn.transport import attempt
 from p2pnn.types import Address
-from tests.chaos.switch import CONNECTED, PREAMBLE, REFUSED
+from tests.chaos.switch import CONNECTED, MAGIC, PREAMBLE, REFUSED, behind, door
 
 PR_SET_PDEATHSIG = 1
 
@@ -25,11 +25,12 @@ PR_SET_PDEATHSIG = 1
 async def through(switch: int, name: str, endpoint: Address) -> socket.socket:
     """A connection to the node that listens at the endpoint, by way of the switch. Raises OSError as a connect would."""
     loop = asyncio.get_running_loop()
+    port = behind(endpoint.host) if endpoint.port == switch else endpoint.port
     sock = socket.socket()
     try:
         sock.setblocking(False)
-        await loop.sock_connect(sock, ("127.0.0.1", switch))
-        await loop.sock_sendall(sock, PREAMBLE.pack(endpoint.port, len(name.encode())) + name.encode())
+        await loop.sock_connect(sock, (door(port), switch))
+        await loop.sock_sendall(sock, PREAMBLE.pack(MAGIC, port, len(name.encode())) + name.encode())
         answer = await loop.sock_recv(sock, 1)
         if answer == REFUSED:
             raise ConnectionRefusedError(111, "Connection refused")

@@ -10,6 +10,7 @@ import contextlib
 import mmap
 import os
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -94,7 +95,7 @@ class Steps:
     def gap_s(self, begin: float, end: float) -> float:
         """The longest time without a step between two moments."""
         times = [begin, *sorted(one.at for one in self.done if begin < one.at < end), end]
-        return max(later - earlier for earlier, later in zip(times, times[1:], strict=False))
+        return max(later - earlier for earlier, later in pairwise(times))
 
     def rate(self, begin: float, end: float) -> float:
         """Steps per second between two moments, by the node that did most."""

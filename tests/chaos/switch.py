@@ -20,16 +20,29 @@ import asyncio
 import contextlib
 import socket
 import struct
-from collections import Counter, deque
+from collections import deque
 from dataclasses import dataclass, field
 
-PREAMBLE = struct.Struct("!HB")
-"""Port of the node that is wanted, and how many bytes the name of the one who asks has."""
+PREAMBLE = struct.Struct("!8sHB")
+MAGIC = b"p2pnn-sw"
+"""Before the port of the node that is wanted, and how many bytes the name of the one who asks has. Strangers come by: whoever
+dials a port that was a node's yesterday."""
 
 CONNECTED, REFUSED = b"+", b"-"
 PIECE_BYTES = 1 << 18
 WAITING_BYTES_MAX = 4 << 20
 _ABORT = struct.pack("ii", 1, 0)  # SO_LINGER: closing sends a reset
+
+
+def door(port: int) -> str:
+    """The switch's address for the node that listens on this port: each has one of its own, since peers remember addresses."""
+    return f"127.1.{port >> 8}.{port & 255}"
+
+
+def behind(host: str) -> int:
+    """The port to which a door leads."""
+    high, low = (int(part) for part in host.split(".")[2:])
+    return high << 8 | low
 
 
 @dataclass
@@ -60,13 +73,13 @@ class Switch:
         self.names: dict[int, str] = {}
         self.port = 0
         self.resets = 0
-        self._ways: dict[tuple[str, str], Way] = {}
+        self.ways: dict[tuple[str, str], Way] = {}
         self._pairs: dict[tuple[str, str], set[_Pair]] = {}
         self._listener: socket.socket | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
+        self._listener = socket.create_server(("", 0), backlog=128)  # all of 127.0.0.0/8 is this machine, see `door`
         self._listener.setblocking(False)
         self.port = self._listener.getsockname()[1]
         self._own(self._accept(self._listener))
@@ -79,7 +92,7 @@ class Switch:
             self._listener.close()
 
     def way(self, source: str, target: str) -> Way:
-        return self._ways.setdefault((source, target), Way())
+        return self.ways.setdefault((source, target), Way())
 
     def cut(self, source: str, target: str) -> None:
         """Nothing passes from source to target any more; the other direction is as it was."""
@@ -109,6 +122,9 @@ class Switch:
         loop = asyncio.get_running_loop()
         while True:
             connection, _ = await loop.sock_accept(listener)
+            if not connection.getsockname()[0].startswith("127."):
+                connection.close()
+                continue
             connection.setblocking(False)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._own(self._serve(connection))
@@ -118,7 +134,9 @@ class Switch:
         with contextlib.ExitStack() as stack:
             stack.callback(connection.close)
             try:
-                port, length = PREAMBLE.unpack(await _exactly(connection, PREAMBLE.size))
+                magic, port, length = PREAMBLE.unpack(await _exactly(connection, PREAMBLE.size))
+                if magic != MAGIC:
+                    return
                 source = (await _exactly(connection, length)).decode()
                 target = self.names.get(port, str(port))
                 there, back = self.way(source, target), self.way(target, source)

@@ -23,7 +23,15 @@ FOUND: dict[str, Any] = {
     "members": [
         {"node": A, "name": "attic", "voter": True, "state": "self"},
         {"node": B, "name": "barn", "voter": True, "state": "alive"},
-        {"node": C, "name": "cellar", "voter": True, "state": "away", "away": "3 min", "reason": "it was stopped"},
+        {
+            "node": C,
+            "name": "cellar",
+            "voter": True,
+            "state": "away",
+            "away": "3 min",
+            "reason": "it was stopped",
+            "gone_s": 170.0,
+        },
         {"node": D, "name": "desk", "voter": False, "state": "alive"},
     ],
 }
@@ -45,7 +53,7 @@ def test_a_cluster_in_order(daemon: FakeDaemon, capsys: pytest.CaptureFixture[st
     assert [line.split() for line in members.splitlines()[1:]] == [
         ["attic", A, "self", "voter"],
         ["barn", B, "alive", "coordinator"],
-        ["cellar", C, *["away", "for", "3", "min:", "it", "was", "stopped"], "voter"],
+        ["cellar", C, *["away", "for", "3", "min", "(found", "dead):", "it", "was", "stopped"], "voter"],
         ["desk", D, "alive", "learner"],
     ]
     assert err == ""

@@ -59,7 +59,7 @@ def test_a_node_beside_another_gets_its_own_port_and_disturbs_nobody() -> None:
         "groupadd --system --force p2pnn",
         "install -D --mode=0644 /src/systemd/p2pnn@.service /etc/systemd/system/p2pnn@.service",
         "install -D --mode=0644 /src/systemd/node.toml /etc/p2pnn/b/node.toml",
-        "sed --in-place 's/^listen = .*/listen = \"127.0.0.1:7710\"/' /etc/p2pnn/b/node.toml",
+        "sed --in-place 's/^listen = .*/listen = \"0.0.0.0:7710\"/' /etc/p2pnn/b/node.toml",
         "systemctl daemon-reload",
         "systemctl enable --now p2pnn@b.service",
     ]

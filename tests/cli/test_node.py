@@ -143,6 +143,7 @@ BAD_SETTINGS = [
     ('join = ["127.0.0.1:0"]', "names port 0"),
     ('name = "a b"', "'a b' cannot be a node's name"),
     ("name = 0", "cannot be a node's name"),
+    ('plain = "perhaps"', "is neither true nor false"),
     ('cluster = "' + "x" * 65 + '"', "up to 64 printable characters"),
     ('quota = "much"', "much"),
     ("quota = false", "is not a size"),
@@ -178,7 +179,7 @@ def test_every_bad_value_of_file_or_environment_ends_with_this_status(
     key, _, text = setting.partition(" = ")
     if place == "environment":
         monkeypatch.setenv(f"P2PNN_{key.upper()}", text.strip('["]'))
-    sound = {"state_dir": str(tmp_path / "state"), "listen": "127.0.0.1:0"}
+    sound = {"state_dir": str(tmp_path / "state"), "listen": "127.0.0.1:0", "plain": "true"}
     lines = [f'{name} = "{value}"' for name, value in sound.items() if name != key]
     (tmp_path / "node.toml").write_text("\n".join(lines + [setting] * (place == "file")))
     assert main(["node", "start", "--config", str(tmp_path / "node.toml")]) == BAD_CONFIGURATION
@@ -189,7 +190,7 @@ def test_every_bad_value_of_file_or_environment_ends_with_this_status(
 
 
 def test_a_flag_over_a_bad_file_is_the_one_to_blame(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "node.toml").write_text(f'state_dir = "{tmp_path}/state"\nlisten = "0.0.0.0:1"\n')
+    (tmp_path / "node.toml").write_text(f'plain = true\nstate_dir = "{tmp_path}/state"\nlisten = "0.0.0.0:1"\n')
     assert main(["node", "start", "--config", str(tmp_path / "node.toml"), "--listen", "0.0.0.0:0"]) == 4
     assert "without credentials" in capsys.readouterr().err
 

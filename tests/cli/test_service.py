@@ -95,7 +95,7 @@ def test_several_nodes_share_an_environment(machine: Machine) -> None:
     assert machine.called("systemctl") == ["daemon-reload", "enable --now p2pnn@b.service"]
     assert machine.called("python") == []
     found = tomllib.loads((machine.root / "etc/p2pnn/b/node.toml").read_text())
-    assert found == {"listen": "127.0.0.1:7710"}
+    assert found == {"listen": "0.0.0.0:7710"}
     assert f"P2PNN_SOCKET={machine.root}/run/p2pnn-b/p2pnn.sock p2pnn node status" in out
     assert machine.run("remove", "--name", "b")[0] == 0
     assert machine.files() == {UNIT, PYTHON_FILE, CONFIGURATION, "etc/p2pnn/b/node.toml"}

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
-from p2pnn.cluster.charter import Version
+from p2pnn.cluster.charter import Charter, Version
 from p2pnn.cluster.durable import Durable
 from p2pnn.cluster.election import Role
 from p2pnn.cluster.parking import Parked, names_of
 from p2pnn.cluster.recovery import RECOVER_AFTER_S, recovered, refusal
+from p2pnn.types import NodeId
 from p2pnn.wire.charter import CharterPiece, Lead, Vote
 from tests.cluster.charters import A, B, C, Desk, charter_of
 
@@ -17,18 +19,34 @@ PARKED = Parked(0.0, ("a",), ("b", "c"), 2)
 
 
 @pytest.mark.parametrize(
-    ("charter", "parked", "newer", "now", "why"),
+    ("charter", "parked", "known", "now", "why"),
     [
         (None, Parked(0.0), {}, 99.0, "holds no charter"),
+        (
+            msgspec.structs.replace(THREE, cluster="other"),
+            PARKED,
+            {},
+            99.0,
+            "the charter of cluster other, and home was",
+        ),
+        (charter_of((B, C)), PARKED, {}, 99.0, "no member of its charter"),
         (THREE, None, {}, 99.0, "has a coordinator"),
         (THREE, Parked(0.0, ("a", "b"), ("c",), 2), {}, 99.0, "sees 2 of 3 voters, which is a majority"),
         (THREE, PARKED, {}, RECOVER_AFTER_S - 1, "wait until it is 30 s"),
-        (THREE, PARKED, {B: Version(3, 9)}, 99.0, f"node {names_of(THREE)[B]} knows charter 3.9, newer than 3.1 here"),
-        (THREE, PARKED, {}, RECOVER_AFTER_S, ""),
+        (
+            THREE,
+            PARKED,
+            {B: ("home", Version(3, 9))},
+            99.0,
+            f"node {names_of(THREE)[B]} knows charter 3.9, newer than 3.1",
+        ),
+        (THREE, PARKED, {B: ("away", Version(9, 9)), C: ("home", Version(3, 1))}, RECOVER_AFTER_S, ""),
     ],
 )
-def test_it_is_refused_while_anything_speaks_against_it(charter, parked, newer, now, why) -> None:  # type: ignore[no-untyped-def]
-    said = refusal(charter, parked, newer, now)
+def test_it_is_refused_while_anything_speaks_against_it(
+    charter: Charter | None, parked: Parked | None, known: dict[NodeId, tuple[str, Version]], now: float, why: str
+) -> None:
+    said = refusal(charter, A, "home", parked, known, now)
     assert why in said
     assert bool(said) == bool(why)
 
@@ -38,6 +56,7 @@ def test_the_new_cluster_has_one_member_the_old_work_and_higher_versions() -> No
     assert new.charter is not None
     assert (new.term, new.vote, new.charter.cluster) == (8, None, "new")
     assert (new.charter.voters, list(new.charter.nodes()), new.charter.work) == ((A,), [A], b"jobs")
+    assert new.charter.removed == (B, C), "so a secured node tells them to join again"
     assert new.charter.version > THREE.version
     assert new.charter.version.generation > THREE.version.generation
 

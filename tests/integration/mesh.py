@@ -58,11 +58,12 @@ class Mesh:
     """`with mesh(folder, 3) as m:` starts nodes a, b, c that see each other.
 
     cold: each daemon is a Python of its own from its first instruction on; otherwise it is forked from one that has imported
-    its modules, which is half a second sooner.
+    its modules, which is half a second sooner. secured: with keys and TLS; the first founds, the others join by tokens.
     """
 
     folder: Path
     cold: bool = False
+    secured: bool = False
     nodes: dict[str, Node] = field(default_factory=dict)
     lifeline: tuple[int, int] = (-1, -1)
 
@@ -74,12 +75,15 @@ class Mesh:
         living = [n for n in self.nodes.values() if n.process.poll() is None]
         target = self.nodes[join] if join else next(iter(living), None)
         ready, announce = os.pipe()
-        arguments = ["--plain", "--name", name, "--state-dir", str(self.folder / name), "--listen", "127.0.0.1:0"]
+        arguments = [] if self.secured else ["--plain"]
+        arguments += ["--name", name, "--state-dir", str(self.folder / name), "--listen", "127.0.0.1:0"]
         arguments += ["--lifeline", str(self.lifeline[0]), "--ready-fd", str(announce), *more]
         arguments += ["--profile-cache", str(self.folder / "profile")]
         if target is not None:
             arguments += ["--join", target.address]
         environ = {k: v for k, v in os.environ.items() if not k.startswith("P2PNN_")} | {"P2PNN_CONFIG": os.devnull}
+        if self.secured and target is not None and not (self.folder / name).exists():
+            environ["P2PNN_TOKEN"] = target.daemon.post("tokens")["token"]
         with (self.folder / f"{name}.log").open("ab") as log:
             process = (subprocess.Popen if self.cold else warm.start)(
                 [sys.executable, "-m", "p2pnn", "node", "start", *arguments],
@@ -147,9 +151,9 @@ class Mesh:
 
 
 @contextlib.contextmanager
-def mesh(folder: Path, count: int = 0, *, cold: bool = False) -> Iterator[Mesh]:
+def mesh(folder: Path, count: int = 0, *, cold: bool = False, secured: bool = False) -> Iterator[Mesh]:
     """A mesh of `count` nodes a, b, c, … that see each other."""
-    found = Mesh(folder, cold, lifeline=os.pipe())
+    found = Mesh(folder, cold, secured, lifeline=os.pipe())
     try:
         with warm.measured(folder / "profile"):
             names = list("abcdefgh"[:count])

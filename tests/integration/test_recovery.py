@@ -125,3 +125,21 @@ def _is_zombie(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().split(")")[1].split()[0] == "Z"
     except OSError:
         return True
+
+
+def test_who_joins_and_who_coordinates_disturbs_no_training_elsewhere(tmp_path: Path, unbroken: dict[str, Any]) -> None:
+    with mesh(tmp_path, 3) as m:
+        job = m.submit("c", *long_job(nodes=("b", "c"), checkpoint_steps=0))
+        await_step(m, "c", job, 20)
+        m.start("d", join="b")
+        await_step(m, "c", job, 60)
+        before = {name: m[name].get("node")["executor_pid"] for name in "bc"}
+        m.nodes["a"].kill()  # it founded the cluster, so it coordinates
+        m.await_peers("b", "c", "d")
+        if m.job("c", job)["state"] == "running":
+            assert {name: m[name].get("node")["executor_pid"] for name in "bc"} == before
+        done = m.await_state("c", job, "done")
+        assert done["result"]["bits"] == unbroken["result"]["bits"]
+        states = [event["state"] for event in told(m, "c", job, "state")]
+        assert "recovering" not in states
+        assert states.count("preparing") <= 1

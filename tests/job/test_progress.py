@@ -57,3 +57,22 @@ def test_metrics_are_finished_by_kind() -> None:
     assert finished("exp", 0.0, 2.0) == 1.0
     assert math.isinf(finished("exp", 1e6, 1.0))
     assert math.isnan(finished("mean", 0.0, 0.0))
+
+
+def test_a_run_that_follows_a_lost_one_knows_what_that_had_told() -> None:
+    lost = ProgressMeter(spec(), 0, 0.0)
+    lost.start(0.0, ["a", "b"])
+    for step, loss in ((10, 2.0), (20, 1.0)):
+        lost.add("a", Progress(step, (0.0, 0), {}, 0.1, 0.2), 1.0)
+        lost.add("b", Progress(step, (loss * 80, 80), {}, 0.1, 0.2), 1.0)
+        if step == 10:
+            assert lost.end_epoch(1, 10, 1.0)["loss"] == 2.0
+    for step, known in ((20, 1.0), (16, None), (8, None)):
+        again = ProgressMeter(spec(), step, 2.0)
+        again.follow(lost)
+        again.start(2.0, ["a"])
+        if step == 8:
+            again.add("a", Progress(10, (5.0 * 16, 16), {}, 0.1, 0.2), 3.0)
+            assert again.end_epoch(1, 10, 3.0)["loss"] == 2.0, "all of the epoch, not its last steps"
+        entry = again.end_epoch(2, 20, 4.0)
+        assert entry.get("loss") == known

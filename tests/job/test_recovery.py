@@ -9,7 +9,7 @@ import msgspec
 from p2pnn.job import actions
 from p2pnn.job.checkpoint import Manifest, Part
 from p2pnn.job.ledger import Ledger
-from p2pnn.job.recovery import ANSWER_S, LINK_S, MAKE_S, Lost, Recovery, taken_back, told
+from p2pnn.job.recovery import ANSWER_S, LINK_S, MAKE_S, Attempts, Lost, Recovery, taken_back, told
 from p2pnn.types import BlobId, JobId
 from tests.job.test_supervisor import NAMES, NODES, make_plan, make_record, make_spec
 
@@ -154,3 +154,19 @@ def test_what_is_told_says_what_it_cost() -> None:
     text = told(lost, msgspec.structs.replace(spec, kind="evaluate"), ["a"], 0, 2.0)["text"]
     assert text == "node b is lost (reset): went on over a after 1.0 s"
     assert set(NAMES) == set(NODES)
+
+
+def test_of_two_that_do_not_reach_each_other_twice_one_is_shunned_and_never_the_coordinator() -> None:
+    attempts = Attempts(0)
+    attempts.apart(B, C, A)
+    assert attempts.shunned == frozenset(), "the link may be back"
+    attempts.apart(C, B, A)
+    assert attempts.shunned == {C}
+    attempts = Attempts(0)
+    for _ in range(2):
+        attempts.apart(B, A, A)
+    assert attempts.shunned == {B}
+    attempts = Attempts(0)
+    attempts.apart(B, C, A)
+    attempts.apart(A, C, A)
+    assert attempts.shunned == frozenset(), "another pair"

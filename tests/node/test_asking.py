@@ -105,3 +105,14 @@ async def test_an_answer_of_another_kind_is_given_as_it_is() -> None:
     await until(lambda: outside.of(wire.Ask, B))
     asking.receive(B, wire.Traced(1, 77))
     assert await question == wire.Traced(1, 77)
+
+
+async def test_who_waits_when_the_node_stops_is_told() -> None:
+    here, outside = post()
+    asking = Asking(here)
+    waiting = asyncio.ensure_future(asking.inquire(B, "b", wire.Ask(0, "toy-1", "cancel")))
+    await until(lambda: outside.of(wire.Ask, B))
+    await asking.close()
+    with pytest.raises(UsageError, match="node a stops") as stopped:
+        await waiting
+    assert not isinstance(stopped.value, AskAgain), "nobody is asked any more"

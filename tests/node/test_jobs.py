@@ -14,7 +14,7 @@ from p2pnn.job import script
 from p2pnn.job.checkpoint import Manifest, Part
 from p2pnn.job.plan import Plan
 from p2pnn.job.spec import JobSpec
-from p2pnn.node import jobs as jobs_module
+from p2pnn.node import coordinator as coordinator_module
 from p2pnn.node import succession
 from p2pnn.node.jobs import Jobs
 from p2pnn.node.storage import Storage
@@ -26,9 +26,14 @@ pytestmark = pytest.mark.asyncio
 
 
 class FakePlanning:
-    def __init__(self) -> None:
+    def __init__(self, members: dict[NodeId, str]) -> None:
         self.nodes = [A, B]
         self.asked = 0
+        self.draining: set[NodeId] = set()
+        self.members = members
+
+    def usable(self) -> dict[NodeId, str]:
+        return {node: name for node, name in self.members.items() if node not in self.draining}
 
     async def plan(self, spec: JobSpec) -> Plan:
         self.asked += 1
@@ -43,7 +48,7 @@ class Bench:
         self.storage = Storage(folder / "state")
         self.exchange = exchange(folder / "state", self.post)
         self.members = {A: "a", B: "b", C: "c"}
-        self.planning = FakePlanning()
+        self.planning = FakePlanning(self.members)
         self.cluster = cluster or FakeCluster(A)
         self.jobs = Jobs(
             self.post, self.storage, self.exchange, self.planning, lambda: self.members, self.cluster  # type: ignore[arg-type]
@@ -202,7 +207,7 @@ async def test_a_coordinator_does_what_peers_pass_on(tmp_path: Path) -> None:
 async def test_without_a_coordinator_nothing_is_done_and_it_is_said_why(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jobs_module, "ELECTION_S", 0.02)
+    monkeypatch.setattr(coordinator_module, "ELECTION_S", 0.02)
     bench = Bench(tmp_path)
     bench.cluster.elect(None)
     with pytest.raises(UsageError, match="no coordinator was elected"):
@@ -271,3 +276,39 @@ async def test_a_job_that_the_cluster_does_not_know_of_has_failed(
         again.jobs.get(job).reason == f"the cluster does not know of this start; go on with `p2pnn jobs resume {job}`"
     )
     await again.close()
+
+
+async def test_who_submits_to_a_node_that_stops_is_told_so(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    bench.cluster.delays = True
+    submitting = asyncio.ensure_future(bench.submitted())
+    await until(lambda: bench.cluster.proposed)
+    await bench.jobs.close()
+    with pytest.raises(UsageError, match="node a is stopping; ask another node"):
+        await submitting
+    bench.storage.close()
+
+
+async def test_a_node_that_was_not_there_from_the_beginning_follows_by_the_record(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    bench.cluster.elect(C)
+    record = codec.JobRecord(
+        JobId("toy-9"), "toy", "train", bench.spec_blob, "running", C, "c", 3, 5, history=({"epoch": 1.0},), starts=1
+    )
+    bench.hear(C, wire.Record("toy-9", 3, 5, codec.encode(record)))
+    bench.hear(
+        C, wire.Happened("toy-9", 3, "epoch", msgspec.msgpack.encode({"epoch": 2}))
+    )  # it came too late for the first
+    found: list[object] = []
+
+    async def follow() -> None:
+        async for event in bench.jobs.events("toy-9", 0):
+            found.append(event.get("state") or event.get("epoch"))
+
+    following = asyncio.ensure_future(follow())
+    await until(lambda: len(found) == 2)
+    done = msgspec.structs.replace(record, state="failed", revision=6, history=({"epoch": 1.0}, {"epoch": 2.0}))
+    bench.hear(C, wire.Record("toy-9", 3, 6, codec.encode(done)))
+    await following
+    assert found == [1, "running", 2, "failed"]
+    await bench.close()

@@ -187,6 +187,7 @@ async def test_a_change_of_what_this_node_says_of_itself_is_told() -> None:
         "software": "p2pnn 1",
         "versions": [1, 1],
         "load": 2,
+        "draining": False,
         "profile": {"gflops": 41, "memory_bytes": 2 << 30},
     }
     bench.members.close()

@@ -8,13 +8,14 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from p2pnn.errors import UsageError
 from p2pnn.job import records as codec
 from p2pnn.job import script, watch
 from p2pnn.job.plan import Plan
 from p2pnn.node import parcels
 from p2pnn.node import supervision as module
 from p2pnn.wire import messages as wire
-from tests.node.nodes import A, B, C, until
+from tests.node.nodes import A, B, C, plan_of, until
 from tests.node.test_jobs import Bench
 
 pytestmark = pytest.mark.asyncio
@@ -164,4 +165,148 @@ async def test_who_is_overdue_when_this_process_stood_still_may_still_speak(
     bench.hear(A, wire.Preparing(job, 2, 1, 2))
     assert bench.jobs._supervision._timers[job] is second, "what others say must not put the second look off"
     await until(lambda: bench.state(job) == "failed")
+    await bench.close()
+
+
+def generations(bench: Bench) -> set[int]:
+    told = [m for _, m in bench.outside.sent if not isinstance(m, wire.Happened)]
+    return {m.generation for m in told if hasattr(m, "generation")}
+
+
+async def test_a_node_that_is_lost_while_a_start_is_decided_is_planned_around(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    bench.cluster.delays = True
+    submitting = asyncio.ensure_future(bench.submitted())
+    await until(lambda: bench.cluster.proposed)
+    bench.planning.nodes = [A, C]
+    del bench.members[B]
+    bench.jobs.member_lost(B, "connection reset")
+    bench.jobs.member_failed(B, "no process listens there")
+    await asyncio.sleep(0)
+    assert bench.outside.of(wire.Reserve) == []
+    bench.cluster.delays = False
+    bench.cluster.commit()
+    job = await submitting
+    await until(lambda: bench.jobs.get(job).generation == 2)
+    await asyncio.sleep(0)
+    assert [m.generation for m in bench.outside.of(wire.Reserve)] == [2]
+    for node in (A, C):
+        bench.hear(node, wire.Granted(job, 2))
+    assert bench.state(job) == "preparing"
+    assert 0 not in generations(bench)
+    assert bench.jobs.work.entries[job].nodes == (A, C)
+    await bench.close()
+
+
+async def test_of_two_decisions_under_way_only_the_last_takes_nodes(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    job = await bench.submitted()
+    bench.cluster.delays = True
+    for lost, nodes in ((B, [A, C]), (C, [A])):
+        bench.planning.nodes = nodes
+        bench.members.pop(lost)
+        bench.jobs.member_lost(lost, "connection reset")
+        await until(lambda nodes=nodes: bench.jobs.get(job).plan == plan_of(bench.spec, nodes))
+    bench.outside.sent.clear()
+    bench.cluster.commit()
+    await until(lambda: bench.cluster.proposed)  # the second, which waited
+    await asyncio.sleep(0)
+    assert bench.outside.of(wire.Reserve) == []
+    bench.cluster.commit()
+    await until(lambda: bench.outside.of(wire.Reserve))
+    assert [(m.job, m.generation) for m in bench.outside.of(wire.Reserve)] == [(job, 3)]
+    bench.hear(A, wire.Granted(job, 3))
+    assert bench.state(job) == "preparing"
+    await bench.close()
+
+
+async def test_a_start_whose_asker_goes_away_leaves_nothing_in_the_charter(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    bench.cluster.delays = True
+    submitting = asyncio.ensure_future(bench.submitted())
+    await until(lambda: bench.cluster.proposed)
+    submitting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await submitting
+    bench.cluster.delays = False
+    bench.cluster.commit()
+    await until(lambda: bench.cluster.charter.revision == 2)
+    assert bench.jobs.work.entries == {}
+    assert bench.outside.of(wire.Reserve) == []
+    await bench.close()
+
+
+async def test_a_start_that_is_not_decided_when_this_node_is_deposed_was_not_begun(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    bench.cluster.delays = True
+    submitting = asyncio.ensure_future(bench.submitted())
+    await until(lambda: bench.cluster.proposed)
+    bench.cluster.elect(C)
+    await until(lambda: bench.outside.of(wire.Ask, C))  # the next coordinator is asked for the same job
+    assert bench.outside.of(wire.Reserve) == []
+    [question] = bench.outside.of(wire.Ask, C)
+    assert question.verb == "submit"
+    submitting.cancel()
+    await bench.close()
+
+
+async def test_a_job_is_begun_once_at_a_time(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    job = await bench.submitted()
+    await bench.jobs.ask(job, "pause")
+    bench.cluster.delays = True
+    first = asyncio.ensure_future(bench.jobs.ask(job, "resume"))
+    second = asyncio.ensure_future(bench.jobs.ask(job, "resume"))
+    done, _ = await asyncio.wait([first, second], return_when=asyncio.FIRST_COMPLETED)
+    with pytest.raises(UsageError, match="is being started already"):
+        await done.pop()
+    bench.cluster.delays = False
+    bench.cluster.commit()
+    [other] = {first, second} - done if done else {first if second.done() else second}
+    assert await other == "queued"
+    await bench.close()
+
+
+async def test_a_job_that_is_cancelled_while_its_start_is_decided_leaves_nothing_behind(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    job = await bench.submitted()
+    await bench.jobs.ask(job, "pause")
+    await until(lambda: bench.jobs.work.entries == {})
+    bench.cluster.delays = True
+    resuming = asyncio.ensure_future(bench.jobs.ask(job, "resume"))
+    await until(lambda: bench.cluster.proposed)
+    assert await bench.jobs.ask(job, "cancel") == "cancelled"
+    bench.cluster.delays = False
+    bench.cluster.commit()
+    assert await resuming == "cancelled"
+    await until(lambda: bench.jobs.work.entries == {})
+    states = [event["state"] for event in bench.jobs.journal(job)._events if event["kind"] == "state"]
+    assert states == ["queued", "paused", "queued", "cancelled"]
+    await bench.close()
+
+
+async def test_the_entry_of_a_job_goes_when_it_has_ended(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    job = await bench.running()
+    assert set(bench.jobs.work.entries) == {job}
+    bench.hear(B, wire.JobFailed(job, 1, "the loss became NaN"))
+    assert bench.state(job) == "failed"
+    await until(lambda: bench.jobs.work.entries == {})
+    await bench.close()
+
+
+async def test_what_a_deposed_coordinator_wanted_is_not_done_any_more(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    job = await bench.running()
+    await asyncio.sleep(0)
+    bench.cluster.elect(C)
+    bench.outside.sent.clear()
+    for node in (A, B):
+        bench.hear(node, wire.Report(job, 1, msgspec.msgpack.encode(script.Done(1))))
+    bench.hear(B, wire.JobFailed(job, 1, "the loss became NaN"))
+    bench.jobs.member_lost(B, "connection reset")
+    await asyncio.sleep(0)
+    assert bench.outside.sent == []
+    assert bench.state(job) == "running", "the next coordinator knows"
+    assert bench.jobs._supervision._timers == {}
     await bench.close()

@@ -199,9 +199,10 @@ def storm(seed: int, count: int) -> None:
         raise mesh.world.violation({node[-2:]: mesh.states(node) for node in mesh.living()})
 
 
-@pytest.mark.parametrize("seed", range(6))
-def test_a_storm_of_faults_leaves_a_whole_mesh(seed: int) -> None:
-    storm(seed, 5)
+@pytest.mark.parametrize(("seed", "count"), [*((seed, 5) for seed in range(6)), (1018, 2)])
+def test_a_storm_of_faults_leaves_a_whole_mesh(seed: int, count: int) -> None:
+    """1018: both of two call each other dead over a link that stays open, and each has missed the other's refutation."""
+    storm(seed, count)
 
 
 @pytest.mark.long

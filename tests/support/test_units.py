@@ -14,6 +14,7 @@ import pytest
 
 from p2pnn.cli.installation import GROUP, NAME_CHARS_MAX, Layout
 from p2pnn.config import BAD_CONFIGURATION, KEYS, SYSTEM_CONFIG, SYSTEM_SOCKET, node_config
+from p2pnn.values import TOKEN_CREDENTIAL
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 UNITS = ROOT / "systemd"
@@ -63,6 +64,7 @@ def test_both_units_differ_by_the_names_only() -> None:
         "User",
         "StateDirectory",
         "RuntimeDirectory",
+        "LoadCredential",
     }
 
 
@@ -80,6 +82,10 @@ def test_the_unit_puts_things_where_installing_says(name: str, instance: str) ->
     assert given.get("--name", "") == instance
     found = {key: value.replace("%i", instance) for key, value in settings(name)}
     assert (found["StateDirectory"], found["RuntimeDirectory"]) == (at.state.name, at.socket.parent.name)
+    credential, _, source = found["LoadCredential"].partition(":")
+    assert credential == TOKEN_CREDENTIAL
+    assert source == (f"p2pnn-{instance}.join-token" if instance else "")
+    assert "/" not in source, "a path that is missing would keep the service from starting"
     assert found["RestartPreventExitStatus"] == str(BAD_CONFIGURATION)
     assert found["User"] == (
         f"p2pnn-{instance}" if instance else "p2pnnd"
@@ -97,8 +103,16 @@ def test_every_line_of_the_example_can_be_taken(tmp_path: Path) -> None:
     (tmp_path / "node.toml").write_text(whole)
     config = node_config({}, config=str(tmp_path / "node.toml"), environ={"HOME": "/"})
     assert (config.name, config.quota_bytes, len(config.join)) == ("attic-pc", 20 * 10**9, 1)
-    assert set(tomllib.loads(whole)) == set(KEYS) - {"state_dir", "socket", "socket_group", "profile_cache"}
-    assert tomllib.loads(text) == {"listen": "127.0.0.1:7700"}
+    assert set(tomllib.loads(whole)) == set(KEYS) - {
+        "state_dir",
+        "socket",
+        "socket_group",
+        "profile_cache",
+        "token",
+        "token_file",
+        "plain",
+    }
+    assert tomllib.loads(text) == {"listen": "0.0.0.0:7700"}
 
 
 @pytest.fixture

@@ -42,6 +42,7 @@ IMPORTED = (
 THREADS = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 """BLAS reads them when it is loaded, so a process that wants more threads is started afresh."""
 
+ROOT = Path(__file__).resolve().parent.parent.parent
 REQUEST_BYTES_MAX = 1 << 18
 DESCRIPTORS_MAX = 32
 WAITING_MAX = 16
@@ -167,6 +168,7 @@ def _connect() -> socket.socket:
                 [sys.executable, "-m", __name__, str(listener.fileno()), _address],
                 pass_fds=[listener.fileno()],
                 stdin=subprocess.PIPE,
+                cwd=ROOT,  # where this module is found; a test may have gone elsewhere
                 env={**os.environ, **THREADS},
             )
         atexit.register(close)

@@ -203,11 +203,12 @@ def test_a_certificate_outside_its_time_means_a_clock(shift_s: float) -> None:
 
 @on_both_loops
 async def test_who_calls_itself_another_node_than_its_key_is_refused() -> None:
-    a, b = make("a"), make("b", claims=NodeId("0" * 32))
-    async with running(a, b):
+    a, b, c = make("a"), make("b", claims=NodeId("0" * 32)), make("c")
+    async with running(a, b, c):
         assert "its key is another node's" in await failure(b, a)
-        assert "its key is another node's" in await failure(a, b)
-        await condition(lambda: not a.transport._peers)
+        assert a.events.connected == []
+        assert "its key is another node's" in await failure(c, b)
+        assert c.events.connected == []
 
 
 @on_both_loops
@@ -325,3 +326,19 @@ def test_credentials_that_do_not_fit_together_are_named() -> None:
     make("b")
     with pytest.raises(StorageError, match=r"a\.pem and .*b\.key cannot be used"):
         Security(Path("a.pem"), Path("b.key"), AUTHORITY.certificate.der, Door())
+
+
+@on_both_loops
+async def test_one_address_cannot_take_all_places_at_the_door() -> None:
+    a = make("a", limits=Limits(handshakes_of_host_max=4, redial_first_s=0.01, redial_max_s=0.05))
+    b = make("b")
+    async with running(a, b):
+        idle = [await stranger(a) for _ in range(12)]
+        async with asyncio.timeout(5):
+            ended = 0
+            for reader, _ in idle[4:]:
+                ended += await reader.read() == b""
+        assert ended == 8
+        for _, writer in idle:
+            writer.transport.abort()
+        await connect(b, a)

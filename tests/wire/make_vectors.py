@@ -146,7 +146,7 @@ def evolution_cases() -> list[dict[str, Any]]:
          Welcome(1, NODES[0], "a", "b0", "s", "x 9")),
         ("newer Member in a Roster", [10, [[NODES[0], "a", "h", 1, "b", "tls"]]],
          messages.Roster((messages.Member(NODES[0], "a", "h", 1, "b"),))),
-        ("newer Fact in Gossip", [15, [[NODES[0], "a", "h", 1, "b", 3, 2, "", "", "", 1, 1, 0, 0, 0, "", 0, 0, 0, 0, [4, 7]]]],
+        ("newer Fact in Gossip", [15, [[NODES[0], "a", "h", 1, "b", 3, 2, "", "", "", 1, 1, 0, 0, 0, "", 0, 0, 0, 0, 0, [4, 7]]]],
          Gossip((Fact(NODES[0], "a", "h", 1, "b", 3, Life.DEAD),))),
         ("older Fact in Gossip, without a charter",
          [15, [[NODES[0], "a", "", 0, "b", 3, 0, "", "", "p2pnn 0.1.0", 1, 2, 3, 41, 6000]]],

@@ -1,0 +1,208 @@
+"""Draining: this node's work moves to others, without losing a step, before it is stopped.
+
+In this order: it says that it is draining, so nobody plans on it any more; it hands over what it coordinates; the coordinator,
+which is another node now, has each job with a part here stop where its granted steps end, with a checkpoint there, and go on
+elsewhere; and what checkpoints and data only this node holds is copied to another. Who asked may stop waiting: it goes on. Where
+nobody can take something over it says so and is as before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from typing import Final, Protocol
+
+from p2pnn.cluster.charter import Version
+from p2pnn.cluster.petitions import Change
+from p2pnn.errors import NotAllowedError, P2pnnError, ProposalRefused, StorageError, UsageError
+from p2pnn.job import life
+from p2pnn.node import specs
+from p2pnn.node.asking import AskAgain, Asking
+from p2pnn.node.blobs import BlobExchange
+from p2pnn.node.jobs import Jobs
+from p2pnn.node.keeping import FIRST_REQUEST
+from p2pnn.node.links import Post
+from p2pnn.node.place import Place
+from p2pnn.types import BlobId, NodeId
+from p2pnn.wire import messages as wire
+
+log = logging.getLogger("p2pnn.node")
+
+LOOK_S: Final = 0.05
+HANDOVER_S: Final = 10.0
+COPY_S: Final = 600.0
+ASK_S: Final = 60.0
+"""For the coordinator to find out whether the jobs fit on the others."""
+
+
+class Coordination(Protocol):
+    """The charter, as far as draining needs it."""
+
+    @property
+    def coordinator(self) -> NodeId | None: ...
+
+    def propose_members(self, change: Change) -> Version | None: ...
+
+
+class Draining:
+    """active: whether this node is draining, or has drained. told: called when that changes. when_drained: called then.
+
+    members: name by node id of every living member, this node included.
+    """
+
+    def __init__(
+        self,
+        post: Post,
+        charter: Coordination,
+        jobs: Jobs,
+        place: Place,
+        blobs: BlobExchange,
+        members: Callable[[], dict[NodeId, str]],
+        told: Callable[[bool], None],
+    ) -> None:
+        self.active = False
+        self.when_drained: Callable[[], None] = lambda: None
+        self._post = post
+        self._charter = charter
+        self._jobs = jobs
+        self._place = place
+        self._asking: Asking = jobs.asking
+        self._blobs = blobs
+        self._members = members
+        self._told = told
+        self._task: asyncio.Task[None] | None = None
+        self._words = ""
+        self._changed = asyncio.Event()
+
+    async def drain(self, *, force: bool) -> AsyncIterator[str]:
+        """What is waited for, sentence by sentence, until nothing is. A second caller follows the same draining.
+
+        force: leave what nobody can take over. Raises NotAllowedError where somebody must and nobody can; then it works on.
+        """
+        if self._task is None or (self._task.done() and (self._task.cancelled() or self._task.exception())):
+            self._say("")
+            self._task = asyncio.get_running_loop().create_task(self._drain(force))
+        task, last = self._task, ""
+        while not task.done():
+            if self._words != last:
+                last = self._words
+                yield last
+            changed = asyncio.ensure_future(self._changed.wait())
+            await asyncio.wait([task, changed], return_when=asyncio.FIRST_COMPLETED)
+            changed.cancel()
+        task.result()
+
+    async def close(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    # --- how
+
+    async def _drain(self, force: bool) -> None:
+        self._set(active=True)
+        try:
+            if not self._others():
+                self._check_alone(force)
+            else:
+                await self._give_all_away(force)
+        except BaseException:
+            self._set(active=False)
+            raise
+        log.info("drained node=%s", self._post.name)
+        asyncio.get_running_loop().call_soon(self.when_drained)
+
+    async def _give_all_away(self, force: bool) -> None:
+        for step in (self._hand_over, self._move_jobs, self._copy):
+            try:
+                await step()
+            except P2pnnError as error:
+                if not force:
+                    raise NotAllowedError(f"{error}; with --force it is drained nevertheless") from error
+                log.warning("drained by force reason=%s", error)
+
+    def _check_alone(self, force: bool) -> None:
+        """Nobody is there: only what is idle may go."""
+        unfinished = [r.job for r in self._jobs.records.values() if r.state not in life.ENDED]
+        if unfinished and not force:
+            raise NotAllowedError(
+                f"node {self._post.name} is alone, so nobody can take over job {unfinished[0]}; pause it (p2pnn jobs pause"
+                f" {unfinished[0]}), start another node, or add --force"
+            )
+
+    async def _hand_over(self) -> None:
+        """Let another node coordinate."""
+        deadline = asyncio.get_running_loop().time() + HANDOVER_S
+        while self._charter.coordinator in (self._post.node, None):
+            self._say("another node to coordinate the cluster")
+            if self._charter.coordinator is not None:
+                try:
+                    self._charter.propose_members(Change(hand_over=True))
+                except ProposalRefused as error:
+                    log.debug("not handed over reason=%s", error)
+            if asyncio.get_running_loop().time() > deadline:
+                raise UsageError(f"no other node took over the coordination of the cluster within {HANDOVER_S:.0f} s")
+            await asyncio.sleep(4 * LOOK_S)
+
+    async def _move_jobs(self) -> None:
+        """Have the coordinator move every job with a part here, and wait until the place is free."""
+        deadline = asyncio.get_running_loop().time() + ASK_S
+        while True:
+            coordinator = self._charter.coordinator
+            if coordinator is not None and coordinator != self._post.node:
+                try:
+                    name = f"{self._members().get(coordinator, coordinator[:8])}, which coordinates,"
+                    await self._asking.inquire(coordinator, name, wire.Ask(0, "node", "drain"), ASK_S)
+                    break
+                except AskAgain as error:
+                    log.debug("asked again reason=%s", error)
+            if asyncio.get_running_loop().time() > deadline:
+                raise UsageError(f"no coordinator was found within {ASK_S:.0f} s to move the jobs away")
+            await asyncio.sleep(4 * LOOK_S)
+        while (job := self._place.job) is not None:
+            self._say(f"job {job}, until it runs elsewhere")
+            await asyncio.sleep(LOOK_S)  # a place tells no event
+
+    async def _copy(self) -> None:
+        """Have another node keep what only this one has of jobs that are known: specifications, checkpoints, data."""
+        alone = [blob for blob in await self._needed() if not await self._blobs.is_elsewhere(blob)]
+        if not alone:
+            return
+        helper = min(self._others())
+        name, deadline = self._members().get(helper, helper[:8]), asyncio.get_running_loop().time() + COPY_S
+        for start in range(0, len(alone), wire.BLOBS_MAX):
+            part = tuple(alone[start : start + wire.BLOBS_MAX])
+            self._post.send(helper, wire.Keep("drain", FIRST_REQUEST - 1, part, self._post.node))
+        for number, blob in enumerate(alone, 1):
+            self._say(f"node {name} to copy what only this node holds ({number:,} of {len(alone):,})")
+            while not await self._blobs.is_elsewhere(blob):
+                if asyncio.get_running_loop().time() > deadline:
+                    raise StorageError(f"node {name} has not copied what only this node holds within {COPY_S:.0f} s")
+                await asyncio.sleep(4 * LOOK_S)
+
+    async def _needed(self) -> list[BlobId]:
+        """Of all jobs that are known, what lies here and somebody may still want."""
+        store, found = self._blobs.blobs, dict.fromkeys(b for r in self._jobs.records.values() for b in r.part_blobs())
+        for record in self._jobs.records.values():
+            found[record.spec] = None
+            if await asyncio.to_thread(store.has, record.spec):
+                try:
+                    spec = await asyncio.to_thread(specs.load, store, record.spec)
+                    found.update(dict.fromkeys(sorted(specs.read_by_job(spec))))
+                except P2pnnError as error:
+                    log.warning("data of job=%s is not looked at reason=%s", record.job, error)
+        return await asyncio.to_thread(lambda: [blob for blob in found if store.has(blob)])
+
+    def _others(self) -> list[NodeId]:
+        return sorted(node for node in self._members() if node != self._post.node and self._post.reachable(node))
+
+    def _set(self, *, active: bool) -> None:
+        self.active = active
+        self._told(active)
+
+    def _say(self, words: str) -> None:
+        if words != self._words:
+            self._words = words
+            self._changed.set()
+            self._changed = asyncio.Event()

@@ -1,0 +1,318 @@
+"""A new coordinator and the jobs that another has led: what it asks, what it goes on with, and what it begins anew."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from p2pnn.errors import PlanError
+from p2pnn.job import records as codec
+from p2pnn.job import script, work
+from p2pnn.job.part_log import PartLog
+from p2pnn.job.plan import Plan
+from p2pnn.job.spec import JobSpec
+from p2pnn.node import parcels, succession
+from p2pnn.types import JobId, NodeId
+from p2pnn.wire import messages as wire
+from tests.node.nodes import A, B, C, until
+from tests.node.test_jobs import Bench as JobsBench
+
+pytestmark = pytest.mark.asyncio
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits for members that come back after a power cut."""
+    monkeypatch.setattr(succession, "GATHER_S", 0.0)
+    monkeypatch.setattr(succession, "TELL_S", 0.0)
+
+
+class Bench(JobsBench):
+    """Node A led a job over B and C, C coordinated for a moment, and A does again: it knows of the start what its nodes tell."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.planning.nodes = [B, C]
+        self.logs = {B: PartLog(), C: PartLog()}
+        self.job = JobId("")
+        self.read = 0
+
+    async def led(self) -> None:
+        self.job = JobId(await self.submitted())
+        for node in (B, C):
+            self.hear(node, wire.Granted(self.job, 1))
+        for node in (B, C):
+            self.hear(node, wire.Prepared(self.job, 1, 10))
+        self.listen()
+
+    def listen(self) -> None:
+        """The nodes take what they were sent."""
+        sent, self.read = self.outside.sent[self.read :], len(self.outside.sent)
+        for node, message in sent:
+            if isinstance(message, wire.Command) and node in self.logs:
+                for command in msgspec.msgpack.decode(message.commands, type=list[script.Command]):
+                    data = msgspec.msgpack.encode(command)
+                    self.logs[node].command(command.sequence, data, message.oldest, message.state)
+
+    def succeed(self) -> None:
+        self.cluster.elect(C)
+        self.outside.sent.clear()
+        self.read = 0
+        self.cluster.elect(A)
+
+    async def asked(self) -> None:
+        await until(lambda: len(self.outside.of(wire.Adopt)) == 2)
+
+    def adopted(self, node: NodeId, **changes: Any) -> None:
+        state = self.logs[node].tell(codec.encode(self.jobs.records[self.job]))
+        data = msgspec.msgpack.encode(msgspec.structs.replace(state, **changes))
+        self.hear(node, wire.Adopted(self.job, 1, parcels.pack(data, self.exchange.blobs)))
+
+    @property
+    def is_led(self) -> bool:
+        return self.job in self.jobs._supervision.led
+
+    @property
+    def busy(self) -> bool:
+        return self.jobs._succession.busy
+
+
+async def test_the_nodes_are_asked_in_the_new_term_and_the_start_goes_on_as_it_was(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    await bench.led()
+    bench.succeed()
+    assert not bench.is_led
+    await bench.asked()
+    assert {(n, m.job, m.generation, m.term) for n, m in bench.outside.sent if isinstance(m, wire.Adopt)} == {
+        (B, bench.job, 1, 3),
+        (C, bench.job, 1, 3),
+    }
+    bench.adopted(B)
+    assert bench.busy
+    bench.adopted(C)
+    await until(lambda: bench.is_led)
+    record = bench.jobs.get(bench.job)
+    assert (record.state, record.generation, record.coordinator) == ("running", 1, A)
+    assert record.revision >= 3 << 32, "what the old coordinator still tells counts less"
+    again = bench.outside.of(wire.Command, B)
+    assert [m.term for m in again] == [3]
+    outstanding = [number for number, _ in bench.logs[B].tell(b"").commands]
+    assert [c.sequence for c in bench.commands(B) if not isinstance(c, script.Finish)] == outstanding
+    assert bench.outside.of(wire.Reserve) == bench.outside.of(wire.Prepare) == bench.outside.of(wire.Release) == []
+    await bench.close()
+
+
+async def test_what_nodes_say_before_all_have_told_is_held_back_in_its_order(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    await bench.led()
+    bench.succeed()
+    await bench.asked()
+    bench.adopted(B)
+    trains = [number for number, _ in bench.logs[B].tell(b"").commands]
+    done = [wire.Report(bench.job, 1, msgspec.msgpack.encode(script.Done(number))) for number in trains]
+    for message in done:
+        bench.hear(B, message)
+    bench.hear(A, wire.JobFailed(bench.job, 1, "A has no part of it"))
+    bench.adopted(C)
+    await until(lambda: bench.is_led)
+    bench.listen()
+    sent = len(bench.commands(C))
+    for message in done:
+        bench.hear(C, message)
+    assert len(bench.commands(C)) > sent, "the answers of both were taken"
+    assert bench.state(bench.job) == "running"
+    await bench.close()
+
+
+async def test_a_failure_that_came_meanwhile_is_heard_as_well(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    await bench.led()
+    bench.succeed()
+    await bench.asked()
+    bench.adopted(B)
+    bench.hear(B, wire.JobFailed(bench.job, 1, "the loss became NaN"))
+    bench.adopted(C)
+    await until(lambda: bench.state(bench.job) == "failed")
+    assert bench.jobs.get(bench.job).reason == "node b: the loss became NaN"
+    await bench.close()
+
+
+async def test_a_node_that_stays_silent_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(succession, "ANSWER_S", 0.01)
+    bench = Bench(tmp_path)
+    await bench.led()
+    bench.succeed()
+    await bench.asked()
+    bench.adopted(B)
+    await until(lambda: bench.is_led)
+    assert bench.state(bench.job) == "recovering"
+    assert "node c does not answer, and another node coordinates now" in bench.jobs.get(bench.job).reason
+    assert {n for n, m in bench.outside.sent if isinstance(m, wire.Release)} == {B, C}
+    await bench.close()
+
+
+@pytest.mark.parametrize("how", ["lost", "away", "nonsense", "ended"])
+async def test_a_node_that_cannot_go_on_is_named(tmp_path: Path, how: str) -> None:
+    bench = Bench(tmp_path)
+    await bench.led()
+    reason = {
+        "lost": "node c: it is lost",
+        "away": "node c: it is not connected",
+        "nonsense": "node c: what it told cannot be read",
+        "ended": "node c: its compute process was killed by signal 9",
+    }[how]
+    if how == "away":
+        bench.outside.peers.discard(C)
+        bench.succeed()
+        await until(lambda: bench.outside.of(wire.Adopt))
+    else:
+        bench.succeed()
+        await bench.asked()
+    if how == "lost":
+        bench.jobs.member_lost(C, "connection reset")
+    elif how == "nonsense":
+        bench.hear(C, wire.Adopted(bench.job, 1, b"\xc1"))
+    elif how == "ended":
+        bench.adopted(C, stage="ended", text="its compute process was killed by signal 9")
+    bench.adopted(B)
+    await until(lambda: bench.is_led)
+    assert reason in bench.jobs.get(bench.job).reason
+    await bench.close()
+
+
+async def test_a_start_that_had_not_begun_begins_anew_under_another_generation(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    bench.job = JobId(await bench.submitted())
+    before = bench.jobs.get(bench.job)
+    bench.succeed()
+    await until(lambda: bench.is_led and bench.jobs.get(bench.job).generation > before.generation)
+    after = bench.jobs.get(bench.job)
+    assert (after.state, after.starts) == ("queued", before.starts + 1)
+    assert bench.outside.of(wire.Adopt) == [], "nobody has anything to tell"
+    told = [event for event in bench.jobs.journal(bench.job)._events if event["kind"] == "warning"]
+    assert "the job begins anew from step 0 under another coordinator: it was queued when" in told[-1]["text"]
+    assert 0 not in {m.generation for m in bench.outside.of(wire.Reserve)}
+    await bench.close()
+
+
+async def test_a_job_that_cannot_be_begun_anew_ends_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(tmp_path)
+    bench.job = JobId(await bench.submitted())
+
+    async def plan(spec: JobSpec) -> Plan:
+        raise PlanError("the model needs 2.1 GiB more than the nodes have")
+
+    monkeypatch.setattr(bench.planning, "plan", plan)
+    bench.succeed()
+    await until(lambda: bench.state(bench.job) == "failed")
+    assert bench.jobs.get(bench.job).reason == "the model needs 2.1 GiB more than the nodes have"
+    await until(lambda: bench.jobs.work.entries == {})
+    assert not bench.busy
+    await bench.close()
+
+
+async def test_a_job_that_is_cancelled_while_it_is_to_begin_anew_stays_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(tmp_path)
+    bench.job = JobId(await bench.submitted())
+    going, real = asyncio.Event(), bench.planning.plan
+
+    async def plan(spec: JobSpec) -> Plan:
+        await going.wait()
+        return await real(spec)
+
+    monkeypatch.setattr(bench.planning, "plan", plan)
+    bench.succeed()
+    await until(lambda: not bench.busy)
+    assert await bench.jobs.ask(bench.job, "cancel") == "cancelled"
+    going.set()
+    await until(lambda: bench.jobs.work.entries == {})
+    await bench.jobs._succession._tasks.drain()
+    assert not bench.is_led
+    assert bench.state(bench.job) == "cancelled"
+    await bench.close()
+
+
+async def test_the_entry_of_a_job_that_had_ended_goes(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    await bench.led()
+    bench.cluster.elect(C)
+    over = msgspec.structs.replace(bench.jobs.get(bench.job), state="done", revision=99)
+    bench.hear(C, wire.Record(bench.job, 1, 99, codec.encode(over)))
+    bench.cluster.elect(A)
+    await until(lambda: bench.jobs.work.entries == {})
+    assert bench.state(bench.job) == "done"
+    assert bench.outside.of(wire.Adopt) == []
+    await bench.close()
+
+
+async def test_a_job_that_the_charter_does_not_know_has_failed_unless_somebody_knows_its_end(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    await bench.led()
+    other = msgspec.structs.replace(bench.jobs.get(bench.job), job=JobId("toy-8"))
+    bench.hear(C, wire.Record("toy-8", 1, other.revision, codec.encode(other)))
+    bench.cluster.elect(C, work.encode([]))
+    bench.cluster.elect(A)
+    assert {n for n, m in bench.outside.sent if isinstance(m, wire.RecordRequest)} >= {B, C}
+    ended = msgspec.structs.replace(other, state="done", revision=99)
+    bench.hear(C, wire.Record("toy-8", 1, 99, codec.encode(ended)))
+    await until(lambda: bench.state(bench.job) == "failed")
+    assert "the cluster does not know of this start" in bench.jobs.get(bench.job).reason
+    assert bench.state("toy-8") == "done"
+    await bench.close()
+
+
+async def test_who_is_deposed_while_it_takes_up_lets_go(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    await bench.led()
+    bench.succeed()
+    await bench.asked()
+    bench.adopted(B)
+    bench.cluster.elect(C)
+    bench.adopted(C)
+    await bench.jobs._succession._tasks.drain()
+    assert not bench.is_led
+    assert not bench.busy
+    assert bench.state(bench.job) == "running"
+    assert bench.outside.of(wire.Command) == []
+    await bench.close()
+
+
+async def test_more_messages_than_any_start_sends_are_not_held_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(succession, "HELD_BACK_MAX", 3)
+    bench = Bench(tmp_path)
+    await bench.led()
+    bench.succeed()
+    await bench.asked()
+    for _ in range(10):
+        bench.hear(B, wire.Report(bench.job, 1, b"\xc1"))
+    [asking] = bench.jobs._succession._asking.values()
+    assert len(asking.held_back) == 3
+    assert not bench.jobs._succession.receive(B, wire.Report(bench.job, 7, b"")), "of another start"
+    assert bench.jobs._succession.receive(B, wire.Adopted("nothing-1", 1, b"")), "nobody else takes it"
+    assert asking.parts == {}
+    await bench.close()
+
+
+async def test_large_answers_come_as_parcels(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    await bench.led()
+    bench.succeed()
+    await bench.asked()
+    number = bench.logs[B].tell(b"").commands[0][0]
+    large = parcels.pack(msgspec.msgpack.encode(script.Done(number, bytes(100_000))), bench.exchange.blobs)
+    assert parcels.is_name(large)
+    bench.adopted(B, answers=((number, large),))
+    bench.adopted(C)
+    await until(lambda: bench.is_led)
+    assert bench.state(bench.job) == "running"
+    await bench.close()

@@ -1,0 +1,53 @@
+"""A node sees to its certificate and to the addresses that it will need."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from p2pnn.node.upkeep import load
+from p2pnn.types import Address, NodeId
+from tests.node.nodes import until
+from tests.node.test_identity import daemons, identity, joined, linked, secured
+
+pytestmark = pytest.mark.asyncio
+
+
+async def test_a_certificate_is_renewed_when_a_third_is_left_and_links_stay(tmp_path: Path) -> None:
+    async with daemons(*(secured(tmp_path, name) for name in "ab")) as (a, b):
+        await joined(a, b)
+        assert b.secured is not None
+        first = identity(b).credentials.certificate
+        assert first is not None
+        await b.secured.upkeep.renew(first.renews_s - 1)
+        assert identity(b).credentials.certificate == first
+        await b.secured.upkeep.renew(first.renews_s + 1)
+        second = identity(b).credentials.certificate
+        assert second is not None
+        assert second != first
+        assert second.key == first.key
+        assert linked(a, b)
+        assert second.pem in (tmp_path / "b" / "credentials.pem").read_bytes()
+
+
+async def test_where_members_are_is_written_down_and_removed_ones_are_forgotten(tmp_path: Path) -> None:
+    async with daemons(*(secured(tmp_path, name) for name in "abc")) as (a, b, c):
+        await joined(a, b, c)
+        file = tmp_path / "a" / "peers.json"
+        both = {b.node: b.address, c.node: c.address}
+        await until(lambda: load(file) == both)
+        await identity(a).remove("c")
+        await until(lambda: load(file) == {b.node: b.address})
+
+
+async def test_a_file_that_is_damaged_or_newer_means_nothing_known(tmp_path: Path) -> None:
+    file = tmp_path / "peers.json"
+    assert load(file) == {}
+    good = {"format": 1, "peers": {"a" * 32: "10.0.0.1:7700"}}
+    file.write_text(json.dumps(good))
+    assert load(file) == {NodeId("a" * 32): Address("10.0.0.1", 7700)}
+    for text in ("", "[]", "{}", json.dumps(good | {"format": 2}), json.dumps(good | {"peers": {"a": ":"}})):
+        file.write_text(text)
+        assert load(file) == {}
