@@ -102,8 +102,10 @@ class Following(Holding):
             update = self._staging.claim(key, message.total_bytes, now) if message.total_bytes else None
             entry = Entry(message.number, message.ordered, *key, update, now)
             self.log.append(entry)
+        if entry is None:
+            return
         self._named = message.number
-        if entry is not None and entry.update is not None and not entry.is_complete:
+        if entry.update is not None and not entry.is_complete:
             if entry.ordered < self.generation and not entry.update.held_bytes:  # nobody is sending it now
                 self._want(entry)
             self._wanted_at = self._wanted_at or now + self._timing.resend_s
@@ -129,7 +131,7 @@ class Following(Holding):
     def _advance_held(self) -> None:
         while self._held < self._named:
             entry = self.log.get(self._held + 1)
-            if entry is not None and not self.is_held(entry):
+            if entry is None or not self.is_held(entry):
                 break
             self._held += 1
 
