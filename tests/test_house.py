@@ -28,6 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "identity": set(),
     "transport": {"wire", "identity"},
     "cluster": {"wire", "identity"},
+    "replication": {"wire"},
     "model": set(),
     "nn": {"model"},
     "zoo": {"nn", "model"},
