@@ -15,13 +15,15 @@ from typing import Final
 
 import msgspec
 
-from p2pnn.errors import CheckpointError, P2pnnError
+from p2pnn.errors import CheckpointError, P2pnnError, PlanError
 from p2pnn.job import records, takeover, work
 from p2pnn.job.part_log import PartState
 from p2pnn.job.records import JobRecord
+from p2pnn.job.spec import JobSpec
 from p2pnn.job.takeover import Takeover
 from p2pnn.node import parcels, specs
 from p2pnn.node.blobs import BlobExchange
+from p2pnn.node.keeping import NotKept
 from p2pnn.node.links import Post
 from p2pnn.node.records import Records
 from p2pnn.node.supervision import Supervision, is_over
@@ -175,7 +177,7 @@ class Succession:
                     return
                 if record.state in ("queued", "preparing"):
                     del self._asking[job]
-                    await self._restart(record, found)
+                    await self._begin_anew(record, found, asking, term)
                 else:
                     await self._recover(record, found, asking, term)
         except NotDecided as error:
@@ -200,15 +202,29 @@ class Succession:
         for node, message in asking.held_back:
             self._supervision.receive(node, message)
 
+    async def _begin_anew(self, record: JobRecord, reason: str, asking: _Asking, term: int) -> None:
+        """The start did not come to run. What it needs may be away now: then it waits for that, like one that ran."""
+        try:
+            await self._restart(record, reason)
+        except (PlanError, CheckpointError, NotKept) as error:
+            log.info("job=%s cannot begin anew yet reason=%s", record.job, error)
+            await self._recover(record, str(error), asking, term)
+
     async def _recover(self, record: JobRecord, reason: str, asking: _Asking, term: int) -> None:
-        """The start ran, and cannot be gone on with: a node of it was lost, mostly together with its coordinator."""
+        """The start cannot be gone on with: a node of it was lost, mostly together with its coordinator."""
+        job = record.job
         await self._blobs.fetch(record.spec, size_max=specs.SPEC_BYTES_MAX)
         spec = await asyncio.to_thread(specs.load, self._blobs.blobs, record.spec)
-        if self._asking.get(record.job) is asking:
-            del self._asking[record.job]
-            record, limit = takeover.known(record, spec, asking.parts)
-            mine = records.taken_over(record, self._post.node, self._post.name, term)
-            self._supervision.recover(mine, spec, reason, limit)
+        if self._asking.get(job) is asking:
+            del self._asking[job]
+        known = self._records.all.get(job)
+        if self._term == term and job not in self._supervision.led and not (known and is_over(known)):
+            self._lead_from_a_cut(record, spec, reason, asking, term)
+
+    def _lead_from_a_cut(self, record: JobRecord, spec: JobSpec, reason: str, asking: _Asking, term: int) -> None:
+        record, limit = takeover.known(record, spec, asking.parts)
+        mine = records.taken_over(record, self._post.node, self._post.name, term)
+        self._supervision.recover(mine, spec, reason, limit)
 
     def _give_up(self, job: JobId, entry: work.Entry, reason: str) -> None:
         """The job can neither be gone on with nor begun anew."""

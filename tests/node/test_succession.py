@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from p2pnn.errors import PlanError
+from p2pnn.errors import CheckpointError, PlanError
 from p2pnn.job import records as codec
 from p2pnn.job import script, work
 from p2pnn.job.part_log import PartLog
@@ -199,19 +199,41 @@ async def test_a_start_that_had_not_begun_begins_anew_under_another_generation(t
     await bench.close()
 
 
-async def test_a_job_that_cannot_be_begun_anew_ends_with_the_reason(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("how", ["memory", "checkpoint"])
+async def test_a_job_that_cannot_be_begun_anew_now_is_parked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     bench = Bench(tmp_path)
     bench.job = JobId(await bench.submitted())
+    real = bench.planning.plan
+    lost = {"memory": PlanError("the model needs 2.1 GiB more"), "checkpoint": CheckpointError("b is away")}[how]
 
     async def plan(spec: JobSpec) -> Plan:
-        raise PlanError("the model needs 2.1 GiB more than the nodes have")
+        raise lost
 
     monkeypatch.setattr(bench.planning, "plan", plan)
     bench.succeed()
+    for node in (A, B, C):
+        await until(lambda node=node: bench.outside.of(wire.CutsWanted, node))
+        question = bench.outside.of(wire.CutsWanted, node)[-1]
+        bench.hear(node, wire.CutsHeld(bench.job, question.generation, question.request, 0, (), ()))
+    await until(lambda: bench.state(bench.job) == "parked")
+    assert bench.jobs.get(bench.job).reason == f"parked: {lost}"
+    assert not bench.busy
+    monkeypatch.setattr(bench.planning, "plan", real)
+    bench.jobs.member_usable(C, "c")
+    await until(lambda: bench.jobs.get(bench.job).generation > 1)
+    assert bench.state(bench.job) == "recovering"
+    await bench.close()
+
+
+async def test_a_job_whose_spec_is_gone_ends_with_the_reason(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    bench.job = JobId(await bench.submitted())
+    bench.exchange.blobs.remove(bench.spec_blob)
+    bench.outside.peers.clear()
+    bench.succeed()
     await until(lambda: bench.state(bench.job) == "failed")
-    assert bench.jobs.get(bench.job).reason == "the model needs 2.1 GiB more than the nodes have"
     await until(lambda: bench.jobs.work.entries == {})
     assert not bench.busy
     await bench.close()
