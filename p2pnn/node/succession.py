@@ -54,6 +54,7 @@ class _Asking:
     generation: int
     nodes: set[NodeId]
     parts: dict[NodeId, PartState] = field(default_factory=dict)
+    lost: set[NodeId] = field(default_factory=set)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     held_back: list[tuple[NodeId, wire.Message]] = field(default_factory=list)
 
@@ -128,6 +129,7 @@ class Succession:
     def member_lost(self, node: NodeId) -> None:
         for asking in self._asking.values():
             if node in asking.nodes:
+                asking.lost.add(node)
                 asking.parts.setdefault(node, PartState("absent", text="it is lost"))
                 asking.changed.set()
 
@@ -197,7 +199,11 @@ class Succession:
             return
         del self._asking[record.job]
         mine = records.taken_over(record, self._post.node, self._post.name, term)
-        self._supervision.take_over(mine, spec, found)
+        try:
+            self._supervision.take_over(mine, spec, found, asking.lost)
+        except msgspec.MsgspecError as error:
+            self._lead_from_a_cut(record, spec, f"what its nodes told cannot be read: {error}", asking, term)
+            return
         log.info("job=%s taken over step=%d", record.job, found.state.step_done)
         for node, message in asking.held_back:
             self._supervision.receive(node, message)

@@ -50,12 +50,17 @@ class Work:
         self._under_way: list[tuple[JobId, Change, asyncio.Future[int]]] = []
         self._version: Version | None = None
 
+    @property
+    def coordinates(self) -> bool:
+        """Whether this node may have the table changed."""
+        return self._charter.coordinates
+
     async def decide(self, job: JobId, change: Change) -> int:
         """Have the job's entry changed by a majority; returns the generation of the commit.
 
         Raises NotDecided where this node does not coordinate, or stops to; CharterError where the charter would be too large.
         """
-        if not self._charter.coordinates:
+        if not self.coordinates:
             raise NotDecided("this node does not coordinate the cluster")
         future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._waiting.append((job, change, future))
@@ -88,7 +93,7 @@ class Work:
 
     def _propose(self) -> None:
         changes = [change for change in self._waiting if not change[2].done()]
-        if self._version is not None or not changes or not self._charter.coordinates:
+        if self._version is not None or not changes or not self.coordinates:
             return
         try:
             self._version = self._charter.propose_work(lambda generation: self._changed(changes, generation))

@@ -338,3 +338,53 @@ async def test_large_answers_come_as_parcels(tmp_path: Path) -> None:
     await until(lambda: bench.is_led)
     assert bench.state(bench.job) == "running"
     await bench.close()
+
+
+@pytest.mark.parametrize("is_back", [False, True])
+async def test_a_node_that_is_lost_after_it_told_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_back: bool
+) -> None:
+    bench = Bench(tmp_path)
+    await bench.led()
+    going, fetching = asyncio.Event(), asyncio.Event()
+
+    async def fetch(*_: object, **__: object) -> None:
+        fetching.set()
+        await going.wait()
+
+    bench.succeed()
+    await bench.asked()
+    monkeypatch.setattr(bench.exchange, "fetch", fetch)
+    bench.adopted(B)
+    bench.adopted(C)
+    await fetching.wait()
+    if not is_back:
+        del bench.members[C]
+    bench.jobs.member_lost(C, "connection reset")
+    going.set()
+    await until(lambda: bench.is_led)
+    assert bench.state(bench.job) == "recovering"
+    assert bench.jobs.get(bench.job).reason == "node c is lost (while another node took the job over)"
+    await bench.close()
+
+
+async def test_an_answer_that_cannot_be_read_costs_the_start_and_not_the_job(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    await bench.led()
+    number = 0
+    while not number:
+        for command in bench.commands(B):
+            if isinstance(command, script.Evaluate):
+                number = command.sequence
+                break
+            for node in (B, C):
+                bench.hear(node, wire.Report(bench.job, 1, msgspec.msgpack.encode(script.Done(command.sequence))))
+    bench.listen()
+    bench.succeed()
+    await bench.asked()
+    for node in (B, C):
+        bench.adopted(node, answers=((number, msgspec.msgpack.encode(script.Done(number, b"\xc1"))),))
+    await until(lambda: bench.is_led)
+    assert bench.state(bench.job) == "recovering"
+    assert "what its nodes told cannot be read" in bench.jobs.get(bench.job).reason
+    await bench.close()
