@@ -21,7 +21,7 @@ from p2pnn.job.part_log import PartState
 from p2pnn.job.records import JobRecord
 from p2pnn.job.spec import JobSpec
 from p2pnn.job.takeover import Takeover
-from p2pnn.node import parcels, specs
+from p2pnn.node import parcels, recovering, specs
 from p2pnn.node.blobs import BlobExchange
 from p2pnn.node.keeping import NotKept
 from p2pnn.node.links import Post
@@ -177,7 +177,7 @@ class Succession:
                 await self._wait_for_nodes(record)
                 if self._asking.get(job) is not asking:
                     return
-                if record.state in ("queued", "preparing"):
+                if record.state in ("queued", "preparing") and not self._boots(record):
                     del self._asking[job]
                     await self._begin_anew(record, found, asking, term)
                 else:
@@ -211,6 +211,9 @@ class Succession:
     async def _begin_anew(self, record: JobRecord, reason: str, asking: _Asking, term: int) -> None:
         """The start did not come to run. What it needs may be away now: then it waits for that, like one that ran."""
         try:
+            known = self._records.all.get(record.job)
+            if record.plan is None and known is not None:  # by which the next one may be cut alike
+                record = msgspec.structs.replace(record, plan=known.plan)
             await self._restart(record, reason)
         except (PlanError, CheckpointError, NotKept) as error:
             log.info("job=%s cannot begin anew yet reason=%s", record.job, error)
@@ -240,8 +243,14 @@ class Succession:
                 self._supervision.end(records.ended(record, "fail", reason))
 
     def _newest(self, job: JobId, entry: work.Entry) -> JobRecord:
+        """The newest record that is known here. A large one's history is not in the charter, but that of the start before is."""
         known = self._records.all.get(job)
-        return known if known is not None and known.generation >= entry.generation else entry.began()
+        if known is not None and known.generation >= entry.generation:
+            return known
+        began = entry.began()
+        if known is not None and began.newest is not None and not began.history:
+            began = msgspec.structs.replace(began, history=known.history[: began.newest.epoch])
+        return began
 
     async def _ask(self, record: JobRecord, asking: _Asking, term: int) -> None:
         """Ask the start's nodes until all have told, or time is up."""
@@ -291,6 +300,11 @@ class Succession:
         loop = asyncio.get_running_loop()
         while wanted - self._members().keys() and loop.time() < self._started_at + GATHER_S:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
+
+    def _boots(self, record: JobRecord) -> bool:
+        """Whether nodes that hold parts of the newest checkpoint may still come after a power cut."""
+        is_early = asyncio.get_running_loop().time() < self._started_at + recovering.BOOT_S
+        return is_early and record.newest is not None and bool(recovering.absent(record, self._members()))
 
 
 def _newest(known: list[JobRecord]) -> JobRecord:

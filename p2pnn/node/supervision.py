@@ -87,6 +87,7 @@ class Supervision:
         self._undecided: set[Supervisor] = set()  # whose first start is
         self._deciding: list[Supervisor] = []  # whose next start is, once for each that is under way
         self._timers: dict[JobId, asyncio.TimerHandle] = {}
+        self._boots_until = self._now() + recovering.BOOT_S
         self._tasks = Tasks()
 
     async def begin(
@@ -349,7 +350,9 @@ class Supervision:
         if supervisor.record.state != "queued" and (alarm := self._alarm()):
             supervisor.unplanned(alarm, self._now())
         else:
-            await recovering.replan(supervisor, self._planning, self._blobs, self._post.node, self._planning.usable)
+            await recovering.replan(
+                supervisor, self._planning, self._blobs, self._post.node, self._planning.usable, self._boots_until
+            )
         if self.led.get(job) is supervisor:
             self._carry_out(job)
 
