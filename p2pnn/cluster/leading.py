@@ -68,7 +68,7 @@ class Leading(Election):
             tokens=tokens,
             removed=list(dict.fromkeys(removed))[-charters.REMOVED_MAX :],
         )
-        self._encoded = (successor, charters.encode(successor))
+        self._encoded = (successor, charters.encode(successor, charter))
         self._install(successor, now)
         return successor.version
 

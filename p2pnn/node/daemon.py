@@ -211,7 +211,8 @@ class Daemon:
         if self.secured:
             self.secured.identity.charter_committed(charter)
         self.jobs.charter_committed(charter)
-        self.place.decided(generations(self.jobs.work.entries), charter.version.generation)
+        if not self.jobs.work.unreadable:
+            self.place.decided(generations(self.jobs.work.entries), charter.version.generation)
 
     def coordinator_changed(self, coordinator: NodeId | None) -> None:
         if self.secured:

@@ -312,6 +312,15 @@ def test_a_record_that_is_older_than_the_state_does_not_do() -> None:
     assert takeover.of(record, other) == "the newest record of it is not here"
 
 
+@pytest.mark.parametrize("fields", [{"state": "done"}, {"state": "nonsense"}, {"stage": "predict"}, {"stage": ""}])
+def test_a_state_that_no_training_run_has_does_not_do(fields: dict[str, str]) -> None:
+    record, parts = bench()
+    state = run_state.decode(max(parts.values(), key=lambda part: part.last).state)
+    data = run_state.encode(msgspec.structs.replace(state, **fields))
+    other = {node: msgspec.structs.replace(part, state=data) for node, part in parts.items()}
+    assert "what its nodes told does not fit together: it was " in str(takeover.of(record, other))
+
+
 def test_the_newest_state_of_all_counts_and_what_one_node_missed_is_had_from_another() -> None:
     record, parts = bench()
     full = parts[NODES[0]] if parts[NODES[0]].last >= parts[NODES[1]].last else parts[NODES[1]]
