@@ -41,7 +41,8 @@ class JobRecord(msgspec.Struct, frozen=True):
 
     best: the complete checkpoint of the best epoch, where there is a validation split. datasets: what its data is called
     and the blobs of it, so that they can be listed and kept. bits: the fingerprint of the result.
-    starts: how many it has had.
+    starts: how many it has had. pausing: it is to be paused where it would go on after a loss; vacating: why it moves to other
+    nodes where it would pause, empty where it pauses.
     """
 
     job: JobId
@@ -71,6 +72,8 @@ class JobRecord(msgspec.Struct, frozen=True):
     takes_best: bool = False
     format: int = FORMAT
     starts: int = 0
+    pausing: bool = False
+    vacating: str = ""
 
     @property
     def newest(self) -> Manifest | None:
@@ -138,6 +141,8 @@ def resumed(record: JobRecord, coordinator: NodeId, coordinator_name: str) -> Jo
         starts=record.starts + 1,
         results=(),
         stopped_early=False,
+        pausing=False,
+        vacating="",
         step=newest.step if newest else 0,
         epoch=newest.epoch if newest else 0,
         history=record.history[: newest.epoch] if newest else (),
@@ -148,6 +153,13 @@ def begun_anew(record: JobRecord, coordinator: NodeId, coordinator_name: str) ->
     """The record of the next start of a job that has not ended, not decided yet, from its newest checkpoint."""
     left = msgspec.structs.replace(record, state="failed")
     return resumed(left, coordinator, coordinator_name)
+
+
+def without_start(record: JobRecord) -> JobRecord:
+    """The record of a job whose start is over before the job has ended: a pause that was under way is still wanted, a move to
+    other nodes comes with the next start."""
+    pausing = record.pausing or (record.state == "pausing" and not record.vacating)
+    return msgspec.structs.replace(record, starts=record.starts + 1, pausing=pausing, vacating="")
 
 
 def taken_over(record: JobRecord, coordinator: NodeId, coordinator_name: str, term: int) -> JobRecord:
