@@ -48,6 +48,9 @@ KILLS_MAX: Final = 2
 PARKED_S: Final = 10.0
 """A parked job looks again so often whether there is memory now; it does at once when a node comes."""
 
+FREED_S: Final = 1.0
+"""For the first time so soon: once it is parked, members give up the memory of its cuts."""
+
 
 class Loss(IntEnum):
     """Why a part says that it cannot go on (`wire.messages.JobFailed.kind`)."""

@@ -21,7 +21,7 @@ from p2pnn.job.checkpointing import cut_of, tell_cut
 from p2pnn.job.ledger import Ledger
 from p2pnn.job.plan import Plan
 from p2pnn.job.records import JobRecord, without_start
-from p2pnn.job.recovery import PARKED_S, Attempts, Loss, Lost, Recovery, parked, taken_back, told
+from p2pnn.job.recovery import FREED_S, PARKED_S, Attempts, Loss, Lost, Recovery, parked, taken_back, told
 from p2pnn.job.reservation import Reservation
 from p2pnn.job.run import Run
 from p2pnn.job.script import Report
@@ -239,9 +239,9 @@ class Supervisor:
         if self.record.state not in ("recovering", "parked"):
             self.fail(reason, now)
             return
+        self._parked_until = now + (PARKED_S if self.record.state == "parked" else FREED_S)
         if self.record.state == "recovering":
             self._ledger.move("park", parked(self._ledger, reason), self._run.step)
-        self._parked_until = now + PARKED_S
 
     def cancel(self, reason: str, now: float) -> None:
         """End the job at once. UsageError if it has ended already."""

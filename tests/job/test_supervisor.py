@@ -17,7 +17,7 @@ from p2pnn.job import actions, life, records
 from p2pnn.job.checkpoint import RECUT, Part
 from p2pnn.job.plan import NodeShare, Plan, cut
 from p2pnn.job.records import JobRecord, same_plan
-from p2pnn.job.recovery import Loss
+from p2pnn.job.recovery import FREED_S, PARKED_S, Loss
 from p2pnn.job.script import (
     Checkpoint,
     Done,
@@ -363,6 +363,20 @@ def test_a_job_without_room_is_parked_until_a_node_comes() -> None:
     world.step = 10
     go_on(world, NODES)
     assert world.record.state == "done"
+
+
+def test_a_parked_job_looks_again_once_its_cuts_have_made_room_and_then_now_and_again() -> None:
+    world = World(make_spec())
+    world.run(lambda: len(world.record.checkpoints) == 1)
+    lose(world, NODES[1], {})
+    for after in (FREED_S, PARKED_S, PARKED_S):
+        world.supervisor.unplanned("needs 2.1 GiB more", world.now)
+        replans = world.replans
+        assert world.supervisor.get_timer() == world.now + after
+        world.now += after
+        world.supervisor.handle_timer(world.now)
+        world.take()
+        assert world.replans == replans + 1
 
 
 def test_starts_that_get_nowhere_end_with_the_reason() -> None:
