@@ -22,6 +22,9 @@ from p2pnn.types import BlobId, JobId, NodeId
 FORMAT: Final = 1
 KEPT_CHECKPOINTS: Final = 3
 
+TERM_BITS: Final = 32
+"""Revisions of a start that was taken over begin at the term, so many bits up."""
+
 
 class SplitResult(msgspec.Struct, frozen=True):
     """An evaluation's outcome over one split. loss is None for a graph without one.
@@ -164,10 +167,15 @@ def without_start(record: JobRecord) -> JobRecord:
 
 def taken_over(record: JobRecord, coordinator: NodeId, coordinator_name: str, term: int) -> JobRecord:
     """The record of a start as its next coordinator has it: what the last one may still have told counts less."""
-    revision = max(record.revision + 1, term << 32)
+    revision = max(record.revision + 1, term << TERM_BITS)
     return msgspec.structs.replace(
         record, coordinator=coordinator, coordinator_name=coordinator_name, revision=revision
     )
+
+
+def term_of(record: JobRecord) -> int:
+    """The term in which its start was last taken over; 0 where its first coordinator leads it still."""
+    return record.revision >> TERM_BITS
 
 
 def same_plan(
