@@ -69,6 +69,9 @@ TABLE: Final[dict[str, dict[str, str]]] = {
 VERBS: Final = ("cancel", "pause", "resume")
 """The events that a person asks for; the others happen."""
 
+PLACING: Final = frozenset({"queued", "recovering"})
+"""States in which a plan's nodes are taken."""
+
 RUNNING: Final = frozenset({"running", "pausing", "finishing"})
 """States in which the nodes of a plan carry out the script."""
 

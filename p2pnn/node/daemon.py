@@ -70,7 +70,8 @@ class Daemon:
         self.planning = Planning(self.post, lambda: self.members.names(), cache)
         self.jobs = Jobs(self.post, self.storage, self.blobs, self.planning, lambda: self.members.names(), self.charter)
         self.traces = Traces(self.post, self.storage, self.blobs, self.jobs.asking)
-        self.snapshots = Snapshots(self.post, self.blobs, lambda: self.members.names(), self.jobs.records.get)
+        obeys = lambda node: self.charter.coordinator in (None, node)  # noqa: E731
+        self.snapshots = Snapshots(self.post, self.blobs, lambda: self.members.names(), self.jobs.records.get, obeys)
         self.place = Place(self.post, self.blobs, self.traces, self.snapshots, self.charter.refusal, self.jobs.recorded)
         self.jobs.when_changed(self.snapshots.record_changed)
         names = lambda: self.members.names()  # noqa: E731

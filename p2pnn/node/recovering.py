@@ -49,7 +49,8 @@ def tell(supervisor: Supervisor, node: NodeId, message: Answer, now: float) -> N
         case wire.Kept():
             supervisor.kept(node, message.request, message.error, now)
         case wire.CutsHeld():
-            supervisor.cuts(node, message.step, list(zip(message.indices, message.steps, strict=False)), now)
+            held = list(zip(message.indices, message.steps, strict=False))
+            supervisor.cuts(node, message.generation, message.request, message.step, held, now)
         case wire.PartMade():
             part = None
             if message.error:
@@ -59,7 +60,7 @@ def tell(supervisor: Supervisor, node: NodeId, message: Answer, now: float) -> N
                     part = _parts.decode(message.part)
                 except msgspec.MsgspecError as error:
                     log.warning("no part of a cut job=%s node=%s reason=%s", message.job, node[:8], error)
-            supervisor.made(node, message.request, part, now)
+            supervisor.made(node, message.generation, message.request, part, now)
 
 
 async def replan(

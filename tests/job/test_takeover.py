@@ -192,6 +192,21 @@ class Mesh:
         return msgspec.msgpack.decode(msgspec.msgpack.encode(part), type=PartState)
 
 
+def test_a_move_off_a_draining_node_is_none_the_less_one_when_its_coordinator_dies() -> None:
+    mesh = Mesh(make_spec(epochs=4), 3, 0)
+    while max(node.step for node in mesh.nodes.values()) < 6:
+        mesh.turn()
+    mesh.supervisor.vacate(NODES[1], mesh.now)
+    mesh.take()
+    assert mesh.supervisor.record.state == "pausing"
+    while any(mesh.down.values()):
+        mesh.deliver()
+    mesh.die()
+    while mesh.supervisor.record.state == "pausing":
+        mesh.turn()
+    assert mesh.supervisor.record.state == "recovering"
+
+
 def outcome(record: JobRecord) -> dict[str, Any]:
     """What must not depend on who coordinated."""
     history = [{name: value for name, value in entry.items() if name != "samples_per_s"} for entry in record.history]

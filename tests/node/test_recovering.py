@@ -137,7 +137,7 @@ async def test_a_part_that_cannot_be_read_or_made_is_none(tmp_path: Path, messag
     told: list[Any] = []
     bench.supervisor.made = lambda *args: told.append(args)  # type: ignore[method-assign]
     recovering.tell(bench.supervisor, B, message, 1.0)
-    assert told == [(B, 1, None, 1.0)]
+    assert told == [(B, 7, 1, None, 1.0)]
     part = Part(BlobId("6" * 64), 4, bytes(32))
     recovering.tell(bench.supervisor, B, wire.PartMade(JOB, 7, 2, msgspec.msgpack.encode(part)), 2.0)
-    assert told[1] == (B, 2, part, 2.0)
+    assert told[1] == (B, 7, 2, part, 2.0)
