@@ -15,6 +15,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Final
 
@@ -155,7 +156,7 @@ def node_config(
         name=_node_name(settings),
         state_dir=state,
         listen=listen,
-        join=tuple(_peer(text) for text in _words(settings.get("join"), "join")),
+        join=tuple(_peer(text, plain) for text in _words(settings.get("join"), "join")),
         socket=_socket(settings, places),
         cluster=_cluster(settings),
         socket_group=_text(settings, "socket_group"),
@@ -341,13 +342,27 @@ def _address(value: object, key: str) -> Address:
     return address
 
 
-def _peer(text: str) -> Address:
+def _peer(text: str, plain: bool) -> Address:
     address = _address(text, "join")
     if not address.port:
         raise UsageError(
             f"join = {text!r} names port 0, on which no peer can be reached; write the port that it listens on"
         )
+    if plain and not _may_be_here(address.host):
+        raise NotAllowedError(
+            f"join = {text!r} is on another machine, and a plain node, without keys, speaks to this machine only;"
+            " leave out --plain, and join by a token",
+            setting="join",
+        )
     return address
+
+
+def _may_be_here(host: str) -> bool:
+    """Whether this is a loopback address, or a name, which only dialling it tells."""
+    try:
+        return ip_address(host.partition("%")[0]).is_loopback
+    except ValueError:
+        return True
 
 
 def _exists(path: Path) -> bool:

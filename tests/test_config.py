@@ -115,6 +115,20 @@ def test_whether_a_setting_is_configured(environ: dict[str, str], tmp_path: Path
     assert node_config({}, environ=environ).socket_group == "users"
 
 
+@pytest.mark.parametrize(
+    ("host", "refused"),
+    [("192.168.1.20", True), ("[2001:db8::1]", True), ("127.0.0.2", False), ("[::1]", False), ("localhost", False)],
+)
+def test_a_plain_node_joins_on_this_machine_only(environ: dict[str, str], host: str, refused: bool) -> None:
+    asked = {"plain": True, "join": [f"{host}:7700"]}
+    if not refused:
+        assert node_config(asked, environ=environ).join
+        return
+    with pytest.raises(NotAllowedError, match="on another machine") as caught:
+        node_config(asked, environ=environ)
+    assert caught.value.setting == "join"
+
+
 def test_a_user_without_a_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As the users that systemd makes for a service."""
 

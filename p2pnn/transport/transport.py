@@ -86,7 +86,9 @@ class Transport:
         """Keep a control link to this address, with growing delays between attempts, until `forget`."""
         if self._closing or address in self._dialled:
             return
-        dialled = self._dialled[address] = Dialled(address, self, self._limits, self._random)
+        dialled = self._dialled[address] = Dialled(
+            address, self, self._limits, self._random, secured=self._security is not None
+        )
         self._own(dialled.task)
 
     def forget(self, address: Address) -> None:
@@ -359,9 +361,8 @@ class Transport:
                 dialled.reached(node)
 
     def _start_data(self, peer: Peer) -> asyncio.Task[None]:
-        task = asyncio.ensure_future(
-            dial_data(peer, partial(self._data_link, peer.session), self._limits, self._random)
-        )
+        open_link, secured = partial(self._data_link, peer.session), self._security is not None
+        task = asyncio.ensure_future(dial_data(peer, open_link, self._limits, self._random, secured))
         self._own(task)
         return task
 
