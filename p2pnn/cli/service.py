@@ -80,7 +80,10 @@ def _membership(at: Layout) -> str:
         pass  # it does not run
     finally:
         daemon.close()
-    return f"its cluster still counts it as a member that is away; to end that, {others}type on another member: p2pnn cluster remove {name}"
+    return (
+        f"its cluster still counts it as a member that is away; to end that, {others}type on another member:"
+        f" p2pnn cluster remove {name}"
+    )
 
 
 def _check(at: Layout, dry_run: bool) -> None:

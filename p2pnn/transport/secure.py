@@ -124,6 +124,9 @@ class SecureStream(Stream):
     # --- receiving
 
     def receive(self, views: list[memoryview]) -> int | None:
+        if not self._up:  # reading would finish the handshake, and nobody would look at the peer's key
+            self.dry = True
+            return None
         total, read = 0, self._read
         self.dry = False
         into_place = len(views) > 1  # the first view is a body's; the last one is the link's own buffer

@@ -361,3 +361,20 @@ async def test_who_comes_through_tls_after_it_was_closed_is_no_guest() -> None:
             assert b"too late" in await reader.read()
         assert a.door.guests == []
         writer.transport.abort()
+
+
+@on_both_loops
+async def test_a_late_timer_reads_nothing_before_the_peer_has_proved_its_key() -> None:
+    a, b = make("a"), make("b")
+    async with running(a, b):
+        _, writer = await stranger(a)
+        await condition(lambda: a.transport._links)
+        (link,) = a.transport._links
+        stream = link._transport
+        assert isinstance(stream, SecureStream)
+        stream._read = lambda *_: pytest.fail("it was read within the handshake")
+        link._timer_due = 0.0
+        link._ring()
+        assert not link.connection.is_closed
+        writer.transport.abort()
+        await connect(b, a)
