@@ -63,7 +63,8 @@ NAME_CHARS_MAX: Final = 64
 @dataclass(frozen=True, slots=True)
 class NodeConfig:
     """One daemon's configuration, resolved to the last default.
-     listen: port 0 asks for a free one. join: any one peer is enough. quota_bytes: of the chunk store; 0 for no quota.
+
+    listen: port 0 asks for a free one. join: any one peer is enough. quota_bytes: of the chunk store; 0 for no quota.
     socket_group: the group whose people may open the socket, None for the daemon's user alone. lifeline_fd: the daemon ends
     when the other end of this pipe closes. ready_fd: gets one JSON line when the daemon is ready. secured: with keys and TLS;
     a plain node listens on this machine only. token: to join with, empty for none. advertise: addresses for the line by which

@@ -1,5 +1,6 @@
 """This machine's addresses, as others may reach it: for the line by which they join.
- Loopback is left out, and so are the bridges and cables of containers and virtual machines, which lead nowhere from
+
+Loopback is left out, and so are the bridges and cables of containers and virtual machines, which lead nowhere from
 another machine; and IPv6 addresses of one link (fe80::), which mean nothing without the name of an interface. Source:
 getifaddrs(3).
 """
@@ -43,7 +44,8 @@ class Interface:
 
 def join_addresses(listen: Address, advertise: Sequence[str], found: Iterable[Interface]) -> list[Address]:
     """What a joiner should try, in this order.
-     listen: where the node listens; a certain address means only that one. advertise: what the person said: addresses that
+
+    listen: where the node listens; a certain address means only that one. advertise: what the person said: addresses that
     take the place of the machine's own, or, with a `+` before them, are added. Raises UsageError for a text that is no
     address, and where there is none.
     """

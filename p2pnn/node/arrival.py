@@ -1,6 +1,7 @@
 """A node that was started with a token joins by itself: it tries until it is a member, or until the token cannot be good
 any more.
- For machines that nobody sits at: a service whose configuration names peers, and whose token is a credential of systemd.
+
+For machines that nobody sits at: a service whose configuration names peers, and whose token is a credential of systemd.
 A node that is a member of the token's cluster already has nothing to do, so the token may stay where it is.
 """
 

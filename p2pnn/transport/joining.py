@@ -1,5 +1,6 @@
 """The one conversation with a peer that has no certificate: a joiner's, before it is a member.
- The member sends Offer, with the certificate of its cluster's authority. The joiner compares that with its token, and
+
+The member sends Offer, with the certificate of its cluster's authority. The joiner compares that with its token, and
 sees that the member proved, in this very TLS handshake, a key that this authority has certified. Only then it says the
 token's secret, in Join. So who pretends to be a member, or sits in between, gets nothing. Joined ends the conversation.
 
@@ -120,7 +121,8 @@ async def knock(
     address: Address, token: Token, key: PublicKey, name: str, software: str, now: float
 ) -> tuple[Certificate, Certificate]:
     """Join by the member at this address: this node's certificate, and the authority's. now: seconds since 1970.
-     Raises NotAllowedError ("wrong cluster", "clock", "bad token", …), TimedOutError, or P2pnnError with why there was no
+
+    Raises NotAllowedError ("wrong cluster", "clock", "bad token", …), TimedOutError, or P2pnnError with why there was no
     conversation.
     """
     reader, writer = await _connect(address)

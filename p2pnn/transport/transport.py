@@ -71,8 +71,8 @@ class Transport:
 
     async def start(self, listen: Address) -> Address:
         """Listen; returns the address with the port that the system chose if it was 0.
-         Raises NotAllowedError for an address that other machines can reach in a plain mesh, UsageError for one that cannot be
-        had.
+
+        Raises NotAllowedError for one that other machines reach in a plain mesh, UsageError for one that cannot be had.
         """
         endpoint = await bindable(listen, secured=self._security is not None)
         try:
