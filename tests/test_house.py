@@ -190,6 +190,18 @@ def test_imports_go_down_only() -> None:
     assert not wrong, "\n".join(wrong)
 
 
+def test_docstrings_are_indented_as_their_code() -> None:
+    wrong = [
+        f"{name_of(path)}: {line!r}"
+        for path in modules()
+        for node in nodes_of(path)
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        for line in (ast.get_docstring(node, clean=False) or "").splitlines()[1:]
+        if re.match(r"( {4})* [A-Za-z`]", line)
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
 def test_the_contract_has_no_circle() -> None:
     above: dict[str, set[str]] = {layer: set(MAY_IMPORT[layer]) for layer in MAY_IMPORT}
     while above:

@@ -66,10 +66,10 @@ class CharterMember(msgspec.Struct, frozen=True, array_like=True):
 
 class Charter(msgspec.Struct, frozen=True, array_like=True, dict=True):
     """The document. cluster: a random id, minted when it was founded. voters: some of the members, in no special order.
-     tokens: by which nodes join a secured cluster. removed: who was a member, the oldest first; whoever joins again leaves
+    tokens: by which nodes join a secured cluster. removed: who was a member, the oldest first; whoever joins again leaves
     this list.
 
-        New fields come at the end, with a default; a change that an older p2pnn must not ignore raises FORMAT.
+    New fields come at the end, with a default; a change that an older p2pnn must not ignore raises FORMAT.
     """
 
     format: int

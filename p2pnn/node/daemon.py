@@ -87,8 +87,8 @@ class Daemon:
         """Listen and begin to join. Raises NotAllowedError or UsageError where the address cannot be had, CharterError where the
         state folder's charter cannot be used."""
         try:
-            self.charter.start()
             self.address = await self.transport.start(self.config.listen)
+            self.charter.start()  # no turn of the loop between: nobody is heard before, and without a port nothing is founded
             if self.secured:
                 await self.secured.start()
         except BaseException:
