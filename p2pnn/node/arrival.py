@@ -51,7 +51,8 @@ class Arrival:
         self._tasks = Tasks()
 
     def start(self) -> None:
-        if why := self._identity.cannot_leave():
+        elsewhere = self._token.cluster != self._identity.credentials.cluster
+        if elsewhere and (why := self._identity.cannot_leave()):
             raise UsageError(f"the token is of another cluster than this node's, and {why}", setting="token")
         self._tell(["connecting"] * len(self._addresses))
         self._tasks.spawn(self._run())

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 
-from p2pnn.node.upkeep import load
-from p2pnn.types import Address, NodeId
+from p2pnn.node.peers import load
 from tests.node.nodes import until
 from tests.node.test_identity import daemons, identity, joined, linked, secured
 
@@ -40,14 +38,3 @@ async def test_where_members_are_is_written_down_and_removed_ones_are_forgotten(
         await until(lambda: load(file) == both)
         await identity(a).remove("c")
         await until(lambda: load(file) == {b.node: b.address})
-
-
-async def test_a_file_that_is_damaged_or_newer_means_nothing_known(tmp_path: Path) -> None:
-    file = tmp_path / "peers.json"
-    assert load(file) == {}
-    good = {"format": 1, "peers": {"a" * 32: "10.0.0.1:7700"}}
-    file.write_text(json.dumps(good))
-    assert load(file) == {NodeId("a" * 32): Address("10.0.0.1", 7700)}
-    for text in ("", "[]", "{}", json.dumps(good | {"format": 2}), json.dumps(good | {"peers": {"a": ":"}})):
-        file.write_text(text)
-        assert load(file) == {}
