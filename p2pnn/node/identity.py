@@ -25,6 +25,7 @@ from p2pnn.node.addresses import interfaces, join_addresses
 from p2pnn.node.charter import ClusterCharter
 from p2pnn.node.charter_file import Founding
 from p2pnn.node.credentials import Credentials
+from p2pnn.node.custody import Custody
 from p2pnn.node.door import ClusterDoor
 from p2pnn.node.links import Post
 from p2pnn.node.members import Members
@@ -35,7 +36,7 @@ from p2pnn.transport import Transport
 from p2pnn.transport.joining import knock
 from p2pnn.transport.secure import Security
 from p2pnn.types import Address, NodeId
-from p2pnn.wire.messages import AuthorityKey, AuthorityWanted, Message, Offer, Petition, Ruling
+from p2pnn.wire.messages import AuthorityHeld, AuthorityKey, AuthorityWanted, Message, Offer, Petition, Ruling
 
 log = logging.getLogger("p2pnn.identity")
 
@@ -100,6 +101,7 @@ class Identity:
         )
         self._part: Part | None = None
         self._petitions: Petitions | None = None
+        self._custody: Custody | None = None
 
     def found(self, announces: bool) -> Founding:
         """What this node's own cluster begins with; makes its authority if there is none. announces: with a token to join by."""
@@ -136,6 +138,7 @@ class Identity:
         """The rest of the node, and a job that keeps this node in its cluster, as a clause; empty for none."""
         self._part = Part(post, transport, members, charter, busy)
         self._petitions = Petitions(post, charter, lambda: self.credentials.ca, self._tasks)
+        self._custody = Custody(post, charter, self.credentials, self.reached, self._tasks)
 
     @property
     def part(self) -> Part:
@@ -146,6 +149,11 @@ class Identity:
     def petitions(self) -> Petitions:
         assert self._petitions is not None, "used before it was attached"
         return self._petitions
+
+    @property
+    def custody(self) -> Custody:
+        assert self._custody is not None, "used before it was attached"
+        return self._custody
 
     @property
     def charter(self) -> Charter | None:
@@ -169,14 +177,13 @@ class Identity:
                 self.petitions.asked(node, message)
             case Ruling():
                 self.petitions.answered(node, message)
-            case AuthorityWanted():
-                self._share_authority(node)
-            case AuthorityKey(pem):
-                self._take_authority(node, pem)
+            case AuthorityWanted() | AuthorityKey() | AuthorityHeld():
+                self.custody.receive(node, message)
 
     def charter_committed(self, charter: Charter) -> None:
         """All links of those that it does not name end, whenever they were opened."""
         self.petitions.committed(charter)
+        self.custody.committed(charter)
         self._vouching = frozenset()
         for node in self.reached().keys() - set(charter.nodes()):
             log.warning("link ended node=%s reason=the charter does not name it any more", node[:8])
@@ -329,17 +336,6 @@ class Identity:
             part.charter.start()
         part.members.join([found.address])
 
-    def _share_authority(self, node: NodeId) -> None:
-        charter, ca = self.charter, self.credentials.ca
-        if ca is not None and charter is not None and node in charter.voters:
-            self.part.post.send(node, AuthorityKey(ca.pem))
-
-    def _take_authority(self, node: NodeId, pem: bytes) -> None:
-        charter, me = self.charter, self.part.post.node
-        if self.credentials.ca is not None or charter is None or not {me, node} <= set(charter.voters):
-            return
-        self._tasks.spawn(self._hold_authority(node, pem))
-
     async def _found_again(self) -> None:
         """Alone after a recovery, the authority's key lost with the former voters: a new one, since all others join anew."""
         try:
@@ -353,11 +349,3 @@ class Identity:
         log.warning(
             "the cluster has a new authority cluster=%s; tokens made before are void", self.credentials.cluster[:8]
         )
-
-    async def _hold_authority(self, node: NodeId, pem: bytes) -> None:
-        try:
-            await in_thread(self.credentials.hold_ca, pem)
-        except StorageError as error:
-            log.error("the authority's key was not kept node=%s reason=%s", node[:8], error)
-        else:
-            log.info("this voter holds the authority's key from=%s", node[:8])

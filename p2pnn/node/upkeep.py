@@ -17,7 +17,6 @@ from p2pnn.node.identity import Identity
 from p2pnn.node.peers import PeersFile
 from p2pnn.node.tasks import Tasks
 from p2pnn.types import Address, NodeId
-from p2pnn.wire.messages import AuthorityWanted
 
 log = logging.getLogger("p2pnn.identity")
 
@@ -44,26 +43,12 @@ class Upkeep:
     async def _run(self) -> None:
         while True:
             try:
-                self.tend_authority()
+                self._identity.custody.tend()
                 await self.remember()
                 await self.renew()
             except P2pnnError as error:
                 log.warning("upkeep failed reason=%s", error)
             await asyncio.sleep(ROUND_S)
-
-    def tend_authority(self) -> None:
-        """A voter without the authority's key asks the others for it; who is none any more deletes it. Raises StorageError."""
-        charter, credentials = self._identity.part.charter.committed, self._identity.credentials
-        if charter is None:
-            return
-        me = self._identity.part.post.node
-        if me in charter.voters and credentials.ca is None:
-            for voter in charter.voters:
-                if voter != me:
-                    self._identity.part.post.send(NodeId(voter), AuthorityWanted())
-        elif me not in charter.voters and charter.member(me) is not None and credentials.ca is not None:
-            credentials.drop_ca()
-            log.info("this node is no voter any more, and has deleted the authority's key")
 
     async def renew(self, now: float | None = None) -> None:
         """Ask for the next certificate when a third of this one is left. now: seconds since 1970. Raises P2pnnError."""

@@ -217,6 +217,7 @@ async def refusal(listener: Daemon, caller: Daemon) -> int:
 async def test_the_coordinator_hands_over_before_it_is_removed(tmp_path: Path) -> None:
     async with daemons(secured(tmp_path, "a"), secured(tmp_path, "b")) as (a, b):
         await joined(a, b)
+        cluster = identity(a).credentials.cluster
         with pytest.raises(NotAllowedError, match="no member is called 'nobody'"):
             await identity(b).remove("nobody")
         await identity(b).remove("a")
@@ -224,7 +225,8 @@ async def test_the_coordinator_hands_over_before_it_is_removed(tmp_path: Path) -
         await coordinating(b)
         with pytest.raises(NotAllowedError, match="the only member"):
             await identity(b).remove("b")
-        await until(lambda: identity(b).credentials.ca is not None)
+        assert identity(b).credentials.ca is not None
+        assert identity(b).credentials.cluster == cluster, "the key was given to b before a went; no other was made"
 
 
 async def test_guesses_are_refused_and_soon_not_even_looked_at(tmp_path: Path) -> None:
