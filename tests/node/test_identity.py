@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from p2pnn.cluster import recovery
+from p2pnn.cluster.petitions import Admit
 from p2pnn.config import NodeConfig
 from p2pnn.errors import NotAllowedError, P2pnnError, StorageError, UsageError
 from p2pnn.identity.authority import VALID_S as CERTIFICATE_VALID_S
@@ -193,7 +194,10 @@ async def test_a_removed_member_is_out_at_once_and_comes_back_with_a_new_token_o
         assert members(a) == {"a", "b"}
         await until(lambda: "was removed from the cluster" in identity(c).removed)
         assert await refusal(a, c) == CloseReason.REMOVED
-        await identity(c).join(token, [b.address])
+        old = Admit(token.id, token.secret, identity(c).credentials.key.public.der, "c", "192.0.2.1")
+        with pytest.raises(NotAllowedError, match="bad token: it was revoked"):
+            await identity(b).petitions.ask(old)
+        await identity(c).join(await token_of(a), [b.address])
         await until(lambda: linked(a, b, c))
         assert identity(c).removed == ""
 
