@@ -273,7 +273,7 @@ class Identity:
         if certificate.key != self._key.public:
             raise NotAllowedError("the certificate that the coordinator gave is another node's")
         await in_thread(self.credentials.take, certificate, authority)
-        self.part.transport.adopt(self.security(), self.cluster)
+        self.part.transport.adopt(self.security(), self.cluster, moves=False)
 
     # --- how
 
@@ -314,7 +314,7 @@ class Identity:
     async def _return(self, found: _Admitted) -> None:
         """A member whose certificate had ended has a new one; the charter, with its votes, stays."""
         await in_thread(self.credentials.take, found.certificate, found.authority)
-        self.part.transport.adopt(self.security(), self.cluster)
+        self.part.transport.adopt(self.security(), self.cluster, moves=False)
         self.part.members.join([found.address])
 
     async def _move(self, found: _Admitted) -> None:
@@ -331,7 +331,7 @@ class Identity:
             self._vouching = frozenset([voucher])
             self.removed = ""
             self._door.dismiss()
-            part.transport.adopt(self.security(), self.cluster)
+            part.transport.adopt(self.security(), self.cluster, moves=True)
         finally:
             part.charter.start()
         part.members.join([found.address])
@@ -345,7 +345,7 @@ class Identity:
             return
         finally:
             self._founding_again = False
-        self.part.transport.adopt(self.security(), self.cluster)
+        self.part.transport.adopt(self.security(), self.cluster, moves=True)
         log.warning(
             "the cluster has a new authority cluster=%s; tokens made before are void", self.credentials.cluster[:8]
         )

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from p2pnn.cluster.charter import NOTHING
 from p2pnn.cluster.petitions import Renew
 from p2pnn.errors import P2pnnError
 from p2pnn.identity.authority import Certificate
@@ -17,6 +18,7 @@ from p2pnn.node.identity import Identity
 from p2pnn.node.peers import PeersFile
 from p2pnn.node.tasks import Tasks
 from p2pnn.types import Address, NodeId
+from p2pnn.wire.messages import CharterWanted
 
 log = logging.getLogger("p2pnn.identity")
 
@@ -44,11 +46,19 @@ class Upkeep:
         while True:
             try:
                 self._identity.custody.tend()
+                self.ask_for_charter()
                 await self.remember()
                 await self.renew()
             except P2pnnError as error:
                 log.warning("upkeep failed reason=%s", error)
             await asyncio.sleep(ROUND_S)
+
+    def ask_for_charter(self) -> None:
+        """A node that has joined gets its first charter from the member that admitted it, which need not be the coordinator."""
+        part = self._identity.part
+        if self._identity.charter is None:
+            for node in self._identity.reached():
+                part.post.send(node, CharterWanted(*NOTHING))
 
     async def renew(self, now: float | None = None) -> None:
         """Ask for the next certificate when a third of this one is left. now: seconds since 1970. Raises P2pnnError."""

@@ -45,8 +45,8 @@ class Rest(Recorder):
     def expel(self, node: NodeId, text: str) -> None:
         self.expelled.append(node)
 
-    def adopt(self, security: object, cluster: str) -> None:
-        self.calls.append("adopt")
+    def adopt(self, security: object, cluster: str, moves: bool) -> None:
+        self.calls.append("adopt, no link stays" if moves else "adopt")
 
     def join(self, addresses: Sequence[Address]) -> None:
         self.calls.append(f"dial {addresses[0]}")

@@ -31,6 +31,7 @@ from p2pnn.wire.messages import Close, CloseReason, Join, Offer
 from tests.node.lone import ME, THERE, VOUCHER, Rest, admitting, charter
 from tests.node.lone import node as lone
 from tests.node.nodes import B, C, config, until
+from tests.node.test_door import Stream
 
 pytestmark = pytest.mark.asyncio
 
@@ -331,7 +332,7 @@ async def test_a_move_leaves_the_old_cluster_before_it_hears_of_the_new_one(
     take = one.credentials.take
     monkeypatch.setattr(one.credentials, "take", lambda *a: (taken.append(PeersFile(tmp_path).known), take(*a)))
     assert await one.join(admitting(monkeypatch, new), [THERE]) == THERE
-    assert rest.calls == ["stand still", "forget", "adopt", "start", f"dial {THERE}"]
+    assert rest.calls == ["stand still", "forget", "adopt, no link stays", "start", f"dial {THERE}"]
     assert taken == [{VOUCHER.public.node: THERE}], "after a crash there is somebody to dial"
     stranger = NodeKey.generate().public
     security = one.security()
@@ -423,3 +424,15 @@ async def test_only_one_new_authority_is_founded_at_a_time(tmp_path: Path, monke
     await until(lambda: one.credentials.ca is not None)
     await one.close()
     assert len(founded) == 1
+
+
+async def test_joiners_are_dismissed_when_their_host_stops_and_no_more_are_let_in(tmp_path: Path) -> None:
+    one = lone(tmp_path, Rest())
+    early, late = Stream(), Stream()
+    door = one.security().door
+    door.guest(early, "192.0.2.1")  # type: ignore[arg-type]
+    assert not early.aborted
+    await one.close()
+    door.guest(late, "192.0.2.1")  # type: ignore[arg-type]
+    assert early.aborted
+    assert late.aborted

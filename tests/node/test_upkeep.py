@@ -6,8 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from p2pnn.node.peers import load
-from tests.node.nodes import until
+from p2pnn.node.peers import PeersFile, load
+from p2pnn.node.upkeep import Upkeep
+from p2pnn.wire.messages import CharterWanted
+from tests.node.lone import ME, Rest, charter
+from tests.node.lone import node as lone
+from tests.node.nodes import B, until
 from tests.node.test_identity import daemons, identity, joined, linked, secured
 
 pytestmark = pytest.mark.asyncio
@@ -38,3 +42,15 @@ async def test_where_members_are_is_written_down_and_removed_ones_are_forgotten(
         await until(lambda: load(file) == both)
         await identity(a).remove("c")
         await until(lambda: load(file) == {b.node: b.address})
+
+
+async def test_who_has_no_charter_yet_asks_whoever_it_has_a_link_to(tmp_path: Path) -> None:
+    rest = Rest()
+    one = lone(tmp_path, rest)
+    upkeep = Upkeep(one, PeersFile(tmp_path), one.reached)
+    upkeep.ask_for_charter()
+    assert {node for node, message in rest.sent if message == CharterWanted(0, 0)} == rest.peers
+    rest.committed, rest.sent = charter(ME, B), []
+    upkeep.ask_for_charter()
+    assert rest.sent == []
+    await one.close()
