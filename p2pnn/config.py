@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from p2pnn.errors import NotAllowedError, UsageError
-from p2pnn.types import Address
+from p2pnn.types import Address, is_node_name
 from p2pnn.values import address, everybody_reads, join_token, peer_address, token_credential, truth, words
 from p2pnn.values import advertised as advertised
 from p2pnn.values import parse_bytes as parse_bytes
@@ -276,7 +276,7 @@ def _given(settings: Mapping[str, Any], key: str, default: Any) -> Any:
 
 def _node_name(settings: Mapping[str, Any]) -> str:
     name = _given(settings, "name", os.uname().nodename.split(".")[0] or "node")
-    wrong = not isinstance(name, str) or not name.isprintable() or any(c in name for c in " /=*?[],")
+    wrong = not isinstance(name, str) or not is_node_name(name)
     if wrong or len(name) > NAME_CHARS_MAX:
         raise UsageError(
             f"name = {name!r} cannot be a node's name; use up to {NAME_CHARS_MAX} letters, digits,"

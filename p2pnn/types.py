@@ -46,6 +46,11 @@ class Address:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
+def is_node_name(text: str) -> bool:
+    """Whether a node may be called so: printable, and nothing that pins, addresses or lists of names give a meaning to."""
+    return text != "" and text.isprintable() and not any(c in text for c in " /=*?[],")
+
+
 def lasting(seconds: float) -> str:
     """A duration in the largest unit of which there are two: `12 s`, `3 min`, `5 h`, `2 days`."""
     for size, unit in ((86400, "days"), (3600, "h"), (60, "min")):

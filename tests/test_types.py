@@ -1,8 +1,8 @@
-"""How long something lasts, as a person reads it."""
+"""How long something lasts, as a person reads it, and what a node may be called."""
 
 import pytest
 
-from p2pnn.types import lasting
+from p2pnn.types import is_node_name, lasting
 
 
 @pytest.mark.parametrize(
@@ -11,3 +11,10 @@ from p2pnn.types import lasting
 )
 def test_durations_have_one_unit(seconds: float, said: str) -> None:
     assert lasting(seconds) == said
+
+
+@pytest.mark.parametrize(
+    ("name", "may"), [("attic-pc", True), ("ä_1.b", True), ("", False), ("a b", False), ("a\x1b", False)]
+)
+def test_names_of_nodes(name: str, may: bool) -> None:
+    assert is_node_name(name) is may

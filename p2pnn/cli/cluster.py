@@ -115,11 +115,13 @@ def remove(
     ],
     socket: SocketFlag = None,
 ) -> None:
-    """Remove a member: its links end at once, and no other member lets it in any more."""
+    """Remove a member: its links end at once, no other member lets it in, and the tokens made so far are revoked."""
     from p2pnn.cli import terminal
 
     connect(socket).post("members/remove", {"member": member})
-    terminal.say(f"{member} is no member any more; a new token lets that machine in again (p2pnn token create)")
+    terminal.say(
+        f"{member} is no member any more, and all tokens made so far are revoked; p2pnn token create makes new ones"
+    )
 
 
 def _table(found: dict[str, Any]) -> list[tuple[str, ...]]:

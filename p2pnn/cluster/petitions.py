@@ -18,7 +18,7 @@ from p2pnn.cluster.charter import Charter, CharterMember
 from p2pnn.errors import NotAllowedError, UsageError
 from p2pnn.identity import tokens
 from p2pnn.identity.tokens import TOKENS_MAX, TokenRecord
-from p2pnn.types import NodeId
+from p2pnn.types import NodeId, is_node_name
 from p2pnn.wire.fields import Host, Name
 from p2pnn.wire.identity import SecretText, TokenText
 
@@ -119,12 +119,15 @@ def rule(charter: Charter, me: NodeId, source: NodeId, petition: Petition, finge
                         f"{member.name} is the only member; it leaves by joining another cluster (p2pnn join)"
                     )
                 return Change(hand_over=True)
-            return Change(dismiss=(NodeId(member.node),))
+            # Whoever is removed may know the tokens of today, and would come back by one.
+            living = tokens.living(charter.tokens, now)
+            return Change(dismiss=(NodeId(member.node),), tokens=tokens.all_revoked(living) or None)
 
 
 def named(members: Sequence[CharterMember], text: str) -> CharterMember:
-    """The one member of this name, id or beginning of an id. Raises UsageError for none, or several."""
-    found = [member for member in members if member.name == text or member.node == text]
+    """The one member of this id, name or beginning of an id, in this order. Raises UsageError for none, or several."""
+    found = [member for member in members if member.node == text]
+    found = found or [member for member in members if member.name == text]
     found = found or [member for member in members if len(text) >= 4 and member.node.startswith(text)]
     if not found:
         raise UsageError(f"no member is called {text!r}; `p2pnn cluster show` lists them")
@@ -141,6 +144,8 @@ def _admit(charter: Charter, petition: Admit, fingerprint: str) -> Change:
         raise NotAllowedError("another member has this node id")
     if present is not None:
         return Change(certify=petition.key)
+    if not is_node_name(petition.name):
+        raise NotAllowedError(f"{petition.name!r} cannot be a node's name; start that node with another --name")
     return Change(admit=(CharterMember(node, fingerprint, petition.name),), certify=petition.key)
 
 

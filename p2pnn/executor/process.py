@@ -21,6 +21,9 @@ from p2pnn.executor.arena import Arena
 NICE: Final = 5
 """How much an executor steps behind: the person at the machine, and the daemon, come first."""
 
+SECRET_VARIABLES: Final = ("P2PNN_TOKEN", "CREDENTIALS_DIRECTORY")
+"""A join token, and where one lies: nothing that an executor needs."""
+
 THREAD_VARIABLES: Final = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 
 
@@ -78,8 +81,9 @@ def spawn(arena_bytes: int, threads: int = 1) -> Spawned:
 
 
 def environment(threads: int) -> dict[str, str]:
-    """The environment of an executor: this process's, with the number of BLAS threads."""
-    return {**os.environ, **dict.fromkeys(THREAD_VARIABLES, str(threads)), "PYTHONUNBUFFERED": "1"}
+    """The environment of an executor: this process's without its secrets, and with the number of BLAS threads."""
+    inherited = {name: value for name, value in os.environ.items() if name not in SECRET_VARIABLES}
+    return {**inherited, **dict.fromkeys(THREAD_VARIABLES, str(threads)), "PYTHONUNBUFFERED": "1"}
 
 
 def exit_reason(returncode: int) -> str:

@@ -107,5 +107,9 @@ def revoked(records: Sequence[TokenRecord], id: str) -> tuple[TokenRecord, ...]:
     return tuple(msgspec.structs.replace(record, revoked=True) if record.id == id else record for record in records)
 
 
+def all_revoked(records: Sequence[TokenRecord]) -> tuple[TokenRecord, ...]:
+    return tuple(msgspec.structs.replace(record, revoked=True) for record in records)
+
+
 def _digest(secret: str) -> bytes:
     return hashlib.sha256(secret.encode()).digest()

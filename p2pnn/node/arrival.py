@@ -51,7 +51,8 @@ class Arrival:
 
         Raises UsageError for a token without an address.
         """
-        if why := self._identity.cannot_leave():
+        elsewhere = self._token.cluster != self._identity.credentials.cluster
+        if elsewhere and (why := self._identity.cannot_leave()):
             log.warning("the token is of another cluster than this node's, and is not used: %s", why)
             self._identity.part.members.join(self._addresses)
             return False

@@ -238,16 +238,18 @@ class ClusterCharter:
             return None
         return core.propose(self._loop.time(), admit=change.admit, dismiss=change.dismiss, tokens=change.tokens)
 
-    async def start_over(self) -> None:
-        """Give the charter up: this node has joined another cluster, and waits for its charter. Raises StorageError."""
+    async def stand_still(self) -> None:
+        """Nothing is heard, said or written until `start`: this node is leaving its cluster."""
         await self.close()
-        self._founds = False
         self._tasks = Tasks()
+        self._owner.coordinator_changed(None)
+
+    async def forget(self) -> None:
+        """Give the charter up, standing still: after `start` this node waits for another cluster's. Raises StorageError."""
+        self._founds = False
         await in_thread(self._file.forget)
         self._presence = Presence(self._post.node, self._post.name, self._loop.time())
         self._alive = self._presence.alive
-        self._owner.coordinator_changed(None)
-        self.start()
 
     def snapshot(self) -> CharterSnapshot:
         assert self._core is not None, "asked before the start"

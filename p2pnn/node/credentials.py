@@ -45,6 +45,10 @@ class Credentials:
         """The cluster's name in tokens: SHA-256 of the authority's certificate; empty before there is one."""
         return self.authority.digest if self.authority is not None else ""
 
+    def has_ended(self, now: float) -> bool:
+        """Whether the certificate is of no use any more, so that only joining again helps. now: seconds since 1970."""
+        return self.certificate is not None and now > self.certificate.ends_s
+
     def found(self, now: float) -> None:
         """Make an authority, and be its first node."""
         ca = Authority.found(now)

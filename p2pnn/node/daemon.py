@@ -297,7 +297,7 @@ class Daemon:
             self._receive_blob: (wire.BlobRequest, wire.BlobMissing, wire.Keep),
         }
         if self.secured:
-            of_identity = (wire.Petition, wire.Ruling, wire.AuthorityWanted, wire.AuthorityKey)
+            of_identity = (wire.Petition, wire.Ruling, wire.AuthorityWanted, wire.AuthorityKey, wire.AuthorityHeld)
             groups[self.secured.identity.receive] = of_identity
         return {kind: receive for receive, kinds in groups.items() for kind in kinds}
 

@@ -21,6 +21,7 @@ from p2pnn.node.tasks import Tasks
 from p2pnn.transport.admission import Refuse
 from p2pnn.transport.joining import Guest
 from p2pnn.transport.secure import SecureStream
+from p2pnn.types import NodeId
 from p2pnn.wire.fields import HOST_CHARS_MAX
 from p2pnn.wire.messages import CloseReason, Join, Joined, Offer
 
@@ -37,12 +38,13 @@ class BadToken(NotAllowedError):
 
 
 class ClusterDoor:
-    """charter: the committed one. offer: what joiners are told first; None before the node has a cluster. ask: the
-    coordinator, for a certificate; raises BadToken or P2pnnError."""
+    """charter: the committed one. vouches: before there is one, whether this node admitted ours. offer: what joiners are told
+    first; None before the node has a cluster. ask: the coordinator, for a certificate; raises BadToken or P2pnnError."""
 
     def __init__(
         self,
         charter: Callable[[], Charter | None],
+        vouches: Callable[[NodeId], bool],
         offer: Callable[[], Offer | None],
         ask: Callable[[Admit], Awaitable[bytes]],
         tasks: Tasks,
@@ -50,6 +52,7 @@ class ClusterDoor:
     ) -> None:
         self.told_removed = told_removed
         self._charter = charter
+        self._vouches = vouches
         self._offer = offer
         self._ask = ask
         self._tasks = tasks
@@ -60,8 +63,10 @@ class ClusterDoor:
 
     def admits(self, key: PublicKey) -> Refuse | None:
         charter = self._charter()
-        if charter is None:
-            return None  # it has just joined, and the authority's word is all that it has
+        if charter is None:  # who was removed has a certificate as well, so that alone admits nobody
+            if self._vouches(key.node):
+                return None
+            return Refuse(CloseReason.NOT_MEMBER, "this node has no charter yet, and links only with who admitted it")
         member = charter.member(key.node)
         if member is not None and member.fingerprint == key.fingerprint:
             return None
@@ -81,6 +86,11 @@ class ClusterDoor:
             stream.abort()
             return
         self._guests.add(Guest(stream, host, offer, self._asked, self._guests.discard))
+
+    def dismiss(self) -> None:
+        """End what is said with joiners now."""
+        for guest in list(self._guests):
+            guest.abort()
 
     # --- how
 

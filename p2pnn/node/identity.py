@@ -20,22 +20,24 @@ from p2pnn.cluster.petitions import MakeToken, Remove, RevokeToken
 from p2pnn.errors import NotAllowedError, P2pnnError, StorageError, UsageError
 from p2pnn.identity import tokens
 from p2pnn.identity.authority import Certificate
-from p2pnn.identity.keys import NodeKey
+from p2pnn.identity.keys import NodeKey, PublicKey
 from p2pnn.identity.tokens import Token, TokenRecord
 from p2pnn.node.addresses import interfaces, join_addresses
 from p2pnn.node.charter import ClusterCharter
 from p2pnn.node.charter_file import Founding
 from p2pnn.node.credentials import Credentials
+from p2pnn.node.custody import Custody
 from p2pnn.node.door import ClusterDoor
 from p2pnn.node.links import Post
 from p2pnn.node.members import Members
+from p2pnn.node.peers import PeersFile
 from p2pnn.node.petitions import Petitions
 from p2pnn.node.tasks import Tasks, in_thread
 from p2pnn.transport import Transport
 from p2pnn.transport.joining import knock
 from p2pnn.transport.secure import Security
 from p2pnn.types import Address, NodeId
-from p2pnn.wire.messages import AuthorityKey, AuthorityWanted, Message, Offer, Petition, Ruling
+from p2pnn.wire.messages import AuthorityHeld, AuthorityKey, AuthorityWanted, Message, Offer, Petition, Ruling
 
 log = logging.getLogger("p2pnn.identity")
 
@@ -49,6 +51,16 @@ class NotJoined(NotAllowedError):
     def __init__(self, addresses: Sequence[Address], reasons: Sequence[str]) -> None:
         super().__init__("not joined: " + "; ".join(f"{a}: {r}" for a, r in zip(addresses, reasons, strict=True)))
         self.reasons = tuple(reasons)
+
+
+@dataclass(frozen=True, slots=True)
+class _Admitted:
+    """What a joiner was given. key: of the member at `address`, by which it joined."""
+
+    certificate: Certificate
+    authority: Certificate
+    key: PublicKey
+    address: Address
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +80,7 @@ class Identity:
     Raises StorageError for credentials that cannot be used.
     """
 
-    def __init__(self, name: str, software: str, key: NodeKey, credentials: Credentials) -> None:
+    def __init__(self, name: str, software: str, key: NodeKey, credentials: Credentials, peers: PeersFile) -> None:
         self.name = name
         self.credentials = credentials
         self.removed = ""  # where a member has told this node that it was removed: its words
@@ -76,10 +88,13 @@ class Identity:
         self._software = software
         self._key = key
         self._tasks = Tasks()
+        self._peers = peers
         self._joining = asyncio.Lock()
-        self._members: frozenset[NodeId] = frozenset()
+        self._closed = self._founding_again = False
+        self._vouching = frozenset(peers.nodes())  # before this node has a charter; nobody once it has had one
         self._door = ClusterDoor(
             lambda: self.charter,
+            lambda node: node in self._vouching,
             self._offer,
             lambda petition: self.petitions.ask(petition),
             self._tasks,
@@ -87,6 +102,7 @@ class Identity:
         )
         self._part: Part | None = None
         self._petitions: Petitions | None = None
+        self._custody: Custody | None = None
 
     def found(self, announces: bool) -> Founding:
         """What this node's own cluster begins with; makes its authority if there is none. announces: with a token to join by."""
@@ -123,6 +139,7 @@ class Identity:
         """The rest of the node, and a job that keeps this node in its cluster, as a clause; empty for none."""
         self._part = Part(post, transport, members, charter, busy)
         self._petitions = Petitions(post, charter, lambda: self.credentials.ca, self._tasks)
+        self._custody = Custody(post, charter, self.credentials, self.reached, self._tasks)
 
     @property
     def part(self) -> Part:
@@ -135,6 +152,11 @@ class Identity:
         return self._petitions
 
     @property
+    def custody(self) -> Custody:
+        assert self._custody is not None, "used before it was attached"
+        return self._custody
+
+    @property
     def charter(self) -> Charter | None:
         """What holds, as far as this node knows; just after a start, what it held before."""
         return self.part.charter.committed or self.part.charter.held
@@ -144,6 +166,8 @@ class Identity:
         return {link.node: link.address for link in self.part.transport.snapshot()}
 
     async def close(self) -> None:
+        self._closed = True
+        self._door.dismiss()
         await self._tasks.close()
 
     # --- what the rest of the node tells
@@ -154,23 +178,22 @@ class Identity:
                 self.petitions.asked(node, message)
             case Ruling():
                 self.petitions.answered(node, message)
-            case AuthorityWanted():
-                self._share_authority(node)
-            case AuthorityKey(pem):
-                self._take_authority(node, pem)
+            case AuthorityWanted() | AuthorityKey() | AuthorityHeld():
+                self.custody.receive(node, message)
 
     def charter_committed(self, charter: Charter) -> None:
-        """Links of those that are not members any more end."""
+        """All links of those that it does not name end, whenever they were opened."""
         self.petitions.committed(charter)
-        now = frozenset(charter.nodes())
-        for node in self._members - now:
-            log.warning("member removed node=%s", node[:8])
+        self.custody.committed(charter)
+        self._vouching = frozenset()
+        for node in self.reached().keys() - set(charter.nodes()):
+            log.warning("link ended node=%s reason=the charter does not name it any more", node[:8])
             self.part.transport.expel(node, f"node {node[:8]} was removed from the cluster")
-        self._members = now
         me = self.part.post.node
         if charter.member(me) is not None:
             self.removed = ""
-        if charter.nodes() == [me] and self.credentials.ca is None:
+        if charter.nodes() == [me] and self.credentials.ca is None and not self._founding_again:
+            self._founding_again = True
             self._tasks.spawn(self._found_again())
 
     def told_removed(self, words: str) -> None:
@@ -234,18 +257,15 @@ class Identity:
         if self._joining.locked():
             raise NotAllowedError("this node is joining a cluster at this moment")
         async with self._joining:
-            if token.cluster == self.credentials.cluster and not self.removed and not force:
-                raise NotAllowedError(
-                    "this node is a member of the token's cluster already; use the token on another machine"
-                )
-            if why := self.cannot_leave(force):
-                raise NotAllowedError(f"this node cannot join another cluster: {why}")
-            certificate, authority, address = await self._knock(token, addresses)
-            if why := self.cannot_leave(force):
-                raise NotAllowedError(f"this node cannot join another cluster: {why}")
-            await self._move(certificate, authority, address)
-        log.info("joined cluster=%s by=%s", token.cluster[:8], address)
-        return address
+            self._check_may_join(token, force)
+            found = await self._knock(token, addresses)
+            self._check_may_join(token, force)
+            if self._is_member_of(token) and not force:
+                await self._tasks.finish(self._return(found))
+            else:
+                await self._tasks.finish(self._move(found))
+        log.info("joined cluster=%s by=%s", token.cluster[:8], found.address)
+        return found.address
 
     async def take(self, certificate: Certificate) -> None:
         """The next certificate of the same cluster: links opened from now on use it. Raises StorageError, NotAllowedError."""
@@ -255,15 +275,33 @@ class Identity:
         if certificate.key != self._key.public:
             raise NotAllowedError("the certificate that the coordinator gave is another node's")
         await in_thread(self.credentials.take, certificate, authority)
-        self.part.transport.adopt(self.security(), self.cluster)
+        self.part.transport.adopt(self.security(), self.cluster, moves=False)
 
     # --- how
 
     def _offer(self) -> Offer | None:
         authority = self.credentials.authority
-        return Offer(authority.der, self._software) if authority is not None and not self._joining.locked() else None
+        if authority is None or self._joining.locked() or self._closed:
+            return None
+        return Offer(authority.der, self._software)
 
-    async def _knock(self, token: Token, addresses: Sequence[Address]) -> tuple[Certificate, Certificate, Address]:
+    def _is_member_of(self, token: Token) -> bool:
+        """Whether this node is of the token's cluster, as far as it knows."""
+        charter = self.charter
+        named = charter is not None and charter.member(self.part.post.node) is not None
+        return named and token.cluster == self.credentials.cluster and not self.removed
+
+    def _check_may_join(self, token: Token, force: bool) -> None:
+        """Raises NotAllowedError: why not."""
+        if self._is_member_of(token):
+            if not force and not self.credentials.has_ended(time.time()):
+                raise NotAllowedError(
+                    "this node is a member of the token's cluster already; use the token on another machine"
+                )
+        elif why := self.cannot_leave(force or token.cluster == self.credentials.cluster):
+            raise NotAllowedError(f"this node cannot join another cluster: {why}")
+
+    async def _knock(self, token: Token, addresses: Sequence[Address]) -> _Admitted:
         reasons = []
         for address in addresses:
             try:
@@ -272,29 +310,33 @@ class Identity:
                 log.warning("not joined address=%s reason=%s", address, error)
                 reasons.append(str(error))
             else:
-                return *found, address
+                return _Admitted(*found, address)
         raise NotJoined(addresses, reasons)
 
-    async def _move(self, certificate: Certificate, authority: Certificate, address: Address) -> None:
-        """Out of the old cluster, into the new one. The order: whatever breaks off in between, the node can join again."""
-        part = self.part
-        await part.charter.start_over()
-        await in_thread(self.credentials.take, certificate, authority)
-        self._members = frozenset()
-        self.removed = ""
-        part.transport.adopt(self.security(), self.cluster)
-        part.members.join([address])
+    async def _return(self, found: _Admitted) -> None:
+        """A member whose certificate had ended has a new one; the charter, with its votes, stays."""
+        await in_thread(self.credentials.take, found.certificate, found.authority)
+        self.part.transport.adopt(self.security(), self.cluster, moves=False)
+        self.part.members.join([found.address])
 
-    def _share_authority(self, node: NodeId) -> None:
-        charter, ca = self.charter, self.credentials.ca
-        if ca is not None and charter is not None and node in charter.voters:
-            self.part.post.send(node, AuthorityKey(ca.pem))
-
-    def _take_authority(self, node: NodeId, pem: bytes) -> None:
-        charter, me = self.charter, self.part.post.node
-        if self.credentials.ca is not None or charter is None or not {me, node} <= set(charter.voters):
-            return
-        self._tasks.spawn(self._hold_authority(node, pem))
+    async def _move(self, found: _Admitted) -> None:
+        """Out of the old cluster, into the new one. The order: whatever breaks off in between, the node can join again, and with
+        the new credentials there is an address to dial. Links of the old cluster end before a charter is heard of again.
+        """
+        part, voucher = self.part, found.key.node
+        await part.charter.stand_still()
+        try:
+            async with self._peers.lock:
+                await self._peers.replace({voucher: found.address})
+            await part.charter.forget()
+            await in_thread(self.credentials.take, found.certificate, found.authority)
+            self._vouching = frozenset([voucher])
+            self.removed = ""
+            self._door.dismiss()
+            part.transport.adopt(self.security(), self.cluster, moves=True)
+        finally:
+            part.charter.start()
+        part.members.join([found.address])
 
     async def _found_again(self) -> None:
         """Alone after a recovery, the authority's key lost with the former voters: a new one, since all others join anew."""
@@ -303,15 +345,9 @@ class Identity:
         except StorageError as error:
             log.error("no new authority reason=%s; nobody can join", error)
             return
-        self.part.transport.adopt(self.security(), self.cluster)
+        finally:
+            self._founding_again = False
+        self.part.transport.adopt(self.security(), self.cluster, moves=True)
         log.warning(
             "the cluster has a new authority cluster=%s; tokens made before are void", self.credentials.cluster[:8]
         )
-
-    async def _hold_authority(self, node: NodeId, pem: bytes) -> None:
-        try:
-            await in_thread(self.credentials.hold_ca, pem)
-        except StorageError as error:
-            log.error("the authority's key was not kept node=%s reason=%s", node[:8], error)
-        else:
-            log.info("this voter holds the authority's key from=%s", node[:8])

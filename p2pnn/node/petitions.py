@@ -13,7 +13,7 @@ from typing import Final
 
 from p2pnn.cluster import petitions
 from p2pnn.cluster.charter import Charter, Version
-from p2pnn.cluster.petitions import Admit, Change, Petition, Renew
+from p2pnn.cluster.petitions import Admit, Change, Petition, Remove, Renew
 from p2pnn.errors import CharterError, NotAllowedError, P2pnnError, ProposalRefused, TimedOutError
 from p2pnn.identity import tokens
 from p2pnn.identity.authority import Authority
@@ -32,6 +32,9 @@ DEADLINE_S: Final = 15.0
 
 ANSWER_S: Final = 6.0
 AGAIN_S: Final = 0.1
+KEY_S: Final = 2.0
+"""For the authority's key before a member is removed: who holds it sends it as soon as this node votes."""
+
 UNDER_WAY_MAX: Final = 64
 """Petitions that a coordinator works on; more are told to come again."""
 
@@ -142,28 +145,40 @@ class Petitions:
             raise Again(f"node {self._post.name} does not coordinate the cluster (any more, or yet)")
         key = PublicKey(petition.key) if isinstance(petition, Admit | Renew) else None
         if isinstance(petition, Admit):
-            self._judge(petition)
+            self._check_patience(petition)
         if key is not None and self._ca() is None:
             raise Again("the coordinator has not been given the authority's key yet")
         deadline = self._loop.time() + ANSWER_S - 1
+        if isinstance(petition, Remove):
+            await self._wait_for_key()
         while self._loop.time() < deadline:
+            if isinstance(petition, Admit):
+                self._judge(petition)
             change = self._change(source, petition, key)
             if change.holds or await self._propose(change):
                 return self._certificate(key) if change.certify and key is not None else b""
             await asyncio.sleep(AGAIN_S)
         raise Again("other changes of the charter are under way")
 
-    def _judge(self, petition: Admit) -> None:
-        """Raises NotAllowedError for a token that admits nobody, and for who has guessed too often."""
-        now = self._loop.time()
-        wait_s = self._guesses.wait_s(petition.host, now)
+    async def _wait_for_key(self) -> None:
+        """Who is to be removed may be the only one that holds the authority's key. Not for ever: it may not want to give it."""
+        until = self._loop.time() + KEY_S
+        while self._ca() is None and self._loop.time() < until:  # noqa: ASYNC110
+            await asyncio.sleep(AGAIN_S)
+
+    def _check_patience(self, petition: Admit) -> None:
+        """Raises NotAllowedError for who has guessed too often."""
+        wait_s = self._guesses.wait_s(petition.host, self._loop.time())
         if wait_s:
             raise NotAllowedError(too_soon(wait_s))
+
+    def _judge(self, petition: Admit) -> None:
+        """Raises NotAllowedError for a token that admits nobody by the charter of this moment."""
         charter = self._charter.committed
         known = charter.tokens if charter is not None else ()
         trouble = tokens.judge(known, petition.token, petition.secret, time.time())
         if trouble:
-            self._guesses.wrong(petition.host, now)
+            self._guesses.wrong(petition.host, self._loop.time())
             raise NotAllowedError(trouble)
 
     def _change(self, source: NodeId, petition: Petition, key: PublicKey | None) -> Change:

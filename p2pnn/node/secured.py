@@ -6,6 +6,7 @@ A plain node imports none of this.
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,6 +17,7 @@ from p2pnn.node.arrival import Arrival
 from p2pnn.node.charter_file import CharterFile, Founding
 from p2pnn.node.credentials import Credentials
 from p2pnn.node.identity import Identity
+from p2pnn.node.peers import PeersFile
 from p2pnn.node.storage import Storage
 from p2pnn.node.upkeep import Upkeep
 from p2pnn.types import Address
@@ -64,14 +66,15 @@ def open_secured(config: NodeConfig, storage: Storage, software: str) -> Secured
             setting="join",
         )
     token = Token.parse(config.token) if config.token else None
-    identity = Identity(config.name, software, key, credentials)
-    upkeep = Upkeep(identity, storage.root, identity.reached)
-    known = upkeep.known()
+    peers = PeersFile(storage.root)
+    identity = Identity(config.name, software, key, credentials, peers)
+    upkeep = Upkeep(identity, peers, identity.reached)
+    known = peers.addresses()
     founds = fresh or (credentials.ca is not None and not known)
     first = founds and not CharterFile(storage.root).exists  # also after a start that came no further than its port
     listens = config.ready_fd is None and not _writes_to_journal()
     founding = identity.found(announces=first and token is None and listens)
-    arrives = token is not None and token.cluster != credentials.cluster
+    arrives = token is not None and (token.cluster != credentials.cluster or credentials.has_ended(time.time()))
     arrival = Arrival(identity, token, config.join) if token is not None and arrives else None
     joins = known if arrives else tuple(dict.fromkeys([*config.join, *known]))
     return Secured(identity, upkeep, arrival, founding, founds, joins)

@@ -8,6 +8,8 @@ import logging
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, ParamSpec, TypeVar
 
+from p2pnn.errors import NotAllowedError
+
 log = logging.getLogger("p2pnn.node")
 
 ALIVE_INTERVAL_S: Final = 5.0
@@ -18,7 +20,11 @@ R = TypeVar("R")
 
 async def in_thread(call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     """`asyncio.to_thread`, which when cancelled leaves only once the thread is done with what it was given."""
-    running = asyncio.ensure_future(asyncio.to_thread(call, *args, **kwargs))
+    return await _to_its_end(asyncio.ensure_future(asyncio.to_thread(call, *args, **kwargs)))
+
+
+async def _to_its_end(running: asyncio.Future[R]) -> R:
+    """Its result; when cancelled, this leaves only once that has ended, which it does by itself."""
     try:
         return await asyncio.shield(running)
     except asyncio.CancelledError:
@@ -46,6 +52,17 @@ class Tasks:
         task = asyncio.get_running_loop().create_task(work)
         self._running.add(task)
         task.add_done_callback(self._ended)
+
+    async def finish(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do the work and return at its end: only `close` cancels it, not whoever waits here. Raises what it raises, and
+        NotAllowedError where the owner has closed."""
+        if self._closed:
+            work.close()
+            raise NotAllowedError("this node is stopping")
+        task = asyncio.get_running_loop().create_task(work)
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        await _to_its_end(task)
 
     async def drain(self) -> None:
         """Wait until all have ended by themselves."""

@@ -1,12 +1,12 @@
 """The watchdog: says that a run does not learn, and why. Pure; it is told losses, activations and what the shards report.
 
-    zero gradients       no worker's gradient had an element other than zero for `pushes_min` updates (so hivemind's lone peer
-                         once went through a whole run)
-    flat loss            after `losses_min` losses their mean over the last tenth is not below that of the first tenth by
-                         `drop_min` of it, and it never was
-    dead activations     less than `live_min` of a layer's outputs were other than zero, `dead_reports` reports in a row
-    idle worker          `pushes_min` pushes of each other worker on average were taken since the last of this one, or its own
-                         gradients were zero for as long while others' were not
+- zero gradients: no worker's gradient had an element other than zero for `pushes_min` updates (so hivemind's lone peer once went
+  through a whole run);
+- flat loss: after `losses_min` losses their mean over the last tenth is not below that of the first tenth by `drop_min` of
+  it, and it never was;
+- dead activations: less than `live_min` of a layer's outputs were other than zero, `dead_reports` reports in a row;
+- idle worker: `pushes_min` pushes of each other worker on average were taken since the last of this one, or its own gradients were
+  zero for as long while others' were not.
 
 A finding is told when it begins, and again only after it had ended.
 """

@@ -67,6 +67,10 @@ class Guest:
         """Say it and end."""
         self._say_last(joined)
 
+    def abort(self) -> None:
+        """End without a word."""
+        self._stream.abort()
+
     # --- stream.User
 
     def readable(self) -> None:
@@ -119,8 +123,8 @@ class Guest:
 
 async def knock(
     address: Address, token: Token, key: PublicKey, name: str, software: str, now: float
-) -> tuple[Certificate, Certificate]:
-    """Join by the member at this address: this node's certificate, and the authority's. now: seconds since 1970.
+) -> tuple[Certificate, Certificate, PublicKey]:
+    """Join by the member at this address: this node's certificate, the authority's, that member's key. now: seconds since 1970.
 
     Raises NotAllowedError ("wrong cluster", "clock", "bad token", …), TimedOutError, or P2pnnError with why there was no
     conversation.
@@ -166,7 +170,7 @@ async def _converse(
     name: str,
     software: str,
     now: float,
-) -> tuple[Certificate, Certificate]:
+) -> tuple[Certificate, Certificate, PublicKey]:
     offer = await _read(reader)
     if not isinstance(offer, Offer):
         raise P2pnnError(
@@ -177,8 +181,8 @@ async def _converse(
     authority = Certificate(offer.authority)
     if authority.digest != token.cluster:
         raise NotAllowedError("wrong cluster: it belongs to another one than the token; the secret was not sent")
-    shown = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
-    Certificate(shown or b"").check_issued_by(authority, now)
+    shown = Certificate(writer.get_extra_info("ssl_object").getpeercert(binary_form=True) or b"")
+    shown.check_issued_by(authority, now)
     writer.write(encode_frame(encode(Join(token.id, token.secret, key.der, name, software))))
     await writer.drain()
     joined = await _read(reader)
@@ -192,7 +196,7 @@ async def _converse(
     certificate.check_issued_by(authority, now)
     if certificate.key != key:
         raise NotAllowedError("the certificate that it gave is another node's")
-    return certificate, authority
+    return certificate, authority, shown.key
 
 
 async def _read(reader: asyncio.StreamReader) -> Message:

@@ -97,12 +97,11 @@ class Transport:
         if dialled is not None:
             dialled.task.cancel()
 
-    def adopt(self, security: Security, cluster: str) -> None:
-        """Use other credentials from now on. In another cluster than before no link stays."""
-        moved = cluster != self._identity.cluster
+    def adopt(self, security: Security, cluster: str, moves: bool) -> None:
+        """Use other credentials from now on. moves: this node joins a cluster, if need be that of before, so no link stays."""
         self._identity = replace(self._identity, cluster=cluster)
         self._security = security
-        if moved:
+        if moves:
             for link in list(self._links):
                 link.close(CloseReason.LEAVING, "this node has joined another cluster")
 

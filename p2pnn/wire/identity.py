@@ -58,10 +58,14 @@ class Ruling(Message, tag=91):
 
 
 class AuthorityWanted(Message, tag=92):
-    """New voter → other voters: send me the authority's key. Answered by AuthorityKey, by who has it."""
+    """Voter without the authority's key → members: send it to me. Answered by AuthorityKey, by who has it."""
 
 
 class AuthorityKey(Message, tag=93):
-    """Voter → voter: the private key of the cluster's authority, PEM."""
+    """Member → voter: the private key of the cluster's authority, PEM. Answered by AuthorityHeld, once it is on the disk."""
 
     key: Packed
+
+
+class AuthorityHeld(Message, tag=94):
+    """Voter → member: I hold the authority's key, so who is no voter any more may delete it."""

@@ -47,6 +47,7 @@ from p2pnn.wire.fields import (
     Version,
 )
 from p2pnn.wire.fields import Message as Message
+from p2pnn.wire.identity import AuthorityHeld as AuthorityHeld
 from p2pnn.wire.identity import AuthorityKey as AuthorityKey
 from p2pnn.wire.identity import AuthorityWanted as AuthorityWanted
 from p2pnn.wire.identity import Join as Join
@@ -250,6 +251,6 @@ AnyMessage = (
     | Retired | Squares | Keep | Kept | Record | RecordRequest | Ask | Answered | Traced
     | CutsWanted | CutsHeld | PartWanted | PartMade | Adopt | Adopted | Happened | Follow | Tensor | Snapshot
     | Lead | Held | PreVote | PreVoted | Vote | Voted | CharterPiece | CharterWanted | Handover
-    | Petition | Ruling | AuthorityWanted | AuthorityKey
+    | Petition | Ruling | AuthorityWanted | AuthorityKey | AuthorityHeld
     | Push | Pushed | Forward | Append | Appended | Beat | UpdateWanted | StatePiece | StateHeld | Superseded
 )  # fmt: skip

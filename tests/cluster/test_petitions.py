@@ -100,6 +100,27 @@ def test_a_member_is_removed_by_name_or_id(text: str) -> None:
     assert ask(Remove(text)) == Change(dismiss=(B,))
 
 
+def test_with_a_member_go_the_tokens_that_it_may_know() -> None:
+    charter = CHARTER.successor(tokens=(token(), token(NOW - 2 * VALID_S)))
+    change = ask(Remove("node-b"), charter=charter)
+    assert change.dismiss == (B,)
+    assert change.tokens is not None
+    assert [(one.id, one.revoked) for one in change.tokens] == [(charter.tokens[0].id, True)], (
+        "expired ones are dropped"
+    )
+
+
+@pytest.mark.parametrize("name", ["", "a b", "a,b", "[x]"])
+def test_a_joiner_whose_name_cannot_be_one_is_refused(name: str) -> None:
+    with pytest.raises(NotAllowedError, match="cannot be a node's name"):
+        ask(Admit("0" * 8, "0" * 32, b"key", name, "192.0.2.1"), fingerprint=PRINTS["c"])
+
+
+def test_a_member_that_is_called_as_another_ones_id_hides_nobody() -> None:
+    mimic = CharterMember(C, PRINTS["c"], B)
+    assert ask(Remove(B), charter=CHARTER.successor(members=(*MEMBERS, mimic))) == Change(dismiss=(B,))
+
+
 def test_the_coordinator_hands_over_before_it_goes_and_the_only_member_stays() -> None:
     assert ask(Remove("node-a")) == Change(hand_over=True)
     with pytest.raises(UsageError, match="the only member"):

@@ -23,6 +23,12 @@ def test_reasons(status: int, text: str) -> None:
     assert exit_reason(status).endswith(text)
 
 
+def test_no_token_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("P2PNN_TOKEN", "CREDENTIALS_DIRECTORY"):
+        monkeypatch.setenv(name, "secret")
+    assert "secret" not in environment(1).values()
+
+
 def test_threads_are_said_to_every_blas() -> None:
     found = environment(3)
     assert {found[name] for name in THREAD_VARIABLES} == {"3"}

@@ -79,7 +79,7 @@ async def test_messages_for_nobody_are_dropped_and_nothing_is_routed_after_the_e
 
 async def test_every_message_of_the_wire_that_a_peer_may_send_has_a_receiver(tmp_path: Path) -> None:
     links = {wire.Hello, wire.Welcome, wire.Close, wire.Ping, wire.Pong}
-    secured = {wire.Petition, wire.Ruling, wire.AuthorityWanted, wire.AuthorityKey}
+    secured = {wire.Petition, wire.Ruling, wire.AuthorityWanted, wire.AuthorityKey, wire.AuthorityHeld}
     strangers = {wire.Offer, wire.Join, wire.Joined}
     shards = {kind for kind in wire.AnyMessage.__args__ if kind.__module__ == "p2pnn.wire.replication"}  # in no job yet
     async with daemons(tmp_path, "a") as (a,):

@@ -15,7 +15,7 @@ from p2pnn.transport.admission import Refuse
 from p2pnn.wire.messages import CloseReason, Offer
 
 pytestmark = pytest.mark.asyncio
-MEMBER, STRANGER, OUT = (NodeKey.generate().public for _ in range(3))
+MEMBER, STRANGER, OUT, VOUCHER = (NodeKey.generate().public for _ in range(4))
 CHARTER = Charter(
     1,
     "c",
@@ -31,7 +31,9 @@ def door(charter: Charter | None, offer: Offer | None = None) -> ClusterDoor:
     async def ask(petition: object) -> bytes:
         return b""
 
-    return ClusterDoor(lambda: charter, lambda: offer, ask, Tasks(), lambda words: None)
+    return ClusterDoor(
+        lambda: charter, lambda node: node == VOUCHER.node, lambda: offer, ask, Tasks(), lambda words: None
+    )
 
 
 def reason(refused: Refuse | None) -> CloseReason | None:
@@ -54,8 +56,15 @@ async def test_a_key_that_shares_a_members_id_is_not_that_member() -> None:
     assert reason(door(Charter(1, "c", 1, 1, (MEMBER.node,), (twin,))).admits(MEMBER)) is CloseReason.NOT_MEMBER
 
 
-async def test_before_a_node_has_a_charter_the_authoritys_word_is_enough() -> None:
-    assert door(None).admits(STRANGER) is None
+async def test_before_a_node_has_a_charter_only_who_admitted_it_comes_in() -> None:
+    """Who was removed has a certificate too, and could send such a node a charter of its own."""
+    one = door(None)
+    assert [reason(one.admits(key)) for key in (VOUCHER, STRANGER, OUT)] == [
+        None,
+        CloseReason.NOT_MEMBER,
+        CloseReason.NOT_MEMBER,
+    ]
+    assert reason(door(CHARTER).admits(VOUCHER)) is CloseReason.NOT_MEMBER
 
 
 class Stream:
@@ -93,6 +102,15 @@ async def test_guests_are_few_and_few_of_one_address() -> None:
     one.guest(again, "192.0.2.1")  # type: ignore[arg-type]
     assert not again.aborted, "who has left makes room"
     again.abort()
+
+
+async def test_all_guests_are_dismissed_when_their_host_leaves() -> None:
+    one = door(CHARTER, Offer(b"authority"))
+    streams = [Stream(), Stream()]
+    for stream in streams:
+        one.guest(stream, "192.0.2.1")  # type: ignore[arg-type]
+    one.dismiss()
+    assert all(stream.aborted for stream in streams)
 
 
 async def test_a_node_that_is_joining_itself_offers_nothing() -> None:

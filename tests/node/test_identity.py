@@ -13,19 +13,25 @@ from typing import Any
 import pytest
 
 from p2pnn.cluster import recovery
+from p2pnn.cluster.petitions import Admit
 from p2pnn.config import NodeConfig
-from p2pnn.errors import NotAllowedError, P2pnnError, UsageError
+from p2pnn.errors import NotAllowedError, P2pnnError, StorageError, UsageError
+from p2pnn.identity.authority import VALID_S as CERTIFICATE_VALID_S
 from p2pnn.identity.authority import Authority
 from p2pnn.identity.keys import NodeKey
 from p2pnn.identity.tokens import VALID_S, Token
 from p2pnn.node.daemon import Daemon
 from p2pnn.node.identity import Identity, NotJoined
+from p2pnn.node.peers import PeersFile
 from p2pnn.transport.joining import knock
-from p2pnn.types import Address
+from p2pnn.types import Address, NodeId
 from p2pnn.wire.codec import encode
 from p2pnn.wire.frame import encode_frame
 from p2pnn.wire.messages import Close, CloseReason, Join, Offer
-from tests.node.nodes import config, until
+from tests.node.lone import ME, THERE, VOUCHER, Rest, admitting, charter
+from tests.node.lone import node as lone
+from tests.node.nodes import B, C, config, until
+from tests.node.test_door import Stream
 
 pytestmark = pytest.mark.asyncio
 
@@ -189,7 +195,10 @@ async def test_a_removed_member_is_out_at_once_and_comes_back_with_a_new_token_o
         assert members(a) == {"a", "b"}
         await until(lambda: "was removed from the cluster" in identity(c).removed)
         assert await refusal(a, c) == CloseReason.REMOVED
-        await identity(c).join(token, [b.address])
+        old = Admit(token.id, token.secret, identity(c).credentials.key.public.der, "c", "192.0.2.1")
+        with pytest.raises(NotAllowedError, match="bad token: it was revoked"):
+            await identity(b).petitions.ask(old)
+        await identity(c).join(await token_of(a), [b.address])
         await until(lambda: linked(a, b, c))
         assert identity(c).removed == ""
 
@@ -213,6 +222,7 @@ async def refusal(listener: Daemon, caller: Daemon) -> int:
 async def test_the_coordinator_hands_over_before_it_is_removed(tmp_path: Path) -> None:
     async with daemons(secured(tmp_path, "a"), secured(tmp_path, "b")) as (a, b):
         await joined(a, b)
+        cluster = identity(a).credentials.cluster
         with pytest.raises(NotAllowedError, match="no member is called 'nobody'"):
             await identity(b).remove("nobody")
         await identity(b).remove("a")
@@ -220,7 +230,8 @@ async def test_the_coordinator_hands_over_before_it_is_removed(tmp_path: Path) -
         await coordinating(b)
         with pytest.raises(NotAllowedError, match="the only member"):
             await identity(b).remove("b")
-        await until(lambda: identity(b).credentials.ca is not None)
+        assert identity(b).credentials.ca is not None
+        assert identity(b).credentials.cluster == cluster, "the key was given to b before a went; no other was made"
 
 
 async def test_guesses_are_refused_and_soon_not_even_looked_at(tmp_path: Path) -> None:
@@ -296,3 +307,132 @@ async def test_a_recovered_cluster_without_its_authoritys_key_makes_a_new_one(
         token = await token_of(b)
         await identity(a).join(token, [b.address], force=True)
         await until(lambda: linked(a, b))
+
+
+# --- one identity, without a network
+
+
+async def test_a_commit_ends_links_that_were_opened_before_any(tmp_path: Path) -> None:
+    """Just after a start, or a move, nobody is remembered; a link may be there by the charter that was held."""
+    rest = Rest()
+    one = lone(tmp_path, rest)
+    rest.committed = charter(ME, B)
+    one.charter_committed(rest.committed)
+    assert set(rest.expelled) == rest.peers - {B}
+    await one.close()
+
+
+async def test_a_move_leaves_the_old_cluster_before_it_hears_of_the_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rest = Rest()
+    one = lone(tmp_path, rest)
+    new = Authority.found(time.time())
+    taken: list[dict[NodeId, Address]] = []
+    take = one.credentials.take
+    monkeypatch.setattr(one.credentials, "take", lambda *a: (taken.append(PeersFile(tmp_path).known), take(*a)))
+    assert await one.join(admitting(monkeypatch, new), [THERE]) == THERE
+    assert rest.calls == ["stand still", "forget", "adopt, no link stays", "start", f"dial {THERE}"]
+    assert taken == [{VOUCHER.public.node: THERE}], "after a crash there is somebody to dial"
+    stranger = NodeKey.generate().public
+    security = one.security()
+    assert security.check(VOUCHER.public.node, VOUCHER.public) is None
+    refused = security.check(stranger.node, stranger)
+    assert refused is not None
+    assert refused.reason is CloseReason.NOT_MEMBER
+    await one.close()
+
+
+async def test_who_asked_for_a_move_may_go_and_the_move_is_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rest = Rest()
+    rest.gate = asyncio.Event()
+    one = lone(tmp_path, rest)
+    new = Authority.found(time.time())
+    token = admitting(monkeypatch, new)
+    asking = asyncio.ensure_future(one.join(token, [THERE]))
+    await until(lambda: "forget" in rest.calls)
+    asking.cancel()
+    await asyncio.sleep(0)
+    with pytest.raises(NotAllowedError, match="at this moment"):
+        await one.join(token, [THERE])
+    rest.gate.set()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    assert rest.calls[-2:] == ["start", f"dial {THERE}"]
+    assert one.credentials.cluster == new.certificate.digest
+    await one.close()
+
+
+async def test_a_move_that_the_disk_breaks_off_leaves_a_node_that_can_join_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rest = Rest()
+    rest.fails = True
+    one = lone(tmp_path, rest)
+    token = admitting(monkeypatch, Authority.found(time.time()))
+    with pytest.raises(StorageError, match="full"):
+        await one.join(token, [THERE])
+    assert rest.calls == ["stand still", "forget", "start"]
+    rest.fails = False
+    await one.join(token, [THERE])
+    assert rest.calls[-1] == f"dial {THERE}"
+    await one.close()
+
+
+async def test_a_member_without_a_charter_may_join_by_its_own_clusters_token_and_others_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rest = Rest()
+    one = lone(tmp_path, rest)
+    assert one.credentials.ca is not None
+    token = admitting(monkeypatch, one.credentials.ca)
+    rest.committed = charter(ME, C)
+    with pytest.raises(NotAllowedError, match="a member of the token's cluster already"):
+        await one.join(token, [THERE])
+    rest.committed = None
+    await one.join(token, [THERE])
+    assert "start" in rest.calls
+    await one.close()
+
+
+async def test_a_member_whose_certificate_has_ended_gets_a_new_one_and_keeps_its_votes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rest = Rest()
+    one = lone(tmp_path, rest, time.time() - CERTIFICATE_VALID_S - 60)
+    assert one.credentials.ca is not None
+    assert one.credentials.has_ended(time.time())
+    rest.committed = charter(ME, C)
+    await one.join(admitting(monkeypatch, one.credentials.ca), [THERE])
+    assert rest.calls == ["adopt", f"dial {THERE}"]
+    assert not one.credentials.has_ended(time.time())
+    await one.close()
+
+
+async def test_only_one_new_authority_is_founded_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rest = Rest()
+    one = lone(tmp_path, rest)
+    one.credentials.drop_ca()
+    founded: list[float] = []
+    found = one.credentials.found
+    monkeypatch.setattr(one.credentials, "found", lambda now: (founded.append(now), found(now)))
+    rest.committed = charter(ME)
+    for revision in range(1, 4):
+        one.charter_committed(charter(ME, revision=revision))
+    await until(lambda: one.credentials.ca is not None)
+    await one.close()
+    assert len(founded) == 1
+
+
+async def test_joiners_are_dismissed_when_their_host_stops_and_no_more_are_let_in(tmp_path: Path) -> None:
+    one = lone(tmp_path, Rest())
+    early, late = Stream(), Stream()
+    door = one.security().door
+    door.guest(early, "192.0.2.1")  # type: ignore[arg-type]
+    assert not early.aborted
+    await one.close()
+    door.guest(late, "192.0.2.1")  # type: ignore[arg-type]
+    assert early.aborted
+    assert late.aborted

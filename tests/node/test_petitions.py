@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
-from p2pnn.cluster.petitions import Admit, MakeToken, Remove, encode
-from p2pnn.errors import NotAllowedError, TimedOutError
-from p2pnn.identity.tokens import VALID_S
+from p2pnn.cluster.charter import Charter, CharterMember, Version
+from p2pnn.cluster.petitions import Admit, Change, MakeToken, Remove, encode
+from p2pnn.errors import NotAllowedError, ProposalRefused, TimedOutError
+from p2pnn.identity.authority import Authority
+from p2pnn.identity.keys import NodeKey
+from p2pnn.identity.tokens import VALID_S, create, revoked
 from p2pnn.node import petitions as module
 from p2pnn.node.door import BadToken
+from p2pnn.node.petitions import Petitions
+from p2pnn.node.tasks import Tasks
 from p2pnn.wire.messages import Petition, Ruling
-from tests.node.nodes import until
+from tests.node.nodes import A, B, post, until
 from tests.node.test_identity import coordinating, daemons, identity, joined, members, secured
 
 pytestmark = pytest.mark.asyncio
@@ -64,3 +73,67 @@ async def test_wrong_tokens_are_told_apart_from_other_refusals(tmp_path: Path) -
             await identity(a).petitions.ask(Admit("0" * 8, "0" * 32, b"key", "x", "192.0.2.2"))
         _, record = await identity(a).make_token(VALID_S)
         assert await identity(a).petitions.ask(MakeToken(record)) == b"", "asked twice, decided once"
+
+
+class Coordinator:
+    """A charter that this node coordinates: what is proposed holds at once. refuses: proposals that are refused, each after what
+    `between` does."""
+
+    def __init__(self, charter: Charter) -> None:
+        self.committed = charter
+        self.coordinator, self.coordinates = A, True
+        self.proposed: list[Change] = []
+        self.refuses = 0
+        self.between = lambda: None
+        self.petitions: Petitions | None = None
+
+    def propose_members(self, change: Change) -> Version:
+        if self.refuses:
+            self.refuses -= 1
+            self.between()
+            raise ProposalRefused("another change is under way")
+        self.proposed.append(change)
+        self.committed = self.committed.successor()
+        assert self.petitions is not None
+        asyncio.get_running_loop().call_soon(self.petitions.committed, self.committed)
+        return self.committed.version
+
+
+def coordinator(ca: Any, **fields: Any) -> tuple[Petitions, Coordinator]:
+    members = tuple(CharterMember(node, node * 2, node[0]) for node in (A, B))
+    charter = Coordinator(Charter(1, "c", 1, 1, (A,), members, **fields))
+    found = charter.petitions = Petitions(post(A)[0], cast(Any, charter), ca, Tasks())
+    return found, charter
+
+
+async def test_a_token_that_is_revoked_while_it_is_looked_at_admits_nobody() -> None:
+    token, record = create("ab" * 32, "a", time.time(), VALID_S, os.urandom)
+    found, charter = coordinator(lambda: Authority.found(time.time()), tokens=(record,))
+    admit = Admit(token.id, token.secret, NodeKey.generate().public.der, "x", "192.0.2.1")
+
+    def revoke() -> None:
+        charter.committed = charter.committed.successor(tokens=revoked((record,), record.id))
+
+    charter.refuses, charter.between = 1, revoke
+    with pytest.raises(BadToken, match="it was revoked"):
+        await found.ask(admit)
+    assert charter.proposed == []
+    assert [source.wrong for source in found._guesses._sources.values()] == [1], "counted once"
+
+
+async def test_a_member_is_removed_only_after_a_while_in_which_it_can_give_the_authoritys_key(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given: list[SimpleNamespace] = []
+    found, charter = coordinator(lambda: given[0] if given else None)
+    asking = asyncio.ensure_future(found.ask(Remove("b")))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert charter.proposed == []
+    given.append(SimpleNamespace())
+    await asking
+    assert [change.dismiss for change in charter.proposed] == [(B,)]
+    given.clear()
+    monkeypatch.setattr(module, "KEY_S", 0.0)  # it gives none
+    await found.ask(Remove("b"))
+    assert len(charter.proposed) == 2

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from pathlib import Path
 
 import pytest
 
 from p2pnn.errors import UsageError
+from p2pnn.identity.authority import VALID_S
 from p2pnn.node.charter_file import CharterFile
+from p2pnn.node.credentials import Credentials
 from p2pnn.node.daemon import Daemon
 from p2pnn.node.secured import Secured, open_secured
 from p2pnn.node.storage import Storage
@@ -60,6 +63,20 @@ async def test_a_first_start_without_a_port_leaves_the_token_to_the_next(tmp_pat
 
 async def test_with_a_token_it_is_to_arrive(tmp_path: Path) -> None:
     assert opened(tmp_path, token=TOKEN, join=(secured(tmp_path, "x").listen,)).arrival is not None
+
+
+@pytest.mark.parametrize(("age_s", "arrives"), [(0.0, False), (VALID_S + 60, True)])
+async def test_a_token_of_its_own_cluster_is_used_when_its_certificate_has_ended(
+    tmp_path: Path, age_s: float, arrives: bool
+) -> None:
+    storage = Storage(tmp_path / "a", plain=False)
+    assert storage.key is not None
+    credentials = Credentials(storage.root, storage.key)
+    credentials.found(time.time() - age_s)
+    storage.close()
+    token = TOKEN.replace("ab" * 32, credentials.cluster)
+    found = opened(tmp_path, token=token, join=(secured(tmp_path, "x").listen,))
+    assert (found.arrival is not None) is arrives
 
 
 async def test_a_folder_is_for_one_kind_of_node(tmp_path: Path) -> None:

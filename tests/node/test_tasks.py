@@ -7,6 +7,7 @@ import threading
 
 import pytest
 
+from p2pnn.errors import NotAllowedError
 from p2pnn.node import tasks as module
 from p2pnn.node.tasks import Tasks, in_thread, saying_so
 
@@ -28,6 +29,50 @@ async def test_closing_cancels_and_waits() -> None:
     tasks.spawn(work())  # which has not had its first step yet
     await tasks.close()
     assert ended == ["cleaned up", "cleaned up"]
+
+
+@pytest.mark.asyncio
+async def test_what_is_to_be_finished_is_though_nobody_waits_any_more() -> None:
+    tasks, gate = Tasks(), asyncio.Event()
+    done: list[str] = []
+
+    async def work() -> None:
+        await gate.wait()
+        done.append("done")
+
+    waiting = asyncio.ensure_future(tasks.finish(work()))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    gate.set()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert done == ["done"]
+    await tasks.close()
+    with pytest.raises(NotAllowedError, match="stopping"):
+        await tasks.finish(work())
+    assert done == ["done"]
+
+
+@pytest.mark.asyncio
+async def test_what_is_to_be_finished_ends_with_its_owner_and_its_error_arrives() -> None:
+    tasks = Tasks()
+
+    async def fail() -> None:
+        raise NotAllowedError("no")
+
+    with pytest.raises(NotAllowedError, match="no"):
+        await tasks.finish(fail())
+
+    async def wait() -> None:
+        await asyncio.Event().wait()
+
+    waiting = asyncio.ensure_future(tasks.finish(wait()))
+    await asyncio.sleep(0)
+    await tasks.close()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
 
 
 @pytest.mark.asyncio

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 
-from p2pnn.node.upkeep import load
-from p2pnn.types import Address, NodeId
-from tests.node.nodes import until
+from p2pnn.node.peers import PeersFile, load
+from p2pnn.node.upkeep import Upkeep
+from p2pnn.wire.messages import CharterWanted
+from tests.node.lone import ME, Rest, charter
+from tests.node.lone import node as lone
+from tests.node.nodes import B, until
 from tests.node.test_identity import daemons, identity, joined, linked, secured
 
 pytestmark = pytest.mark.asyncio
@@ -42,12 +44,13 @@ async def test_where_members_are_is_written_down_and_removed_ones_are_forgotten(
         await until(lambda: load(file) == {b.node: b.address})
 
 
-async def test_a_file_that_is_damaged_or_newer_means_nothing_known(tmp_path: Path) -> None:
-    file = tmp_path / "peers.json"
-    assert load(file) == {}
-    good = {"format": 1, "peers": {"a" * 32: "10.0.0.1:7700"}}
-    file.write_text(json.dumps(good))
-    assert load(file) == {NodeId("a" * 32): Address("10.0.0.1", 7700)}
-    for text in ("", "[]", "{}", json.dumps(good | {"format": 2}), json.dumps(good | {"peers": {"a": ":"}})):
-        file.write_text(text)
-        assert load(file) == {}
+async def test_who_has_no_charter_yet_asks_whoever_it_has_a_link_to(tmp_path: Path) -> None:
+    rest = Rest()
+    one = lone(tmp_path, rest)
+    upkeep = Upkeep(one, PeersFile(tmp_path), one.reached)
+    upkeep.ask_for_charter()
+    assert {node for node, message in rest.sent if message == CharterWanted(0, 0)} == rest.peers
+    rest.committed, rest.sent = charter(ME, B), []
+    upkeep.ask_for_charter()
+    assert rest.sent == []
+    await one.close()

@@ -13,7 +13,7 @@ import pytest
 
 from p2pnn.errors import NotAllowedError, P2pnnError
 from p2pnn.identity.authority import SKEW_S, Authority, Certificate
-from p2pnn.identity.keys import NodeKey
+from p2pnn.identity.keys import NodeKey, PublicKey
 from p2pnn.identity.tokens import Token, create
 from p2pnn.transport import joining
 from p2pnn.transport.joining import Guest, knock
@@ -67,7 +67,7 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-async def ask(address: Address, said: Token, now: float = NOW) -> tuple[Certificate, Certificate]:
+async def ask(address: Address, said: Token, now: float = NOW) -> tuple[Certificate, Certificate, PublicKey]:
     return await knock(address, said, KEY.public, "joiner", "p2pnn test", now)
 
 
@@ -77,7 +77,9 @@ async def test_a_joiner_with_the_right_token_gets_its_certificate() -> None:
     node, porter = member(AUTHORITY, Joined(issued.der))
     async with running(node):
         said = token()
-        assert await ask(node.address, said) == (issued, AUTHORITY.certificate)
+        found = await ask(node.address, said)
+        assert found == (issued, AUTHORITY.certificate, found[2])
+        assert found[2].node == node.id
         assert porter.asked == [Join(said.id, said.secret, KEY.public.der, "joiner", "p2pnn test")]
         await condition(lambda: porter.ended == 1)
 

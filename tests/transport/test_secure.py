@@ -316,7 +316,7 @@ async def test_renewed_credentials_serve_new_links_and_leave_old_ones() -> None:
         await connect(a, b)
         chain = Path.cwd() / "a.pem"
         chain.write_bytes(AUTHORITY.issue(a.key.public, time.time() + 10).pem)
-        a.transport.adopt(Security(chain, Path.cwd() / "a.key", AUTHORITY.certificate.der, a.door), "test")
+        a.transport.adopt(Security(chain, Path.cwd() / "a.key", AUTHORITY.certificate.der, a.door), "test", moves=False)
         await connect(c, a)
         assert a.events.lost == []
 
