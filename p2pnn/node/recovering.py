@@ -9,7 +9,7 @@ from typing import Final
 
 import msgspec
 
-from p2pnn.errors import CheckpointError, P2pnnError, PlanError, UsageError
+from p2pnn.errors import CheckpointError, P2pnnError, PlanError
 from p2pnn.job import records
 from p2pnn.job.actions import AskCuts, MakePart
 from p2pnn.job.checkpoint import Part
@@ -99,12 +99,12 @@ async def replan(
 
 
 async def planned(spec: JobSpec, planning: Planning, members: Callable[[], Mapping[NodeId, str]]) -> Plan:
-    """A plan over members that are all still there when it is made. Raises PlanError, and UsageError where they come and go."""
+    """A plan over members that are all still there when it is made. Raises PlanError, also where they come and go."""
     for _ in range(REPLANS_MAX):
         plan = await planning.plan(spec)
         if all(share.node in members() for share in plan.nodes):
             return plan
-    raise UsageError("nodes come and go while the job is planned; wait until they stay, then try again")
+    raise PlanError("nodes come and go while the job is planned; wait until they stay, then try again")
 
 
 async def planned_without_the_lost(
@@ -119,7 +119,7 @@ async def planned_without_the_lost(
         except PlanError:
             if here.keys() <= members().keys():
                 raise
-    raise UsageError("nodes come and go while the job is planned; wait until they stay, then try again")
+    raise PlanError("nodes come and go while the job is planned; wait until they stay, then try again")
 
 
 def keep_data(supervisor: Supervisor, alone: Mapping[NodeId, tuple[BlobId, ...]]) -> None:

@@ -5,8 +5,8 @@
 - flat loss: after `losses_min` losses their mean over the last tenth is not below that of the first tenth by `drop_min` of
   it, and it never was;
 - dead activations: less than `live_min` of a layer's outputs were other than zero, `dead_reports` reports in a row;
-- idle worker: `pushes_min` pushes of each other worker on average were taken since the last of this one, or its own gradients were
-  zero for as long while others' were not.
+- idle worker: `pushes_min` pushes of each other worker on average were taken since the last of this one, or its own
+  gradients were zero for as long while others' were not.
 
 A finding is told when it begins, and again only after it had ended.
 """

@@ -136,3 +136,17 @@ async def test_garbage_of_a_member_costs_the_job_nothing(tmp_path: Path) -> None
 async def test_memory_is_told() -> None:
     assert 1 << 20 < resident_bytes() < 1 << 33
     await asyncio.sleep(0)
+
+
+async def test_a_table_of_jobs_that_cannot_be_read_ends_nothing_that_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with daemons(tmp_path, "a") as (a,):
+        await until(lambda: a.charter.coordinates)
+        fenced: list[int] = []
+        monkeypatch.setattr(a.place, "decided", lambda _, decided: fenced.append(decided))
+        charter = a.charter.committed
+        assert charter is not None
+        for work in (b"", b"\xc1"):
+            a.charter_committed(charter.successor(work=work))
+        assert len(fenced) == 1

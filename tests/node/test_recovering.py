@@ -141,3 +141,9 @@ async def test_a_part_that_cannot_be_read_or_made_is_none(tmp_path: Path, messag
     part = Part(BlobId("6" * 64), 4, bytes(32))
     recovering.tell(bench.supervisor, B, wire.PartMade(JOB, 7, 2, msgspec.msgpack.encode(part)), 2.0)
     assert told[1] == (B, 7, 2, part, 2.0)
+
+
+async def test_nodes_that_come_and_go_are_a_plan_that_cannot_be_had_now(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    with pytest.raises(PlanError, match="nodes come and go"):
+        await recovering.planned(bench.spec, bench.planning, lambda: {A: "a"})  # type: ignore[arg-type]
