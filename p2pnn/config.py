@@ -20,7 +20,8 @@ from typing import Any, Final
 
 from p2pnn.errors import NotAllowedError, UsageError
 from p2pnn.types import Address, is_node_name
-from p2pnn.values import join_token, truth
+from p2pnn.values import address, everybody_reads, join_token, peer_address, token_credential, truth, words
+from p2pnn.values import advertised as advertised
 from p2pnn.values import parse_bytes as parse_bytes
 from p2pnn.values import unknown as unknown
 
@@ -53,6 +54,8 @@ KEYS: Final = (
     "profile_cache",
     "log_level",
 )
+TOKEN_KEYS: Final = ("token", "token_file")
+
 NAME_CHARS_MAX: Final = 64
 """Of a node's or a cluster's name, which peers read in one column (and refuse when it is longer)."""
 
@@ -60,7 +63,8 @@ NAME_CHARS_MAX: Final = 64
 @dataclass(frozen=True, slots=True)
 class NodeConfig:
     """One daemon's configuration, resolved to the last default.
-     listen: port 0 asks for a free one. join: any one peer is enough. quota_bytes: of the chunk store; 0 for no quota.
+
+    listen: port 0 asks for a free one. join: any one peer is enough. quota_bytes: of the chunk store; 0 for no quota.
     socket_group: the group whose people may open the socket, None for the daemon's user alone. lifeline_fd: the daemon ends
     when the other end of this pipe closes. ready_fd: gets one JSON line when the daemon is ready. secured: with keys and TLS;
     a plain node listens on this machine only. token: to join with, empty for none. advertise: addresses for the line by which
@@ -144,18 +148,19 @@ def node_config(
     Raises UsageError for a file or value that cannot be used, NotAllowedError for a file that may not be read.
     """
     settings = _settings(flags, config, environ)
+    _check_token_hidden(config, environ)
     places = Places.of(environ)
     state = _path(settings, "state_dir") or places.state
     level = _given(settings, "log_level", "info")
     if level not in LOG_LEVELS:
         raise UsageError(f"log_level = {level!r} is not one of {', '.join(LOG_LEVELS)}")
     plain = truth(_given(settings, "plain", False), "plain")
-    listen = _address(_given(settings, "listen", "127.0.0.1:7700" if plain else "0.0.0.0:7700"), "listen")
+    listen = address(_given(settings, "listen", "127.0.0.1:7700" if plain else "0.0.0.0:7700"), "listen")
     return NodeConfig(
         name=_node_name(settings),
         state_dir=state,
         listen=listen,
-        join=tuple(_peer(text) for text in _words(settings.get("join"), "join")),
+        join=tuple(peer_address(text, plain) for text in words(settings.get("join"), "join")),
         socket=_socket(settings, places),
         cluster=_cluster(settings),
         socket_group=_text(settings, "socket_group"),
@@ -167,7 +172,7 @@ def node_config(
         preset=_preset(settings, listen),
         secured=not plain,
         token="" if plain else join_token(_text(settings, "token") or "", _path(settings, "token_file"), environ),
-        advertise=tuple(_words(settings.get("advertise"), "advertise")),
+        advertise=tuple(text for text in words(settings.get("advertise"), "advertise") if advertised(text)),
     )
 
 
@@ -181,8 +186,18 @@ def can_configure(config: str | None = None, environ: Mapping[str, str] = os.env
 
 
 def is_configured(key: str, config: str | None = None, environ: Mapping[str, str] = os.environ) -> bool:
-    """Whether file or environment set the key, whatever a flag says. Raises as `node_config` does for a bad file."""
-    return _given(_settings({}, config, environ), key, None) is not None
+    """Whether file or environment set the key, whatever a flag says; a token, also systemd.
+
+    Raises as `node_config` does for a bad file.
+    """
+    settings = _settings({}, config, environ)
+    by_systemd = key in TOKEN_KEYS and token_credential(environ) is not None
+    return by_systemd or any(_given(settings, one, None) is not None for one in same_setting(key))
+
+
+def same_setting(key: str) -> tuple[str, ...]:
+    """The keys that say the same thing in different ways, this one among them."""
+    return TOKEN_KEYS if key in TOKEN_KEYS else (key,)
 
 
 def client_socket(flag: str | None = None, environ: Mapping[str, str] = os.environ) -> SocketChoice:
@@ -240,6 +255,17 @@ def _read(path: Path) -> dict[str, Any]:
         if key not in KEYS:
             raise UsageError(unknown(f"{path}: unknown key", key, KEYS))
     return found
+
+
+def _check_token_hidden(config: str | None, environ: Mapping[str, str]) -> None:
+    """Raises UsageError where the configuration file shows a token to everybody."""
+    path = config_file(config, environ)
+    if path is not None and _read(path).get("token") and everybody_reads(path.stat()):
+        raise UsageError(
+            f"everybody on this machine may read {path}, which holds a token; take the right to read from others"
+            f" (chmod o-r {path}), or name a file of its own by token_file",
+            setting="token",
+        )
 
 
 def _given(settings: Mapping[str, Any], key: str, default: Any) -> Any:
@@ -321,33 +347,6 @@ def _home() -> Path:
         return Path.home()
     except RuntimeError:
         return Path("/")
-
-
-def _words(value: object, key: str) -> list[str]:
-    if value is None:
-        return []
-    parts = value.replace(",", " ").split() if isinstance(value, str) else value
-    if not isinstance(parts, list | tuple) or not all(isinstance(part, str) for part in parts):
-        raise UsageError(f'{key} = {value!r} is not a list of addresses; write ["192.168.1.20:7700"]')
-    return [word for part in parts for word in part.replace(",", " ").split()]
-
-
-def _address(value: object, key: str) -> Address:
-    if not isinstance(value, str):
-        raise UsageError(f"{key} = {value!r} is not an address; write HOST:PORT, as in 192.168.1.20:7700")
-    address = Address.parse(value)
-    if not address.host.isprintable() or any(c.isspace() for c in address.host):
-        raise UsageError(f"{key} = {value!r} is not an address; write HOST:PORT, as in 192.168.1.20:7700")
-    return address
-
-
-def _peer(text: str) -> Address:
-    address = _address(text, "join")
-    if not address.port:
-        raise UsageError(
-            f"join = {text!r} names port 0, on which no peer can be reached; write the port that it listens on"
-        )
-    return address
 
 
 def _exists(path: Path) -> bool:

@@ -1,15 +1,18 @@
-"""What a person writes, read: sizes, truths, tokens, and names that nearly exist."""
+"""What a person writes, read: sizes, truths, tokens, addresses, and names that nearly exist."""
 
 from __future__ import annotations
 
 import difflib
 import os
+import stat
 import sys
 from collections.abc import Iterable, Mapping
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
 
-from p2pnn.errors import UsageError
+from p2pnn.errors import NotAllowedError, UsageError
+from p2pnn.types import Address
 
 TOKEN_CREDENTIAL: Final = "p2pnn.join-token"
 """What systemd calls the token that LoadCredential= gives to a service."""
@@ -62,14 +65,12 @@ def _there(names: list[str]) -> str:
 def join_token(text: str, path: Path | None, environ: Mapping[str, str] = os.environ) -> str:
     """The token to join with: `text`, or what lies in the file `path`, else a credential of systemd; empty for none.
 
-    Raises UsageError for one that is no token, or a file that cannot be read.
+    Raises UsageError for one that is no token, or a file that cannot be read, is empty, or is everybody's to read.
     """
     if text and path:
         raise UsageError("token and token_file both name a token: give one of them", setting="token")
-    folder = environ.get("CREDENTIALS_DIRECTORY", "")
-    credential = Path(folder) / TOKEN_CREDENTIAL if folder else None
-    if not text and path is None and credential is not None and credential.exists():
-        path = credential
+    if not text and path is None:
+        path = token_credential(environ)
     if path is not None:
         text = read_token(path)
     if not text:
@@ -79,26 +80,104 @@ def join_token(text: str, path: Path | None, environ: Mapping[str, str] = os.env
     return str(Token.parse(text))
 
 
+def token_credential(environ: Mapping[str, str] = os.environ) -> Path | None:
+    """The file that systemd made of LoadCredential=; None where there is none."""
+    folder = environ.get("CREDENTIALS_DIRECTORY", "")
+    path = Path(folder) / TOKEN_CREDENTIAL
+    return path if folder and path.exists() else None
+
+
 def read_token(path: Path) -> str:
     """What a file with a token holds. Raises UsageError."""
     try:
         with path.open(encoding="utf-8", errors="replace") as file:
-            return file.read(TOKEN_CHARS_MAX).strip()
+            open_to_all = everybody_reads(os.fstat(file.fileno()))
+            text = file.read(TOKEN_CHARS_MAX).strip()
     except OSError as error:
         raise UsageError(f"the token in {path} cannot be read: {error.strerror}", setting="token_file") from error
+    if open_to_all:
+        raise UsageError(
+            f"everybody on this machine may read the token in {path}; make it this user's alone (chmod 600 {path})",
+            setting="token_file",
+        )
+    if not text:
+        raise UsageError(f"there is no token in {path}: the file is empty", setting="token_file")
+    return text
+
+
+def everybody_reads(found: os.stat_result) -> bool:
+    """Whether this is a file whose mode lets other users read it."""
+    return stat.S_ISREG(found.st_mode) and bool(found.st_mode & stat.S_IROTH)
 
 
 def typed_token(named: str | None) -> str | None:
-    """What stands on standard input, for `-`; None for any other name of a file, or none."""
+    """What stands on standard input, for `-`; None for any other name of a file, or none. Raises UsageError for nothing."""
     if named != "-":
         return None
-    return sys.stdin.readline(TOKEN_CHARS_MAX).strip()
+    text = sys.stdin.readline(TOKEN_CHARS_MAX).strip()
+    if not text:
+        raise UsageError("there is no token on standard input: its first line is empty", setting="token_file")
+    return text
+
+
+def words(value: object, key: str) -> list[str]:
+    """A list of addresses, also as one text with commas or spaces. Raises UsageError."""
+    if value is None:
+        return []
+    parts = value.replace(",", " ").split() if isinstance(value, str) else value
+    if not isinstance(parts, list | tuple) or not all(isinstance(part, str) for part in parts):
+        raise UsageError(f'{key} = {value!r} is not a list of addresses; write ["192.168.1.20:7700"]')
+    return [word for part in parts for word in part.replace(",", " ").split()]
+
+
+def address(value: object, key: str) -> Address:
+    """`HOST:PORT` or `HOST`. Raises UsageError."""
+    if not isinstance(value, str):
+        raise UsageError(f"{key} = {value!r} is not an address; write HOST:PORT, as in 192.168.1.20:7700")
+    found = Address.parse(value)
+    if not found.host.isprintable() or any(c.isspace() for c in found.host):
+        raise UsageError(f"{key} = {value!r} is not an address; write HOST:PORT, as in 192.168.1.20:7700")
+    return found
+
+
+def peer_address(text: str, plain: bool) -> Address:
+    """Where a peer is to be dialled, by a plain node on this machine only. Raises UsageError, NotAllowedError."""
+    found = address(text, "join")
+    if not found.port:
+        raise UsageError(
+            f"join = {text!r} names port 0, on which no peer can be reached; write the port that it listens on"
+        )
+    if plain and not _may_be_here(found.host):
+        raise NotAllowedError(
+            f"join = {text!r} is on another machine, and a plain node, without keys, speaks to this machine only;"
+            " leave out --plain, and join by a token",
+            setting="join",
+        )
+    return found
+
+
+def advertised(text: str, port: int = 7700) -> Address:
+    """An address for the line by which others join, without the `+` before it. port: where none is named. Raises UsageError."""
+    found = Address.parse(text.removeprefix("+"), port)
+    if not found.port:
+        raise UsageError(
+            f"advertise = {text!r}: port 0 reaches nobody; write the port that peers are to dial", setting="advertise"
+        )
+    return found
+
+
+def _may_be_here(host: str) -> bool:
+    """Whether this is a loopback address, or a name, which only dialling it tells."""
+    try:
+        return ip_address(host.partition("%")[0]).is_loopback
+    except ValueError:
+        return True
 
 
 def truth(value: object, key: str) -> bool:
     """True or false, as TOML has it or as a word. Raises UsageError."""
-    words = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
-    found = value if isinstance(value, bool) else words.get(str(value).lower())
+    known = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+    found = value if isinstance(value, bool) else known.get(str(value).lower())
     if found is None:
         raise UsageError(f"{key} = {value!r} is neither true nor false")
     return found

@@ -115,6 +115,46 @@ def test_whether_a_setting_is_configured(environ: dict[str, str], tmp_path: Path
     assert node_config({}, environ=environ).socket_group == "users"
 
 
+@pytest.mark.parametrize("text", ["host:0", "+host:0", "host:http"])
+def test_what_cannot_be_advertised_is_refused_before_anything_starts(environ: dict[str, str], text: str) -> None:
+    with pytest.raises(UsageError):
+        node_config({"advertise": ["good.example", text]}, environ=environ)
+
+
+def test_a_token_is_one_setting_by_whatever_way_it_comes(environ: dict[str, str], tmp_path: Path) -> None:
+    for ways in ({"P2PNN_TOKEN": "t"}, {"P2PNN_TOKEN_FILE": "f"}, {"CREDENTIALS_DIRECTORY": str(tmp_path)}):
+        (tmp_path / "p2pnn.join-token").write_text("t")
+        for key in ("token", "token_file"):
+            assert is_configured(key, environ=environ | ways)
+            assert not is_configured(key, environ=environ)
+        assert not is_configured("name", environ=environ | ways)
+
+
+def test_a_configuration_that_everybody_may_read_holds_no_token(environ: dict[str, str], tmp_path: Path) -> None:
+    path = tmp_path / "node.toml"
+    path.write_text(f'token = "p2pnn1.{"ab" * 32}.01234567.{"cd" * 16}"\n')
+    path.chmod(0o644)
+    with pytest.raises(UsageError, match="which holds a token; take the right to read from others"):
+        node_config({}, config=str(path), environ=environ)
+    client_socket(None, environ | {"P2PNN_CONFIG": str(path)})  # who only speaks to the daemon has nothing to mend
+    path.chmod(0o640)
+    assert node_config({}, config=str(path), environ=environ).token
+
+
+@pytest.mark.parametrize(
+    ("host", "refused"),
+    [("192.168.1.20", True), ("[2001:db8::1]", True), ("127.0.0.2", False), ("[::1]", False), ("localhost", False)],
+)
+def test_a_plain_node_joins_on_this_machine_only(environ: dict[str, str], host: str, refused: bool) -> None:
+    asked = {"plain": True, "join": [f"{host}:7700"]}
+    if not refused:
+        assert node_config(asked, environ=environ).join
+        return
+    with pytest.raises(NotAllowedError, match="on another machine") as caught:
+        node_config(asked, environ=environ)
+    assert caught.value.setting == "join"
+
+
 def test_a_user_without_a_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As the users that systemd makes for a service."""
 

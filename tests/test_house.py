@@ -28,6 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "identity": set(),
     "transport": {"wire", "identity"},
     "cluster": {"wire", "identity"},
+    "replication": {"wire"},
     "model": set(),
     "nn": {"model"},
     "zoo": {"nn", "model"},
@@ -36,6 +37,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data": {"job", "model"},
     "train": {"job", "model"},
     "plan": {"job", "model", "train"},
+    "ps": {"job", "model", "train"},
     "executor": {"engine", "train", "data", "job", "model", "plan"},
     "node": {
         "config", "wire", "identity", "transport", "cluster", "model", "engine", "job", "data", "train", "plan", "executor",
@@ -185,6 +187,18 @@ def test_imports_go_down_only() -> None:
                 continue
             if (name_of(path), parts[1]) not in EXCEPTIONS:
                 wrong.append(f"{name_of(path)} imports {imported}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_docstrings_are_indented_as_their_code() -> None:
+    wrong = [
+        f"{name_of(path)}: {line!r}"
+        for path in modules()
+        for node in nodes_of(path)
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        for line in (ast.get_docstring(node, clean=False) or "").splitlines()[1:]
+        if re.match(r"( {4})* [A-Za-z`]", line)
+    ]
     assert not wrong, "\n".join(wrong)
 
 

@@ -9,6 +9,7 @@ from aiohttp import web
 from p2pnn.api.request import DAEMON, read_json
 from p2pnn.errors import UsageError
 from p2pnn.identity.tokens import VALID_S, Token, TokenRecord
+from p2pnn.node.addresses import interfaces, join_addresses
 from p2pnn.node.daemon import Daemon
 from p2pnn.types import Address
 
@@ -46,6 +47,7 @@ async def _make_token(request: web.Request) -> web.Response:
     if not isinstance(valid_s, int | float) or isinstance(valid_s, bool):
         raise UsageError("valid_s is a number of seconds")
     identity = _identity(daemon)
+    join_addresses(daemon.address, daemon.config.advertise, interfaces())  # without any, no token is made
     token, record = await identity.make_token(valid_s)
     line = identity.join_line(token, daemon.config.advertise, daemon.address)
     return web.json_response({"token": str(token), "line": line, **_shown(record)})

@@ -255,7 +255,10 @@ def _words(config: NodeConfig, daemon: Daemon) -> list[str]:
     identity = daemon.secured.identity
     lines = [f"node {config.name} listens on {daemon.address}", speak]
     if identity.founded_with is not None:
-        line = identity.join_line(identity.founded_with, config.advertise, daemon.address)
+        try:
+            line = identity.join_line(identity.founded_with, config.advertise, daemon.address)
+        except UsageError as error:
+            return [*lines, f"founded cluster {identity.credentials.cluster[:8]}; {error}"]
         return [
             *lines,
             f"founded cluster {identity.credentials.cluster[:8]}; on each machine that is to join, within 24 hours, start a"

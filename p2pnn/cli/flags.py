@@ -141,7 +141,7 @@ Optimizer = Annotated[
         "--optimizer",
         panel=_TRAINING,
         metavar="KIND",
-        help="sgd, momentum, nesterov, adam or adamw.  [default: adam]",
+        help="sgd, momentum, nesterov, adagrad, rmsprop, adam or adamw.  [default: adam]",
     ),
 ]
 Rate = Annotated[
@@ -150,7 +150,7 @@ Rate = Annotated[
         "--rate",
         panel=_TRAINING,
         metavar="R",
-        help="The learning rate.  [default: 0.001 for adam and adamw, 0.01 for momentum and nesterov, 0.1 for sgd]",
+        help="The learning rate.  [default: 0.001 for adam, adamw, rmsprop, 0.01 for momentum, nesterov, adagrad, 0.1 for sgd]",
     ),
 ]
 Momentum = Annotated[

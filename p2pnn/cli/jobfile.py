@@ -20,7 +20,15 @@ from p2pnn.config import unknown
 from p2pnn.errors import UsageError
 from p2pnn.job.spec import Optimizer
 
-RATES: Final = {"sgd": 0.1, "momentum": 0.01, "nesterov": 0.01, "adam": 1e-3, "adamw": 1e-3}
+RATES: Final = {
+    "sgd": 0.1,
+    "momentum": 0.01,
+    "nesterov": 0.01,
+    "adagrad": 0.01,
+    "rmsprop": 1e-3,
+    "adam": 1e-3,
+    "adamw": 1e-3,
+}
 """The rate where none is given. Plain SGD on normalized inputs stands ten times the rate of SGD with momentum 0.9."""
 
 ADAMW_WEIGHT_DECAY: Final = 0.01

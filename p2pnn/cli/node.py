@@ -85,7 +85,7 @@ def start(
 ) -> None:
     """Run the daemon in the foreground, until it is stopped."""
     from p2pnn.cli.terminal import remark
-    from p2pnn.config import BAD_CONFIGURATION, can_configure, is_configured, node_config
+    from p2pnn.config import BAD_CONFIGURATION, can_configure, is_configured, node_config, same_setting
     from p2pnn.errors import NotAllowedError, UsageError
     from p2pnn.values import typed_token
 
@@ -117,7 +117,8 @@ def start(
     try:
         ended = run_daemon(resolved)
     except (UsageError, NotAllowedError) as error:
-        if not error.setting or flags[error.setting] is not None or not is_configured(error.setting, config):
+        by_flag = any(flags[key] is not None for key in same_setting(error.setting or "name"))
+        if not error.setting or by_flag or not is_configured(error.setting, config):
             raise
         remark(f"p2pnn: {error}")
         raise typer.Exit(BAD_CONFIGURATION) from error

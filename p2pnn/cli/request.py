@@ -160,7 +160,8 @@ def check(request: Request) -> None:
             raise UsageError(f"{name} = {number}: it is at most {WHOLE_MAX:,}")
     if not 0 < optimizer.rate < float("inf"):
         raise UsageError(f"rate = {optimizer.rate}: a learning rate is above 0")
-    for name, fraction in {"momentum": optimizer.momentum, "beta1": optimizer.beta1, "beta2": optimizer.beta2}.items():
+    for name in ("momentum", "beta1", "beta2", "smoothing"):
+        fraction = getattr(optimizer, name)
         if not 0 <= fraction < 1:
             raise UsageError(f"{name} = {fraction}: it lies from 0 to below 1")
     for name, share in {

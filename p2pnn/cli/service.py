@@ -45,15 +45,45 @@ def remove(
     dry_run: DryRunFlag = False,
     root: RootFlag = "/",
 ) -> None:
-    """Stop and remove the service; its state stays."""
+    """Stop and remove the service; its state stays, and so does its place in the cluster."""
     from p2pnn.cli import installation, terminal
 
     at = installation.Layout(name, Path(root).absolute())
     _check(at, dry_run)
     present = _survey(at)
-    _carry_out(installation.remove(at, present, purge), dry_run)
+    steps, still = installation.remove(at, present, purge), _membership(at)
+    _carry_out(steps, dry_run)
+    if present.unit and still:
+        terminal.say(still)
     if not dry_run and not purge:
         terminal.say(f"state stays in {at.state}, the configuration in {at.configuration}; --purge deletes both")
+
+
+def _membership(at: Layout) -> str:
+    """What remains to be done in the cluster by somebody else, as this node's daemon tells while it runs; empty for nothing.
+
+    A service that is stopped stays a member, as it should over a restart, and only a member that stays can remove it.
+    """
+    import os
+
+    from p2pnn.cli.http import Daemon
+    from p2pnn.errors import P2pnnError
+
+    name, others = at.name or os.uname().nodename.split(".")[0], "if it has others, "
+    daemon = Daemon(at.socket)
+    try:
+        name = daemon.get("node")["name"]
+        if len(daemon.get("cluster")["members"]) < 2:
+            return ""
+        others = ""
+    except (P2pnnError, OSError):
+        pass  # it does not run
+    finally:
+        daemon.close()
+    return (
+        f"its cluster still counts it as a member that is away; to end that, {others}type on another member:"
+        f" p2pnn cluster remove {name}"
+    )
 
 
 def _check(at: Layout, dry_run: bool) -> None:

@@ -30,6 +30,9 @@ MEMBERS_MAX: Final = 1024
 REMOVED_MAX: Final = 64
 """Of the members that were removed, the newest: they are told so, where a node that nobody knows is told to wait."""
 
+SPARE_BYTES: Final = 512
+"""Left free by whoever has the charter grow: more voters, and longer numbers of a term and a revision, must always fit."""
+
 VOTERS_MAX: Final = 7
 """Five, and one more or fewer while they change; a quorum of more would only be slower."""
 
@@ -63,10 +66,10 @@ class CharterMember(msgspec.Struct, frozen=True, array_like=True):
 
 class Charter(msgspec.Struct, frozen=True, array_like=True, dict=True):
     """The document. cluster: a random id, minted when it was founded. voters: some of the members, in no special order.
-     tokens: by which nodes join a secured cluster. removed: who was a member, the oldest first; whoever joins again leaves
+    tokens: by which nodes join a secured cluster. removed: who was a member, the oldest first; whoever joins again leaves
     this list.
 
-        New fields come at the end, with a default; a change that an older p2pnn must not ignore raises FORMAT.
+    New fields come at the end, with a default; a change that an older p2pnn must not ignore raises FORMAT.
     """
 
     format: int
@@ -142,12 +145,18 @@ _ENCODER: Final = msgspec.msgpack.Encoder()
 _DECODER: Final = msgspec.msgpack.Decoder(Charter)
 
 
-def encode(charter: Charter) -> bytes:
-    """The charter as bytes, for links and for the disk. Raises CharterError over CHARTER_BYTES_MAX, or over a field's limit."""
+def encode(charter: Charter, before: Charter | None = None) -> bytes:
+    """The charter as bytes, for links and for the disk. before: of a change that is proposed, what it changes.
+
+    Raises CharterError over CHARTER_BYTES_MAX, or over a field's limit; SPARE_BYTES earlier where it has grown since `before`.
+    """
     data = _ENCODER.encode(charter)
-    if len(data) > CHARTER_BYTES_MAX:
+    limit = CHARTER_BYTES_MAX
+    if before is not None and len(data) > len(_ENCODER.encode(before)):
+        limit -= SPARE_BYTES
+    if len(data) > limit:
         raise CharterError(
-            f"the charter would take {len(data)} bytes, over the limit of {CHARTER_BYTES_MAX}; "
+            f"the charter would take {len(data)} bytes, over the limit of {limit}; "
             f"{len(charter.work)} of them are the jobs' state, {len(charter.members)} members are in it"
         )
     decode(data)

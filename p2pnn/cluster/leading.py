@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from random import Random
+from typing import Final
 
 from p2pnn.cluster import charter as charters
 from p2pnn.cluster import pieces, voters
@@ -19,6 +20,8 @@ from p2pnn.errors import ProposalRefused
 from p2pnn.identity.tokens import TokenRecord
 from p2pnn.types import NodeId
 from p2pnn.wire.charter import Handover, Lead
+
+QUORUM_HEALTH_MAX: Final = 2.0
 
 
 class Leading(Election):
@@ -65,7 +68,7 @@ class Leading(Election):
             tokens=tokens,
             removed=list(dict.fromkeys(removed))[-charters.REMOVED_MAX :],
         )
-        self._encoded = (successor, charters.encode(successor))
+        self._encoded = (successor, charters.encode(successor, charter))
         self._install(successor, now)
         return successor.version
 
@@ -99,8 +102,8 @@ class Leading(Election):
         return charter.version == self._known and charter is self._stable.disk.charter
 
     def has_quorum_in_touch(self, charter: Charter, leadership: Leadership, now: float) -> bool:
-        """Rule 8, CheckQuorum."""
-        silence_s = self._timing.quorum_silence_s * self._health
+        """Rule 8, CheckQuorum. Health stretches it little: being cut off worsens it too, and to step down costs one election."""
+        silence_s = self._timing.quorum_silence_s * min(self._health, QUORUM_HEALTH_MAX)
         return charter.has_quorum(leadership.in_touch(charter.voters, now - silence_s))
 
     # --- leading

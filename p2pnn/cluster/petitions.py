@@ -1,5 +1,6 @@
 """What a member may ask of the coordinator about who is in, and how the coordinator decides.
- `rule` looks at the charter and says what must be proposed and answered, or why not; `node.petitions` carries that out. A
+
+`rule` looks at the charter and says what must be proposed and answered, or why not; `node.petitions` carries that out. A
 petition that needs no proposal, because it holds already, is answered at once: who asks twice, for lack of an answer,
 gets one.
 """

@@ -1,9 +1,11 @@
 """The cluster's certificate authority: one key that says which keys are nodes of this cluster.
- It is small on purpose. It signs certificates of nodes and nothing else; whether a node is a member is decided by the
+
+It is small on purpose. It signs certificates of nodes and nothing else; whether a node is a member is decided by the
 charter, so a certificate alone admits nobody and nothing needs to be revoked. The cluster is known by the SHA-256 of the
 authority's certificate, which a join token carries. The voters hold the key, because the coordinator, who admits, is one
 of them.
- Clocks: a certificate is valid from a day before it is made, so that a machine whose clock is up to a day late can use
+
+Clocks: a certificate is valid from a day before it is made, so that a machine whose clock is up to a day late can use
 it, for a year. A node asks for a new one when a third of that is left. The authority itself is valid for thirty years.
 """
 

@@ -1,5 +1,6 @@
 """How those are slowed who come with wrong tokens.
- A token cannot be guessed: it has 128 random bits. What is bounded here is what guessing costs us. Each wrong token
+
+A token cannot be guessed: it has 128 random bits. What is bounded here is what guessing costs us. Each wrong token
 doubles the time for which its address is not heard again, and wrong tokens from all addresses together draw on one
 allowance that refills slowly. What comes too soon is refused unread. Addresses are kept in a table of fixed size; of IPv6
 the first 64 bits count, because one machine has the rest.

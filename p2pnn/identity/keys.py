@@ -1,5 +1,6 @@
 """A node's key pair, and the names that follow from it.
- The key is EC P-256: every TLS library has it, and its handshake is the fastest of those that all have (signing 20 µs,
+
+The key is EC P-256: every TLS library has it, and its handshake is the fastest of those that all have (signing 20 µs,
 verifying 60). A node's *fingerprint* is the SHA-256 of its public key (SubjectPublicKeyInfo, DER), all 256 bits of it;
 its *node id* is the first 128 bits, which is what messages carry. Whoever must be sure compares the fingerprint.
 """

@@ -1,5 +1,6 @@
 """Join tokens: `p2pnn1.<sha256 of the authority's certificate>.<id>.<secret>`, all of it lower-case hexadecimal digits.
- The first part tells the joiner which cluster it must be talking to before it sends the last one. The cluster keeps of a
+
+The first part tells the joiner which cluster it must be talking to before it sends the last one. The cluster keeps of a
 token its id, who made it, until when it holds, and the SHA-256 of the secret: the secret has 128 random bits, so a plain
 hash is as good as a slow one, and nobody who reads the charter can use it. A token may be used several times until it
 expires: it admits members.

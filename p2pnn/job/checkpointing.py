@@ -10,7 +10,7 @@ from p2pnn.job import answers
 from p2pnn.job.checkpoint import RECUT, Manifest
 from p2pnn.job.ledger import Ledger
 from p2pnn.job.plan import Plan, cut
-from p2pnn.job.records import KEPT_CHECKPOINTS
+from p2pnn.job.records import KEPT_CHECKPOINTS, term_of
 from p2pnn.job.saving import Complete, DataAlone, Saver
 from p2pnn.job.script import Done
 from p2pnn.job.spec import JobSpec
@@ -30,7 +30,7 @@ class Checkpointing:
         self._completed = completed
         self._failed = failed
         self._writing: dict[int, tuple[Manifest, bool]] = {}
-        self._saver = Saver(ledger.members, record.spec, record.starts)
+        self._saver = Saver(ledger.members, record.spec, record.starts, term_of(record))
         self._nodes: list[NodeId] = []
 
     @property

@@ -8,7 +8,8 @@
        └─ failed, cancelled ◄─── from every state that is not an end
 
 `resume` leads back to queued from paused, failed and cancelled; `done` is final. A job that loses a node on its way is
-`recovering`, until it is prepared again over other nodes, and `parked` while those that are left do not suffice.
+`recovering`, until it is prepared again over other nodes, and `parked` while those that are left do not suffice. So is a queued
+one that a new coordinator finds and cannot begin.
 """
 
 from __future__ import annotations
@@ -18,7 +19,13 @@ from typing import Final
 from p2pnn.errors import UsageError
 
 TABLE: Final[dict[str, dict[str, str]]] = {
-    "queued": {"granted": "preparing", "fail": "failed", "cancel": "cancelled", "pause": "paused"},
+    "queued": {
+        "granted": "preparing",
+        "lose": "recovering",
+        "fail": "failed",
+        "cancel": "cancelled",
+        "pause": "paused",
+    },
     "preparing": {"prepared": "running", "lose": "recovering", "fail": "failed", "cancel": "cancelled"},
     "running": {
         "pause": "pausing",
@@ -61,6 +68,9 @@ TABLE: Final[dict[str, dict[str, str]]] = {
 
 VERBS: Final = ("cancel", "pause", "resume")
 """The events that a person asks for; the others happen."""
+
+PLACING: Final = frozenset({"queued", "recovering"})
+"""States in which a plan's nodes are taken."""
 
 RUNNING: Final = frozenset({"running", "pausing", "finishing"})
 """States in which the nodes of a plan carry out the script."""

@@ -22,6 +22,9 @@ from p2pnn.types import BlobId, JobId, NodeId
 FORMAT: Final = 1
 KEPT_CHECKPOINTS: Final = 3
 
+TERM_BITS: Final = 32
+"""Revisions of a start that was taken over begin at the term, so many bits up."""
+
 
 class SplitResult(msgspec.Struct, frozen=True):
     """An evaluation's outcome over one split. loss is None for a graph without one.
@@ -41,7 +44,8 @@ class JobRecord(msgspec.Struct, frozen=True):
 
     best: the complete checkpoint of the best epoch, where there is a validation split. datasets: what its data is called
     and the blobs of it, so that they can be listed and kept. bits: the fingerprint of the result.
-    starts: how many it has had.
+    starts: how many it has had. pausing: it is to be paused where it would go on after a loss; vacating: why it moves to other
+    nodes where it would pause, empty where it pauses.
     """
 
     job: JobId
@@ -71,6 +75,8 @@ class JobRecord(msgspec.Struct, frozen=True):
     takes_best: bool = False
     format: int = FORMAT
     starts: int = 0
+    pausing: bool = False
+    vacating: str = ""
 
     @property
     def newest(self) -> Manifest | None:
@@ -138,6 +144,8 @@ def resumed(record: JobRecord, coordinator: NodeId, coordinator_name: str) -> Jo
         starts=record.starts + 1,
         results=(),
         stopped_early=False,
+        pausing=False,
+        vacating="",
         step=newest.step if newest else 0,
         epoch=newest.epoch if newest else 0,
         history=record.history[: newest.epoch] if newest else (),
@@ -150,12 +158,24 @@ def begun_anew(record: JobRecord, coordinator: NodeId, coordinator_name: str) ->
     return resumed(left, coordinator, coordinator_name)
 
 
+def without_start(record: JobRecord) -> JobRecord:
+    """The record of a job whose start is over before the job has ended: a pause that was under way is still wanted, a move to
+    other nodes comes with the next start."""
+    pausing = record.pausing or (record.state == "pausing" and not record.vacating)
+    return msgspec.structs.replace(record, starts=record.starts + 1, pausing=pausing, vacating="")
+
+
 def taken_over(record: JobRecord, coordinator: NodeId, coordinator_name: str, term: int) -> JobRecord:
     """The record of a start as its next coordinator has it: what the last one may still have told counts less."""
-    revision = max(record.revision + 1, term << 32)
+    revision = max(record.revision + 1, term << TERM_BITS)
     return msgspec.structs.replace(
         record, coordinator=coordinator, coordinator_name=coordinator_name, revision=revision
     )
+
+
+def term_of(record: JobRecord) -> int:
+    """The term in which its start was last taken over; 0 where its first coordinator leads it still."""
+    return record.revision >> TERM_BITS
 
 
 def same_plan(

@@ -14,7 +14,7 @@ simply made again; history and best value are taken back to where they were.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Final
@@ -25,6 +25,7 @@ from p2pnn.job.actions import AskCuts, MakePart
 from p2pnn.job.checkpoint import Manifest, Part
 from p2pnn.job.ledger import Ledger
 from p2pnn.job.monitor import Monitor
+from p2pnn.job.records import KEPT_CHECKPOINTS
 from p2pnn.job.snapshots import newest_complete
 from p2pnn.job.spec import JobSpec
 from p2pnn.types import NodeId
@@ -46,6 +47,9 @@ KILLS_MAX: Final = 2
 
 PARKED_S: Final = 10.0
 """A parked job looks again so often whether there is memory now; it does at once when a node comes."""
+
+FREED_S: Final = 1.0
+"""For the first time so soon: once it is parked, members give up the memory of its cuts."""
 
 
 class Loss(IntEnum):
@@ -108,17 +112,25 @@ class Lost:
 
 class Recovery:
     """Pure; `now` in seconds. Give it facts, ask `finished`; then `manifest` is what to go on from (None: the newest checkpoint,
-    or the beginning)."""
+    or the beginning). requests: numbers for questions, none of which an earlier recovery of the job has used."""
 
-    def __init__(self, ledger: Ledger, spec: JobSpec, lost: Lost, away: Mapping[NodeId, str], now: float) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        spec: JobSpec,
+        lost: Lost,
+        away: Mapping[NodeId, str],
+        now: float,
+        requests: Iterator[int],
+    ) -> None:
         self.lost = lost
         self.manifest: Manifest | None = None
         self._ledger = ledger
         self._spec = spec
         self._away = dict(away)  # who is neither known to be gone nor back
         self._held: dict[NodeId, list[tuple[int, int]]] = {}
-        self._asked: dict[NodeId, float] = {}
-        self._request = 0
+        self._asked: dict[NodeId, tuple[int, float]] = {}  # request, and until when its answer is waited for
+        self._requests = requests
         self._making: dict[int, tuple[int, NodeId]] = {}
         self._parts: dict[int, Part] = {}
         self._step = -1
@@ -133,9 +145,10 @@ class Recovery:
         """Nothing more is waited for."""
         return not self._away and not self._asked and not self._making
 
-    def cuts(self, node: NodeId, step: int, held: Sequence[tuple[int, int]], now: float) -> None:
-        """A member's answer: (index, step) of what it holds, and how far its own part was."""
-        if self._asked.pop(node, None) is not None:
+    def cuts(self, node: NodeId, request: int, step: int, held: Sequence[tuple[int, int]], now: float) -> None:
+        """A member's answer: (index, step) of what it holds, and how far its own part was. One to another question is ignored."""
+        if self._asked.get(node, (-1, 0.0))[0] == request:
+            del self._asked[node]
             self.lost.reached = max(self.lost.reached, step)
             self._held[node] = list(held)
             self._decide(now)
@@ -172,7 +185,7 @@ class Recovery:
 
     def get_timer(self) -> float | None:
         times = [
-            *self._asked.values(),
+            *(due for _, due in self._asked.values()),
             *([self._link_due] if self._away else []),
             *([self._due] if self._making else []),
         ]
@@ -182,7 +195,7 @@ class Recovery:
         """Who has not answered is not waited for any longer."""
         if self._away and self._link_due <= now:
             self._away.clear()
-        for node in [node for node, due in self._asked.items() if due <= now]:
+        for node in [node for node, (_, due) in self._asked.items() if due <= now]:
             del self._asked[node]
         if self._making and self._due <= now:
             self._give_up(next(iter(self._making.values()))[1], now)
@@ -191,9 +204,9 @@ class Recovery:
     # --- how
 
     def _ask(self, node: NodeId, now: float) -> None:
-        self._request += 1
-        self._asked[node] = now + ANSWER_S
-        self._ledger.do(AskCuts(node, self.lost.generation, self._request))
+        request = next(self._requests)
+        self._asked[node] = (request, now + ANSWER_S)
+        self._ledger.do(AskCuts(node, self.lost.generation, request))
 
     def _without(self, node: NodeId, now: float) -> None:
         self._asked.pop(node, None)
@@ -221,9 +234,9 @@ class Recovery:
         self._step = step
         for index in range(self.lost.parts):
             holder = next(node for node, held in self._held.items() if (index, step) in held)
-            self._request += 1
-            self._making[self._request] = (index, holder)
-            self._ledger.do(MakePart(holder, self.lost.generation, self._request, index, step))
+            request = next(self._requests)
+            self._making[request] = (index, holder)
+            self._ledger.do(MakePart(holder, self.lost.generation, request, index, step))
         self._due = now + MAKE_S
 
     def _manifest(self) -> Manifest:
@@ -257,7 +270,7 @@ def taken_back(ledger: Ledger, manifest: Manifest | None) -> None:
     best = record.best if record.best is not None and record.best.epoch <= epoch else None
     ledger.record = msgspec.structs.replace(
         record,
-        checkpoints=(*kept, manifest) if manifest else (),
+        checkpoints=(*kept, manifest)[-KEPT_CHECKPOINTS:] if manifest else (),
         best=best,
         step=step,
         epoch=epoch,

@@ -340,6 +340,7 @@ class Run:
 
     def _checkpoint_failed(self, error: str) -> None:
         if self._ledger.record.state == "pausing":
+            self._ledger.change(vacating="")
             self._ledger.move(
                 "unsaved", f"not paused, because the checkpoint could not be written: {error}", self._step_done
             )

@@ -18,6 +18,9 @@ from p2pnn.job.records import SplitResult
 BYTES_MAX: Final = 24 * 1024
 """A larger one is not sent, and a takeover then begins a new start."""
 
+STAGES: Final = frozenset({"train", "close", "end"})
+"""Those that a training run goes through."""
+
 
 class RunState(msgspec.Struct, frozen=True, array_like=True):
     """See `job.run.Run`, whose fields these are. revision: of the record whose first `told` epochs `history` goes on from.

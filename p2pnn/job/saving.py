@@ -25,8 +25,10 @@ KEEP_BYTES_PER_S: Final = 1e6
 CHUNK_BYTES: Final = 8 << 20
 """What a data blob is taken for, whose size is not known here."""
 
-REQUESTS_PER_START: Final = 1 << 32
-"""Numbers of requests, so that a late answer to an earlier start of the job is none to this one."""
+REQUESTS_PER_TERM: Final = 1 << 20
+REQUESTS_PER_START: Final = 1 << 44
+"""Numbers of requests, so that a late answer to an earlier start of the job, or to one who coordinated it in an earlier term, is
+none to this one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,18 +68,19 @@ class _Copy:
 
 class Saver:
     """Pure. nodes: the plan's, in its order, set when the plan is known. members: name by id of the living, kept up to date
-    by the owner. start: how many starts the job has had. now: the time, kept by the owner.
+    by the owner. start: how many starts the job has had; term: in which this one was taken over, or 0. now: the time, kept by
+    the owner.
 
     Take `requests` and `next_outcome` after each call.
     """
 
-    def __init__(self, members: dict[NodeId, str], spec: BlobId, start: int) -> None:
+    def __init__(self, members: dict[NodeId, str], spec: BlobId, start: int, term: int) -> None:
         self.nodes: list[NodeId] = []
         self.now = 0.0
         self.requests: deque[KeepBlobs] = deque()
         self._members = members
         self._spec = spec
-        self._number = start * REQUESTS_PER_START
+        self._number = start * REQUESTS_PER_START + term * REQUESTS_PER_TERM
         self._copies: dict[int, _Copy] = {}
         self._savings: list[_Saving] = []
         self._outcomes: deque[Complete | DataAlone] = deque()

@@ -16,7 +16,7 @@ from p2pnn.types import BlobId
 
 FORMAT: Final = 1
 
-OPTIMIZERS: Final = ("sgd", "momentum", "nesterov", "adam", "adamw")
+OPTIMIZERS: Final = ("sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw")
 SCHEDULES: Final = ("constant", "step", "cosine")
 IN_FLIGHT_MAX: Final = 64
 """Mini-batches in flight: each takes a frame of memory on every node, and more than a few per node bring nothing."""
@@ -99,7 +99,8 @@ class Optimizer(msgspec.Struct, frozen=True):
     schedule: `constant`; `step` (rate · gamma^(step // step_size)); `cosine` (to 0 at the last step).
     warmup_steps: the rate rises linearly from rate/warmup_steps to rate before the schedule starts.
     clip_norm: gradients are scaled so that their global 2-norm is at most this; 0 for no clipping. With several mini-batches
-    in flight (`async:K`, K ≥ 2) each node clips by the norm of its own gradients.
+    in flight (`async:K`, K ≥ 2) each node clips by the norm of its own gradients. smoothing: how much RMSProp keeps
+    of its running mean of squares.
     """
 
     kind: str = "adam"
@@ -114,6 +115,7 @@ class Optimizer(msgspec.Struct, frozen=True):
     step_size: int = 0
     gamma: float = 0.1
     clip_norm: float = 0.0
+    smoothing: float = 0.99
 
 
 class Pin(msgspec.Struct, frozen=True):

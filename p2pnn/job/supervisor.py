@@ -8,6 +8,7 @@ must be done. The life of a job is the table in `job.life`; here is what happens
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import count
 from typing import Final
 
 import msgspec
@@ -19,8 +20,8 @@ from p2pnn.job.checkpoint import Manifest, Part
 from p2pnn.job.checkpointing import cut_of, tell_cut
 from p2pnn.job.ledger import Ledger
 from p2pnn.job.plan import Plan
-from p2pnn.job.records import JobRecord
-from p2pnn.job.recovery import PARKED_S, Attempts, Loss, Lost, Recovery, parked, taken_back, told
+from p2pnn.job.records import JobRecord, without_start
+from p2pnn.job.recovery import FREED_S, PARKED_S, Attempts, Loss, Lost, Recovery, parked, taken_back, told
 from p2pnn.job.reservation import Reservation
 from p2pnn.job.run import Run
 from p2pnn.job.script import Report
@@ -28,9 +29,6 @@ from p2pnn.job.spec import JobSpec
 from p2pnn.job.takeover import Takeover, record_as_of
 from p2pnn.job.watch import Watch
 from p2pnn.types import BlobId, NodeId
-
-_PLACING: Final = ("queued", "recovering")
-"""States in which a plan's nodes are taken."""
 
 _PREPARE: Final = 0
 """Numbers what a node owes after PrepareNode; commands count from 1."""
@@ -57,8 +55,8 @@ class Supervisor:
         self._lost: Lost | None = None
         self._ran: tuple[int, int, str] = (0, 0, "")  # of the last start that ran: generation, nodes, cut
         self.attempts, self._undecided = Attempts(self._run.step), 0
-        self._pausing = self._planning = False
-        self._vacating, self._parked_until = "", 0.0
+        self._planning, self._parked_until = False, 0.0
+        self._requests = count(record.revision + 1)  # a new term's revisions are higher, so its numbers are too
         if begins:
             self._ledger.tell_state("waiting for its nodes")
 
@@ -84,7 +82,7 @@ class Supervisor:
         self._planning = False
         if self.record.state == "parked":
             self._ledger.move("unpark", "there is room again", self._run.step)
-        if self.record.state not in _PLACING:
+        if self.record.state not in life.PLACING:
             return
         gone = [share.name for share in plan.nodes if share.node not in self._ledger.members]
         if gone:
@@ -136,11 +134,11 @@ class Supervisor:
         self._lose(f"{reason}, and another node coordinates now", {}, now, limit)
 
     def waiting(self, node: NodeId, behind: str, position: int, now: float) -> None:
-        if self.record.state in _PLACING and node in self.nodes:
+        if self.record.state in life.PLACING and node in self.nodes:
             self._ledger.publish("queued", behind=behind, position=position, node=self._ledger.name(node))
 
     def granted(self, node: NodeId, now: float) -> None:
-        if self.record.state in _PLACING:
+        if self.record.state in life.PLACING:
             self._ledger.do(*self._reservation.granted(node))
             self._prepare_all(now)
 
@@ -207,7 +205,7 @@ class Supervisor:
             self._recovered(now)
         elif node not in self.nodes:
             self._run.member_failed(node, now)
-        elif self.record.state in _PLACING:
+        elif self.record.state in life.PLACING:
             self._reservation.lost(node)
             self._run.member_failed(node, now)
             self._replan(f"node {name} is lost before the job started ({reason}); planning without it")
@@ -220,13 +218,15 @@ class Supervisor:
             self.member_lost(node, reason, now)
         self._tell(lambda recovery: recovery.member_gone(node, now), now)
 
-    def cuts(self, node: NodeId, step: int, held: Sequence[tuple[int, int]], now: float) -> None:
+    def cuts(
+        self, node: NodeId, generation: int, request: int, step: int, held: Sequence[tuple[int, int]], now: float
+    ) -> None:
         """A member answers AskCuts: (index, step) of what it holds, and how far its own part was."""
-        self._tell(lambda recovery: recovery.cuts(node, step, held, now), now)
+        self._tell(lambda recovery: recovery.cuts(node, request, step, held, now), now, generation)
 
-    def made(self, node: NodeId, request: int, part: Part | None, now: float) -> None:
+    def made(self, node: NodeId, generation: int, request: int, part: Part | None, now: float) -> None:
         """A member answers MakePart; None where it could not."""
-        self._tell(lambda recovery: recovery.made(node, request, part, now), now)
+        self._tell(lambda recovery: recovery.made(node, request, part, now), now, generation)
 
     def go_back(self, manifest: Manifest | None, now: float) -> None:
         """Before the plan after a loss: go on from this checkpoint, since parts of newer ones are nowhere."""
@@ -239,9 +239,9 @@ class Supervisor:
         if self.record.state not in ("recovering", "parked"):
             self.fail(reason, now)
             return
+        self._parked_until = now + (PARKED_S if self.record.state == "parked" else FREED_S)
         if self.record.state == "recovering":
             self._ledger.move("park", parked(self._ledger, reason), self._run.step)
-        self._parked_until = now + PARKED_S
 
     def cancel(self, reason: str, now: float) -> None:
         """End the job at once. UsageError if it has ended already."""
@@ -255,10 +255,10 @@ class Supervisor:
             )
         if self.record.state == "queued":
             self._end("pause", "paused before it started")
-        elif self.record.state == "parked":
+        elif self.record.state == "parked" or (self.record.state == "recovering" and self._recovery is None):
             self._end("saved", f"paused at step {self._run.step}")
         elif self.record.state == "recovering":
-            self._pausing = True
+            self._ledger.change(pausing=True)
             self._ledger.move("pause", "pausing where it will go on", self._run.step)
         else:
             self._run.pause(now)
@@ -266,10 +266,10 @@ class Supervisor:
     def vacate(self, node: NodeId, now: float) -> None:
         """What runs on a node, which is draining, is to run elsewhere: training goes on from where its granted steps end."""
         text = f"node {self._ledger.name(node)} is draining"
-        if self.record.state in _PLACING:
+        if self.record.state in life.PLACING:
             self._replan(f"{text}; planning without it")
         elif self.record.state == "running" and self.spec.kind == "train":
-            self._vacating = text
+            self._ledger.change(vacating=text)
             self.warn(f"{text}: the job moves when the steps that are granted are done")
             self._run.pause(now)
         elif self.record.state in ("preparing", "running"):
@@ -348,20 +348,19 @@ class Supervisor:
         lost = Lost(text, *self._ran, self._run.step, now, limit)
         if self._lost is not None:  # the start after an earlier loss did not come to run
             lost.since, lost.reached = self._lost.since, max(self._lost.reached, lost.reached)
-        self._pausing |= self.record.state == "pausing" and not self._vacating
-        self._vacating = ""
         self._ledger.publish("warning", text=text)
         for node in away:
             self._reservation.lost(node)
         self._ledger.do(*self._reservation.give_back())
         self.nodes = []
-        self._ledger.change(starts=self.record.starts + 1)
+        self._ledger.record = without_start(self.record)
         self._ledger.move("lose", text, self._run.step)
-        self._recovery = Recovery(self._ledger, self.spec, lost, away, now)
+        self._recovery = Recovery(self._ledger, self.spec, lost, away, now, self._requests)
         self._recovered(now)
 
-    def _tell(self, verb: Callable[[Recovery], None], now: float) -> None:
-        if self._recovery is not None:
+    def _tell(self, verb: Callable[[Recovery], None], now: float, generation: int | None = None) -> None:
+        """generation: of the start that an answer is about; None for what is about none."""
+        if self._recovery is not None and generation in (None, self._recovery.lost.generation):
             verb(self._recovery)
             self._recovered(now)
 
@@ -379,7 +378,7 @@ class Supervisor:
         taken_back(self._ledger, manifest)
         self._begin_anew(now)
         self._ledger.remember()
-        if self._pausing:
+        if self.record.pausing:
             self._end("saved", f"paused at step {step}")
         else:
             self._plan_again()
@@ -391,9 +390,9 @@ class Supervisor:
         self._run.meter.follow(lost.meter)
 
     def _end(self, event: str, reason: str) -> None:
-        if event == "saved" and self._vacating:
+        if event == "saved" and self.record.vacating:
             self._ran = (0, 0, "")  # that checkpoint is newer than any cut
-            self._lose(self._vacating, {}, self._run.now)
+            self._lose(self.record.vacating, {}, self._run.now)
             return
         self._recovery = None
         self._ledger.move(event, reason, self._run.step)

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from p2pnn.errors import CheckpointError
-from p2pnn.job import run_state
+from p2pnn.job import life, run_state
 from p2pnn.job.checkpointing import oldest_best
 from p2pnn.job.part_log import PartState, Totals
 from p2pnn.job.records import JobRecord
@@ -67,6 +67,8 @@ def of(record: JobRecord, parts: dict[NodeId, PartState]) -> Takeover | str:
         return f"what its nodes told cannot be read: {error}"
     except (KeyError, CheckpointError) as error:
         return f"what its nodes told does not fit together: {error}"
+    if state.state not in life.RUNNING or state.stage not in run_state.STAGES:
+        return f"what its nodes told does not fit together: it was {state.state!r} at {state.stage!r}"
     if len(state.counted) != len(nodes) or record.revision < state.revision:
         return "the newest record of it is not here"
     if record.state == "pausing" and state.state == "running" and record.revision > state.revision:

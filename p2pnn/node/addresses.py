@@ -1,5 +1,6 @@
 """This machine's addresses, as others may reach it: for the line by which they join.
- Loopback is left out, and so are the bridges and cables of containers and virtual machines, which lead nowhere from
+
+Loopback is left out, and so are the bridges and cables of containers and virtual machines, which lead nowhere from
 another machine; and IPv6 addresses of one link (fe80::), which mean nothing without the name of an interface. Source:
 getifaddrs(3).
 """
@@ -9,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
+import re
 import socket
 import struct
 import sys
@@ -17,11 +19,14 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Final
 
+from p2pnn.config import advertised
 from p2pnn.errors import UsageError
 from p2pnn.types import Address
 
-INSIDE: Final = ("docker", "br-", "veth", "virbr", "vnet", "cni", "podman", "lxcbr", "lxdbr", "flannel", "cali", "kube")
-"""How the names of interfaces begin that lead to containers and virtual machines of this machine."""
+INSIDE: Final = re.compile("(docker|veth|virbr|vnet|cni|podman|lxcbr|lxdbr|flannel|cali|kube).*|br-[0-9a-f]{12}")
+"""The names of interfaces that lead to containers and virtual machines of this machine.
+
+A bridge to the LAN may be called br-lan; docker's have the beginning of a network's id in their names."""
 
 _UP: Final = 0x1
 _LOOPBACK: Final = 0x8
@@ -39,18 +44,24 @@ class Interface:
 
 def join_addresses(listen: Address, advertise: Sequence[str], found: Iterable[Interface]) -> list[Address]:
     """What a joiner should try, in this order.
-     listen: where the node listens; a certain address means only that one. advertise: what the person said: addresses that
+
+    listen: where the node listens; a certain address means only that one. advertise: what the person said: addresses that
     take the place of the machine's own, or, with a `+` before them, are added. Raises UsageError for a text that is no
-    address.
+    address, and where there is none.
     """
-    added = [_parse(text.removeprefix("+"), listen.port) for text in advertise if text.startswith("+")]
-    instead = [_parse(text, listen.port) for text in advertise if not text.startswith("+")]
+    added = [advertised(text, listen.port) for text in advertise if text.startswith("+")]
+    instead = [advertised(text, listen.port) for text in advertise if not text.startswith("+")]
     if instead:
         return list(dict.fromkeys([*instead, *added]))
     if listen.host not in ("0.0.0.0", "::"):
         return list(dict.fromkeys([listen, *added]))
-    wanted = [one for one in found if one.up and not one.loopback and not one.name.startswith(INSIDE)]
+    wanted = [one for one in found if one.up and not one.loopback and not INSIDE.fullmatch(one.name)]
     hosts = [one.host for one in wanted if (":" in one.host) == (listen.host == "::") and _leads_here(one.host)]
+    if not hosts and not added:
+        raise UsageError(
+            "no address was found by which other machines reach this one; name one: start the node with --advertise HOST",
+            setting="advertise",
+        )
     return list(dict.fromkeys([*(Address(host, listen.port) for host in hosts), *added]))
 
 
@@ -64,13 +75,6 @@ def interfaces() -> list[Interface]:
             with contextlib.suppress(OSError, AttributeError):
                 return ask()
     return [Interface("default", host) for host in _default_hosts()]
-
-
-def _parse(text: str, port: int) -> Address:
-    address = Address.parse(text, port)
-    if not address.port:
-        raise UsageError(f"--advertise {text}: port 0 reaches nobody; write the port that peers are to dial")
-    return address
 
 
 def _leads_here(host: str) -> bool:

@@ -1,6 +1,7 @@
 """A node that was started with a token joins by itself: it tries until it is a member, or until the token cannot be good
 any more.
- For machines that nobody sits at: a service whose configuration names peers, and whose token is a credential of systemd.
+
+For machines that nobody sits at: a service whose configuration names peers, and whose token is a credential of systemd.
 A node that is a member of the token's cluster already has nothing to do, so the token may stay where it is.
 """
 
@@ -36,26 +37,33 @@ class Unjoined:
 
 
 class Arrival:
-    """Call `start`, then `close`. Raises UsageError for a token without an address, or if this node cannot leave its cluster."""
+    """Call `start`, then `close`."""
 
     def __init__(self, identity: Identity, token: Token, addresses: Sequence[Address]) -> None:
-        if not addresses:
-            raise UsageError(
-                "a token needs an address to join by: --join HOST:PORT, as `p2pnn token create` shows",
-                setting="token",
-            )
         self.unjoined: tuple[Unjoined, ...] = ()
         self._identity = identity
         self._token = token
         self._addresses = tuple(addresses)
         self._tasks = Tasks()
 
-    def start(self) -> None:
+    def start(self) -> bool:
+        """False where this node stays in its own cluster: another one's token, left over or not, keeps nobody from starting.
+
+        Raises UsageError for a token without an address.
+        """
         elsewhere = self._token.cluster != self._identity.credentials.cluster
         if elsewhere and (why := self._identity.cannot_leave()):
-            raise UsageError(f"the token is of another cluster than this node's, and {why}", setting="token")
+            log.warning("the token is of another cluster than this node's, and is not used: %s", why)
+            self._identity.part.members.join(self._addresses)
+            return False
+        if not self._addresses:
+            raise UsageError(
+                "a token needs an address to join by: --join HOST:PORT, as `p2pnn token create` shows",
+                setting="token",
+            )
         self._tell(["connecting"] * len(self._addresses))
         self._tasks.spawn(self._run())
+        return True
 
     async def close(self) -> None:
         await self._tasks.close()

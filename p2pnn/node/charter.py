@@ -372,7 +372,7 @@ class ClusterCharter:
     async def _write(self, number: int, state: Durable) -> None:
         try:
             await in_thread(self._file.replace, state)
-        except StorageError as error:
+        except (StorageError, CharterError) as error:
             self._disk = str(error)
             if self._core is not None:
                 self._core.persist_failed(number, str(error), self._loop.time())

@@ -56,6 +56,11 @@ class CharterFile:
         return durable.decode(data, str(self._path))
 
     @property
+    def exists(self) -> bool:
+        """Whether this node has founded or joined a cluster."""
+        return self._path.exists()
+
+    @property
     def is_recovered(self) -> bool:
         """Whether this cluster was begun anew from the charter of another."""
         return any(self._path.parent.glob(f"{self._path.name}.*"))

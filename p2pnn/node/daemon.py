@@ -70,7 +70,8 @@ class Daemon:
         self.planning = Planning(self.post, lambda: self.members.names(), cache)
         self.jobs = Jobs(self.post, self.storage, self.blobs, self.planning, lambda: self.members.names(), self.charter)
         self.traces = Traces(self.post, self.storage, self.blobs, self.jobs.asking)
-        self.snapshots = Snapshots(self.post, self.blobs, lambda: self.members.names(), self.jobs.records.get)
+        obeys = lambda node: self.charter.coordinator in (None, node)  # noqa: E731
+        self.snapshots = Snapshots(self.post, self.blobs, lambda: self.members.names(), self.jobs.records.get, obeys)
         self.place = Place(self.post, self.blobs, self.traces, self.snapshots, self.charter.refusal, self.jobs.recorded)
         self.jobs.when_changed(self.snapshots.record_changed)
         names = lambda: self.members.names()  # noqa: E731
@@ -86,8 +87,8 @@ class Daemon:
         """Listen and begin to join. Raises NotAllowedError or UsageError where the address cannot be had, CharterError where the
         state folder's charter cannot be used."""
         try:
-            self.charter.start()
             self.address = await self.transport.start(self.config.listen)
+            self.charter.start()  # no turn of the loop between: nobody is heard before, and without a port nothing is founded
             if self.secured:
                 await self.secured.start()
         except BaseException:
@@ -211,7 +212,8 @@ class Daemon:
         if self.secured:
             self.secured.identity.charter_committed(charter)
         self.jobs.charter_committed(charter)
-        self.place.decided(generations(self.jobs.work.entries), charter.version.generation)
+        if not self.jobs.work.unreadable:
+            self.place.decided(generations(self.jobs.work.entries), charter.version.generation)
 
     def coordinator_changed(self, coordinator: NodeId | None) -> None:
         if self.secured:

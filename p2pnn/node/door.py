@@ -1,5 +1,6 @@
 """The door of a secured node: who may have a link, as the charter says, and what is said to joiners.
- Joiners are strangers until the coordinator has looked at their token, so what they can cost is bounded: how many at
+
+Joiners are strangers until the coordinator has looked at their token, so what they can cost is bounded: how many at
 once, how many from one address, how long each, and how often a wrong token is looked at (`identity.guesses`).
 """
 

@@ -1,5 +1,6 @@
 """A secured node's identity: its credentials, the cluster that it is of, who may have a link, and how it joins another cluster.
- It founds a cluster at its first start: an authority, a certificate, a charter that names it. Joining, later, is one way
+
+It founds a cluster at its first start: an authority, a certificate, a charter that names it. Joining, later, is one way
 for all: a node that is alone in its cluster, and has no job, takes the certificate of another one, forgets its charter,
 and dials. Its links use the new credentials from then on, without a restart.
 """
@@ -249,7 +250,8 @@ class Identity:
 
     async def join(self, token: Token, addresses: Sequence[Address], force: bool = False) -> Address:
         """Join the token's cluster by the first of these addresses where that works, and return it. force: see `cannot_leave`.
-         Raises NotAllowedError: this node cannot leave its cluster, or none of the addresses admitted it; the message has each
+
+        Raises NotAllowedError: this node cannot leave its cluster, or none of the addresses admitted it; the message has each
         one's reason.
         """
         if self._joining.locked():

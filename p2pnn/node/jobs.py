@@ -208,7 +208,8 @@ class Jobs:
         self.work.committed(charter)
         if self._cluster.coordinates and self._leading != self._cluster.term:
             self._leading = self._cluster.term
-            self._succession.begin(self.work.entries, self._leading)
+            if not self.work.unreadable:
+                self._succession.begin(self.work.entries, self._leading)
         self._coordinator.changed()
 
     def coordinator_changed(self, coordinator: NodeId | None) -> None:

@@ -1,5 +1,6 @@
 """Asking the coordinator to change who is in, and, where this node is the coordinator, doing it.
- A petition is asked again by itself, until a deadline, while nobody coordinates, the coordinator changes, or another
+
+A petition is asked again by itself, until a deadline, while nobody coordinates, the coordinator changes, or another
 change is under way. It may so be decided twice; `cluster.petitions.rule` finds then that it holds already.
 """
 

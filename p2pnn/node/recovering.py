@@ -9,11 +9,12 @@ from typing import Final
 
 import msgspec
 
-from p2pnn.errors import P2pnnError, PlanError, UsageError
+from p2pnn.errors import CheckpointError, P2pnnError, PlanError, UsageError
 from p2pnn.job import records
 from p2pnn.job.actions import AskCuts, MakePart
 from p2pnn.job.checkpoint import Part
 from p2pnn.job.plan import Plan
+from p2pnn.job.records import JobRecord
 from p2pnn.job.spec import JobSpec
 from p2pnn.job.supervisor import Supervisor
 from p2pnn.node import specs, starts
@@ -23,6 +24,9 @@ from p2pnn.types import BlobId, JobId, NodeId
 from p2pnn.wire import messages as wire
 
 REPLANS_MAX: Final = 3
+
+BOOT_S: Final = 60.0
+"""After this daemon has started, perhaps behind a power cut: for other nodes to boot before what they hold counts as lost."""
 
 log = logging.getLogger("p2pnn.jobs")
 
@@ -45,7 +49,8 @@ def tell(supervisor: Supervisor, node: NodeId, message: Answer, now: float) -> N
         case wire.Kept():
             supervisor.kept(node, message.request, message.error, now)
         case wire.CutsHeld():
-            supervisor.cuts(node, message.step, list(zip(message.indices, message.steps, strict=False)), now)
+            held = list(zip(message.indices, message.steps, strict=False))
+            supervisor.cuts(node, message.generation, message.request, message.step, held, now)
         case wire.PartMade():
             part = None
             if message.error:
@@ -55,7 +60,7 @@ def tell(supervisor: Supervisor, node: NodeId, message: Answer, now: float) -> N
                     part = _parts.decode(message.part)
                 except msgspec.MsgspecError as error:
                     log.warning("no part of a cut job=%s node=%s reason=%s", message.job, node[:8], error)
-            supervisor.made(node, message.request, part, now)
+            supervisor.made(node, message.generation, message.request, part, now)
 
 
 async def replan(
@@ -64,12 +69,16 @@ async def replan(
     blobs: BlobExchange,
     here: NodeId,
     members: Callable[[], dict[NodeId, str]],
+    boots_until: float = 0.0,
 ) -> None:
-    """Plan a job again, over who is left, and tell its supervisor; have data copied that only one node would hold."""
+    """Plan a job again, over who is left, and tell its supervisor; have data copied that only one node would hold.
+
+    boots_until: in the loop's time; before it no checkpoint is given up because of nodes that are not here yet.
+    """
     began, now = supervisor.record.state != "queued", asyncio.get_running_loop().time
     try:
         if began:
-            await _find_checkpoint(supervisor, blobs, now())
+            await _find_checkpoint(supervisor, blobs, now(), members() if now() < boots_until else None)
         wanted, remarks = records.attainable(supervisor.spec, members(), anew=not began)
         if shunned := supervisor.attempts.shunned & members().keys():
             allowed = [
@@ -85,8 +94,8 @@ async def replan(
         return
     supervisor.planned(plan, now(), remarks)
     if began and not supervisor.ended:
-        absent = await asyncio.to_thread(specs.absent, supervisor.spec, blobs.blobs)
-        keep_data(supervisor, alone(supervisor.spec, plan, here, absent, len(members())))
+        lacking = await asyncio.to_thread(specs.absent, supervisor.spec, blobs.blobs)
+        keep_data(supervisor, alone(supervisor.spec, plan, here, lacking, len(members())))
 
 
 async def planned(spec: JobSpec, planning: Planning, members: Callable[[], Mapping[NodeId, str]]) -> Plan:
@@ -121,20 +130,34 @@ def keep_data(supervisor: Supervisor, alone: Mapping[NodeId, tuple[BlobId, ...]]
 
 
 def alone(
-    spec: JobSpec, plan: Plan, holder: NodeId, absent: set[BlobId], members: int
+    spec: JobSpec, plan: Plan, holder: NodeId, lacking: set[BlobId], members: int
 ) -> dict[NodeId, tuple[BlobId, ...]]:
     """By node, what it alone will hold of the job's data: it needs a second copy, so that the run can go on without that node.
 
-    holder: a node that has all of it but `absent`.
+    holder: a node that has all of it but `lacking`.
     """
-    return specs.held_by_one(spec, plan, holder, absent) if members > 1 else {}
+    return specs.held_by_one(spec, plan, holder, lacking) if members > 1 else {}
 
 
-async def _find_checkpoint(supervisor: Supervisor, blobs: BlobExchange, now: float) -> None:
-    """Go back to an older checkpoint where parts of the newest are nowhere. Raises CheckpointError where no one is whole."""
+def absent(record: JobRecord, members: Mapping[NodeId, str]) -> list[str]:
+    """Names of the nodes that the job ran on and that are not here."""
+    return [share.name for share in record.plan.nodes if share.node not in members] if record.plan else []
+
+
+async def _find_checkpoint(
+    supervisor: Supervisor, blobs: BlobExchange, now: float, booting: Mapping[NodeId, str] | None
+) -> None:
+    """Go back to an older checkpoint where parts of the newest are nowhere. Raises CheckpointError where no one is whole.
+
+    booting: who is here already, while others may still come; then the newest is waited for (CheckpointError).
+    """
     record = supervisor.record
     whole = await starts.whole_checkpoints(record, blobs)
     if len(whole) < len(record.checkpoints):
+        if booting is not None and record.newest and (away := absent(record, booting)):
+            raise CheckpointError(
+                f"not all parts of the checkpoint of step {record.newest.step} are here yet; it waits for {', '.join(away)}"
+            )
         supervisor.go_back(whole[-1] if whole else None, now)
 
 

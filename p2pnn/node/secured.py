@@ -14,7 +14,7 @@ from p2pnn.config import NodeConfig
 from p2pnn.errors import UsageError
 from p2pnn.identity.tokens import Token
 from p2pnn.node.arrival import Arrival
-from p2pnn.node.charter_file import Founding
+from p2pnn.node.charter_file import CharterFile, Founding
 from p2pnn.node.credentials import Credentials
 from p2pnn.node.identity import Identity
 from p2pnn.node.peers import PeersFile
@@ -23,7 +23,7 @@ from p2pnn.node.upkeep import Upkeep
 from p2pnn.types import Address
 
 JOURNAL: Final = "JOURNAL_STREAM"
-"""Set by systemd for what writes to the journal, where a token would stay."""
+"""Set by systemd, to device:inode of the journal's stream, for what writes there; a desktop's terminals inherit it and do not."""
 
 
 @dataclass(slots=True)
@@ -42,8 +42,8 @@ class Secured:
 
     async def start(self) -> None:
         """Raises UsageError where the token asks for what cannot be."""
-        if self.arrival is not None:
-            self.arrival.start()
+        if self.arrival is not None and not self.arrival.start():
+            self.arrival = None
         self.upkeep.start()
 
     async def close(self) -> None:
@@ -68,12 +68,22 @@ def open_secured(config: NodeConfig, storage: Storage, software: str) -> Secured
     token = Token.parse(config.token) if config.token else None
     peers = PeersFile(storage.root)
     identity = Identity(config.name, software, key, credentials, peers)
-    listens = config.ready_fd is None and not os.environ.get(JOURNAL)
-    founding = identity.found(announces=fresh and token is None and listens)
     upkeep = Upkeep(identity, peers, identity.reached)
-    arrives = token is not None and (token.cluster != credentials.cluster or credentials.has_ended(time.time()))
-    arrival = Arrival(identity, token, config.join) if token is not None and arrives else None
     known = peers.addresses()
     founds = fresh or (credentials.ca is not None and not known)
+    first = founds and not CharterFile(storage.root).exists  # also after a start that came no further than its port
+    listens = config.ready_fd is None and not _writes_to_journal()
+    founding = identity.found(announces=first and token is None and listens)
+    arrives = token is not None and (token.cluster != credentials.cluster or credentials.has_ended(time.time()))
+    arrival = Arrival(identity, token, config.join) if token is not None and arrives else None
     joins = known if arrives else tuple(dict.fromkeys([*config.join, *known]))
     return Secured(identity, upkeep, arrival, founding, founds, joins)
+
+
+def _writes_to_journal() -> bool:
+    """Whether standard output goes to systemd's journal, where a token would stay. Source: systemd.exec(5)."""
+    try:
+        found = os.fstat(1)
+    except OSError:
+        return False
+    return os.environ.get(JOURNAL, "") == f"{found.st_dev}:{found.st_ino}"

@@ -5,8 +5,9 @@ else any other member, on the data link and behind everything else. One at a tim
 sent waits, and gives way to a newer one. Of each part the newest few are kept here (`train.cuts.Places.kept`, at least two): its
 own in the slots of the arena, which outlives its executor, another's in this process.
 
-They go when the job has ended or a newer start of it runs: that start began from a checkpoint, which the cut has become. To
-go on from a cut, its holders write the parts into their stores as a checkpoint's (`PartWanted`).
+They go when the job has ended or a newer start of it runs: that start began from a checkpoint, which the cut has become. They
+go when it is parked, too: what it goes on from is chosen by then, and their memory may be what it waits for. To go on from a
+cut, its holders write the parts into their stores as a checkpoint's, as the node that coordinates says (`PartWanted`).
 
 What others send is bounded before memory is taken: only for a start that this node knows of by its record, from the node that
 has that part, no more than the plan says that part takes there, within what this machine has free.
@@ -14,11 +15,12 @@ has that part, no more than the plan says that part takes there, within what thi
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 import struct
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import msgspec
@@ -35,6 +37,7 @@ from p2pnn.job.plan import Plan
 from p2pnn.job.records import JobRecord
 from p2pnn.job.spec import JobSpec
 from p2pnn.node.blobs import BlobExchange
+from p2pnn.node.holdings import Holding, Spare
 from p2pnn.node.links import Post
 from p2pnn.node.specs import SPEC_BYTES_MAX, load
 from p2pnn.node.tasks import Tasks, in_thread
@@ -50,42 +53,11 @@ PRIORITY: Final = 4
 HOLDINGS_MAX: Final = 256
 """Parts of others that are kept here; more are dropped."""
 
+WRITERS: Final = 4
+"""Parts that are written at once."""
+
 Key = tuple[JobId, int, int]
 """Job, generation, index of the part."""
-
-
-@dataclass(slots=True)
-class _Holding:
-    """The newest cuts of one part, by step. release: what to do with one that is dropped."""
-
-    plan: Plan
-    spec: BlobId
-    kept: int
-    cuts: dict[int, memoryview] = field(default_factory=dict)
-    release: Callable[[int, memoryview], None] = lambda step, data: None
-
-    def add(self, step: int, data: memoryview) -> None:
-        self.cuts[step] = data
-        while len(self.cuts) > self.kept:
-            self.drop(min(self.cuts))
-
-    def drop(self, step: int) -> None:
-        self.release(step, self.cuts.pop(step))
-
-
-class _Spare:
-    """Memory of the last cut that was dropped, to receive the next into: new memory costs more than a copy."""
-
-    def __init__(self) -> None:
-        self.data: memoryview | None = None
-        self.reading = 0
-
-    def release(self, step: int, data: memoryview) -> None:
-        self.data = None if self.reading else data
-
-    def take(self, nbytes: int) -> memoryview:
-        data, self.data = self.data, None
-        return data if data is not None and len(data) == nbytes else memoryview(bytearray(nbytes))
 
 
 class Own:
@@ -95,7 +67,7 @@ class Own:
         self,
         keeper: Snapshots,
         key: Key,
-        holding: _Holding,
+        holding: Holding,
         counter: memoryview | None,
         freed: Callable[[int], None],
     ) -> None:
@@ -106,6 +78,7 @@ class Own:
         self._freed = freed
         self._slots: dict[int, int] = {}
         self._sending: int | None = None
+        self._reading: list[int] = []
         self._sent = -1
         self._counter = counter
         self._open = True
@@ -127,6 +100,17 @@ class Own:
         """How long sending has taken since the last call."""
         seconds, self.seconds = self.seconds, 0.0
         return seconds
+
+    @contextlib.contextmanager
+    def pinned(self, step: int) -> Iterator[None]:
+        """While a cut is read, its slot is not given back to the executor, which would write the next into it."""
+        self._reading.append(step)
+        try:
+            yield
+        finally:
+            self._reading.remove(step)
+            if step not in self._holding.cuts:
+                self._released(step)
 
     def close(self) -> None:
         """The part has ended: nothing more comes, and what is there stays for a while."""
@@ -163,12 +147,15 @@ class Own:
         return newest if newest > self._sent else None
 
     def _released(self, step: int, data: memoryview | None = None) -> None:
-        if step != self._sending and (slot := self._slots.pop(step, None)) is not None and self._open:
+        if step == self._sending or step in self._reading:
+            return
+        if (slot := self._slots.pop(step, None)) is not None and self._open:
             self._freed(slot)
 
 
 class Snapshots:
-    """members: name by node id of every living member; record: the newest record of a job."""
+    """members: name by node id of every living member; record: the newest record of a job. obeys: whether this node does what
+    another says as the coordinator."""
 
     def __init__(
         self,
@@ -176,14 +163,18 @@ class Snapshots:
         blobs: BlobExchange,
         members: Callable[[], dict[NodeId, str]],
         record: Callable[[JobId], JobRecord | None],
+        obeys: Callable[[NodeId], bool],
     ) -> None:
         self._post = post
         self._blobs = blobs
         self._members = members
         self._record = record
-        self._holdings: dict[Key, _Holding] = {}
+        self._obeys = obeys
+        self._making = 0
+        self._writers = asyncio.Semaphore(WRITERS)
+        self._holdings: dict[Key, Holding] = {}
         self._owns: dict[Key, Own] = {}
-        self._spares: dict[Key, _Spare] = {}
+        self._spares: dict[Key, Spare] = {}
         self._arriving: dict[tuple[NodeId, Key], tuple[int, memoryview]] = {}
         self._tasks = Tasks()
 
@@ -197,7 +188,7 @@ class Snapshots:
         freed: Callable[[int], None],
     ) -> Own:
         """A part begins here that takes snapshots. counter: where its executor counts updates; freed: a slot is free again."""
-        holding = self._holdings[key] = _Holding(plan, spec, found.kept)
+        holding = self._holdings[key] = Holding(plan, spec, found.kept)
         self._owns[key] = own = Own(self, key, holding, counter, freed)
         return own
 
@@ -247,7 +238,7 @@ class Snapshots:
             case wire.CutsWanted():
                 self._tell(node, message)
             case wire.PartWanted():
-                self._tasks.spawn(self._make(node, message))
+                self._want(node, message)
 
     def member_lost(self, node: NodeId) -> None:
         """What was on its way from there does not come."""
@@ -255,10 +246,10 @@ class Snapshots:
             del self._arriving[key]
 
     def record_changed(self, record: JobRecord) -> None:
-        """Drop what a job needs no more: it has ended, or a newer start of it runs."""
+        """Drop what a job needs no more: it has ended, waits for room, or a newer start of it runs."""
         for key in [key for key in self._holdings if key[0] == record.job]:
             newer = record.generation > key[1] and record.state in life.RUNNING
-            if newer or record.state in life.ENDED:
+            if newer or record.state == "parked" or record.state in life.ENDED:
                 self._forget(key)
 
     async def close(self) -> None:
@@ -278,7 +269,7 @@ class Snapshots:
                 return node
         return None
 
-    def _admit(self, node: NodeId, key: Key, nbytes: int) -> _Holding | None:
+    def _admit(self, node: NodeId, key: Key, nbytes: int) -> Holding | None:
         """Begin to keep a part of another node, where this start is known and there is memory for it."""
         record = self._record(key[0])
         if record is None or record.generation != key[1] or record.plan is None or record.state in life.ENDED:
@@ -290,8 +281,8 @@ class Snapshots:
         if len(self._holdings) >= HOLDINGS_MAX or (kept + 1) * nbytes > available_bytes():
             log.warning("no room for a snapshot job=%s node=%s bytes=%d", key[0], node[:8], nbytes)
             return None
-        self._spares[key] = _Spare()
-        self._holdings[key] = _Holding(record.plan, record.spec, kept, release=self._spares[key].release)
+        self._spares[key] = Spare()
+        self._holdings[key] = Holding(record.plan, record.spec, kept, release=self._spares[key].release)
         return self._holdings[key]
 
     def _forget(self, key: Key) -> None:
@@ -312,13 +303,29 @@ class Snapshots:
         about = (message.job, message.generation, message.request)
         self._post.send(node, wire.CutsHeld(*about, step, indices, steps))
 
+    def _want(self, node: NodeId, message: wire.PartWanted) -> None:
+        """Only the coordinator has parts written, and no more than there are to be had."""
+        if not self._obeys(node):
+            why = f"another node coordinates, as far as node {self._post.name} knows"
+        elif self._making >= HOLDINGS_MAX:
+            why = f"node {self._post.name} writes {HOLDINGS_MAX} parts already; try again when they are done"
+        else:
+            self._making += 1
+            self._tasks.spawn(self._make(node, message))
+            return
+        log.info("no part of a cut job=%s reason=%s", message.job, why)
+        self._post.send(node, wire.PartMade(message.job, message.generation, message.request, b"", why))
+
     async def _make(self, node: NodeId, message: wire.PartWanted) -> None:
         about = (message.job, message.generation, message.request)
         try:
-            part = await self._write((JobId(message.job), message.generation, message.index), message.step, node)
+            async with self._writers:
+                part = await self._write((JobId(message.job), message.generation, message.index), message.step, node)
             self._post.send(node, wire.PartMade(*about, msgspec.msgpack.encode(part)))
         except P2pnnError as error:
             self._post.send(node, wire.PartMade(*about, b"", str(error)))
+        finally:
+            self._making -= 1
 
     async def _write(self, key: Key, step: int, node: NodeId) -> Part:
         """Write a cut's part into the store. Raises StorageError where it cannot be, or is not here any more."""
@@ -326,15 +333,12 @@ class Snapshots:
         data = holding.cuts.get(step) if holding else None
         if holding is None or data is None:
             raise StorageError(f"it does not hold part {key[2]} of the cut after step {step} any more")
-        spare = self._spares.get(key, _Spare())
-        spare.reading += 1
-        try:
+        own = self._owns.get(key)
+        with own.pinned(step) if own else self._spares[key].pinned():
             await self._blobs.fetch(holding.spec, [node], size_max=SPEC_BYTES_MAX)
             return await in_thread(self._write_now, holding, key[2], step, data)
-        finally:
-            spare.reading -= 1
 
-    def _write_now(self, holding: _Holding, index: int, step: int, data: memoryview) -> Part:
+    def _write_now(self, holding: Holding, index: int, step: int, data: memoryview) -> Part:
         blobs = self._blobs.blobs
         return write(blobs, load(blobs, holding.spec), holding.plan, index, step, data)
 

@@ -48,7 +48,8 @@ _JOB: Final = re.compile(r"[a-z0-9][a-z0-9_.-]{0,79}")
 
 class Storage:
     """Opens the folder and locks it; a folder that it makes is for its owner alone, because training data lie in it.
-     quota_bytes: of the blobs; 0 for no quota. plain: a node without a key, of a mesh that lies on this machine. key: the
+
+    quota_bytes: of the blobs; 0 for no quota. plain: a node without a key, of a mesh that lies on this machine. key: the
     node's. Raises UsageError where another daemon holds it, it cannot be made, or was made for the other kind of node,
     StorageError where it cannot be used.
     """

@@ -15,13 +15,15 @@ from typing import Final
 
 import msgspec
 
-from p2pnn.errors import CheckpointError, P2pnnError
+from p2pnn.errors import CheckpointError, P2pnnError, PlanError
 from p2pnn.job import records, takeover, work
 from p2pnn.job.part_log import PartState
 from p2pnn.job.records import JobRecord
+from p2pnn.job.spec import JobSpec
 from p2pnn.job.takeover import Takeover
-from p2pnn.node import parcels, specs
+from p2pnn.node import parcels, recovering, specs
 from p2pnn.node.blobs import BlobExchange
+from p2pnn.node.keeping import NotKept
 from p2pnn.node.links import Post
 from p2pnn.node.records import Records
 from p2pnn.node.supervision import Supervision, is_over
@@ -52,6 +54,7 @@ class _Asking:
     generation: int
     nodes: set[NodeId]
     parts: dict[NodeId, PartState] = field(default_factory=dict)
+    lost: set[NodeId] = field(default_factory=set)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     held_back: list[tuple[NodeId, wire.Message]] = field(default_factory=list)
 
@@ -126,6 +129,7 @@ class Succession:
     def member_lost(self, node: NodeId) -> None:
         for asking in self._asking.values():
             if node in asking.nodes:
+                asking.lost.add(node)
                 asking.parts.setdefault(node, PartState("absent", text="it is lost"))
                 asking.changed.set()
 
@@ -173,9 +177,9 @@ class Succession:
                 await self._wait_for_nodes(record)
                 if self._asking.get(job) is not asking:
                     return
-                if record.state in ("queued", "preparing"):
+                if record.state in ("queued", "preparing") and not self._boots(record):
                     del self._asking[job]
-                    await self._restart(record, found)
+                    await self._begin_anew(record, found, asking, term)
                 else:
                     await self._recover(record, found, asking, term)
         except NotDecided as error:
@@ -195,20 +199,41 @@ class Succession:
             return
         del self._asking[record.job]
         mine = records.taken_over(record, self._post.node, self._post.name, term)
-        self._supervision.take_over(mine, spec, found)
+        try:
+            self._supervision.take_over(mine, spec, found, asking.lost)
+        except msgspec.MsgspecError as error:
+            self._lead_from_a_cut(record, spec, f"what its nodes told cannot be read: {error}", asking, term)
+            return
         log.info("job=%s taken over step=%d", record.job, found.state.step_done)
         for node, message in asking.held_back:
             self._supervision.receive(node, message)
 
+    async def _begin_anew(self, record: JobRecord, reason: str, asking: _Asking, term: int) -> None:
+        """The start did not come to run. What it needs may be away now: then it waits for that, like one that ran."""
+        try:
+            known = self._records.all.get(record.job)
+            if record.plan is None and known is not None:  # by which the next one may be cut alike
+                record = msgspec.structs.replace(record, plan=known.plan)
+            await self._restart(record, reason)
+        except (PlanError, CheckpointError, NotKept) as error:
+            log.info("job=%s cannot begin anew yet reason=%s", record.job, error)
+            await self._recover(record, str(error), asking, term)
+
     async def _recover(self, record: JobRecord, reason: str, asking: _Asking, term: int) -> None:
-        """The start ran, and cannot be gone on with: a node of it was lost, mostly together with its coordinator."""
+        """The start cannot be gone on with: a node of it was lost, mostly together with its coordinator."""
+        job = record.job
         await self._blobs.fetch(record.spec, size_max=specs.SPEC_BYTES_MAX)
         spec = await asyncio.to_thread(specs.load, self._blobs.blobs, record.spec)
-        if self._asking.get(record.job) is asking:
-            del self._asking[record.job]
-            record, limit = takeover.known(record, spec, asking.parts)
-            mine = records.taken_over(record, self._post.node, self._post.name, term)
-            self._supervision.recover(mine, spec, reason, limit)
+        if self._asking.get(job) is asking:
+            del self._asking[job]
+        known = self._records.all.get(job)
+        if self._term == term and job not in self._supervision.led and not (known and is_over(known)):
+            self._lead_from_a_cut(record, spec, reason, asking, term)
+
+    def _lead_from_a_cut(self, record: JobRecord, spec: JobSpec, reason: str, asking: _Asking, term: int) -> None:
+        record, limit = takeover.known(record, spec, asking.parts)
+        mine = records.taken_over(record, self._post.node, self._post.name, term)
+        self._supervision.recover(mine, spec, reason, limit)
 
     def _give_up(self, job: JobId, entry: work.Entry, reason: str) -> None:
         """The job can neither be gone on with nor begun anew."""
@@ -218,8 +243,14 @@ class Succession:
                 self._supervision.end(records.ended(record, "fail", reason))
 
     def _newest(self, job: JobId, entry: work.Entry) -> JobRecord:
+        """The newest record that is known here. A large one's history is not in the charter, but that of the start before is."""
         known = self._records.all.get(job)
-        return known if known is not None and known.generation >= entry.generation else entry.began()
+        if known is not None and known.generation >= entry.generation:
+            return known
+        began = entry.began()
+        if known is not None and began.newest is not None and not began.history:
+            began = msgspec.structs.replace(began, history=known.history[: began.newest.epoch])
+        return began
 
     async def _ask(self, record: JobRecord, asking: _Asking, term: int) -> None:
         """Ask the start's nodes until all have told, or time is up."""
@@ -269,6 +300,11 @@ class Succession:
         loop = asyncio.get_running_loop()
         while wanted - self._members().keys() and loop.time() < self._started_at + GATHER_S:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
+
+    def _boots(self, record: JobRecord) -> bool:
+        """Whether nodes that hold parts of the newest checkpoint may still come after a power cut."""
+        is_early = asyncio.get_running_loop().time() < self._started_at + recovering.BOOT_S
+        return is_early and record.newest is not None and bool(recovering.absent(record, self._members()))
 
 
 def _newest(known: list[JobRecord]) -> JobRecord:

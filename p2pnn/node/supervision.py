@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Final
 
 import msgspec
@@ -37,7 +37,7 @@ from p2pnn.job.takeover import Takeover
 from p2pnn.node import parcels, recovering, starts
 from p2pnn.node.blobs import BlobExchange
 from p2pnn.node.bulletin import Bulletin
-from p2pnn.node.keeping import Keeping
+from p2pnn.node.keeping import Keeping, NotKept
 from p2pnn.node.links import Post
 from p2pnn.node.planning import Planning
 from p2pnn.node.records import Records
@@ -48,6 +48,7 @@ from p2pnn.wire import messages as wire
 
 log = logging.getLogger("p2pnn.jobs")
 
+KEEP_AGAIN_S: Final = 10.0  # until voters are asked again to keep what a job needs
 LATE_S: Final = 1.0  # a timer that fires later than this says that the process stood still
 
 _reports = msgspec.msgpack.Decoder(script.Report)
@@ -83,8 +84,10 @@ class Supervision:
         self._members = members
         self._term = term
         self._alarm = alarm
-        self._undecided: set[Supervisor] = set()
+        self._undecided: set[Supervisor] = set()  # whose first start is
+        self._deciding: list[Supervisor] = []  # whose next start is, once for each that is under way
         self._timers: dict[JobId, asyncio.TimerHandle] = {}
+        self._boots_until = self._now() + recovering.BOOT_S
         self._tasks = Tasks()
 
     async def begin(
@@ -96,6 +99,8 @@ class Supervision:
         CharterError where it is not decided; then nothing was started. UsageError where the job is led already.
         """
         job = record.job
+        if not self._work.coordinates:
+            raise NotDecided(f"node {self._post.name} does not coordinate the cluster")
         if job in self.led:
             raise UsageError(f"job {job} is being started already; look at it with `p2pnn jobs show {job}`")
         supervisor = self._lead(Supervisor(record, spec, self._members(), self._now()))
@@ -123,10 +128,18 @@ class Supervision:
             self._do(job, supervisor, action)
         self._carry_out(job)
 
-    def take_over(self, record: JobRecord, spec: JobSpec, found: Takeover) -> None:
-        """Lead a start that another coordinator began and whose nodes all run."""
-        supervisor = self._lead(Supervisor(record, spec, self._members(), self._now(), begins=False))
-        supervisor.take_over(found, self._now())
+    def take_over(self, record: JobRecord, spec: JobSpec, found: Takeover, lost: Collection[NodeId] = ()) -> None:
+        """Lead a start that another coordinator began and whose nodes all ran. lost: whose link has broken since, though it may
+        be back. Raises msgspec.MsgspecError for an answer that cannot be read; then nothing has changed."""
+        members, now = self._members(), self._now()
+        supervisor = Supervisor(record, spec, members, now, begins=False)
+        supervisor.take_over(found, now)
+        for node in found.nodes:
+            if node in lost or node not in members:
+                supervisor.member_lost(node, "while another node took the job over", now)
+                if node in members:
+                    supervisor.member_joined(node, members[node], now)
+        self._lead(supervisor)
         self._carry_out(record.job)
 
     def recover(self, record: JobRecord, spec: JobSpec, reason: str, limit: int | None) -> None:
@@ -229,12 +242,22 @@ class Supervision:
 
     async def _decide_again(self, job: JobId, supervisor: Supervisor) -> None:
         try:
-            await self._decide(job, supervisor)
+            while True:
+                try:
+                    await self._decide(job, supervisor)
+                    break
+                except NotKept as error:  # voters are away, or their disks full: a job that has run waits for them
+                    supervisor.warn(f"{error}; tried again in {KEEP_AGAIN_S:.0f} s")
+                    self._carry_out(job)
+                    await asyncio.sleep(KEEP_AGAIN_S)
+                    self._must_lead(job, supervisor)
         except NotDecided as error:
             log.info("job=%s not decided reason=%s", job, error)
             return
         except P2pnnError as error:
             supervisor.fail(str(error), self._now())
+        finally:
+            self._deciding.remove(supervisor)
         if self.led.get(job) is supervisor:
             self._carry_out(job)
 
@@ -292,6 +315,7 @@ class Supervision:
         about = (job, record.generation)
         match action:
             case Decide():
+                self._deciding.append(supervisor)
                 self._tasks.spawn(self._decide_again(job, supervisor))
             case ReserveNode(node):
                 self._post.send(node, wire.Reserve(*about, record.name, term))
@@ -326,13 +350,16 @@ class Supervision:
         if supervisor.record.state != "queued" and (alarm := self._alarm()):
             supervisor.unplanned(alarm, self._now())
         else:
-            await recovering.replan(supervisor, self._planning, self._blobs, self._post.node, self._planning.usable)
+            await recovering.replan(
+                supervisor, self._planning, self._blobs, self._post.node, self._planning.usable, self._boots_until
+            )
         if self.led.get(job) is supervisor:
             self._carry_out(job)
 
     def _receive_of_part(self, node: NodeId, message: Any, now: float) -> None:
         supervisor = self.led.get(JobId(message.job))
-        if supervisor is None or supervisor.record.generation != message.generation:
+        is_current = supervisor is not None and supervisor.record.generation == message.generation
+        if supervisor is None or not is_current or supervisor in self._undecided or supervisor in self._deciding:
             if isinstance(message, wire.Granted):  # granted to a start that has ended meanwhile
                 self._post.send(node, wire.Release(message.job, message.generation, self._term()))
             return

@@ -41,21 +41,29 @@ Change = Callable[[int], Entry | None]
 
 
 class Work:
-    """entries: what holds, as far as this node knows. `committed` and `deposed` are to be called as the charter tells."""
+    """entries: what holds, as far as this node knows; unreadable: why it does not, where a newer p2pnn wrote the table: then
+    nothing is changed here. `committed` and `deposed` are to be called as the charter tells."""
 
     def __init__(self, charter: Proposer) -> None:
         self.entries: dict[JobId, Entry] = {}
+        self.unreadable = ""
         self._charter = charter
         self._waiting: list[tuple[JobId, Change, asyncio.Future[int]]] = []
         self._under_way: list[tuple[JobId, Change, asyncio.Future[int]]] = []
         self._version: Version | None = None
 
+    @property
+    def coordinates(self) -> bool:
+        """Whether this node may have the table changed."""
+        return self._charter.coordinates
+
     async def decide(self, job: JobId, change: Change) -> int:
         """Have the job's entry changed by a majority; returns the generation of the commit.
 
-        Raises NotDecided where this node does not coordinate, or stops to; CharterError where the charter would be too large.
+        Raises NotDecided where this node does not coordinate, or stops to; CharterError where the charter would be too large, or
+        its table cannot be read here.
         """
-        if not self._charter.coordinates:
+        if not self.coordinates:
             raise NotDecided("this node does not coordinate the cluster")
         future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._waiting.append((job, change, future))
@@ -68,7 +76,10 @@ class Work:
             found = work.decode(charter.work)
         except CharterError as error:
             log.error("%s", error)
+            self.unreadable = str(error)
+            self._propose()
             return
+        self.unreadable = ""
         self.entries.clear()
         self.entries.update(found)
         if self._version is not None and charter.version >= self._version:
@@ -88,7 +99,12 @@ class Work:
 
     def _propose(self) -> None:
         changes = [change for change in self._waiting if not change[2].done()]
-        if self._version is not None or not changes or not self._charter.coordinates:
+        if self._version is not None or not changes or not self.coordinates:
+            return
+        if self.unreadable:  # entries are old: to write them would take back what others have decided
+            self._waiting = []
+            for _, _, future in changes:
+                future.set_exception(CharterError(self.unreadable))
             return
         try:
             self._version = self._charter.propose_work(lambda generation: self._changed(changes, generation))

@@ -79,7 +79,7 @@ the input's gradient, and in that for the weight's. (Over 32 to 4096 rows and 12
 COPYING: Final = 1.2
 """A Flatten or Reshape of a value of rank 4 copies it out of channels-last order: its bytes so many times as slowly."""
 
-UPDATE_CALLS: Final = {"sgd": 3, "momentum": 5, "nesterov": 7, "adam": 8, "adamw": 8}
+UPDATE_CALLS: Final = {"sgd": 3, "momentum": 5, "nesterov": 7, "adagrad": 7, "rmsprop": 7, "adam": 8, "adamw": 8}
 """Overheads of an optimizer per parameter, and per further block of it."""
 
 FUSED_COPY: Final = 2

@@ -5,12 +5,15 @@ With g the gradient (scaled by clipping, plus weight_decay · w for all but Adam
     sgd        w ← w − α g
     momentum   v ← μ v + g;  w ← w − α v
     nesterov   v ← μ v + g;  w ← w − α (g + μ v)
+    adagrad    s ← s + g²;  w ← w − α g / (√s + ε)                               (Duchi et al. 2011)
+    rmsprop    s ← ρ s + (1 − ρ) g²;  w ← w − α g / (√s + ε)                     (Hinton 2012, lecture 6e)
     adam       m ← β₁ m + (1 − β₁) g;  s ← β₂ s + (1 − β₂) g²
                w ← w − α/(1 − β₁ᵗ) · m / (√s / √(1 − β₂ᵗ) + ε)                  (Kingma & Ba 2015)
     adamw      w ← w − α λ w, then as adam                                       (Loshchilov & Hutter 2019)
 
-The conventions are PyTorch's: no dampening, ε behind the corrected root (Keras: v = μv − αg, ε = 1e-7). Weight decay skips
-parameters that say so (biases, normalization).
+The conventions are PyTorch's: no dampening, ε behind the (corrected) root, Adagrad's squares start at 0 (Keras: v = μv − αg,
+ε = 1e-7, squares from 0.1); RMSProp is the plain one, without momentum. Weight decay skips parameters that say so (biases,
+normalization).
 
 Nearly all of it are sums of two arrays, y ← α·x + β·y, made in one pass each by the engine's `combine`: what multiplies a
 gradient or a parameter (the rate, clipping, decay) goes into α and β. It is element by element in float32, so the bits do not
@@ -35,6 +38,8 @@ SLOTS: Final[Mapping[str, tuple[str, ...]]] = {
     "sgd": (),
     "momentum": ("momentum",),
     "nesterov": ("momentum",),
+    "adagrad": ("square",),
+    "rmsprop": ("square",),
     "adam": ("mean", "square"),
     "adamw": ("mean", "square"),
 }
@@ -118,6 +123,9 @@ class Updater:
             add(scale, g, mu, state[0])
             if weight_decay:
                 add(weight_decay, w, 1.0, state[0])
+        elif kind in ("adagrad", "rmsprop"):
+            g = self._decayed(w, g, scale, weight_decay)
+            self._squares(g, state[0], 1.0 if kind == "adagrad" else self._optimizer.smoothing)
         elif kind == "adam":
             self._moments(self._decayed(w, g, scale, weight_decay), state[0], state[1])
         elif kind == "adamw":
@@ -132,6 +140,9 @@ class Updater:
         elif kind == "nesterov":
             add(-rate * scale, g, shrink, new)
             add(-rate * mu, state[0], 1.0, new)
+        elif kind in ("adagrad", "rmsprop"):
+            root = self._root(state[0], self._optimizer.epsilon)
+            add(-rate, np.divide(g, root, out=root), 1.0, new)
         else:
             self._adam(state[0], state[1], new, rate, step, shrink if kind == "adamw" else 1.0)
 
@@ -146,15 +157,23 @@ class Updater:
 
     def _moments(self, g: Flat, m: Flat, s: Flat) -> None:
         """Adam's running means of g and g²."""
-        beta1, beta2 = self._optimizer.beta1, self._optimizer.beta2
+        beta1 = self._optimizer.beta1
         self._combine(1.0 - beta1, g, beta1, m)
-        self._combine(1.0 - beta2, np.multiply(g, g, out=self._other[: g.size]), beta2, s)
+        self._squares(g, s, self._optimizer.beta2)
+
+    def _squares(self, g: Flat, s: Flat, kept: float) -> None:
+        """s ← kept · s + (1 − kept) · g²; the sum of all squares for kept = 1."""
+        self._combine(1.0 - kept if kept < 1.0 else 1.0, np.multiply(g, g, out=self._other[: g.size]), kept, s)
+
+    def _root(self, s: Flat, epsilon: float) -> Flat:
+        """√s + ε, in scratch."""
+        root = np.sqrt(s, out=self._other[: s.size])
+        return np.add(root, epsilon, out=root)
 
     def _adam(self, m: Flat, s: Flat, w: Flat, rate: float, step: int, shrink: float) -> None:
         """w ← shrink · w − α/(1 − β₁ᵗ) · m / (√s / √(1 − β₂ᵗ) + ε), with √(1 − β₂ᵗ) taken out of the fraction."""
-        spec, other = self._optimizer, self._other[: w.size]
+        spec = self._optimizer
         root = math.sqrt(1.0 - spec.beta2 ** (step + 1))
-        np.sqrt(s, out=other)
-        np.add(other, spec.epsilon * root, out=other)
+        other = self._root(s, spec.epsilon * root)
         np.divide(m, other, out=other)
         self._combine(-rate * root / (1.0 - spec.beta1 ** (step + 1)), other, shrink, w)

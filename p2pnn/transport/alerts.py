@@ -1,5 +1,6 @@
 """What went wrong with TLS, in the words of `p2pnn peers`.
- Either end may find out: ours raises with OpenSSL's verification code, the peer's sends an alert, whose name is in the
+
+Either end may find out: ours raises with OpenSSL's verification code, the peer's sends an alert, whose name is in the
 error that we then get.
 """
 
@@ -12,13 +13,15 @@ WRONG_CLUSTER: Final = "wrong cluster: its certificate and this node's are of di
 CLOCK: Final = (
     "clock: a certificate is not valid at this time: this node's clock or that one's is wrong, or it was off too long"
 )
+UNFIT: Final = "clock, most likely: the other side takes this node's certificate for not valid yet, or for damaged"
+"""OpenSSL's alert for both."""
 
 _CODES: Final[dict[int, str]] = {9: CLOCK, 10: CLOCK} | dict.fromkeys((2, 7, 18, 19, 20, 21), WRONG_CLUSTER)
 """X509_V_ERR_…: not yet valid, has expired; no issuer, a wrong signature, self-signed."""
 
 _ALERTS: Final = (
     ("UNKNOWN_CA", WRONG_CLUSTER),
-    ("BAD_CERTIFICATE", CLOCK),  # what OpenSSL sends for one that is not valid yet
+    ("BAD_CERTIFICATE", UNFIT),
     ("CERTIFICATE_EXPIRED", CLOCK),
     ("CERTIFICATE_REQUIRED", "no TLS as nodes speak it: a certificate was wanted"),
     ("DECRYPT_ERROR", WRONG_CLUSTER),

@@ -14,7 +14,7 @@ from typing import Final
 from p2pnn.transport.admission import Ours
 from p2pnn.transport.limits import Limits
 from p2pnn.transport.link import Link
-from p2pnn.transport.sockets import resolve, why
+from p2pnn.transport.sockets import is_loopback, resolve, why
 from p2pnn.types import Address
 from p2pnn.wire.events import Closed, Opened
 from p2pnn.wire.messages import CloseReason
@@ -32,10 +32,11 @@ _REFUSED: Final[dict[int, str]] = {
 class Attempt:
     """One try to open a link to an address. open_link makes the protocol.
 
+    secured: with TLS; without it, no connection leaves this machine.
     refused: every IP address behind it answered that nothing listens there.
     """
 
-    def __init__(self, address: Address, open_link: Callable[[], Link], limits: Limits) -> None:
+    def __init__(self, address: Address, open_link: Callable[[], Link], limits: Limits, secured: bool) -> None:
         self.address = address
         self.endpoint = address  # by IP address, once it is known
         self.link: Link | None = None
@@ -43,6 +44,7 @@ class Attempt:
         self.refused = False
         self._open_link = open_link
         self._limits = limits
+        self._secured = secured
         self._connecting: asyncio.Task[str] | None = None
 
     @property
@@ -90,6 +92,9 @@ class Attempt:
         try:
             async with asyncio.timeout(self._limits.connect_deadline_s):
                 for endpoint in await resolve(self.address):
+                    if not self._secured and not is_loopback(endpoint.host):
+                        trouble = "not allowed: it is on another machine, and a plain node, without keys, dials this machine only"
+                        continue
                     self.endpoint = endpoint
                     try:
                         sock = await _connected(endpoint)

@@ -56,7 +56,7 @@ class Dialled:
     node: who answered there last. attempt: the one under way. wake: set it whenever a peer was lost.
     """
 
-    def __init__(self, address: Address, owner: Owner, limits: Limits, random: Random) -> None:
+    def __init__(self, address: Address, owner: Owner, limits: Limits, random: Random, secured: bool) -> None:
         self.address = address
         self.node: NodeId | None = None
         self.attempt: Attempt | None = None
@@ -64,6 +64,7 @@ class Dialled:
         self._trouble = ""  # the last one; a log need not repeat it every five seconds
         self._owner = owner
         self._limits = limits
+        self._secured = secured
         self._backoff = Backoff(limits.redial_first_s, limits.redial_max_s, random)
         self.task = asyncio.ensure_future(self._keep_dialling())
 
@@ -94,7 +95,7 @@ class Dialled:
             await asyncio.sleep(self._backoff.next_s())
 
     async def _try(self) -> None:
-        self.attempt = attempt = Attempt(self.address, self._owner.open_control, self._limits)
+        self.attempt = attempt = Attempt(self.address, self._owner.open_control, self._limits, self._secured)
         try:
             outcome = await attempt.run()
         finally:
@@ -118,13 +119,13 @@ def towards(home: Address, node: str, dialled: Iterable[Dialled]) -> list[Attemp
     return [a for known, a in attempts if home in (a.endpoint, a.address) or known == node]
 
 
-async def dial_data(peer: Peer, open_link: Callable[[], Link], limits: Limits, random: Random) -> None:
+async def dial_data(peer: Peer, open_link: Callable[[], Link], limits: Limits, random: Random, secured: bool) -> None:
     """Open a data link, or close the control link. The peer's may come first; then it cancels this."""
     loop = asyncio.get_running_loop()
     backoff = Backoff(limits.redial_first_s / 4, limits.redial_max_s / 4, random)
     deadline = loop.time() + limits.data_deadline_s
     while peer.data is None and not peer.gone:
-        peer.data_attempt = attempt = Attempt(peer.identity.address, open_link, limits)
+        peer.data_attempt = attempt = Attempt(peer.identity.address, open_link, limits, secured)
         try:
             outcome = await attempt.run()
         finally:

@@ -1,5 +1,6 @@
 """The one conversation with a peer that has no certificate: a joiner's, before it is a member.
- The member sends Offer, with the certificate of its cluster's authority. The joiner compares that with its token, and
+
+The member sends Offer, with the certificate of its cluster's authority. The joiner compares that with its token, and
 sees that the member proved, in this very TLS handshake, a key that this authority has certified. Only then it says the
 token's secret, in Join. So who pretends to be a member, or sits in between, gets nothing. Joined ends the conversation.
 
@@ -18,7 +19,7 @@ from p2pnn.identity.authority import Certificate
 from p2pnn.identity.keys import PublicKey
 from p2pnn.identity.tokens import Token
 from p2pnn.transport.secure import SecureStream
-from p2pnn.transport.sockets import why
+from p2pnn.transport.sockets import resolve, why
 from p2pnn.types import Address
 from p2pnn.wire.codec import decode, encode, printable
 from p2pnn.wire.frame import check_header, decode_prefix, encode_frame, padding
@@ -30,6 +31,11 @@ CONVERSATION_S: Final = 20.0
 """For all of it: a commit takes less than a second, an election in between a few."""
 
 CONNECT_S: Final = 5.0
+"""For a name, and for each IP address behind it, TLS included."""
+
+ENDPOINTS_MAX: Final = 4
+"""IP addresses of one name that are tried."""
+
 GOODBYE_S: Final = 1.0
 
 
@@ -119,18 +125,11 @@ async def knock(
     address: Address, token: Token, key: PublicKey, name: str, software: str, now: float
 ) -> tuple[Certificate, Certificate, PublicKey]:
     """Join by the member at this address: this node's certificate, the authority's, that member's key. now: seconds since 1970.
-     Raises NotAllowedError ("wrong cluster", "clock", "bad token", …), TimedOutError, or P2pnnError with why there was no
+
+    Raises NotAllowedError ("wrong cluster", "clock", "bad token", …), TimedOutError, or P2pnnError with why there was no
     conversation.
     """
-    try:
-        async with asyncio.timeout(CONNECT_S):
-            reader, writer = await asyncio.open_connection(
-                address.host, address.port, ssl=_unverified(), server_hostname=""
-            )
-    except TimeoutError:
-        raise P2pnnError("no route: no answer in time") from None
-    except (OSError, ssl.SSLError) as error:
-        raise P2pnnError(why(error)) from None
+    reader, writer = await _connect(address)
     try:
         async with asyncio.timeout(CONVERSATION_S):
             return await _converse(reader, writer, token, key, name, software, now)
@@ -142,6 +141,25 @@ async def knock(
         raise P2pnnError(f"what it said is no conversation of p2pnn: {error}") from None
     finally:
         writer.transport.abort()
+
+
+async def _connect(address: Address) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """To the first of the host's IP addresses that answers. Raises P2pnnError with the last one's trouble."""
+    trouble = "no such host"
+    try:
+        async with asyncio.timeout(CONNECT_S):
+            endpoints = await resolve(address)
+    except OSError as error:  # TimeoutError among them
+        raise P2pnnError(why(error)) from None
+    for endpoint in endpoints[:ENDPOINTS_MAX]:
+        try:
+            async with asyncio.timeout(CONNECT_S):
+                return await asyncio.open_connection(
+                    endpoint.host, endpoint.port, ssl=_unverified(), server_hostname=""
+                )
+        except OSError as error:
+            trouble = why(error)
+    raise P2pnnError(trouble)
 
 
 async def _converse(

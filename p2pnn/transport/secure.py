@@ -1,12 +1,14 @@
 """TLS 1.3 over one connected socket under the loop, with the same promises as a plain `Stream`.
- OpenSSL works in records of 16 KiB: one call of `read` or `write` moves one. `receive` therefore fills a body's place
+
+OpenSSL works in records of 16 KiB: one call of `read` or `write` moves one. `receive` therefore fills a body's place
 record by record before it returns, and reads into the link's own buffer one record at a time: a header leaves as a record
 of its own, so what follows it is received straight into its place, as without TLS. `write` encrypts from the callers'
 memory; a record that the socket does not take stays in OpenSSL, and the same memory is offered again later, so it must
 not change until `drained`, as without TLS.
 
 asyncio's own TLS would copy each byte twice more and knows no places.
- Ends. A TLS connection ends here as a TCP one does: Close, the last message of a link, lies within TLS, so an end without
+
+Ends. A TLS connection ends here as a TCP one does: Close, the last message of a link, lies within TLS, so an end without
 it is told as a failure and TLS's own goodbye would add nothing. Sessions are never resumed (no tickets): each connection
 proves both keys.
 """
@@ -124,6 +126,9 @@ class SecureStream(Stream):
     # --- receiving
 
     def receive(self, views: list[memoryview]) -> int | None:
+        if not self._up:  # reading would finish the handshake, and nobody would look at the peer's key
+            self.dry = True
+            return None
         total, read = 0, self._read
         self.dry = False
         into_place = len(views) > 1  # the first view is a body's; the last one is the link's own buffer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from time import monotonic
 from typing import TYPE_CHECKING, Protocol
 
 from p2pnn.wire.events import Closed, HelloReceived, Opened
@@ -11,6 +12,7 @@ from p2pnn.wire.messages import CloseReason, Message
 if TYPE_CHECKING:
     from p2pnn.transport.link import Link
     from p2pnn.transport.secure import SecureStream
+    from p2pnn.transport.strangers import Strangers
 
 log = logging.getLogger("p2pnn.transport")
 
@@ -29,13 +31,15 @@ class Owner(Protocol):
     def link_lost(self, link: Link) -> None: ...
 
 
-def log_closed(link: Link, event: Closed) -> None:
-    """One line per link that ends; a warning where somebody erred."""
+def log_closed(link: Link, event: Closed, strangers: Strangers) -> None:
+    """One line per link that ends; a warning where somebody erred, and not for each of very many strangers."""
     if link.dialled and not link.node and not link.proved:
         level = logging.DEBUG  # a dial that failed; told once by whoever dialled
     else:
         erred = event.reason >= CloseReason.MALFORMED and event.reason != CloseReason.SELF
         level = logging.WARNING if erred else logging.DEBUG
+        if erred and not link.node and not link.proved and not strangers.may_warn(monotonic()):
+            level = logging.DEBUG
     kind = link.kind.name.lower() if link.kind is not None else "unknown"
     by = "peer" if event.by_peer else "us"
     log.log(

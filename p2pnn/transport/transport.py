@@ -15,6 +15,7 @@ from collections.abc import Coroutine
 from dataclasses import replace
 from functools import partial
 from random import Random
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from p2pnn.errors import LocalProtocolError, PeerGone, QueueFullError
@@ -27,6 +28,7 @@ from p2pnn.transport.link import Link
 from p2pnn.transport.listener import Listener
 from p2pnn.transport.peer import Peer
 from p2pnn.transport.sockets import bind_error, bindable, listening
+from p2pnn.transport.strangers import Strangers
 from p2pnn.transport.telling import log_closed
 from p2pnn.types import Address, NodeId
 from p2pnn.wire.events import Closed, HelloReceived, Opened
@@ -56,6 +58,7 @@ class Transport:
         self._events = events
         self._limits = limits or Limits()
         self._random = Random()
+        self._strangers = Strangers(self._limits)
         self._listener: Listener | None = None
         self._listen_port = 0
         self._links: set[Link] = set()
@@ -68,8 +71,8 @@ class Transport:
 
     async def start(self, listen: Address) -> Address:
         """Listen; returns the address with the port that the system chose if it was 0.
-         Raises NotAllowedError for an address that other machines can reach in a plain mesh, UsageError for one that cannot be
-        had.
+
+        Raises NotAllowedError for one that other machines reach in a plain mesh, UsageError for one that cannot be had.
         """
         endpoint = await bindable(listen, secured=self._security is not None)
         try:
@@ -83,7 +86,9 @@ class Transport:
         """Keep a control link to this address, with growing delays between attempts, until `forget`."""
         if self._closing or address in self._dialled:
             return
-        dialled = self._dialled[address] = Dialled(address, self, self._limits, self._random)
+        dialled = self._dialled[address] = Dialled(
+            address, self, self._limits, self._random, secured=self._security is not None
+        )
         self._own(dialled.task)
 
     def forget(self, address: Address) -> None:
@@ -171,9 +176,8 @@ class Transport:
 
     def link_made(self, link: Link) -> None:
         self._links.add(link)
-        strangers = [other.remote.host for other in self._links if not other.dialled and other.kind is None]
-        crowd = self._security is not None and strangers.count(link.remote.host) > self._limits.handshakes_of_host_max
-        if crowd or len(strangers) > self._limits.handshakes_max:
+        strangers = sum(not other.dialled and other.kind is None for other in self._links)
+        if self._security is None and strangers > self._limits.handshakes_max:  # else it was refused before
             link.close(CloseReason.TOO_MANY, "too many connections that have not said Hello")
         elif self._closing:
             link.close(CloseReason.LEAVING, self._closing)
@@ -181,6 +185,8 @@ class Transport:
     def link_secured(self, link: Link, stream: SecureStream) -> None:
         """TLS has proved the peer's key, or that it has none: then it is a guest."""
         security, link.key = self._security, stream.peer
+        if link.connection.is_closed:
+            return  # too late, or refused: its Close is on its way
         if security is None or self._closing:
             link.close(CloseReason.LEAVING, self._closing)
         elif link.key is None:
@@ -255,13 +261,9 @@ class Transport:
             self._events.body(peer.node, message)
 
     def link_closed(self, link: Link, event: Closed) -> None:
-        log_closed(link, event)
-        if (
-            self._security is not None
-            and link.key is not None
-            and event.by_peer
-            and event.reason == CloseReason.REMOVED
-        ):
+        log_closed(link, event, self._strangers)
+        told_removed = event.by_peer and event.reason == CloseReason.REMOVED
+        if told_removed and self._security is not None and link.key is not None:
             self._security.door.told_removed(event.text)
         peer = self._peers.get(link.node)
         if peer is None or self._closing:
@@ -281,6 +283,9 @@ class Transport:
     # --- opening
 
     def _accept(self, sock: socket.socket) -> None:
+        if self._security is not None and self._strangers.refuses(sock, self._links, monotonic()):
+            sock.close()
+            return
         Link(self, None, self._limits, self._security).attach(sock)
 
     def _control_opened(self, link: Link, greeting: Hello | Welcome) -> None:
@@ -355,9 +360,8 @@ class Transport:
                 dialled.reached(node)
 
     def _start_data(self, peer: Peer) -> asyncio.Task[None]:
-        task = asyncio.ensure_future(
-            dial_data(peer, partial(self._data_link, peer.session), self._limits, self._random)
-        )
+        open_link, secured = partial(self._data_link, peer.session), self._security is not None
+        task = asyncio.ensure_future(dial_data(peer, open_link, self._limits, self._random, secured))
         self._own(task)
         return task
 

@@ -1,5 +1,6 @@
 """The messages by which a node joins a secured cluster (6–8), and by which members ask the coordinator to change it (90–94).
- They are part of the closed list in `wire.messages`. Those of joining are the only ones on a connection whose dialler has
+
+They are part of the closed list in `wire.messages`. Those of joining are the only ones on a connection whose dialler has
 shown no certificate; see `transport.joining`. The others travel on control links. No message of a member carries a
 token's secret but the petition that passes on what a joiner said.
 """

@@ -5,7 +5,7 @@ at the end, with a default, so that an older node reads what it knows and ignore
 every one for strangers, and a test compares that page with this file. Fields of type bytes carry records of higher
 layers that this layer never opens. Messages with BODY = True are followed by raw bytes outside MessagePack. The types of fields
 are in `wire.fields`, the messages of membership (10–19) in `wire.membership`, of jobs (30–59) in `wire.jobs`, of the charter
-(70–89) in `wire.charter`, of snapshots (50–53, 61) in `wire.cuts`.
+(70–89) in `wire.charter`, of snapshots (50–53, 61) in `wire.cuts`, of replicated shards (95–105) in `wire.replication`.
 """
 
 from __future__ import annotations
@@ -89,6 +89,16 @@ from p2pnn.wire.membership import ProbeRequest as ProbeRequest
 from p2pnn.wire.membership import Pull as Pull
 from p2pnn.wire.membership import Roster as Roster
 from p2pnn.wire.membership import Testimony as Testimony
+from p2pnn.wire.replication import Append as Append
+from p2pnn.wire.replication import Appended as Appended
+from p2pnn.wire.replication import Beat as Beat
+from p2pnn.wire.replication import Forward as Forward
+from p2pnn.wire.replication import Push as Push
+from p2pnn.wire.replication import Pushed as Pushed
+from p2pnn.wire.replication import StateHeld as StateHeld
+from p2pnn.wire.replication import StatePiece as StatePiece
+from p2pnn.wire.replication import Superseded as Superseded
+from p2pnn.wire.replication import UpdateWanted as UpdateWanted
 
 
 class CloseReason(IntEnum):
@@ -242,4 +252,5 @@ AnyMessage = (
     | CutsWanted | CutsHeld | PartWanted | PartMade | Adopt | Adopted | Happened | Follow | Tensor | Snapshot
     | Lead | Held | PreVote | PreVoted | Vote | Voted | CharterPiece | CharterWanted | Handover
     | Petition | Ruling | AuthorityWanted | AuthorityKey | AuthorityHeld
+    | Push | Pushed | Forward | Append | Appended | Beat | UpdateWanted | StatePiece | StateHeld | Superseded
 )  # fmt: skip

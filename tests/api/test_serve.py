@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import grp
 import logging
@@ -18,10 +19,13 @@ from pathlib import Path
 
 import pytest
 
-from p2pnn.api.serve import bind_socket
+from p2pnn.api.serve import _words, bind_socket
 from p2pnn.cli.http import Daemon
 from p2pnn.errors import NotAllowedError, StorageError, UsageError
+from p2pnn.node.daemon import Daemon as NodeDaemon
+from p2pnn.types import Address
 from tests.integration.mesh import Mesh, mesh, wait_until
+from tests.node.test_identity import secured
 from tests.support import warm
 
 IDLE_BYTES_MAX = 90_000_000
@@ -139,6 +143,25 @@ def test_a_person_who_starts_it_sees_where_it_listens(tmp_path: Path) -> None:
     assert f"speak to it with: export P2PNN_SOCKET={tmp_path}/a/p2pnn.sock" in rest.splitlines()
     address = first.split()[-1]
     assert re.search(rf"^  p2pnn join p2pnn1\.[0-9a-f]{{64}}\.[0-9a-f]{{8}}\.[0-9a-f]{{32}} {address}$", rest, re.M)
+
+
+def test_who_founds_where_no_address_is_found_is_told_so_and_serves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("p2pnn.node.identity.interfaces", list)
+
+    async def body() -> list[str]:
+        daemon = NodeDaemon(secured(tmp_path, "a", listen=Address("127.0.0.1", 0), ready_fd=None))
+        await daemon.start()
+        daemon.address = Address("0.0.0.0", daemon.address.port)
+        try:
+            return _words(daemon.config, daemon)
+        finally:
+            await daemon.close("over")
+
+    *_, last = asyncio.run(body())
+    assert last.startswith("founded cluster ")
+    assert "no address was found" in last
 
 
 def test_a_socket_is_bound_for_its_owner_only_and_a_dead_one_is_replaced(tmp_path: Path) -> None:

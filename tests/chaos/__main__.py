@@ -25,8 +25,11 @@ from pathlib import Path
 from statistics import median
 
 from tests.chaos.cells import EPOCHS, Cell, Run, matrix, undisturbed
+from tests.chaos.faults import FAULTS
 from tests.chaos.findings import Outcome
 from tests.support import warm
+
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -62,10 +65,19 @@ def matches(cell: Cell, patterns: list[str]) -> bool:
 
 async def play(cells: list[Cell], repeat: int, seed: int, as_json: bool, secured: bool) -> int:
     """Play the cells one after the other, tell of each, and sum up. The exit status."""
-    task = asyncio.current_task()
+    task, loop = asyncio.current_task(), asyncio.get_running_loop()
     assert task is not None
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+
+    def end() -> None:
+        """Once: another signal must not break off the cleaning up."""
+        for number in ENDING:
+            loop.add_signal_handler(number, lambda: None)
+        task.cancel()
+
+    for number in ENDING:
+        loop.add_signal_handler(number, end)
+    for need in {FAULTS[cell.fault].needs for cell in cells}:
+        need()  # before the first process is started
     outcomes: list[Outcome] = []
     bits: dict[int, str] = {}
     begin = time.monotonic()

@@ -128,7 +128,7 @@ class Run:
         if self.cell.role == "learner":
             voting = [name for name in others if name in voters]
             m.roles |= {"learner": learners[0], "submitter": voting[0]}
-            return training(self.epochs, (learners[0], voting[1]), 2)
+            return training(self.epochs, (learners[0], voting[1]))  # over both, and over one of them where one is lost
         if self.cell.role == "nobody":
             voting = [name for name in others if name in voters]
             m.roles |= {"nobody": learners[0], "submitter": voting[0]}

@@ -16,7 +16,8 @@ _own_mounts = False
 def missing() -> str:
     """Why this process cannot have disks of its own; empty where it can.
 
-    The first call gives this process a mount table of its own, so that all mounts are gone when it and its children are.
+    The first call gives this process a mount table of its own, so that all mounts are gone when it and its children are. It
+    must come before the first process is started that shall see a disk.
     """
     global _own_mounts
     if _own_mounts:
@@ -46,7 +47,9 @@ class Disk:
             raise OSError(f"no disk can be mounted at {folder}: {done.stderr.strip()}")
 
     def fill(self) -> int:
-        """Take all the room that is left; how many bytes."""
+        """Take all the room that is left; how many bytes. Raises OSError where nobody has written here: it is not in use."""
+        if not any(self.folder.iterdir()):
+            raise OSError(f"the disk at {self.folder} is empty: its node was started where it cannot see it")
         size = 0
         with contextlib.suppress(OSError), (self.folder / _filler).open("ab", 0) as file:
             for piece in (1 << 16, 512, 1):

@@ -39,6 +39,7 @@ def test_the_token_by_file_by_environment_and_by_standard_input(
 ) -> None:
     file = tmp_path / "token"
     file.write_text(TOKEN + "\n")
+    file.chmod(0o600)
     assert main(["join", "--token-file", str(file), "h:1"]) == 0
     assert sent(joins, "POST join")["token"] == TOKEN
     for arguments in (["join", "-", "h:1"], ["join", "--token-file", "-", "h:1"]):

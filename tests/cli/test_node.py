@@ -189,6 +189,26 @@ def test_every_bad_value_of_file_or_environment_ends_with_this_status(
     assert len(err.splitlines()) == 1
 
 
+@pytest.mark.parametrize("way", ["credential", "file", "flag"])
+def test_a_token_of_the_configuration_that_cannot_be_used_ends_with_this_status(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], way: str
+) -> None:
+    """As the service does whose credential is there and whose `join` is not: systemd must not start it again and again."""
+    token = tmp_path / "p2pnn.join-token"
+    token.write_text(f"p2pnn1.{'ab' * 32}.01234567.{'cd' * 16}")
+    token.chmod(0o600)
+    settings = f'listen = "127.0.0.1:0"\nstate_dir = "{tmp_path}/state"\n'
+    if way == "credential":
+        monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    elif way == "file":
+        settings += f'token_file = "{token}"\n'
+    (tmp_path / "node.toml").write_text(settings)
+    flags = ["--token-file", str(token)] if way == "flag" else []
+    status = main(["node", "start", "--config", str(tmp_path / "node.toml"), *flags])
+    assert status == (2 if way == "flag" else BAD_CONFIGURATION)
+    assert "a token needs an address to join by" in capsys.readouterr().err
+
+
 def test_a_flag_over_a_bad_file_is_the_one_to_blame(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "node.toml").write_text(f'plain = true\nstate_dir = "{tmp_path}/state"\nlisten = "0.0.0.0:1"\n')
     assert main(["node", "start", "--config", str(tmp_path / "node.toml"), "--listen", "0.0.0.0:0"]) == 4

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
+import tempfile
 import tomllib
 from pathlib import Path
 
 import pytest
 
 from p2pnn.cli import main, origin
-from p2pnn.cli.installation import Origin
+from p2pnn.cli.installation import Layout, Origin
+from tests.cli.fake import fake_daemon
 
 NOTE = 'echo "$(basename "$0") $*" >> "$P2PNN_NOTES"\n'
 SYSTEMCTL = """
@@ -86,6 +89,24 @@ def test_from_nothing_to_a_service_and_back(machine: Machine, monkeypatch: pytes
     assert machine.files() == set()
     assert not (machine.root / "var/lib/private/p2pnn").exists()
     assert not (machine.root / "etc/p2pnn").exists()
+
+
+@pytest.mark.parametrize(("members", "said"), [(2, True), (1, False), (None, True)], ids=["others", "alone", "stopped"])
+def test_who_removes_a_service_is_told_how_it_leaves_its_cluster(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, members: int | None, said: bool
+) -> None:
+    assert machine.run("install", "--name", "b")[0] == 0
+    with tempfile.TemporaryDirectory() as short, contextlib.ExitStack() as stack:
+        monkeypatch.setattr(Layout, "socket", property(lambda _: Path(short) / "s"))
+        if members is not None:
+            daemon = stack.enter_context(fake_daemon(Path(short) / "s"))
+            daemon["GET node"] = {"name": "attic", "node": "0" * 32}
+            daemon["GET cluster"] = {"members": [{"name": f"n{number}"} for number in range(members)]}
+        for words in (["--dry-run"], []):
+            status, out, _ = machine.run("remove", "--name", "b", *words)
+            assert status == 0
+            line = f"p2pnn cluster remove {'b' if members is None else 'attic'}"
+            assert any(one.endswith(line) for one in out.splitlines()) is said
 
 
 def test_several_nodes_share_an_environment(machine: Machine) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
+from p2pnn.cluster import charter as charters
 from p2pnn.cluster.charter import Version
 from p2pnn.cluster.durable import Durable
 from p2pnn.cluster.election import Role
@@ -11,7 +13,7 @@ from p2pnn.cluster.outcomes import Alarm, AlarmOver, Committed, Gone, LeaderChan
 from p2pnn.cluster.view import Standing
 from p2pnn.errors import CharterError, ProposalRefused
 from p2pnn.types import NodeId
-from p2pnn.wire.charter import CHARTER_BYTES_MAX, CharterPiece, Handover, Held, Lead
+from p2pnn.wire.charter import CHARTER_BYTES_MAX, REVISION_MAX, TERM_MAX, CharterPiece, Handover, Held, Lead
 
 from .charters import A, B, C, D, Desk, E, F, charter_of, member
 
@@ -108,9 +110,51 @@ def test_who_cannot_be_dismissed(dismissed: list[NodeId]) -> None:
 
 def test_a_charter_that_is_too_large_changes_nothing() -> None:
     one = leader()
-    with pytest.raises(CharterError, match="over the limit of 262144"):
+    with pytest.raises(CharterError, match="over the limit of 261632"):
         one.core.propose(one.now, work=bytes(CHARTER_BYTES_MAX))
     assert one.core.version == Version(4, 1)
+
+
+def full(one: Desk) -> int:
+    """Fill the charter as far as proposals may; the bytes of its work."""
+    low, high = 0, CHARTER_BYTES_MAX
+    while high - low > 1:
+        size = (low + high) // 2
+        assert one.core.charter is not None
+        try:
+            charters.encode(one.core.charter.successor(work=bytes(size)), one.core.charter)
+            low = size
+        except CharterError:
+            high = size
+    one.core.propose(one.now, work=bytes(low))
+    one.settle()
+    one.receive(B, Held(4, 4, 2))
+    assert one.outcomes(Committed)[-1].charter.version == Version(4, 2)
+    return low
+
+
+def test_a_full_charter_still_takes_voters_and_new_leaders() -> None:
+    one = leader((A, B, C), (D, E, F))
+    size = full(one)
+    with pytest.raises(CharterError, match="over the limit"):
+        one.core.propose(one.now, work=bytes(size + 1))
+    for learner in (D, E):
+        one.core.observe(learner, Standing.ALIVE, one.now)
+    one.receive(D, Held(4, 4, 2))
+    assert one.core.charter is not None
+    assert D in one.core.charter.voters
+    assert one.messages(CharterPiece), "it has been encoded"
+    more = one.core.charter.successor(voters=(A, B, C, D, E, F, A))
+    largest = msgspec.structs.replace(more, revision=REVISION_MAX, term=TERM_MAX)
+    assert len(msgspec.msgpack.encode(largest)) <= CHARTER_BYTES_MAX
+
+
+def test_what_shrinks_an_overfull_charter_is_taken() -> None:
+    disk = Durable(3, None, charter_of((A, B, C), term=3, work=bytes(CHARTER_BYTES_MAX - 400)))
+    one = Desk(A, disk)
+    one.elect(B, C)
+    one.receive(B, Held(4, 4, 1))
+    assert one.core.propose(one.now, work=bytes(CHARTER_BYTES_MAX - 401)) == Version(4, 2)
 
 
 def test_a_large_charter_travels_in_pieces() -> None:
@@ -143,6 +187,15 @@ def test_without_a_majority_it_steps_down() -> None:
     one.wait(2.3)
     assert one.core.role is not Role.LEADER
     assert any("majority" in event.reason for event in one.outcomes(LeaderChanged))
+
+
+def test_one_that_is_cut_off_steps_down_soon_although_that_makes_it_doubt_itself() -> None:
+    one = leader()
+    one.core.set_health(8.0)
+    one.wait(1.5)
+    assert one.core.role is Role.LEADER
+    one.wait(3.5)
+    assert one.core.role is not Role.LEADER
 
 
 def test_a_higher_term_ends_it() -> None:

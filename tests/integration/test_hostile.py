@@ -218,7 +218,10 @@ def test_a_bad_peer_is_a_warning_and_no_traceback(caplog: pytest.LogCaptureFixtu
         asyncio.run(body())
     (line,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
     assert line.exc_info is None
-    assert "node=eeeeeeee kind=control by=us reason=12 text=Hello came after the handshake" in line.getMessage()
+    assert (
+        "node=eeeeeeee name=stranger kind=control by=us reason=12 text=Hello came after the handshake"
+        in line.getMessage()
+    )
 
 
 @on_both_loops

@@ -45,6 +45,7 @@ def test_what_an_old_coordinator_still_tells_counts_less_than_the_record_of_the_
     assert again.replaces(msgspec.structs.replace(mine, revision=mine.revision + 1000))
     same_term = records.taken_over(msgspec.structs.replace(mine, revision=mine.revision + 5), NodeId("c"), "c", 3)
     assert same_term.revision == mine.revision + 6, "a revision never goes back"
+    assert [records.term_of(found) for found in (known, mine, same_term, again)] == [0, 3, 3, 4]
 
 
 def test_a_start_that_is_begun_anew_or_resumed_counts_its_starts_and_has_no_generation_of_its_own_yet() -> None:

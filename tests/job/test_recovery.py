@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import count
 from typing import Any
 
 import msgspec
@@ -9,6 +10,7 @@ import msgspec
 from p2pnn.job import actions
 from p2pnn.job.checkpoint import Manifest, Part
 from p2pnn.job.ledger import Ledger
+from p2pnn.job.records import KEPT_CHECKPOINTS
 from p2pnn.job.recovery import ANSWER_S, LINK_S, MAKE_S, Attempts, Lost, Recovery, taken_back, told
 from p2pnn.types import BlobId, JobId
 from tests.job.test_supervisor import NAMES, NODES, make_plan, make_record, make_spec
@@ -28,17 +30,21 @@ class Bench:
         fields = {"state": "recovering", "plan": make_plan(NODES), "history": history, **changes}
         self.spec = make_spec(monitor="accuracy", epochs=9)
         self.ledger = Ledger(make_record(self.spec, **fields), dict(LIVING))
-        self.recovery = Recovery(self.ledger, self.spec, Lost("b is lost", 5, 3, "", 30, 1.0, limit), away or {}, 2.0)
+        lost = Lost("b is lost", 5, 3, "", 30, 1.0, limit)
+        self.recovery = Recovery(self.ledger, self.spec, lost, away or {}, 2.0, count(7))
+        self.requests: dict[Any, int] = {}
 
     def take(self) -> list[Any]:
         found = []
         while (action := self.ledger.next_action()) is not None:
             found.append(action)
+            if isinstance(action, actions.AskCuts):
+                self.requests[action.node] = action.request
         return found
 
     def answer(self, held: dict[Any, list[tuple[int, int]]], reached: int = 33, now: float = 2.1) -> list[Any]:
         for node in held:
-            self.recovery.cuts(node, reached, held[node], now)
+            self.recovery.cuts(node, self.requests[node], reached, held[node], now)
         return self.take()
 
     def make(self, asked: list[Any], now: float = 2.2) -> None:
@@ -67,6 +73,23 @@ def test_the_newest_whole_cut_becomes_a_checkpoint() -> None:
     assert bench.recovery.lost.reached == 33
 
 
+def test_an_answer_to_another_question_is_none_to_this_one() -> None:
+    bench = Bench()
+    bench.take()
+    bench.recovery.cuts(A, bench.requests[A] - 1, 99, [(index, 99) for index in range(3)], 2.1)
+    assert {a.step for a in bench.answer(WHOLE)} == {32}
+    assert bench.recovery.lost.reached == 33
+
+
+def test_no_more_checkpoints_are_kept_than_a_run_keeps() -> None:
+    earlier = tuple(Manifest(JobId("toy-1"), BlobId("5" * 64), 10 * n, n, ()) for n in (1, 2, 3))
+    bench = Bench(checkpoints=earlier)
+    cut = Manifest(JobId("toy-1"), BlobId("5" * 64), 35, 3, ())
+    taken_back(bench.ledger, cut)
+    assert [found.step for found in bench.ledger.record.checkpoints] == [20, 30, 35]
+    assert len(bench.ledger.record.checkpoints) == KEPT_CHECKPOINTS
+
+
 def test_a_cut_at_an_epochs_end_is_before_its_evaluation_and_the_best_value_is_that_of_then() -> None:
     bench = Bench(limit=30)
     bench.take()
@@ -90,7 +113,7 @@ def test_a_checkpoint_that_is_newer_is_gone_on_from() -> None:
 def test_who_does_not_answer_or_cannot_write_is_done_without() -> None:
     bench = Bench()
     bench.take()
-    bench.recovery.cuts(A, 33, [(0, 32), (1, 32), (2, 32)], 2.1)
+    bench.recovery.cuts(A, bench.requests[A], 33, [(0, 32), (1, 32), (2, 32)], 2.1)
     assert bench.take() == []
     assert bench.recovery.get_timer() == 2.0 + ANSWER_S
     bench.recovery.handle_timer(2.0 + ANSWER_S)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from p2pnn.job.checkpoint import Manifest, Part
 from p2pnn.job.saving import CHUNK_BYTES, KEEP_BYTES_PER_S, KEEP_S, Complete, DataAlone, Saver
 from p2pnn.types import BlobId, JobId, NodeId
@@ -15,7 +17,7 @@ def manifest(step: int, nodes: int) -> Manifest:
 
 
 def saver(nodes: list[NodeId], members: list[NodeId]) -> Saver:
-    found = Saver({m: m for m in members}, BlobId("spec"), 0)
+    found = Saver({m: m for m in members}, BlobId("spec"), 0, 0)
     found.nodes = nodes
     return found
 
@@ -99,7 +101,7 @@ def test_a_silent_buddy_is_replaced_and_has_longer_for_a_large_copy() -> None:
 
 def test_a_lost_buddy_is_replaced() -> None:
     members = {A: "a", B: "b", C: "c"}
-    s = Saver(members, BlobId("spec"), 0)
+    s = Saver(members, BlobId("spec"), 0, 0)
     s.nodes = [A]
     s.keep_data(A, (BlobId("rows"),))
     lost = s.requests.popleft().node
@@ -110,11 +112,15 @@ def test_a_lost_buddy_is_replaced() -> None:
     assert isinstance(s.next_outcome(), DataAlone)
 
 
-def test_answers_to_an_earlier_start_are_none_to_this_one() -> None:
-    s = Saver({A: "a", B: "b"}, BlobId("spec"), 2)
+@pytest.mark.parametrize(("start", "term"), [(1, 7), (2, 6)])
+def test_answers_to_an_earlier_start_or_term_are_none_to_this_one(start: int, term: int) -> None:
+    earlier = Saver({A: "a", B: "b"}, BlobId("spec"), start, term)
+    earlier.nodes = [A]
+    earlier.save(manifest(1, 1), best=False)
+    s = Saver({A: "a", B: "b"}, BlobId("spec"), 2, 7)
     s.nodes = [A]
     s.save(manifest(1, 1), best=False)
-    s.kept(B, 1, "")
+    s.kept(B, earlier.requests[0].request, "")
     assert s.busy
     s.kept(B, s.requests[0].request, "")
     assert s.next_outcome() == Complete(manifest(1, 1), False)

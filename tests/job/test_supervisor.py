@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2pnn.errors import UsageError
-from p2pnn.job import actions, life
+from p2pnn.job import actions, life, records
 from p2pnn.job.checkpoint import RECUT, Part
 from p2pnn.job.plan import NodeShare, Plan, cut
 from p2pnn.job.records import JobRecord, same_plan
-from p2pnn.job.recovery import Loss
+from p2pnn.job.recovery import FREED_S, PARKED_S, Loss
 from p2pnn.job.script import (
     Checkpoint,
     Done,
@@ -244,12 +244,12 @@ def lose(world: World, node: NodeId, held: dict[NodeId, list[tuple[int, int]]], 
     world.supervisor.member_failed(node, "no process listens there", world.now)
     world.queues.clear()
     world.take()
-    for asked, _, _ in world.asked:
-        world.supervisor.cuts(asked, reached, held.get(asked, []), world.now)
+    for asked, generation, request in world.asked:
+        world.supervisor.cuts(asked, generation, request, reached, held.get(asked, []), world.now)
     world.take()
     for holder, request, index, step in world.made:
         part = Part(BlobId(f"{step:063d}{index}"), 10, bytes(32))
-        world.supervisor.made(holder, request, part, world.now)
+        world.supervisor.made(holder, world.asked[-1][1], request, part, world.now)
     world.take()
 
 
@@ -312,17 +312,19 @@ def test_a_broken_link_is_waited_for_and_the_node_planned_again_when_it_is_back(
     world.supervisor.member_lost(NODES[1], "its link broke", world.now)
     world.queues.clear()
     world.take()
-    for asked, _, _ in list(world.asked):
-        world.supervisor.cuts(asked, 14, [(NODES.index(asked), 12)], world.now)
+    for asked, generation, request in list(world.asked):
+        world.supervisor.cuts(asked, generation, request, 14, [(NODES.index(asked), 12)], world.now)
     world.take()
     assert not world.made, "part 1 is nowhere yet"
     assert world.replans == 0
     world.supervisor.member_joined(NODES[1], "b", world.now)
     world.take()
-    world.supervisor.cuts(NODES[1], 14, [(1, 12)], world.now)
+    world.supervisor.cuts(*world.asked[-1], 14, [(1, 12)], world.now)
     world.take()
     for holder, request, index, step in world.made:
-        world.supervisor.made(holder, request, Part(BlobId(f"{step:063d}{index}"), 10, bytes(32)), world.now)
+        world.supervisor.made(
+            holder, world.asked[-1][1], request, Part(BlobId(f"{step:063d}{index}"), 10, bytes(32)), world.now
+        )
     world.take()
     assert world.replans == 1
     world.step = 12
@@ -336,8 +338,8 @@ def test_a_link_that_stays_broken_is_not_waited_for_for_long() -> None:
     world.supervisor.member_lost(NODES[1], "its link broke", world.now)
     world.queues.clear()
     world.take()
-    for asked, _, _ in world.asked:
-        world.supervisor.cuts(asked, 0, [], world.now)
+    for asked, generation, request in world.asked:
+        world.supervisor.cuts(asked, generation, request, 0, [], world.now)
     world.take()
     assert world.replans == 0
     due = world.supervisor.get_timer()
@@ -363,6 +365,20 @@ def test_a_job_without_room_is_parked_until_a_node_comes() -> None:
     assert world.record.state == "done"
 
 
+def test_a_parked_job_looks_again_once_its_cuts_have_made_room_and_then_now_and_again() -> None:
+    world = World(make_spec())
+    world.run(lambda: len(world.record.checkpoints) == 1)
+    lose(world, NODES[1], {})
+    for after in (FREED_S, PARKED_S, PARKED_S):
+        world.supervisor.unplanned("needs 2.1 GiB more", world.now)
+        replans = world.replans
+        assert world.supervisor.get_timer() == world.now + after
+        world.now += after
+        world.supervisor.handle_timer(world.now)
+        world.take()
+        assert world.replans == replans + 1
+
+
 def test_starts_that_get_nowhere_end_with_the_reason() -> None:
     world = World(make_spec())
     world.run(lambda: world.record.state == "running")
@@ -370,8 +386,8 @@ def test_starts_that_get_nowhere_end_with_the_reason() -> None:
         world.supervisor.node_failed(NODES[1], "its link to node c broke: reset", world.now, Loss.UNREACHABLE)
         world.queues.clear()
         world.take()
-        for asked, _, _ in world.asked:
-            world.supervisor.cuts(asked, 0, [], world.now)
+        for asked, generation, request in world.asked:
+            world.supervisor.cuts(asked, generation, request, 0, [], world.now)
         world.take()
         if world.record.state == "failed":
             break
@@ -390,12 +406,14 @@ def test_a_process_that_is_killed_again_and_again_ends_the_job() -> None:
         world.supervisor.node_failed(NODES[1], "its compute process was killed", world.now, Loss.KILLED)
         world.queues.clear()
         world.take()
-        for asked, _, _ in world.asked:
+        for asked, generation, request in world.asked:
             held = [(index, 3 * lost) for index in range(3)]  # each got further
-            world.supervisor.cuts(asked, 0, held, world.now)
+            world.supervisor.cuts(asked, generation, request, 0, held, world.now)
         world.take()
         for holder, request, index, step in world.made:
-            world.supervisor.made(holder, request, Part(BlobId(f"{step:063d}{index}"), 10, bytes(32)), world.now)
+            world.supervisor.made(
+                holder, world.asked[-1][1], request, Part(BlobId(f"{step:063d}{index}"), 10, bytes(32)), world.now
+            )
         world.take()
         if world.record.state == "recovering":
             world.supervisor.planned(make_plan(NODES), world.now)
@@ -421,6 +439,92 @@ def test_a_loss_while_it_pauses_leaves_it_paused_where_it_would_have_gone_on() -
     assert world.record.state == "paused"
     assert world.record.reason == "paused at step 12"
     assert world.replans == 0
+
+
+def test_answers_about_an_earlier_loss_are_none_to_this_one() -> None:
+    """Both losses ask from the first step on; what a member held then is gone, or of another run."""
+    world = World(make_spec())
+    world.run(lambda: len(world.record.checkpoints) == 1 and world.step >= 14)
+    lose(world, NODES[1], {NODES[0]: [(0, 12), (1, 12), (2, 12)]})
+    earlier = [*world.asked], [*world.made]
+    world.step = 12
+    world.supervisor.planned(make_plan([NODES[0], NODES[2]]), world.now)
+    world.take()
+    world.run(lambda: world.record.state == "running")
+    world.asked.clear()
+    world.made.clear()
+    world.supervisor.node_failed(NODES[2], "its link broke", world.now, Loss.UNREACHABLE)
+    world.take()
+    assert not {request for _, _, request in world.asked} & {request for _, _, request in earlier[0]}
+    for node, generation, request in earlier[0]:
+        world.supervisor.cuts(node, generation, request, 99, [(0, 99), (1, 99)], world.now)
+    for node, _, request in world.asked:
+        world.supervisor.cuts(node, earlier[0][0][1], request, 99, [(0, 99), (1, 99)], world.now)
+    for node, generation, request in world.asked:
+        world.supervisor.cuts(node, generation, request, 15, [(0, 15), (1, 15)], world.now)
+    world.take()
+    assert {step for _, _, _, step in world.made} == {15}
+    for node, request, _, _ in earlier[1]:
+        world.supervisor.made(node, earlier[0][0][1], request, Part(BlobId("0" * 64), 10, bytes(32)), world.now)
+    world.take()
+    assert world.record.newest is not None
+    assert world.record.newest.step == 12, "nothing of this cut is written yet"
+
+
+def taken_up(world: World) -> World:
+    """Another coordinator, which knows the last record, recovers the job."""
+    left = world.records[-1]
+    after = World(world.supervisor.spec, record=left, planned=False)
+    after.supervisor.recover("node a is lost", None, after.now)
+    after.take()
+    for asked, generation, request in after.asked:
+        after.supervisor.cuts(asked, generation, request, 0, [], after.now)
+    after.take()
+    return after
+
+
+def test_a_job_that_moves_off_a_draining_node_still_moves_under_the_next_coordinator() -> None:
+    world = World(make_spec())
+    world.run(lambda: len(world.record.checkpoints) == 1 and world.step >= 14)
+    world.supervisor.vacate(NODES[1], world.now)
+    world.take()
+    assert world.record.state == "pausing"
+    after = taken_up(world)
+    assert (after.record.state, after.replans) == ("recovering", 1)
+    assert not after.record.vacating
+
+
+def test_a_pause_that_is_wanted_while_it_recovers_is_so_under_the_next_coordinator() -> None:
+    world = World(make_spec())
+    world.run(lambda: len(world.record.checkpoints) == 1)
+    world.supervisor.member_lost(NODES[1], "its link broke", world.now)
+    world.supervisor.pause(world.now)
+    world.queues.clear()
+    world.take()
+    assert world.record.state == "recovering"
+    after = taken_up(world)
+    assert (after.record.state, after.replans) == ("paused", 0)
+    resumed = records.resumed(after.record, NODES[0], "a")
+    assert not resumed.pausing
+
+
+def test_a_pause_that_is_wanted_while_it_is_planned_anew_ends_it_at_once() -> None:
+    world = World(make_spec())
+    world.run(lambda: len(world.record.checkpoints) == 1)
+    lose(world, NODES[1], {})
+    assert (world.record.state, world.replans) == ("recovering", 1)
+    world.supervisor.pause(world.now)
+    assert (world.record.state, world.record.reason) == ("paused", "paused at step 10")
+
+
+def test_a_move_whose_checkpoint_fails_is_over() -> None:
+    world = World(make_spec(epochs=4, validation=None))
+    world.run(lambda: world.record.state == "running" and world.step >= 4)
+    world.failing_checkpoints = 1
+    world.supervisor.vacate(NODES[1], world.now)
+    world.take()
+    world.run(lambda: world.record.state == "running")
+    assert not world.record.vacating
 
 
 def test_a_resume_goes_on_from_the_newest_checkpoint() -> None:

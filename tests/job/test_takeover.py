@@ -192,6 +192,21 @@ class Mesh:
         return msgspec.msgpack.decode(msgspec.msgpack.encode(part), type=PartState)
 
 
+def test_a_move_off_a_draining_node_is_none_the_less_one_when_its_coordinator_dies() -> None:
+    mesh = Mesh(make_spec(epochs=4), 3, 0)
+    while max(node.step for node in mesh.nodes.values()) < 6:
+        mesh.turn()
+    mesh.supervisor.vacate(NODES[1], mesh.now)
+    mesh.take()
+    assert mesh.supervisor.record.state == "pausing"
+    while any(mesh.down.values()):
+        mesh.deliver()
+    mesh.die()
+    while mesh.supervisor.record.state == "pausing":
+        mesh.turn()
+    assert mesh.supervisor.record.state == "recovering"
+
+
 def outcome(record: JobRecord) -> dict[str, Any]:
     """What must not depend on who coordinated."""
     history = [{name: value for name, value in entry.items() if name != "samples_per_s"} for entry in record.history]
@@ -310,6 +325,15 @@ def test_a_record_that_is_older_than_the_state_does_not_do() -> None:
     others = run_state.encode(msgspec.structs.replace(state, counted=()))
     other = {node: msgspec.structs.replace(part, state=others) for node, part in parts.items()}
     assert takeover.of(record, other) == "the newest record of it is not here"
+
+
+@pytest.mark.parametrize("fields", [{"state": "done"}, {"state": "nonsense"}, {"stage": "predict"}, {"stage": ""}])
+def test_a_state_that_no_training_run_has_does_not_do(fields: dict[str, str]) -> None:
+    record, parts = bench()
+    state = run_state.decode(max(parts.values(), key=lambda part: part.last).state)
+    data = run_state.encode(msgspec.structs.replace(state, **fields))
+    other = {node: msgspec.structs.replace(part, state=data) for node, part in parts.items()}
+    assert "what its nodes told does not fit together: it was " in str(takeover.of(record, other))
 
 
 def test_the_newest_state_of_all_counts_and_what_one_node_missed_is_had_from_another() -> None:

@@ -21,7 +21,8 @@ FOUND = [
     Interface("wg0", "10.8.0.2"),
     Interface("eth1", "10.9.0.1", up=False),
     Interface("docker0", "172.17.0.1"),
-    Interface("br-3f2a", "172.18.0.1"),
+    Interface("br-3f2a09b1c4de", "172.18.0.1"),
+    Interface("br-lan", "192.168.9.1"),
     Interface("veth12", "172.19.0.1"),
     Interface("virbr0", "192.168.122.1"),
     Interface("cni0", "10.244.0.1"),
@@ -35,7 +36,7 @@ def hosts(*advertise: str, listen: Address = ALL) -> list[str]:
 
 
 def test_all_but_loopback_bridges_and_what_is_down() -> None:
-    assert hosts() == ["192.168.1.20:7700", "192.168.7.4:7700", "10.8.0.2:7700"]
+    assert hosts() == ["192.168.1.20:7700", "192.168.7.4:7700", "10.8.0.2:7700", "192.168.9.1:7700"]
     assert hosts(listen=Address("::", 7701)) == ["[fd00::20]:7701"]
 
 
@@ -46,7 +47,7 @@ def test_who_listens_on_one_address_shows_that_one() -> None:
 def test_what_is_advertised_takes_their_place_or_is_added() -> None:
     assert hosts("example.org", "203.0.113.1:9000") == ["example.org:7700", "203.0.113.1:9000"]
     assert hosts("+example.org", "+192.168.1.20")[-1] == "example.org:7700"
-    assert len(hosts("+example.org", "+192.168.1.20")) == 4
+    assert len(hosts("+example.org", "+192.168.1.20")) == 5
     assert hosts("a.org", "+b.org") == ["a.org:7700", "b.org:7700"]
 
 
@@ -54,6 +55,12 @@ def test_what_is_advertised_takes_their_place_or_is_added() -> None:
 def test_what_is_no_address_is_refused(text: str) -> None:
     with pytest.raises(UsageError):
         join_addresses(ALL, [text, "x:0"], FOUND)
+
+
+def test_without_any_address_it_says_what_to_name() -> None:
+    with pytest.raises(UsageError, match=r"no address was found .* --advertise HOST"):
+        join_addresses(ALL, [], FOUND[:2])
+    assert join_addresses(ALL, ["+a.org"], []) == [Address("a.org", 7700)]
 
 
 def test_this_machine_has_addresses_and_its_loopback_is_known_as_such() -> None:

@@ -13,10 +13,11 @@ from p2pnn.node import arrival as module
 from p2pnn.node.daemon import Daemon
 from p2pnn.types import Address
 from tests.node.nodes import until
-from tests.node.test_identity import daemons, identity, joined, linked, secured, token_of
+from tests.node.test_identity import daemons, joined, linked, secured, token_of
 
 pytestmark = pytest.mark.asyncio
 CLOSED = Address("127.0.0.1", 1)
+TOKEN = f"p2pnn1.{'ab' * 32}.01234567.{'cd' * 16}"
 
 
 def reasons(daemon: Daemon) -> list[str]:
@@ -38,14 +39,21 @@ async def test_a_token_that_is_none_is_told_and_a_good_one_joins_later(
             await until(lambda: not reasons(c))
 
 
-async def test_a_token_without_an_address_or_against_membership_is_refused_at_the_start(tmp_path: Path) -> None:
-    token = f"p2pnn1.{'ab' * 32}.01234567.{'cd' * 16}"
-    with pytest.raises(UsageError, match="needs an address to join by"):
-        Daemon(secured(tmp_path, "x", token=token))
+async def test_a_token_without_an_address_is_refused_at_the_start(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="needs an address to join by") as caught:
+        await Daemon(secured(tmp_path, "x", token=TOKEN)).start()
+    assert caught.value.setting == "token"
+
+
+async def test_a_member_starts_with_a_token_of_another_cluster_and_stays(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As a service whose credential is that of a cluster that it has left."""
     async with daemons(secured(tmp_path, "a")) as (a,):
         async with daemons(secured(tmp_path, "b")) as (b,):
             await joined(a, b)
-        again = Daemon(secured(tmp_path, "b", token=token, join=(CLOSED,)))
-        with pytest.raises(UsageError, match="the token is of another cluster than this node's"):
-            await again.start()
-        assert identity(a).credentials.ca is not None
+        async with daemons(secured(tmp_path, "b", token=TOKEN, join=(a.address,))) as (b,):
+            assert b.secured is not None
+            assert b.secured.arrival is None
+            await until(lambda: linked(a, b))
+    assert "the token is of another cluster than this node's, and is not used" in caplog.text

@@ -128,8 +128,13 @@ async def test_what_a_crash_left_half_written_goes(tmp_path: Path) -> None:
     await part.close()
 
 
-async def test_a_disk_that_fails_is_said_and_the_old_file_stands(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    "error",
+    [StorageError("the disk is full"), CharterError("the charter would take too many bytes")],
+    ids=["disk", "size"],
+)
+async def test_a_write_that_fails_is_said_and_the_old_file_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception
 ) -> None:
     part = ClusterCharter(post()[0], tmp_path, True, FakeOwner())
     fails = True
@@ -137,16 +142,16 @@ async def test_a_disk_that_fails_is_said_and_the_old_file_stands(
 
     def replace_file(path: Path, data: bytes) -> None:
         if fails and path.exists():
-            raise StorageError("the disk is full") from OSError(errno.ENOSPC, "full")
+            raise error from OSError(errno.ENOSPC, "full")
         real(path, data)
 
     monkeypatch.setattr(module, "replace_file", replace_file)
     part.start()
     before = (tmp_path / "charter").read_bytes()
     await until(lambda: part.snapshot().disk)
-    assert part.snapshot().disk == "the disk is full"
+    assert part.snapshot().disk == str(error)
     assert part.snapshot().consensus.leader is None
-    assert "charter not stored reason=the disk is full" in caplog.text
+    assert f"charter not stored reason={error}" in caplog.text
     assert (tmp_path / "charter").read_bytes() == before
     fails = False
     await until(lambda: part.snapshot().consensus.role is Role.LEADER)

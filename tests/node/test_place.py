@@ -78,7 +78,9 @@ class Bench:
         self.storage = Storage(folder / "state")
         traces = Traces(self.post, self.storage, self.exchange, Asking(self.post))
         self.refusal = ""
-        self.snapshots = Snapshots(self.post, self.exchange, lambda: {A: "a", B: "b"}, lambda job: None)
+        self.snapshots = Snapshots(
+            self.post, self.exchange, lambda: {A: "a", B: "b"}, lambda job: None, lambda node: True
+        )
         self.place = Place(
             self.post,
             self.exchange,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +57,9 @@ class Bench:
         self.supervisor = Supervisor(self.record, self.spec, {A: "a", C: "c"}, 0.0, begins=False)
         self.planning = FakePlanning()
 
-    async def replan(self) -> None:
+    async def replan(self, boots_until: float = 0.0) -> None:
         members = {A: "a", C: "c"}
-        await recovering.replan(self.supervisor, self.planning, self.exchange, A, lambda: members)  # type: ignore[arg-type]
+        await recovering.replan(self.supervisor, self.planning, self.exchange, A, lambda: members, boots_until)  # type: ignore[arg-type]
 
     def warnings(self) -> list[str]:
         found = []
@@ -103,6 +104,21 @@ async def test_it_goes_back_to_the_newest_checkpoint_of_which_all_parts_can_be_h
     assert bench.supervisor.record.step == 6
 
 
+async def test_after_a_power_cut_the_newest_checkpoint_is_waited_for_before_an_older_one_is_taken(
+    tmp_path: Path,
+) -> None:
+    here = exchange(tmp_path, post(A)[0]).blobs.put(b"part")
+    bench = Bench(tmp_path, parts=(here.encode(), b"9" * 64))
+    await bench.replan(boots_until=asyncio.get_running_loop().time() + 1000)
+    record = bench.supervisor.record
+    assert record.state == "parked"
+    assert "not all parts of the checkpoint of step 12 are here yet; it waits for b" in record.reason
+    assert [manifest.step for manifest in record.checkpoints] == [6, 12]
+    await bench.replan(boots_until=asyncio.get_running_loop().time())
+    assert [manifest.step for manifest in bench.supervisor.record.checkpoints] == [6]
+    assert bench.supervisor.record.state == "recovering"
+
+
 async def test_where_bits_depend_on_the_cut_others_take_the_same_one_if_they_can(tmp_path: Path) -> None:
     bench = Bench(tmp_path, schedule="async:2", micro_batches=1)
     before = bench.supervisor.record.plan
@@ -121,7 +137,7 @@ async def test_a_part_that_cannot_be_read_or_made_is_none(tmp_path: Path, messag
     told: list[Any] = []
     bench.supervisor.made = lambda *args: told.append(args)  # type: ignore[method-assign]
     recovering.tell(bench.supervisor, B, message, 1.0)
-    assert told == [(B, 1, None, 1.0)]
+    assert told == [(B, 7, 1, None, 1.0)]
     part = Part(BlobId("6" * 64), 4, bytes(32))
     recovering.tell(bench.supervisor, B, wire.PartMade(JOB, 7, 2, msgspec.msgpack.encode(part)), 2.0)
-    assert told[1] == (B, 2, part, 2.0)
+    assert told[1] == (B, 7, 2, part, 2.0)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -14,11 +16,11 @@ from p2pnn.job.checkpoint import Part
 from p2pnn.job.plan import Plan
 from p2pnn.job.records import JobRecord, queued
 from p2pnn.node import snapshots as module
-from p2pnn.node.snapshots import Own, Snapshots
+from p2pnn.node.snapshots import HOLDINGS_MAX, WRITERS, Own, Snapshots
 from p2pnn.train.cuts import CUTS_MAX, Places, places
-from p2pnn.types import JobId, NodeId
+from p2pnn.types import BlobId, JobId, NodeId
 from p2pnn.wire import messages as wire
-from tests.node.nodes import JOB, NAMES, A, B, C, exchange, plan_of, post, stored, toy, until
+from tests.node.nodes import DEADLINE_S, JOB, NAMES, A, B, C, exchange, plan_of, post, stored, toy, until
 
 pytestmark = pytest.mark.asyncio
 
@@ -37,7 +39,9 @@ class Bench:
         record = queued(JOB, self.spec_blob, self.spec, A, "a", 0.0)
         self.record = msgspec.structs.replace(record, state="running", plan=self.plan, generation=7)
         self.members = dict(NAMES)
-        self.keeper = Snapshots(self.post, self.exchange, lambda: self.members, self.known)
+        self.coordinator = A
+        obeys = lambda node: node == self.coordinator  # noqa: E731
+        self.keeper = Snapshots(self.post, self.exchange, lambda: self.members, self.known, obeys)
         self.freed: list[int] = []
 
     def known(self, job: JobId) -> JobRecord | None:
@@ -169,6 +173,73 @@ async def test_they_go_when_the_job_has_ended_or_a_newer_start_of_it_runs(tmp_pa
     bench.hear(8)
     bench.keeper.record_changed(msgspec.structs.replace(bench.record, state="done"))
     assert bench.keeper.held_bytes == 0
+
+
+async def test_a_parked_job_does_not_wait_for_the_memory_of_its_own_cuts(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    own = bench.begin()
+    arena = bytearray(8)
+    own.snapped(4, 0, memoryview(arena))
+    bench.hear(4)
+    bench.keeper.record_changed(msgspec.structs.replace(bench.record, state="parked"))
+    assert bench.keeper.held_bytes == 0
+    arena.extend(b"more")  # raises BufferError while something still looks at it
+
+
+async def test_a_slot_is_not_given_back_while_its_cut_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(tmp_path)
+    own = bench.begin()
+    found = bench.places(1)
+    reading, go_on = threading.Event(), threading.Event()
+
+    def slow(*args: Any) -> Part:
+        reading.set()
+        assert go_on.wait(DEADLINE_S)
+        return Part(BlobId("0" * 64), 4, bytes(32))
+
+    monkeypatch.setattr(module, "write", slow)
+    own.snapped(0, 0, memoryview(bytes(found.nbytes)))
+    bench.keeper.receive(A, wire.PartWanted(JOB, 7, 1, 1, 0))
+    try:
+        await until(reading.is_set)
+        for step in range(1, CUTS_MAX + 2):
+            own.snapped(step, step, memoryview(bytes(found.nbytes)))
+        assert bench.freed == [1], "that of step 0 is being read"
+    finally:
+        go_on.set()
+    await until(lambda: bench.outside.of(wire.PartMade))
+    assert bench.freed == [1, 0]
+    await bench.keeper.close()
+
+
+async def test_only_the_coordinator_has_parts_written_and_a_few_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(tmp_path)
+    bench.hear(4)
+    bench.keeper.receive(C, wire.PartWanted(JOB, 7, 1, 0, 4))
+    (refused,) = bench.outside.of(wire.PartMade, C)
+    assert refused.error == "another node coordinates, as far as node b knows"
+    fetching, go_on = 0, asyncio.Event()
+
+    async def fetch(*args: Any, **kwargs: Any) -> None:
+        nonlocal fetching
+        fetching += 1
+        await go_on.wait()
+
+    monkeypatch.setattr(bench.exchange, "fetch", fetch)
+    for request in range(HOLDINGS_MAX + 1):
+        bench.keeper.receive(A, wire.PartWanted(JOB, 7, request, 0, 4))
+    (full,) = bench.outside.of(wire.PartMade, A)
+    assert full.error == f"node b writes {HOLDINGS_MAX} parts already; try again when they are done"
+    await until(lambda: fetching > 0)
+    assert fetching == WRITERS
+    monkeypatch.setattr(module, "write", lambda *args: Part(BlobId("0" * 64), 4, bytes(32)))
+    go_on.set()
+    await until(lambda: len(bench.outside.of(wire.PartMade, A)) == HOLDINGS_MAX + 1)
+    await bench.keeper.close()
 
 
 async def test_a_cut_becomes_a_checkpoints_part(tmp_path: Path) -> None:

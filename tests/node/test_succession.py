@@ -9,14 +9,15 @@ from typing import Any
 import msgspec
 import pytest
 
-from p2pnn.errors import PlanError
+from p2pnn.errors import CharterError, CheckpointError, PlanError
 from p2pnn.job import records as codec
 from p2pnn.job import script, work
+from p2pnn.job.checkpoint import Manifest, Part
 from p2pnn.job.part_log import PartLog
 from p2pnn.job.plan import Plan
 from p2pnn.job.spec import JobSpec
 from p2pnn.node import parcels, succession
-from p2pnn.types import JobId, NodeId
+from p2pnn.types import BlobId, JobId, NodeId
 from p2pnn.wire import messages as wire
 from tests.node.nodes import A, B, C, until
 from tests.node.test_jobs import Bench as JobsBench
@@ -199,19 +200,41 @@ async def test_a_start_that_had_not_begun_begins_anew_under_another_generation(t
     await bench.close()
 
 
-async def test_a_job_that_cannot_be_begun_anew_ends_with_the_reason(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("how", ["memory", "checkpoint"])
+async def test_a_job_that_cannot_be_begun_anew_now_is_parked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     bench = Bench(tmp_path)
     bench.job = JobId(await bench.submitted())
+    real = bench.planning.plan
+    lost = {"memory": PlanError("the model needs 2.1 GiB more"), "checkpoint": CheckpointError("b is away")}[how]
 
     async def plan(spec: JobSpec) -> Plan:
-        raise PlanError("the model needs 2.1 GiB more than the nodes have")
+        raise lost
 
     monkeypatch.setattr(bench.planning, "plan", plan)
     bench.succeed()
+    for node in (A, B, C):
+        await until(lambda node=node: bench.outside.of(wire.CutsWanted, node))
+        question = bench.outside.of(wire.CutsWanted, node)[-1]
+        bench.hear(node, wire.CutsHeld(bench.job, question.generation, question.request, 0, (), ()))
+    await until(lambda: bench.state(bench.job) == "parked")
+    assert bench.jobs.get(bench.job).reason == f"parked: {lost}"
+    assert not bench.busy
+    monkeypatch.setattr(bench.planning, "plan", real)
+    bench.jobs.member_usable(C, "c")
+    await until(lambda: bench.jobs.get(bench.job).generation > 1)
+    assert bench.state(bench.job) == "recovering"
+    await bench.close()
+
+
+async def test_a_job_whose_spec_is_gone_ends_with_the_reason(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    bench.job = JobId(await bench.submitted())
+    bench.exchange.blobs.remove(bench.spec_blob)
+    bench.outside.peers.clear()
+    bench.succeed()
     await until(lambda: bench.state(bench.job) == "failed")
-    assert bench.jobs.get(bench.job).reason == "the model needs 2.1 GiB more than the nodes have"
     await until(lambda: bench.jobs.work.entries == {})
     assert not bench.busy
     await bench.close()
@@ -314,5 +337,124 @@ async def test_large_answers_come_as_parcels(tmp_path: Path) -> None:
     bench.adopted(B, answers=((number, large),))
     bench.adopted(C)
     await until(lambda: bench.is_led)
+    assert bench.state(bench.job) == "running"
+    await bench.close()
+
+
+@pytest.mark.parametrize("is_back", [False, True])
+async def test_a_node_that_is_lost_after_it_told_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_back: bool
+) -> None:
+    bench = Bench(tmp_path)
+    await bench.led()
+    going, fetching = asyncio.Event(), asyncio.Event()
+
+    async def fetch(*_: object, **__: object) -> None:
+        fetching.set()
+        await going.wait()
+
+    bench.succeed()
+    await bench.asked()
+    monkeypatch.setattr(bench.exchange, "fetch", fetch)
+    bench.adopted(B)
+    bench.adopted(C)
+    await fetching.wait()
+    if not is_back:
+        del bench.members[C]
+    bench.jobs.member_lost(C, "connection reset")
+    going.set()
+    await until(lambda: bench.is_led)
+    assert bench.state(bench.job) == "recovering"
+    assert bench.jobs.get(bench.job).reason == "node c is lost (while another node took the job over)"
+    await bench.close()
+
+
+async def test_an_answer_that_cannot_be_read_costs_the_start_and_not_the_job(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    await bench.led()
+    number = 0
+    while not number:
+        for command in bench.commands(B):
+            if isinstance(command, script.Evaluate):
+                number = command.sequence
+                break
+            for node in (B, C):
+                bench.hear(node, wire.Report(bench.job, 1, msgspec.msgpack.encode(script.Done(command.sequence))))
+    bench.listen()
+    bench.succeed()
+    await bench.asked()
+    for node in (B, C):
+        bench.adopted(node, answers=((number, msgspec.msgpack.encode(script.Done(number, b"\xc1"))),))
+    await until(lambda: bench.is_led)
+    assert bench.state(bench.job) == "recovering"
+    assert "what its nodes told cannot be read" in bench.jobs.get(bench.job).reason
+    await bench.close()
+
+
+async def test_a_queued_job_does_not_go_back_while_who_holds_its_checkpoint_may_still_boot(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    bench.planning.nodes = [A, B]
+    bench.job = JobId(await bench.submitted())
+    parts = [bench.exchange.blobs.put(b"part"), BlobId("9" * 64)]
+    manifests = tuple(
+        Manifest(bench.job, bench.spec_blob, 6 * n, n, (Part(blob, 4, bytes(32)),)) for n, blob in enumerate(parts, 1)
+    )
+    bench.cluster.elect(C)
+    record = msgspec.structs.replace(bench.jobs.get(bench.job), checkpoints=manifests, revision=99)
+    bench.hear(C, wire.Record(bench.job, 1, 99, codec.encode(record)))
+    del bench.members[B]
+    bench.planning.nodes = [A, C]
+    bench.cluster.elect(A)
+    for node in (A, C):
+        await until(lambda node=node: bench.outside.of(wire.CutsWanted, node))
+        question = bench.outside.of(wire.CutsWanted, node)[-1]
+        bench.hear(node, wire.CutsHeld(bench.job, 1, question.request, 0, (), ()))
+    await until(lambda: bench.state(bench.job) == "parked")
+    assert "it waits for b" in bench.jobs.get(bench.job).reason
+    assert bench.jobs.get(bench.job).checkpoints == manifests
+    bench.jobs._supervision._boots_until = 0.0
+    bench.jobs.member_usable(C, "c")
+    await until(lambda: bench.jobs.get(bench.job).generation > 1)
+    assert bench.jobs.get(bench.job).checkpoints == manifests[:1]
+    await bench.close()
+
+
+async def test_a_start_that_nobody_heard_of_keeps_the_history_and_plan_of_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(tmp_path)
+    await bench.led()
+    bench.cluster.elect(C)
+    history = tuple({"epoch": float(n), "loss": 1.0 / n} for n in range(1, 101))
+    newest = Manifest(bench.job, bench.spec_blob, 60, 60, ())
+    record = msgspec.structs.replace(
+        bench.jobs.get(bench.job), state="paused", history=history, checkpoints=(newest,), revision=99
+    )
+    bench.hear(C, wire.Record(bench.job, 1, 99, codec.encode(record)))
+    restarted: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+    async def restart(record: codec.JobRecord, _: str) -> None:
+        restarted.set_result(record)
+
+    monkeypatch.setattr(bench.jobs._succession, "_restart", restart)
+    begun = work.entry(codec.resumed(record, C, "c"), 7)
+    assert begun.began().plan is None
+    bench.cluster.elect(A, work.encode([begun]))
+    found = await restarted
+    assert (found.state, found.generation) == ("queued", 7)
+    assert found.history == history[:60]
+    assert found.plan == record.plan
+    await bench.close()
+
+
+async def test_a_table_that_cannot_be_read_is_not_taken_up(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    await bench.led()
+    bench.cluster.elect(C)
+    bench.cluster.elect(A, b"\xc1")
+    assert not bench.busy
+    assert bench.outside.of(wire.Adopt) == []
+    with pytest.raises(CharterError, match="table of jobs cannot be read"):
+        await bench.submitted()
     assert bench.state(bench.job) == "running"
     await bench.close()

@@ -14,6 +14,8 @@ from p2pnn.job import script, watch
 from p2pnn.job.plan import Plan
 from p2pnn.node import parcels
 from p2pnn.node import supervision as module
+from p2pnn.node.keeping import NotKept
+from p2pnn.node.work import NotDecided
 from p2pnn.wire import messages as wire
 from tests.node.nodes import A, B, C, plan_of, until
 from tests.node.test_jobs import Bench
@@ -309,4 +311,86 @@ async def test_what_a_deposed_coordinator_wanted_is_not_done_any_more(tmp_path: 
     assert bench.outside.sent == []
     assert bench.state(job) == "running", "the next coordinator knows"
     assert bench.jobs._supervision._timers == {}
+    await bench.close()
+
+
+async def test_what_an_old_start_says_while_the_next_is_decided_counts_for_nothing(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    job = await bench.running()
+    bench.cluster.delays = True
+    bench.planning.nodes = [A, C]
+    bench.members.pop(B)
+    bench.jobs.member_lost(B, "connection reset")
+    bench.jobs.member_failed(B, "no process listens there")
+    for node in (A, C):
+        bench.hear(node, wire.CutsHeld(job, 1, 1 + (node == C), 0, (), ()))
+    await until(lambda: bench.cluster.proposed)
+    bench.hear(A, wire.JobFailed(job, 1, "the loss became NaN"))
+    assert bench.state(job) == "recovering"
+    bench.cluster.delays = False
+    bench.cluster.commit()
+    await until(lambda: bench.jobs.get(job).generation == 2)
+    bench.hear(A, wire.JobFailed(job, 2, "the loss became NaN"))
+    assert bench.state(job) == "failed"
+    await bench.close()
+
+
+async def test_what_an_old_start_says_while_a_job_is_resumed_counts_for_nothing(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    job = await bench.submitted()
+    await bench.jobs.ask(job, "pause")
+    await until(lambda: bench.jobs.work.entries == {})
+    bench.cluster.delays = True
+    resuming = asyncio.ensure_future(bench.jobs.ask(job, "resume"))
+    await until(lambda: bench.cluster.proposed)
+    bench.hear(B, wire.JobFailed(job, 1, "late"))
+    bench.cluster.commit()
+    assert await resuming == "queued"
+    await bench.close()
+
+
+async def test_a_job_that_has_run_waits_for_voters_that_can_keep_what_it_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "KEEP_AGAIN_S", 0.0)
+    bench = Bench(tmp_path)
+    job = await bench.running()
+    refused = 0
+
+    async def on_voters(*_: object) -> None:
+        nonlocal refused
+        if refused < 2:
+            refused += 1
+            raise NotKept("too few of the voters could store it")
+
+    monkeypatch.setattr(bench.jobs._supervision._keeping, "on_voters", on_voters)
+    bench.planning.nodes = [A, C]
+    bench.members.pop(B)
+    bench.jobs.member_lost(B, "connection reset")
+    bench.jobs.member_failed(B, "no process listens there")
+    for node in (A, C):
+        bench.hear(node, wire.CutsHeld(job, 1, 1 + (node == C), 0, (), ()))
+    await until(lambda: bench.jobs.get(job).generation == 2)
+    assert bench.state(job) == "recovering"
+    texts = [event["text"] for event in bench.jobs.journal(job)._events if event["kind"] == "warning"]
+    assert texts.count("too few of the voters could store it; tried again in 0 s") == refused == 2
+    assert not bench.jobs._supervision._deciding
+    await bench.close()
+
+
+async def test_who_does_not_coordinate_begins_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(tmp_path)
+    job = await bench.submitted()
+    record, plan = bench.jobs.get(job), plan_of(bench.spec, [A, B])
+    bench.cluster.elect(C)
+    asked: list[object] = []
+
+    async def on_voters(*about: object) -> None:
+        asked.append(about)
+
+    monkeypatch.setattr(bench.jobs._supervision._keeping, "on_voters", on_voters)
+    with pytest.raises(NotDecided, match="node a does not coordinate the cluster"):
+        await bench.jobs._supervision.begin(record, bench.spec, plan, {}, [])
+    assert not asked
+    assert not bench.jobs._supervision.led
     await bench.close()

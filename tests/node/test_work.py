@@ -192,5 +192,23 @@ async def test_a_table_that_cannot_be_read_leaves_the_one_before(caplog: pytest.
     assert set(entries) == {"toy-1"}
 
 
+async def test_nothing_is_changed_while_the_table_cannot_be_read() -> None:
+    bench = Bench()
+    await bench.decide("toy-1")
+    bench.cluster.refuses = 1
+    waiting = bench.decide("toy-2")
+    await asyncio.sleep(0)
+    readable, bench.cluster.charter = bench.cluster.charter, _revised(bench.cluster.charter, 9, b"\xc1")
+    bench.cluster.commit()
+    for deciding in (waiting, bench.decide("toy-3")):
+        with pytest.raises(CharterError, match="table of jobs cannot be read"):
+            await deciding
+    assert bench.cluster.proposed == []
+    bench.cluster.charter = _revised(readable, 10)
+    bench.cluster.commit()
+    await bench.decide("toy-4")
+    assert set(bench.generations) == {"toy-1", "toy-4"}
+
+
 def _revised(charter: Any, revision: int, work: bytes | None = None) -> Any:
     return msgspec.structs.replace(charter, revision=revision, work=charter.work if work is None else work)

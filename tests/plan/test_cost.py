@@ -48,7 +48,10 @@ def test_ops_that_only_predictions_need_cost_nothing_in_training() -> None:
     assert not seconds(predict, node("a")).updating(0).any()
 
 
-@pytest.mark.parametrize(("kind", "copies"), [("sgd", 2), ("momentum", 3), ("nesterov", 3), ("adam", 4), ("adamw", 4)])
+@pytest.mark.parametrize(
+    ("kind", "copies"),
+    [("sgd", 2), ("momentum", 3), ("nesterov", 3), ("adagrad", 3), ("rmsprop", 3), ("adam", 4), ("adamw", 4)],
+)
 def test_memory_counts_parameters_gradients_and_slots(kind: str, copies: int) -> None:
     spec = job(mlp(32), optimizer=Optimizer(kind=kind))
     work = Workload(spec)

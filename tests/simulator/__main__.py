@@ -1,10 +1,11 @@
-"""`./run sim`: many seeds of the charter's simulation, on all cores, and what came of them.
+"""`./run sim`: many seeds of a simulation, on all cores, and what came of them: of the charter, or of replicated shards.
 
 ./run sim                       200 seeds
 ./run sim --seeds 10000         seeds 1 to 10000
 ./run sim --seeds 50 --seed 7   seeds 7 to 56
 ./run sim --seed 7              seed 7 alone: what repeats a failure
 ./run sim --without "rule 4"    with a rule switched off, which must be caught
+./run sim --shards              the same for replicated shards
 """
 
 from __future__ import annotations
@@ -14,15 +15,20 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from typing import TypeVar
 
 from p2pnn.cluster.consensus import Consensus
 from tests.simulator.ablations import SAFETY, DoesNotRewrite
 from tests.simulator.cluster import Result, one_seed
+from tests.simulator.shard_ablations import SHARD_RULES, Ablation
+from tests.simulator.shard_seeds import one_seed as one_shard_seed
+from tests.simulator.shards import Result as ShardResult
 
 FSYNC = "rule 1, fsync"
 WITHOUT: dict[str, type[Consensus]] = {**SAFETY, "rule 2": DoesNotRewrite, FSYNC: Consensus}
+AnyResult = TypeVar("AnyResult", Result, ShardResult)
 CHUNK = 20
 """Seeds that a process takes at once."""
 
@@ -35,16 +41,31 @@ def play(seeds: range, without: str = "") -> Iterator[Result]:
         yield one_seed(seed, core, command=f"./run sim --seed {seed}{suffix}", lying_disks=without == FSYNC)
 
 
+def play_shards(seeds: range, without: str = "") -> Iterator[ShardResult]:
+    """The same of replicated shards. without: a key of SHARD_RULES."""
+    ablation = SHARD_RULES[without] if without else Ablation()
+    suffix = f' --without "{without}"' if without else ""
+    for seed in seeds:
+        yield one_shard_seed(seed, *ablation, command=f"./run sim --shards --seed {seed}{suffix}")
+
+
 def run_seeds(seeds: range, without: str = "") -> list[Result]:
-    """The same at once: what a process is given."""
+    """The seeds at once: what a process is given."""
     return list(play(seeds, without))
 
 
-def run_parallel(seeds: range, without: str, processes: int) -> Iterator[Result]:
-    """The same over processes, in the order of the seeds."""
+def run_shard_seeds(seeds: range, without: str = "") -> list[ShardResult]:
+    """The same of replicated shards."""
+    return list(play_shards(seeds, without))
+
+
+def run_parallel(
+    run: Callable[[range, str], list[AnyResult]], seeds: range, without: str, processes: int
+) -> Iterator[AnyResult]:
+    """The seeds over processes, in their order. run: one of the two above."""
     chunks = [seeds[at : at + CHUNK] for at in range(0, len(seeds), CHUNK)]
     with ProcessPoolExecutor(processes) as pool:
-        for results in pool.map(run_seeds, chunks, [without] * len(chunks)):
+        for results in pool.map(run, chunks, [without] * len(chunks)):
             yield from results
 
 
@@ -58,11 +79,38 @@ def main(arguments: list[str]) -> int:
         + (f", without {options.without}" * bool(options.without))
     )
     began = time.perf_counter()
-    found = play(seeds, options.without) if processes == 1 else run_parallel(seeds, options.without, processes)
+    broken = (_run_shards if options.shards else _run)(seeds, options.without, processes, began)
+    return int(broken != bool(options.without))
+
+
+def _run(seeds: range, without: str, processes: int, began: float) -> bool:
+    """Play the seeds and report; whether a promise was broken."""
+    found = play(seeds, without) if processes == 1 else run_parallel(run_seeds, seeds, without, processes)
     results = list(_shown(found))
     _report(results, time.perf_counter() - began)
-    broken = any(result.violation for result in results)
-    return int(broken != bool(options.without))
+    print(f"elections   {sum(result.elections for result in results):,}")
+    print(f"commits     {sum(result.commits for result in results):,}")
+    whole = [result for result in results if not result.violation]
+    if whole:
+        print(f"leader      after the last fault: {_spread(sorted(result.leader_after_s for result in whole))}")
+        print(f"commit      after the last fault: {_spread(sorted(result.commit_after_s for result in whole))}")
+    return _report_violations(results)
+
+
+def _run_shards(seeds: range, without: str, processes: int, began: float) -> bool:
+    """The same of replicated shards."""
+    found = play_shards(seeds, without) if processes == 1 else run_parallel(run_shard_seeds, seeds, without, processes)
+    results = list(_shown(found))
+    _report(results, time.perf_counter() - began)
+    lost = sum(result.is_lost for result in results)
+    print(f"lost        {lost:,} in which the whole in-sync set died: safety was checked until then")
+    print(f"updates     {sum(result.acknowledged for result in results):,} acknowledged")
+    print(f"changes     {sum(result.configurations for result in results):,} of the configuration")
+    print(f"states      {sum(result.transfers for result in results):,} sent to learners")
+    whole = [result for result in results if not result.violation and not result.is_lost]
+    if whole:
+        print(f"resumed     after the last fault: {_spread(sorted(result.resumed_after_s for result in whole))}")
+    return _report_violations(results)
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
@@ -71,18 +119,23 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--seeds", type=int, help="how many; 200, or 1 with --seed alone")
     parser.add_argument("--seed", type=int, help="the first; 1")
-    parser.add_argument("--without", default="", choices=sorted(WITHOUT), metavar="RULE", help="; ".join(WITHOUT))
+    parser.add_argument("--shards", action="store_true", help="of replicated shards instead of the charter")
+    told = f"{'; '.join(WITHOUT)}; with --shards {'; '.join(SHARD_RULES)}"
+    parser.add_argument("--without", default="", metavar="RULE", help=told)
     parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)), help="all cores")
     options = parser.parse_args(arguments)
     if options.seeds is None:
         options.seeds = 200 if options.seed is None else 1
     options.seed = 1 if options.seed is None else options.seed
+    rules = SHARD_RULES if options.shards else WITHOUT
+    if options.without and options.without not in rules:
+        parser.error(f"--without {options.without!r} is no rule; one of: {'; '.join(rules)}")
     if options.seeds < 1 or options.processes < 1:
         parser.error("--seeds and --processes are at least 1")
     return options
 
 
-def _shown(results: Iterator[Result]) -> Iterator[Result]:
+def _shown(results: Iterator[AnyResult]) -> Iterator[AnyResult]:
     """Tells every thousand seeds, and every violation at once: nobody waits an hour for it."""
     for count, result in enumerate(results, 1):
         if result.violation:
@@ -92,27 +145,23 @@ def _shown(results: Iterator[Result]) -> Iterator[Result]:
         yield result
 
 
-def _report(results: list[Result], seconds: float) -> None:
+def _report(results: Sequence[Result] | Sequence[ShardResult], seconds: float) -> None:
     fired: Counter[str] = Counter()
     for result in results:
         fired.update(result.fired)
-    violations = [result for result in results if result.violation]
-    whole = [result for result in results if not result.violation]
     void = sum(bool(result.void) for result in results)
     print(f"seeds       {len(results):,} in {seconds:.1f} s, {len(results) / seconds:.1f} per second")
     print(f"steps       {sum(result.steps for result in results):,}")
     print(f"void        {void:,} in which a planned fault never fired; they count for the others")
     print("fired       " + ", ".join(f"{name} {count:,}" for name, count in sorted(fired.items())))
-    print(f"elections   {sum(result.elections for result in results):,}")
-    print(f"commits     {sum(result.commits for result in results):,}")
-    if whole:
-        leader = sorted(result.leader_after_s for result in whole)
-        commit = sorted(result.commit_after_s for result in whole)
-        print(f"leader      after the last fault: {_spread(leader)}")
-        print(f"commit      after the last fault: {_spread(commit)}")
+
+
+def _report_violations(results: Sequence[Result] | Sequence[ShardResult]) -> bool:
+    violations = [result for result in results if result.violation]
     print(f"violations  {len(violations)}")
     for result in violations[:3]:
         print("\n" + result.violation)
+    return bool(violations)
 
 
 def _spread(seconds: list[float]) -> str:

@@ -10,7 +10,7 @@ A fault counts in `world.fired` when it had an effect: a partition when it stopp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -169,11 +169,13 @@ ALONE: frozenset[str] = frozenset({"crash", "power cut", "freeze", "slow disk", 
 
 
 class Storm:
-    """Strikes by `faults`, names of FAULTS, from now until a true time, by each until it fired, and then by any; then the calm.
+    """Strikes by `faults`, names of FAULTS (or of `table`), from now until a true time, by each until it fired, and then by any;
+    then the calm.
 
     every_s: the mean time between strikes; they come faster where so many faults would not find room. lasts_s: the mean time
     until one is undone, a third of it at least. aim: the preferred target now, or None; it is taken every second time.
-    patience_s: how much longer it goes on at most while a fault has not fired yet. over: whether the calm has begun.
+    patience_s: how much longer it goes on at most while a fault has not fired yet. table: other faults than FAULTS. over: whether
+    the calm has begun.
     """
 
     def __init__(
@@ -186,7 +188,9 @@ class Storm:
         lasts_s: float = 1.5,
         aim: Callable[[], NodeId | None] | None = None,
         patience_s: float = 0.0,
+        table: Mapping[str, Fault] | None = None,
     ) -> None:
+        self._table = FAULTS if table is None else table
         self.over = False
         self.faults = tuple(faults)
         self.until = until
@@ -240,7 +244,7 @@ class Storm:
         name = self._unused.pop() if self._unused else random.choice(self.faults)
         host = world.hosts[self._target()]
         self.struck.append((world.now, name, host.node))
-        undo = FAULTS[name](world, host)
+        undo = self._table[name](world, host)
         self._undo.append(undo)
         over = world.now + max(self._lasts_s / 3, random.expovariate(1 / self._lasts_s))
         world.at(over, self._end, name, undo)

@@ -14,6 +14,7 @@ import pytest
 
 from p2pnn.cli.installation import GROUP, NAME_CHARS_MAX, Layout
 from p2pnn.config import BAD_CONFIGURATION, KEYS, SYSTEM_CONFIG, SYSTEM_SOCKET, node_config
+from p2pnn.transport.limits import Limits
 from p2pnn.values import TOKEN_CREDENTIAL
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -90,6 +91,12 @@ def test_the_unit_puts_things_where_installing_says(name: str, instance: str) ->
     assert found["User"] == (
         f"p2pnn-{instance}" if instance else "p2pnnd"
     )  # never the group's name, nor two nodes' alike
+
+
+def test_a_service_has_descriptors_for_all_its_links() -> None:
+    for name in NAMES:
+        limits = Limits()
+        assert int(dict(settings(name))["LimitNOFILE"]) > 2 * (limits.links_max + limits.handshakes_max)
 
 
 def test_the_command_line_looks_where_the_service_is() -> None:

@@ -33,6 +33,12 @@ def reference(spec: Optimizer, w: Array, gradients: list[Array], decay: bool, sc
             s = spec.beta2 * s + (1 - spec.beta2) * g**2
             m_hat, s_hat = m / (1 - spec.beta1 ** (step + 1)), s / (1 - spec.beta2 ** (step + 1))
             w = w - lr * m_hat / (np.sqrt(s_hat) + spec.epsilon)
+        elif spec.kind == "adagrad":
+            s = s + g**2
+            w = w - lr * g / (np.sqrt(s) + spec.epsilon)
+        elif spec.kind == "rmsprop":
+            s = spec.smoothing * s + (1 - spec.smoothing) * g**2
+            w = w - lr * g / (np.sqrt(s) + spec.epsilon)
         elif spec.kind == "sgd":
             w = w - lr * g
         else:
@@ -83,9 +89,15 @@ def test_torch_does_the_same(kind: str) -> None:
     spec = Optimizer(kind, rate=1e-2, weight_decay=0.1, schedule="constant")
     w, gradients = problem()
     parameter = torch.nn.Parameter(torch.from_numpy(w.copy()))
-    momentum = {"momentum": {"momentum": 0.9}, "nesterov": {"momentum": 0.9, "nesterov": True}}.get(kind, {})
-    cls = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}.get(kind, torch.optim.SGD)
-    theirs = cls([parameter], lr=1e-2, weight_decay=0.1, **momentum)
+    cls, more = {
+        "momentum": (torch.optim.SGD, {"momentum": 0.9}),
+        "nesterov": (torch.optim.SGD, {"momentum": 0.9, "nesterov": True}),
+        "adagrad": (torch.optim.Adagrad, {"eps": 1e-8}),
+        "rmsprop": (torch.optim.RMSprop, {}),
+        "adam": (torch.optim.Adam, {}),
+        "adamw": (torch.optim.AdamW, {}),
+    }.get(kind, (torch.optim.SGD, {}))
+    theirs = cls([parameter], lr=1e-2, weight_decay=0.1, **more)
     for gradient in gradients:
         parameter.grad = torch.from_numpy(gradient.copy())
         theirs.step()
@@ -123,5 +135,5 @@ def test_a_second_buffer_gets_the_bits_that_an_update_in_place_gives(kind: str, 
 def test_every_kind_names_its_slots() -> None:
     assert set(SLOTS) == set(OPTIMIZERS)
     assert slot_name("momentum", "conv1/weight") == "optimizer/momentum/conv1/weight"
-    with pytest.raises(ValueError, match="no optimizer 'adagrad'"):
-        Updater(Optimizer("adagrad"))
+    with pytest.raises(ValueError, match="no optimizer 'adadelta'"):
+        Updater(Optimizer("adadelta"))

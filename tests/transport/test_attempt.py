@@ -18,7 +18,12 @@ from tests.transport.harness import SHORT, Node, condition, on_both_loops
 
 def attempt_at(address: Address, node: Node) -> Attempt:
     transport = node.transport
-    return Attempt(address, lambda: Link(transport, transport._identity.hello(LinkKind.CONTROL, "", 0), SHORT), SHORT)
+    return Attempt(
+        address,
+        lambda: Link(transport, transport._identity.hello(LinkKind.CONTROL, "", 0), SHORT),
+        SHORT,
+        secured=False,
+    )
 
 
 @on_both_loops
@@ -93,3 +98,16 @@ async def test_an_address_where_nobody_listens_refuses_and_one_that_says_nothing
 def test_why_an_attempt_failed(outcome: Closed | str, trouble: str, person: bool) -> None:
     assert trouble_of(outcome) == trouble
     assert needs_a_person(outcome) == person
+
+
+@on_both_loops
+async def test_without_keys_no_connection_leaves_this_machine() -> None:
+    """By address or by name, whoever named it: a person, or a peer's gossip."""
+    node = Node(1)
+    for address in (Address("192.0.2.1", 7700), Address("2001:db8::1", 7700), Address("::ffff:192.0.2.1", 7700)):
+        attempt = attempt_at(address, node)
+        outcome = await attempt.run()
+        assert isinstance(outcome, str)
+        assert "a plain node, without keys, dials this machine only" in outcome
+        assert attempt.endpoint == address
+        assert not attempt.refused

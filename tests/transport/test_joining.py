@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import ssl
 import time
 from pathlib import Path
@@ -14,6 +15,7 @@ from p2pnn.errors import NotAllowedError, P2pnnError
 from p2pnn.identity.authority import SKEW_S, Authority, Certificate
 from p2pnn.identity.keys import NodeKey, PublicKey
 from p2pnn.identity.tokens import Token, create
+from p2pnn.transport import joining
 from p2pnn.transport.joining import Guest, knock
 from p2pnn.transport.secure import SecureStream
 from p2pnn.types import Address
@@ -132,6 +134,31 @@ async def test_a_certificate_for_another_key_is_not_taken() -> None:
 async def test_nobody_there_is_told_in_a_clause() -> None:
     with pytest.raises(P2pnnError, match="refused: nothing listens there"):
         await ask(Address("127.0.0.1", 1), token())
+
+
+@on_both_loops
+async def test_a_name_that_cannot_be_one_is_told_in_a_clause() -> None:
+    for host in ("a..b", "x" * 64 + ".invalid"):
+        with pytest.raises(P2pnnError, match="no such host"):
+            await ask(Address(host, 1), token())
+
+
+@pytest.mark.parametrize("silent", [True, False], ids=["no answer", "refused"])
+def test_one_dead_address_behind_a_name_does_not_hide_the_others(silent: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def body() -> None:
+        node, _ = member(AUTHORITY, Joined(AUTHORITY.issue(KEY.public, NOW).der))
+        with socket.create_server(("127.0.0.1", 0)) as dead:  # it takes connections and never speaks TLS
+            port = dead.getsockname()[1] if silent else 1
+            async with running(node):
+
+                async def resolved(_: Address) -> list[Address]:
+                    return [Address("127.0.0.1", port), node.address]
+
+                monkeypatch.setattr(joining, "resolve", resolved)
+                monkeypatch.setattr(joining, "CONNECT_S", 1.0)
+                await ask(Address("two.invalid", 1), token())
+
+    asyncio.run(body())
 
 
 @on_both_loops

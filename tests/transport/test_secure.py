@@ -333,12 +333,48 @@ async def test_one_address_cannot_take_all_places_at_the_door() -> None:
     a = make("a", limits=Limits(handshakes_of_host_max=4, redial_first_s=0.01, redial_max_s=0.05))
     b = make("b")
     async with running(a, b):
-        idle = [await stranger(a) for _ in range(12)]
+        idle = [await stranger(a) for _ in range(4)]
+        await condition(lambda: len(a.transport._links) == 4)
+        refused = [await stranger(a) for _ in range(90)]
         async with asyncio.timeout(5):
-            ended = 0
-            for reader, _ in idle[4:]:
-                ended += await reader.read() == b""
-        assert ended == 8
+            for reader, _ in refused:
+                assert await reader.read() == b""
+        assert len(a.transport._links) == 4  # who is refused takes no place, not even while it goes
+        idle += refused
         for _, writer in idle:
             writer.transport.abort()
+        await connect(b, a)
+
+
+@on_both_loops
+async def test_who_comes_through_tls_after_it_was_closed_is_no_guest() -> None:
+    a = make("a", limits=Limits(goodbye_s=5.0))
+    async with running(a):
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        reader, writer = await stranger(a)
+        await condition(lambda: a.transport._links)
+        (link,) = a.transport._links
+        link.close(CloseReason.TOO_SLOW, "too late")
+        async with asyncio.timeout(5):
+            await writer.start_tls(context, server_hostname="")
+            assert b"too late" in await reader.read()
+        assert a.door.guests == []
+        writer.transport.abort()
+
+
+@on_both_loops
+async def test_a_late_timer_reads_nothing_before_the_peer_has_proved_its_key() -> None:
+    a, b = make("a"), make("b")
+    async with running(a, b):
+        _, writer = await stranger(a)
+        await condition(lambda: a.transport._links)
+        (link,) = a.transport._links
+        stream = link._transport
+        assert isinstance(stream, SecureStream)
+        stream._read = lambda *_: pytest.fail("it was read within the handshake")
+        link._timer_due = 0.0
+        link._ring()
+        assert not link.connection.is_closed
+        writer.transport.abort()
         await connect(b, a)

@@ -156,7 +156,9 @@ def test_a_long_sentence_is_cut_and_sent() -> None:
 
 
 def test_bodies_are_told_by_the_class() -> None:
-    assert {kind.__name__ for kind in MESSAGES if kind.BODY} == {"BlobPiece", "LinkProbe", "Tensor", "Snapshot"}
+    assert {kind.__name__ for kind in MESSAGES if kind.BODY} == {
+        "BlobPiece", "LinkProbe", "Tensor", "Snapshot", "Push", "Forward", "StatePiece",
+    }  # fmt: skip
 
 
 def test_text_that_is_not_utf_8_is_named_in_words() -> None:

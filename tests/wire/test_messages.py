@@ -33,6 +33,7 @@ RANGES = {
     range(60, 70),
     range(70, 90),
     range(90, 95),
+    range(95, 110),
 }
 
 

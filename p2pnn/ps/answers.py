@@ -1,0 +1,107 @@
+"""The answers of a shard on their way out: read from the parameters as late as possible, compressed per worker where asked.
+
+An answer with values names memory that must keep what it holds until it is sent: the version that it was read from, or the
+worker's own buffer of a compressed difference. `next` passes over a worker whose last one has not left yet. There is at most one
+answer per worker and push, and one per worker for pulls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from p2pnn.ps.compression import Bytes, Deltas, codec
+from p2pnn.ps.messages import Answer, Refusal, Values, Worker
+from p2pnn.ps.versions import Versions
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """An answer that may leave. fetch: with values. have: the number of the newest values that the worker has."""
+
+    worker: Worker
+    sequence: int = 0
+    request: int = 0
+    refusal: Refusal | None = None
+    log_number: int = 0
+    fetch: bool = True
+    have: int = 0
+
+
+@dataclass(slots=True)
+class _Stream:
+    deltas: Deltas
+    out: Bytes
+    busy: bool = False
+
+
+class Answers:
+    """pull: the name of the compression of parameters; float32 sends them as they are, from where they lie."""
+
+    def __init__(self, versions: Versions, pull: str, clock: Callable[[], int]) -> None:
+        self._versions = versions
+        self._pull = pull
+        self._clock = clock
+        self._due: dict[tuple[Worker, bool], Due] = {}
+        self._streams: dict[Worker, _Stream] = {}
+        self._leaving: dict[int, tuple[Answer, int]] = {}  # by identity: an answer and what it has pinned
+        self.sent_bytes = 0
+
+    def add(self, due: Due) -> None:
+        """It may leave. In the place of one for an earlier push (an answer acknowledges all before) or pull of that worker.
+
+        Values that the earlier one owed are owed still.
+        """
+        key = due.worker, due.request > 0
+        earlier = self._due.pop(key, None)
+        if earlier is not None and earlier.fetch and not due.fetch and not due.request:
+            due = Due(due.worker, due.sequence, due.request, due.refusal, due.log_number, True, earlier.have)
+        self._due[key] = due
+
+    def drop(self, worker: Worker) -> None:
+        """The worker has left."""
+        self._streams.pop(worker, None)
+        for pushed in (False, True):
+            self._due.pop((worker, pushed), None)
+
+    def next(self, generation: int) -> Answer | None:
+        """An answer to send now; `sent` is called when it has left, or when its link has broken."""
+        for key, due in self._due.items():
+            stream = self._streams.get(due.worker)
+            if due.fetch and stream is not None and stream.busy:
+                continue
+            del self._due[key]
+            values, pin = self._read(due) if due.fetch else (None, -1)
+            answer = Answer(due.worker, generation, due.sequence, due.request, due.refusal, due.log_number, values)
+            if values is not None:
+                self._leaving[id(answer)] = answer, pin
+                self.sent_bytes += values.data.nbytes
+            return answer
+        return None
+
+    def sent(self, answer: Answer) -> None:
+        """Its bytes are not needed any more. An answer is given back once; without values there is nothing to give back."""
+        _, pin = self._leaving.pop(id(answer), (answer, -1))
+        self._versions.unpin(pin)
+        stream = self._streams.get(answer.worker)
+        if stream is not None and answer.values is not None:
+            stream.busy = False
+
+    def _read(self, due: Due) -> tuple[Values, int]:
+        versions, clock = self._versions, self._clock()
+        if self._pull == "float32":
+            return Values(versions.number, clock, versions.newest.view(np.uint8)), versions.pin()
+        stream = self._streams.get(due.worker)
+        if stream is None:
+            how, size = codec(self._pull), versions.newest.size
+            stream = _Stream(Deltas(how, size), np.empty(how.byte_count(size), np.uint8))
+            self._streams[due.worker] = stream
+        stream.busy, whole = True, not stream.deltas.follows(due.have)
+        data = stream.out
+        if whole:
+            data = stream.deltas.restart(versions.newest)
+        else:
+            stream.deltas.encode(versions.newest, stream.out)
+        return Values(versions.number, clock, data, whole, stream.deltas.number), -1

@@ -1,0 +1,136 @@
+"""What a data-parallel run promises about the parameters that a gradient was computed from.
+
+    async     nothing but a bound where `staleness_max` asks for one. Each push is an update of its own, pulls read live memory
+    ssp:s     no worker is more than s clocks (its pushes) ahead of the slowest; so what worker w's push number c is based on
+              holds the first c − s pushes of every worker (Ho et al. 2013). Each push is an update of its own
+    sync      one update per step, from one push of each worker, summed in the order of the workers: equal, bit for bit, to one
+              process with as many micro-batches, whose gradients are summed in that order. With `backup:b` the first N − b
+              gradients make the step and the others are dropped (Chen et al. 2016)
+    local:H   each worker takes H steps of its own between two rounds of `sync`, whose gradients are then differences of
+              parameters (DiLoCo; see `optimizers`)
+
+A worker of `sync` starts its losses' gradients with 1/(N − b), so that sums are means; differences of `local` are averaged here.
+
+Bit for bit holds where a process adds a micro-batch's gradient as a whole to the sum of those before, parameter by parameter.
+The numpy engine does so but in two cases, in which the pushes must be made to match: a parameter that several ops read (their
+gradients are summed per op over all micro-batches first), and a GEMM that accumulates a weight gradient over more rows than its
+BLAS takes at a time (it adds in panels: OpenBLAS on an AMD EPYC gave the same bits with 256 rows, and others with 512).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from p2pnn.errors import UsageError
+from p2pnn.job.spec import Optimizer
+from p2pnn.ps.compression import codec
+from p2pnn.ps.optimizers import OUTER
+
+BOUND_MAX: Final = 10_000
+
+FORMS: Final = "async, ssp:S, sync, or local:H, such as ssp:3 or local:8"
+
+
+@dataclass(frozen=True, slots=True)
+class Consistency:
+    """kind: async, ssp, sync or local. bound: s of ssp. backup: b of sync. local_steps: H of local."""
+
+    kind: str = "async"
+    bound: int = 0
+    backup: int = 0
+    local_steps: int = 0
+
+    @property
+    def in_rounds(self) -> bool:
+        """Whether one update is made from a push of each worker."""
+        return self.kind in ("sync", "local")
+
+    @property
+    def waits(self) -> bool:
+        """Whether a worker waits for the answer to a push before it goes on."""
+        return self.kind != "async"
+
+    def quorum(self, workers: int) -> int:
+        """How many pushes make a round; what a worker of `sync` divides its losses' gradients by."""
+        return workers - self.backup
+
+    def __str__(self) -> str:
+        number = self.bound if self.kind == "ssp" else self.local_steps
+        return f"{self.kind}:{number}" if number or self.kind == "ssp" else self.kind
+
+
+def consistency(text: str, backup: int = 0) -> Consistency:
+    """What a person wrote. Raises UsageError with the forms that there are."""
+    kind, colon, number = text.partition(":")
+    count = int(number) if number.isascii() and number.isdigit() and len(number) < 9 else -1
+    found: Consistency | None = None
+    if text in ("async", "sync"):
+        found = Consistency(text, backup=backup)
+    elif kind == "ssp" and colon and 0 <= count <= BOUND_MAX:
+        found = Consistency(kind, bound=count, backup=backup)
+    elif kind == "local" and 1 <= count <= BOUND_MAX:
+        found = Consistency(kind, local_steps=count, backup=backup)
+    if found is None:
+        raise UsageError(f"there is no consistency {text[:40]!r}: write {FORMS}")
+    if backup and kind != "sync":
+        raise UsageError(
+            f"backup:{backup} goes with sync alone: with {text} no step waits for the slowest worker's gradient"
+        )
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything about a data-parallel run that its shards and workers must agree on.
+
+    push, pull: compressions of gradients and of parameters. n_push, n_fetch: steps from one to the next (Downpour; 1 with
+    everything but async). local_rate: the α of Downpour's local application, 0 for none. The others are async's too. warm_start:
+    updates that the first worker makes alone. staleness_max: a push that is more updates behind is refused; 0 for any.
+    scale_by_staleness: a push that is τ ≥ 1 updates behind takes the rate divided by τ (Zhang et al. 2016, eq. 6). outer: what
+    the shards of `local` do.
+    """
+
+    consistency: Consistency = Consistency()
+    push: str = "float32"
+    pull: str = "float32"
+    n_push: int = 1
+    n_fetch: int = 1
+    local_rate: float = 0.0
+    warm_start: int = 0
+    staleness_max: int = 0
+    scale_by_staleness: bool = False
+    outer: Optimizer = OUTER
+
+
+def check(settings: Settings, workers: int, optimizer: Optimizer) -> None:
+    """Raise UsageError, one sentence, for what cannot be run with so many workers."""
+    how = settings.consistency
+    for name, count in (("n_push", settings.n_push), ("n_fetch", settings.n_fetch), ("workers", workers)):
+        if count < 1:
+            raise UsageError(f"{name} = {count}: it must be at least 1")
+    if how.backup < 0 or (how.backup and how.backup >= workers):
+        raise UsageError(
+            f"backup:{how.backup} with {workers} workers: a step needs at least one gradient, so it is from 0 to {workers - 1}"
+        )
+    if how.waits and (settings.n_push, settings.n_fetch) != (1, 1):
+        every = f"n_push = {settings.n_push}, n_fetch = {settings.n_fetch}"
+        raise UsageError(f"{every} with {how}: these are for async; use local:H to push every H steps")
+    async_only = {
+        "local_rate": settings.local_rate,
+        "warm_start": settings.warm_start,
+        "staleness_max": settings.staleness_max,
+        "scale_by_staleness": settings.scale_by_staleness,
+    }
+    for name, value in async_only.items():
+        if value and how.waits:
+            raise UsageError(f"{name} = {value} with {how}: it is for async alone")
+        if value < 0:
+            raise UsageError(f"{name} = {value}: it must not be negative")
+    if how.kind == "sync" and optimizer.clip_norm:
+        raise UsageError(
+            f"clip_norm = {optimizer.clip_norm:g} with sync: no shard sees the whole gradient; leave it away, or use async, ssp"
+            " or local, where each worker clips its own"
+        )
+    codec(settings.push)
+    codec(settings.pull)

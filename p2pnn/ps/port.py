@@ -1,0 +1,349 @@
+"""One worker's side of one shard: pushes on their way out until they are acknowledged, and the newest values that came back.
+
+A push has a body of its own from a small pool, so what is sent again is what was sent. Its parts become ready one by one, and
+leave in the order of who needs them first; a later push leaves after all parts of the one before. Headers are made when a part
+leaves, so a push that is sent again carries the generation of that moment.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+
+from p2pnn.ps.compression import Bytes, Feedback, Mirror, codec
+from p2pnn.ps.consistency import Settings
+from p2pnn.ps.messages import Answer, Pull, Push, Refusal, Worker
+from p2pnn.ps.sharding import ShardRange
+from p2pnn.ps.space import Flat
+
+SOON_S: Final = 0.02
+"""After an answer that a push before is missing, or that the shard has not heard of this worker or generation yet."""
+
+BACKOFF: Final = 2.0
+SOON_BACKOFF_MAX: Final = 8
+RETRIES_BACKOFF_MAX: Final = 4
+"""Each time that nothing was heard the wait doubles, up to sixteen times the first."""
+
+
+@dataclass(eq=False, frozen=True, slots=True)
+class PushPart:
+    """Send header and data to the shard, then call `Replica.sent`. needed: the lower, the sooner."""
+
+    shard: int
+    push: Push
+    data: Bytes
+    needed: int
+
+
+@dataclass(eq=False, frozen=True, slots=True)
+class PullRequest:
+    shard: int
+    pull: Pull
+    needed: int = -1
+
+
+@dataclass(eq=False, slots=True)
+class _Outgoing:
+    """unsent: parts that are ready to leave; left: those that have left; sending: how many are leaving now."""
+
+    sequence: int
+    body: Bytes
+    based_on: int
+    based_clock: int
+    fetch: bool
+    awaits: list[int]  # per part, parameters whose gradients are not there yet
+    unsent: set[int] = field(default_factory=set)
+    left: set[int] = field(default_factory=set)
+    sending: int = 0
+    tries: int = 0
+    retry_at: float | None = None
+
+
+class Port:
+    """window: pushes that may be unacknowledged at once. values: the newest that the shard has sent, float32[its size].
+
+    version, clock: of `values`; fresh: they were not taken by `take` yet. refusals: what pushes were answered with.
+    """
+
+    def __init__(
+        self, worker: Worker, shard: ShardRange, settings: Settings, generation: int, *, window: int, retry_s: float
+    ) -> None:
+        self.shard = shard
+        self.refusals: Counter[Refusal] = Counter()
+        self.generation = generation
+        self._worker = worker
+        self._retry_s = retry_s
+        how = codec(settings.push)
+        sizes = [how.byte_count(part.size) for part in shard.parts]
+        ends = list(np.cumsum(sizes))
+        self._runs = [slice(int(end) - size, int(end)) for size, end in zip(sizes, ends, strict=True)]
+        self._codec = how
+        # What rounding loses is owed to the shard's next push.
+        self._feedback = [Feedback(how, p.size) if settings.push != "float32" else None for p in shard.parts]
+        self._bodies = [np.empty(sum(sizes), np.uint8) for _ in range(window)]
+        self._outgoing: deque[_Outgoing] = deque()
+        self._acknowledged: list[_Outgoing] = []  # their bodies are still being sent
+        self._sequence = 0
+        self.accrued = np.zeros(shard.size, np.float32)
+        self.accrued_steps = 0
+        self._based = (0, 0)
+        pull = codec(settings.pull)
+        self._mirror = Mirror(pull, shard.size)
+        self._differences = settings.pull != "float32"
+        self._delta = np.empty(pull.byte_count(shard.size) if self._differences else 0, np.uint8)
+        self.version, self.clock, self.fresh = -1, 0, False
+        self._installed = (0, 0)
+        self._request, self._asking, self._asked = 0, False, False
+        self._pull_retry_at: float | None = None
+        self._pull_tries = 0
+        self._wanted_with = 0  # the push whose answer brings values; 0 where none does
+        self._floor = -1
+        self._receiving = False
+        self.stale = False
+        self.ended: Refusal | None = None
+
+    @property
+    def values(self) -> Flat:
+        return self._mirror.values
+
+    @property
+    def wanting(self) -> bool:
+        """Whether values are on their way, or asked for."""
+        return self._asked or self._wanted_with > 0
+
+    # gradients on their way out
+
+    @property
+    def has_room(self) -> bool:
+        """Whether another push may be begun."""
+        return bool(self._bodies)
+
+    @property
+    def unacknowledged(self) -> int:
+        return len(self._outgoing)
+
+    def accrue(self, at: int, gradient: Flat) -> None:
+        """Add one piece of this step's gradient; the first step after a push overwrites."""
+        target = self.accrued[at : at + gradient.size]
+        if self.accrued_steps:
+            np.add(target, gradient, out=target)
+        else:
+            np.copyto(target, gradient)
+
+    def begin_push(self, fetch: bool) -> None:
+        """The accrued gradient, with this step's, will be pushed: parts leave as they become ready."""
+        self._sequence += 1
+        based = self._based if self.accrued_steps else self._installed
+        awaits = [len(part.entries) for part in self.shard.parts]
+        self._outgoing.append(_Outgoing(self._sequence, self._bodies.pop(), *based, fetch, awaits))
+        if fetch:
+            self._wanted_with = self._sequence
+
+    def ready(self, entry: int) -> None:
+        """All pieces of this parameter are accrued: a part that holds the last one that was missing may leave."""
+        push = self._outgoing[-1]
+        for part in self.shard.parts:
+            if entry in part.entries:
+                push.awaits[part.index] -= 1
+                if not push.awaits[part.index]:
+                    self._encode(push, part.index)
+
+    def _encode(self, push: _Outgoing, index: int) -> None:
+        part, feedback = self.shard.parts[index], self._feedback[index]
+        (feedback or self._codec).encode(self.accrued[part.start : part.stop], push.body[self._runs[index]])
+        push.unsent.add(index)
+
+    def end_step(self, pushed: bool) -> None:
+        if not self.accrued_steps:
+            self._based = self._installed
+        self.accrued_steps = 0 if pushed else self.accrued_steps + 1
+
+    # messages
+
+    def ask(self) -> None:
+        """Pull values, unless some are on their way already."""
+        if not self.wanting:
+            self._request += 1
+            self._asking = self._asked = True
+
+    def urgency(self) -> int | None:
+        """Of the next message, the lower the sooner; None where there is none."""
+        if self.stale or self.ended:
+            return None
+        if self._asking:
+            return -1
+        push = self._next_push()
+        return min(self.shard.parts[index].needed for index in push.unsent) if push else None
+
+    def next_message(self, now: float) -> PushPart | PullRequest:
+        """What `urgency` spoke of."""
+        if self._asking:
+            self._asking = False
+            self._pull_retry_at = now + self._retry_s * BACKOFF ** min(self._pull_tries, RETRIES_BACKOFF_MAX)
+            pull = Pull(self._worker, self.generation, self._request, self._mirror.number)
+            return PullRequest(self.shard.index, pull)
+        push = self._next_push()
+        assert push is not None
+        index = min(push.unsent, key=lambda i: (self.shard.parts[i].needed, i))
+        push.unsent.remove(index)
+        push.left.add(index)
+        push.sending += 1
+        push.retry_at = now + self._retry_s * BACKOFF ** min(push.tries, RETRIES_BACKOFF_MAX)
+        data = push.body[self._runs[index]]
+        header = Push(
+            self._worker,
+            self.generation,
+            push.sequence,
+            index,
+            data.nbytes,
+            push.based_on,
+            push.based_clock,
+            push.fetch,
+            self._mirror.number,
+        )
+        return PushPart(self.shard.index, header, data, self.shard.parts[index].needed)
+
+    def sent(self, message: PushPart) -> None:
+        """The part's bytes are not read any more."""
+        for push in (*self._outgoing, *self._acknowledged):
+            if push.sequence == message.push.sequence:
+                push.sending -= 1
+        self._reclaim()
+
+    def _next_push(self) -> _Outgoing | None:
+        push = next((push for push in self._outgoing if push.unsent or len(push.left) < len(self._runs)), None)
+        return push if push is not None and push.unsent else None
+
+    def _reclaim(self) -> None:
+        done = [push for push in self._acknowledged if not push.sending]
+        self._bodies += [push.body for push in done]
+        self._acknowledged = [push for push in self._acknowledged if push.sending]
+
+    # answers
+
+    def place(self, answer: Answer) -> Bytes | None:
+        """Where an answer's values are to be received; None: read their bytes and drop them."""
+        values = answer.values
+        if values is None or self._receiving or values.version < self._floor or not self._is_wanted(answer):
+            return None
+        if values.whole:
+            self._receiving = True
+            return self._mirror.values.view(np.uint8)
+        if values.number != self._mirror.number + 1:
+            return None
+        self._receiving = True
+        return self._delta
+
+    def answered(self, answer: Answer, took_values: bool, now: float) -> None:
+        """An answer is here; took_values: so are its values, in the place that was given."""
+        self._acknowledge(answer)
+        if answer.refusal is not None:
+            self.refusals[answer.refusal] += 1
+            self._heed(answer.refusal, answer.generation, now)
+        values = answer.values
+        if values is None:
+            if 0 < self._wanted_with <= answer.sequence:  # it acknowledges the push whose own answer was lost
+                self.ask_again()
+            return
+        if took_values:
+            self._receiving = False
+            if not values.whole and not self._mirror.add(self._delta, values.number):
+                self.ask_again()  # the mirror was given up meanwhile
+                return
+            self._mirror.number = values.number
+            self.version, self.clock, self.fresh = values.version, values.clock, True
+            self._floor = values.version
+            self._asking, self._asked, self._pull_retry_at, self._pull_tries = False, False, None, 0
+            if not answer.request:  # a pull's may be followed by those that a push asked for
+                self._wanted_with = 0
+        elif not self._receiving and not values.whole and self._is_wanted(answer):
+            self._mirror.number = 0  # one was missed: ask for all of it
+            self.ask_again()
+
+    def _is_wanted(self, answer: Answer) -> bool:
+        """Whether its values are those that are waited for, not those of a push or pull before."""
+        if answer.request:
+            return self._asked and answer.request == self._request
+        return answer.sequence >= self._wanted_with > 0
+
+    def ask_again(self) -> None:
+        """What was to come will not, or cannot be used: pull."""
+        if self.wanting:
+            self._request += not self._asked
+            self._asking = self._asked = True
+            self._wanted_with = 0
+
+    def broken(self) -> None:
+        """The link broke: values that were coming are torn, and what is unacknowledged is sent again once there is a new one."""
+        if self._receiving:
+            self._receiving = False
+            self._mirror.number, self.fresh = 0, False
+        self._send_again(self._outgoing)
+        if self._asked or (self._wanted_with and not self._outgoing):
+            self.ask_again()
+
+    def restart(self, generation: int) -> None:
+        """The job's workers are of another generation: what is unacknowledged is sent again under it."""
+        self.generation, self.stale = generation, False
+        self._floor, self._mirror.number = -1, 0  # the shard may have gone back, or be another one
+        self._send_again(self._outgoing)
+        if self._asked:
+            self._asking = True
+
+    def take(self) -> Flat:
+        """The newest values, to compute from now on."""
+        self.fresh = False
+        self._installed = (self.version, self.clock)
+        return self._mirror.values
+
+    @property
+    def is_receiving(self) -> bool:
+        return self._receiving
+
+    def _acknowledge(self, answer: Answer) -> None:
+        while self._outgoing and self._outgoing[0].sequence <= answer.sequence:
+            push = self._outgoing.popleft()
+            push.unsent.clear()
+            self._acknowledged.append(push)
+        self._reclaim()
+
+    def _heed(self, why: Refusal, generation: int, now: float) -> None:
+        # Who takes part reaches workers and shards at different times.
+        unheard = why in (Refusal.STALE_GENERATION, Refusal.UNKNOWN) and generation <= self.generation
+        if why is Refusal.GAP or unheard:
+            for push in self._outgoing:
+                push.retry_at = now + SOON_S * BACKOFF ** min(push.tries, SOON_BACKOFF_MAX)
+            if self._asked:
+                self._pull_retry_at = now + SOON_S * BACKOFF ** min(self._pull_tries, SOON_BACKOFF_MAX)
+        elif why is Refusal.STALE_GENERATION:
+            self.stale = generation > self.generation
+        elif why in (Refusal.SET_ASIDE, Refusal.UNKNOWN):
+            self.ended = why
+
+    # time
+
+    def get_timer(self) -> float | None:
+        """When something is to be sent again because nothing was heard."""
+        times = [push.retry_at for push in self._outgoing if push.retry_at is not None]
+        if self._asked and self._pull_retry_at is not None:
+            times.append(self._pull_retry_at)
+        return min(times, default=None)
+
+    def handle_timer(self, now: float) -> None:
+        due = [push for push in self._outgoing if push.retry_at is not None and push.retry_at <= now]
+        for push in due:
+            push.tries += 1
+        self._send_again(due)
+        if self._asked and self._pull_retry_at is not None and self._pull_retry_at <= now:
+            self._pull_retry_at, self._asking = None, True
+            self._pull_tries += 1
+
+    def _send_again(self, pushes: Iterable[_Outgoing]) -> None:
+        for push in pushes:
+            push.retry_at = None
+            push.unsent |= push.left
+            push.left.clear()

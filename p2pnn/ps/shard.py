@@ -1,0 +1,387 @@
+"""One shard of the parameter server: takes pushes, updates its parameters, answers with them. Pure: no socket, thread or clock.
+
+    announce    a part of a push is coming: where its bytes go, or that they are to be read and dropped, or to wait
+    received    its bytes are there; broken: they will not come (the worker sends the part again)
+    pull        a worker wants values alone
+    work        decide one push, or one round of them; False while there is nothing to decide
+    next_answer what to send now; answer_sent: it has left
+    next_room   a worker whose push had to wait may announce it again
+    set_workers who takes part; disconnected: a worker's link is broken
+
+A push runs through these states, and touches the parameters in the last but one of them: coming (a place in
+`inbox`), whole, judged (`guard`, age, generation), logged under a number (`roster`: a push that comes again is answered again,
+not applied again), applied in blocks (`optimizers`), answered with fresh values in the same round trip (`answers`). Where pushes
+come in rounds (`sync`, `local`), whole pushes wait in their places for the round's others and are summed in the workers' order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from p2pnn.errors import LocalProtocolError
+from p2pnn.job.spec import Optimizer
+from p2pnn.ps.answers import Answers, Due
+from p2pnn.ps.compression import codec
+from p2pnn.ps.consistency import Settings
+from p2pnn.ps.guard import Guard
+from p2pnn.ps.histogram import Histogram
+from p2pnn.ps.inbox import Discard, Inbox, Receive, Wait
+from p2pnn.ps.messages import Answer, Pull, Push, Refusal, Worker
+from p2pnn.ps.optimizers import ShardOptimizer
+from p2pnn.ps.roster import Roster
+from p2pnn.ps.saving import Saved, check_fit
+from p2pnn.ps.sharding import ShardRange
+from p2pnn.ps.space import Flat
+from p2pnn.ps.staging import Staged
+from p2pnn.ps.versions import Versions
+from p2pnn.train.optimizers import Combine, combine
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a shard says of itself. queued: pushes that are whole and not decided. heard: per worker, when its last push was
+    logged. taken: per worker, how many of its pushes were applied. norms: of the newest of these. refused: (worker, why) →
+    how often. Bytes are those of bodies.
+    """
+
+    version: int
+    log_number: int
+    queued: int
+    places_free: int
+    staleness: Histogram
+    refused: Mapping[tuple[Worker, Refusal], int]
+    set_aside: frozenset[Worker]
+    heard: Mapping[Worker, float]
+    taken: Mapping[Worker, int]
+    norms: Mapping[Worker, float]
+    received_bytes: int
+    sent_bytes: int
+
+
+class Shard:
+    """initial: float32[the shard's size], copied. optimizer: the job's (`local` takes `Settings.outer` here). steps: the updates
+    that the run will make, for schedules that end. places: pushes that can be on their way in at once; in rounds one per worker.
+    """
+
+    def __init__(
+        self,
+        shard: ShardRange,
+        initial: Flat,
+        optimizer: Optimizer,
+        settings: Settings,
+        workers: Sequence[Worker],
+        *,
+        generation: int = 0,
+        steps: int = 0,
+        places: int = 4,
+        guard: Guard | None = None,
+        combine: Combine = combine,
+    ) -> None:
+        how = settings.consistency
+        self._shard, self._settings, self._how = shard, settings, how
+        self._optimizer = ShardOptimizer(
+            settings.outer if how.kind == "local" else optimizer, shard.size, shard.decay, steps=steps, combine=combine
+        )
+        self._versions = Versions(initial, 1 if how.kind == "async" else 2 + how.backup)
+        self._codec = codec(settings.push)
+        self._plain = settings.push == "float32"
+        self._scratch = [np.empty(0 if self._plain else shard.size, np.float32) for _ in range(1 + how.in_rounds)]
+        self._roster = Roster(workers)
+        self._inbox = Inbox(
+            [self._codec.byte_count(part.size) for part in shard.parts],
+            max(places, len(workers)) if how.in_rounds else places,
+            self._roster,
+            one_each=how.in_rounds,
+        )
+        self._guard = guard or Guard()
+        self._answers = Answers(self._versions, settings.pull, self._clock)
+        self.generation = generation
+        self._round: dict[Worker, Staged] = {}
+        self._out_of_round: dict[Worker, Due] = {}  # refused in this round; answered when it is over
+        self._held: dict[Worker, Due] = {}  # answers that a bound (ssp) or the warm start holds back
+        self._norms: dict[Worker, float] = {}
+        self._staleness = Histogram()
+
+    # pushes on their way in
+
+    def announce(self, push: Push, now: float) -> Receive | Discard | Wait:
+        """A part of a push is coming; its header was read and no byte of its body."""
+        why = self._inbox.unwelcome(push, self.generation, self._guard.set_aside)
+        if why is not None:
+            return self._turn_away(push, why)
+        member = self._roster[push.worker]
+        if push.sequence <= member.sequence:
+            if push.sequence == member.sequence and self._inbox.is_last(push) and not self._is_held(push.worker):
+                again = Due(push.worker, push.sequence, 0, member.refusal, member.log_number, push.fetch, push.have)
+                self._answers.add(again)
+            return Discard()
+        found = self._inbox.announce(push)
+        if isinstance(found, Discard) and found.why is not None:
+            return self._turn_away(push, found.why)
+        return found
+
+    def received(self, receive: Receive, now: float) -> None:
+        """All bytes of the part are in its place."""
+        self._inbox.received(receive)
+
+    def broken(self, receive: Receive, now: float) -> None:
+        """The rest of the part will not come. The push's other parts stay; the worker sends this one again."""
+        self._inbox.broken(receive)
+
+    def pull(self, pull: Pull, now: float) -> None:
+        """A worker wants values alone."""
+        if pull.worker not in self._roster or pull.generation != self.generation:
+            why = Refusal.STALE_GENERATION if pull.worker in self._roster else Refusal.UNKNOWN
+            self._answers.add(Due(pull.worker, request=pull.request, refusal=why, fetch=False))
+            return
+        due = Due(pull.worker, request=pull.request, have=pull.have)
+        if self._is_cold(pull.worker):
+            self._held[pull.worker] = due
+        else:
+            self._answers.add(due)
+
+    def next_room(self, now: float) -> Worker | None:
+        """A worker that was told to wait and for which there is a place now."""
+        return self._inbox.next_room()
+
+    def disconnected(self, worker: Worker, now: float) -> None:
+        """Its link is broken: it waits no more for a place, and announces its pushes anew when it is back."""
+        self._inbox.disconnected(worker)
+
+    # what is decided
+
+    def work(self, now: float) -> bool:
+        """Decide one push or close one round; False where nothing can be done until another fact comes in."""
+        if self._how.in_rounds and self._close_round(now):
+            return True
+        if not self._inbox.whole:
+            return False
+        if self._how.in_rounds:
+            self._enter_round(self._inbox.whole.popleft(), now)
+            return True
+        return self._apply(self._inbox.whole[0], now)
+
+    def _apply(self, staged: Staged, now: float) -> bool:
+        """One push as an update of its own."""
+        push, versions = staged.header, self._versions
+        target = versions.next()
+        if target is None:
+            return False
+        self._inbox.whole.popleft()
+        gradient = self._decode(staged, 0)
+        staleness = versions.number - push.based_on
+        why = self._judge(push, gradient, staleness)
+        self._inbox.close(staged)  # nothing is received into it before the next verb
+        due = self._log(push, why, now)
+        if why is None:
+            self._staleness.add(staleness)
+            rate = self._optimizer.rate(versions.number)
+            if self._settings.scale_by_staleness:
+                rate /= max(1, staleness)
+            out = None if versions.live else versions.buffer(target)
+            self._optimizer.apply(versions.newest, gradient, update=versions.number, rate=rate, out=out)
+            versions.publish(target)
+        if self._how.kind == "ssp" and push.worker not in self._guard.set_aside:
+            self._held[push.worker] = due
+        else:
+            self._answers.add(due)
+        self._release()
+        return True
+
+    def _enter_round(self, staged: Staged, now: float) -> None:
+        """A whole push joins the round that it was made for, or is refused."""
+        push = staged.header
+        why = self._judge(push, self._decode(staged, 0), self._versions.number - push.based_on)
+        if why is None:
+            self._round[push.worker] = staged
+            return
+        self._inbox.close(staged)
+        due = self._log(push, why, now)
+        if why is Refusal.LATE or push.worker in self._guard.set_aside:
+            self._answers.add(due)
+        else:
+            self._out_of_round[push.worker] = due
+
+    def _close_round(self, now: float) -> bool:
+        """Make the update where enough pushes are in, summed in the order of workers."""
+        active = [w for w in self._roster.workers if w not in self._guard.set_aside]
+        full = self._how.quorum(len(self._roster.workers))
+        wanted = min(full, sum(worker not in self._out_of_round for worker in active))
+        if len(self._round) < wanted or not (self._round or self._out_of_round):
+            return False
+        target = self._versions.next()
+        if target is None:
+            return False
+        taken = [self._round[worker] for worker in self._roster.workers if worker in self._round]
+        for staged in taken:
+            self._inbox.close(staged)  # nothing is received into it before the next verb
+        answers = [self._log(staged.header, None, now) for staged in taken]
+        if taken:
+            total = self._sum(taken)
+            scale = 1.0 / len(taken) if self._how.kind == "local" else full / len(taken)
+            number, newest = self._versions.number, self._versions.newest
+            rate, out = self._optimizer.rate(number), self._versions.buffer(target)
+            self._optimizer.apply(newest, total, update=number, rate=rate, scale=scale, out=out)
+            self._versions.publish(target)
+        else:
+            self._versions.skip()
+        self._round.clear()
+        for due in answers:
+            self._staleness.add(0)
+            self._answers.add(due)
+        self._answer_refused()
+        return True
+
+    def _sum(self, taken: Sequence[Staged]) -> Flat:
+        """The gradients' sum, ((g₀ + g₁) + g₂) + …: as one process adds its micro-batches'. Into the first one's memory."""
+        total = self._decode(taken[0], 0)
+        for staged in taken[1:]:
+            np.add(total, self._decode(staged, 1), out=total)
+        return total
+
+    def _judge(self, push: Push, gradient: Flat, staleness: int) -> Refusal | None:
+        """Why not to take a whole push, if so; by what it is based on, then by what it holds."""
+        if staleness < 0 or push.worker in self._out_of_round:
+            return Refusal.AHEAD
+        if self._how.in_rounds and staleness:
+            return Refusal.LATE
+        if self._how.kind == "ssp" and self._roster[push.worker].clock - push.based_clock > self._how.bound:
+            return Refusal.TOO_STALE
+        if 0 < self._settings.staleness_max < staleness:
+            return Refusal.TOO_STALE
+        why, norm = self._guard.judge(gradient)
+        if why is None:
+            self._guard.took(push.worker)
+            self._norms[push.worker] = norm
+        return why
+
+    def _log(self, push: Push, why: Refusal | None, now: float) -> Due:
+        member = self._roster.log(push.worker, push.sequence, why, now)
+        if why is not None:
+            self._refuse(push.worker, why)
+        return Due(push.worker, push.sequence, 0, why, member.log_number, push.fetch, push.have)
+
+    def _refuse(self, worker: Worker, why: Refusal) -> None:
+        others = sum(w != worker and w not in self._guard.set_aside for w in self._roster.workers)
+        if worker in self._roster and self._guard.refuse(worker, why, others):
+            self._drop_staged(worker)
+            self._release()
+
+    # who is welcome, and who waits
+
+    def _turn_away(self, push: Push, why: Refusal) -> Discard:
+        """Refuse a push before it was received: it is not logged, and the worker may send it again. Says so once per push."""
+        if self._inbox.is_last(push) or why is Refusal.SHAPE:
+            if why in (Refusal.SHAPE, Refusal.STALE_GENERATION):
+                self._refuse(push.worker, why)
+            member = self._roster.get(push.worker)
+            if not self._is_held(push.worker):
+                sequence, log_number = (member.sequence, member.log_number) if member else (0, 0)
+                self._answers.add(Due(push.worker, sequence, 0, why, log_number, fetch=False))
+        return Discard(why)
+
+    def _is_held(self, worker: Worker) -> bool:
+        """Whether the answer to its last push is yet to come, and will."""
+        return worker in self._held or worker in self._out_of_round
+
+    def _is_cold(self, worker: Worker) -> bool:
+        """Whether the first worker is still to train alone."""
+        return worker != self._roster.workers[0] and self._versions.number < self._settings.warm_start
+
+    def _clock(self) -> int:
+        return self._roster.clock(self._guard.set_aside)
+
+    def _release(self) -> None:
+        """Answer those whom no bound holds back any more."""
+        clock = self._clock()
+        for worker in list(self._held):
+            ahead = self._how.kind == "ssp" and self._roster[worker].clock - clock > self._how.bound
+            if worker in self._guard.set_aside or not (ahead or self._is_cold(worker)):
+                self._answers.add(self._held.pop(worker))
+
+    def _answer_refused(self) -> None:
+        for due in self._out_of_round.values():
+            self._answers.add(due)
+        self._out_of_round.clear()
+
+    def set_workers(self, generation: int, workers: Sequence[Worker], now: float) -> None:
+        """From now on these take part, in this order; pushes that were not logged are dropped where the generation is new, and
+        are sent again by their workers. Raises LocalProtocolError for a generation that is older, or in rounds the same."""
+        if generation < self.generation or (self._how.in_rounds and generation == self.generation):
+            raise LocalProtocolError(f"generation {generation} of the workers does not come after {self.generation}")
+        gone = self._roster.set(workers)
+        for worker in gone if generation == self.generation else self._inbox.workers:
+            self._drop_staged(worker)
+        for worker in gone:
+            self._guard.forget(worker)
+            self._answers.drop(worker)
+            self._norms.pop(worker, None)
+            self._inbox.disconnected(worker)
+            for held in (self._held, self._out_of_round):
+                held.pop(worker, None)
+        self.generation = generation
+        self._answer_refused()
+        if self._how.in_rounds:
+            self._inbox.grow(len(workers))
+        if workers:
+            self._release()
+
+    def _drop_staged(self, worker: Worker) -> None:
+        self._inbox.drop(worker)
+        self._round.pop(worker, None)
+
+    def _decode(self, staged: Staged, scratch: int) -> Flat:
+        """The push as float32[size]: where it lies, or in scratch."""
+        if self._plain:
+            return staged.place.view(np.float32)
+        values = self._scratch[scratch]
+        for part in self._shard.parts:
+            self._codec.decode(self._inbox.part(staged, part.index), values[part.start : part.stop])
+        return values
+
+    # answers, and what else goes out
+
+    def next_answer(self, now: float) -> Answer | None:
+        """Something to send. Its values are read now, from the newest version."""
+        return self._answers.next(self.generation)
+
+    def answer_sent(self, answer: Answer, now: float) -> None:
+        """The answer has left, or its link is broken: its memory may change."""
+        self._answers.sent(answer)
+
+    def report(self) -> Report:
+        return Report(
+            self._versions.number,
+            self._roster.log_number,
+            len(self._inbox.whole) + len(self._round),
+            self._inbox.free,
+            replace(self._staleness, counts=dict(self._staleness.counts)),
+            dict(self._guard.refused),
+            frozenset(self._guard.set_aside),
+            {member.worker: member.heard for member in self._roster.members},
+            {member.worker: member.taken for member in self._roster.members},
+            dict(self._norms),
+            self._inbox.received_bytes,
+            self._answers.sent_bytes,
+        )
+
+    @property
+    def arrays(self) -> dict[str, Flat]:
+        """Parameters and the optimizer's state, by slot, as they are now: to be copied before the next verb is called."""
+        return {"parameters": self._versions.newest, **self._optimizer.state}
+
+    def save(self) -> Saved:
+        """A checkpoint, cut between two updates: copies of everything that decides how the shard goes on."""
+        copies = {name: array.copy() for name, array in self.arrays.items()}
+        return Saved.of(copies, self._versions.number, self._roster)
+
+    def load(self, saved: Saved) -> None:
+        """Go on from a checkpoint, in a shard that has done nothing yet. Raises CheckpointError where it does not fit."""
+        check_fit(saved, self.arrays)
+        for slot, array in self._optimizer.state.items():
+            np.copyto(array, saved.arrays[slot])
+        self._versions.load(saved.arrays["parameters"], saved.version)
+        self._roster.load(saved.members(), saved.log_number, dict(saved.left))

@@ -1,0 +1,215 @@
+"""A model replica: one worker of a data-parallel run, with all the shards that hold its parameters. Pure.
+
+Downpour SGD is Algorithm 7.1 of Dean et al. 2012 (`async`), step by step:
+
+    step mod n_fetch = 0    start fetching parameters; they are put in place when they are here, between two steps
+    always                  accrued ← accrued + gradient;  parameters ← parameters − α · gradient   (α: `local_rate`)
+    step mod n_push = 0     start pushing what is accrued;  accrued ← 0
+
+Fetching and pushing go on while steps are computed. A push that is followed at once by a fetch asks for it in the same round
+trip. One pull is under way at a time, and at most `window` pushes: then a step waits, so that staleness has a bound. In all
+other kinds every push is answered before the next step begins. With `local:H` there are H steps of the worker's own optimizer
+between pushes, and what is pushed is the difference that they made.
+
+    begin_step       True: compute a step from `parameters`; False: not yet (ask again after the next answer)
+    gradient_ready   a parameter's gradient lies in `gradient`: it is accrued, and what it completes may leave
+    end_step         all are there
+    next_message     what to send next over which shard's link; sent: its bytes have left
+    place, answered  where an answer's values go; it is here
+    broken, restart  a link broke; the job's workers have another generation
+    get_timer, handle_timer
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Container
+from typing import Final
+
+import numpy as np
+
+from p2pnn.errors import LocalProtocolError
+from p2pnn.job.spec import Optimizer
+from p2pnn.ps.compression import Bytes
+from p2pnn.ps.consistency import Settings
+from p2pnn.ps.messages import Answer, Refusal, Worker
+from p2pnn.ps.optimizers import ShardOptimizer
+from p2pnn.ps.port import Port, PullRequest, PushPart
+from p2pnn.ps.sharding import Piece, Sharding
+from p2pnn.train.optimizers import Combine, combine
+
+RETRY_S: Final = 30.0
+"""Links lose nothing while they last, and an answer may wait for the slowest worker: this is for what nobody thought of."""
+
+
+class Replica:
+    """parameters, gradient: float32 of the whole space; the caller reads the one and writes the other, by `Space.views`.
+
+    sharding: of this replica's own space (`Space.only` where a replica is cut into segments, each of which is one of these).
+    optimizer: of the H local steps, unused otherwise; steps: how many the run will take. window: see above.
+    """
+
+    def __init__(
+        self,
+        worker: Worker,
+        sharding: Sharding,
+        settings: Settings,
+        *,
+        generation: int = 0,
+        optimizer: Optimizer | None = None,
+        steps: int = 0,
+        window: int = 2,
+        retry_s: float = RETRY_S,
+        combine: Combine = combine,
+    ) -> None:
+        self.step = 0
+        space = sharding.space
+        self.parameters = np.zeros(space.size, np.float32)
+        self.gradient = np.zeros(space.size, np.float32)
+        self._sharding, self._settings, self._combine = sharding, settings, combine
+        self._local = settings.consistency.kind == "local"
+        if self._local and optimizer is None:
+            raise LocalProtocolError("local:H needs the optimizer of the local steps")
+        self._inner = (
+            ShardOptimizer(optimizer, space.size, space.decay, steps=steps, combine=combine)
+            if self._local and optimizer is not None
+            else None
+        )
+        self._ports = [
+            Port(worker, shard, settings, generation, window=window, retry_s=retry_s) for shard in sharding.shards
+        ]
+        self._pieces: list[list[tuple[Port, Piece]]] = [[] for _ in space.entries]
+        for port in self._ports:
+            for piece in port.shard.pieces:
+                self._pieces[piece.entry].append((port, piece))
+        self._pushing = False
+        self._missing: set[int] | None = None  # parameters without gradient in the step that is under way
+        for port in self._ports:
+            port.ask()
+
+    # steps
+
+    def begin_step(self, now: float) -> bool:
+        """Begin a step if it may begin. Then `parameters` stays as it is until `gradient_ready` or `end_step` changes it."""
+        if self._missing is not None:
+            raise LocalProtocolError(f"step {self.step} has not ended")
+        settings, step = self._settings, self.step
+        pushing = (step + 1) % settings.consistency.local_steps == 0 if self._local else step % settings.n_push == 0
+        if self.ended is not None or not self._has_values() or (pushing and not all(p.has_room for p in self._ports)):
+            return False
+        for port in self._ports:
+            if port.fresh and not port.is_receiving:
+                self._sharding.put(port.shard.index, port.take(), self.parameters)
+        asked = step == 0 or (step - 1) % settings.n_push == 0  # by the first pull, or with the last push
+        if not settings.consistency.waits and step % settings.n_fetch == 0 and not asked:
+            for port in self._ports:
+                port.ask()
+        if pushing:
+            fetch = settings.consistency.waits or (step + 1) % settings.n_fetch == 0
+            for port in self._ports:
+                port.begin_push(fetch)
+        self._pushing, self._missing = pushing, set(range(len(self._pieces)))
+        return True
+
+    def gradient_ready(self, name: str, now: float) -> None:
+        """A parameter's gradient of this step is complete in `gradient`. With `local:H` it waits for the step's end."""
+        entry = self._sharding.space.index(name)
+        if self._missing is None or entry not in self._missing:
+            raise LocalProtocolError(f"the gradient of {name!r} is not awaited in step {self.step}")
+        self._missing.remove(entry)
+        if self._local:
+            return
+        for port, piece in self._pieces[entry]:
+            port.accrue(piece.at, self.gradient[piece.start : piece.stop])
+        if self._pushing:
+            for port in dict.fromkeys(port for port, _ in self._pieces[entry]):
+                port.ready(entry)
+        if self._settings.local_rate:
+            place = self._sharding.space.entries[entry]
+            run = slice(place.start, place.stop)
+            self._combine(-self._settings.local_rate, self.gradient[run], 1.0, self.parameters[run])
+
+    def end_step(self, now: float) -> None:
+        """All gradients were ready. Raises LocalProtocolError where one was not."""
+        if self._missing is None or self._missing:
+            names = sorted(self._sharding.space.entries[entry].name for entry in self._missing or ())
+            raise LocalProtocolError(f"step {self.step} ends without gradients of {names[:3]}")
+        if self._inner is not None:
+            rate = self._inner.rate(self.step)
+            self._inner.apply(self.parameters, self.gradient, update=self.step, rate=rate)
+            if self._pushing:
+                self._push_differences()
+        for port in self._ports:
+            port.end_step(self._pushing)
+        self.step += 1
+        self._missing = None
+
+    def _push_differences(self) -> None:
+        """What the local steps took away: θ − θ_k, DiLoCo's outer gradient of this worker."""
+        for port in self._ports:
+            self._sharding.take(port.shard.index, self.parameters, port.accrued)
+            np.subtract(port.values, port.accrued, out=port.accrued)
+            for entry in dict.fromkeys(piece.entry for piece in port.shard.pieces):
+                port.ready(entry)
+
+    def _has_values(self) -> bool:
+        """Whether what the step needs to be computed from is here."""
+        if any(port.version < 0 or (port.is_receiving and self.step == 0) for port in self._ports):
+            return False
+        if not self._settings.consistency.waits:
+            return True
+        return all(not port.wanting and not port.is_receiving and not port.unacknowledged for port in self._ports)
+
+    # messages
+
+    def next_message(self, now: float, among: Container[int] | None = None) -> PushPart | PullRequest | None:
+        """Of the messages to these shards (to all) the one that is needed first. among: the shards whose links have room."""
+        able = [port for port in self._ports if among is None or port.shard.index in among]
+        urgent = [(urgency, port.shard.index) for port in able if (urgency := port.urgency()) is not None]
+        return self._ports[min(urgent)[1]].next_message(now) if urgent else None
+
+    def sent(self, message: PushPart | PullRequest) -> None:
+        """The message has left, or its link is broken: its bytes are not read any more. Once per message."""
+        if isinstance(message, PushPart):
+            self._ports[message.shard].sent(message)
+
+    def place(self, shard: int, answer: Answer) -> Bytes | None:
+        """Where the bytes of an answer's values go, before they come; None: drop them. Then call `answered`."""
+        return self._ports[shard].place(answer)
+
+    def answered(self, shard: int, answer: Answer, now: float, *, took_values: bool) -> None:
+        """An answer is here. took_values: `place` gave a place, and the values are in it."""
+        self._ports[shard].answered(answer, took_values, now)
+
+    def broken(self, shard: int, now: float) -> None:
+        """The link to a shard broke; messages that were given to it are to be reported as `sent` first."""
+        self._ports[shard].broken()
+
+    def restart(self, generation: int, now: float) -> None:
+        """The job's workers have another generation, of which this one still is."""
+        for port in self._ports:
+            port.restart(generation)
+
+    def get_timer(self) -> float | None:
+        return min((at for port in self._ports if (at := port.get_timer()) is not None), default=None)
+
+    def handle_timer(self, now: float) -> None:
+        for port in self._ports:
+            port.handle_timer(now)
+
+    # what a person may see
+
+    @property
+    def ended(self) -> Refusal | None:
+        """Why a shard wants nothing more from this worker, if so."""
+        return next((port.ended for port in self._ports if port.ended is not None), None)
+
+    @property
+    def refusals(self) -> Counter[Refusal]:
+        """How often pushes were refused, by reason, over all shards."""
+        return sum((port.refusals for port in self._ports), Counter[Refusal]())
+
+    @property
+    def unacknowledged(self) -> int:
+        """Pushes that no answer has come to, over all shards: a worker that leaves waits until there are none."""
+        return sum(port.unacknowledged for port in self._ports)

@@ -1,0 +1,76 @@
+"""Answers: values as late as possible, nothing overwritten while it is sent, one per worker and kind."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from p2pnn.ps.answers import Answers, Due
+from p2pnn.ps.messages import Refusal
+from p2pnn.ps.versions import Versions
+from tests.ps.network import workers_named
+
+A, B = workers_named(2)
+
+
+def made(pull: str = "float32", buffers: int = 2) -> tuple[Answers, Versions]:
+    versions = Versions(np.arange(600, dtype=np.float32), buffers)
+    return Answers(versions, pull, lambda: 7), versions
+
+
+def test_values_pin_their_version_until_sent() -> None:
+    answers, versions = made()
+    answers.add(Due(A, 1))
+    answer = answers.next(3)
+    assert answer is not None
+    assert answer.values is not None
+    assert (answer.generation, answer.sequence, answer.values.version, answer.values.clock) == (3, 1, 0, 7)
+    assert np.array_equal(answer.values.data.view(np.float32), versions.newest)
+    target = versions.next()
+    assert target is not None
+    versions.publish(target)
+    assert versions.next() is None
+    answers.sent(answer)
+    assert versions.next() is not None
+    assert answers.next(3) is None
+
+
+def test_a_compressed_stream_waits_for_the_one_before_and_starts_anew_where_one_was_lost() -> None:
+    answers, _ = made("int8")
+    answers.add(Due(A, request=1))
+    first = answers.next(0)
+    assert first is not None
+    assert first.values is not None
+    assert (first.values.whole, first.values.number, first.values.data.nbytes) == (True, 1, 2400)
+    answers.add(Due(A, 1, have=1))
+    answers.add(Due(B, 1, fetch=False))
+    other = answers.next(0)  # not A's: its buffer is being sent
+    assert other is not None
+    assert other.worker == B
+    assert other.values is None
+    assert answers.next(0) is None
+    answers.sent(first)
+    second = answers.next(0)
+    assert second is not None
+    assert second.values is not None
+    assert (second.values.whole, second.values.number, second.values.data.nbytes) == (False, 2, 612)
+    answers.sent(second)
+    answers.add(Due(A, 2, have=1))  # the second did not arrive
+    third = answers.next(0)
+    assert third is not None
+    assert third.values is not None
+    assert (third.values.whole, third.values.number) == (True, 3)
+    assert answers.sent_bytes == 2400 + 612 + 2400
+
+
+def test_a_later_answer_takes_the_place_and_the_values_of_an_earlier() -> None:
+    answers, _ = made()
+    answers.add(Due(A, 1, log_number=4, have=5))
+    answers.add(Due(A, 1, refusal=Refusal.GAP, log_number=4, fetch=False))
+    answers.add(Due(A, request=2))
+    found = [answers.next(0), answers.next(0)]
+    assert answers.next(0) is None
+    assert [(f.sequence, f.request, f.refusal) for f in found if f] == [(1, 0, Refusal.GAP), (0, 2, None)]
+    assert all(f.values is not None for f in found if f)
+    answers.add(Due(A, 3))
+    answers.drop(A)
+    assert answers.next(0) is None

@@ -1,0 +1,113 @@
+"""What a person may write, and what goes together."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from p2pnn.engine.base import Context
+from p2pnn.errors import UsageError
+from p2pnn.job.spec import Optimizer
+from p2pnn.model.graph import Graph
+from p2pnn.ps.consistency import Consistency, Settings, check, consistency
+from tests.engine.numpy.build import RATE, Array, Run, batch
+from tests.engine.numpy.networks import NETWORKS
+from tests.ps.models import mlp
+
+ADAM = Optimizer()
+
+
+@pytest.mark.parametrize(
+    ("text", "backup", "found"),
+    [
+        ("async", 0, Consistency("async")),
+        ("sync", 0, Consistency("sync")),
+        ("sync", 2, Consistency("sync", backup=2)),
+        ("ssp:0", 0, Consistency("ssp", bound=0)),
+        ("ssp:3", 0, Consistency("ssp", bound=3)),
+        ("local:8", 0, Consistency("local", local_steps=8)),
+    ],
+)
+def test_forms(text: str, backup: int, found: Consistency) -> None:
+    assert consistency(text, backup) == found
+    assert str(found) == text
+    assert found.waits == (text != "async")
+    assert found.in_rounds == (found.kind in ("sync", "local"))
+    assert found.quorum(5) == 5 - backup
+
+
+@pytest.mark.parametrize(
+    "text", ["", "ssp", "ssp:", "ssp:-1", "ssp:x", "ssp:99999", "local:0", "local", "async:2", "sync:1", "ssp:٣"]
+)
+def test_other_forms_are_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="write async, ssp:S, sync, or local:H"):
+        consistency(text)
+
+
+def test_backup_is_for_sync() -> None:
+    with pytest.raises(UsageError, match="backup:1 goes with sync alone"):
+        consistency("async", 1)
+
+
+SYNC = Settings(consistency("sync"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "workers", "optimizer", "words"),
+    [
+        (Settings(n_push=0), 2, ADAM, "n_push = 0: it must be at least 1"),
+        (Settings(n_fetch=-1), 2, ADAM, "n_fetch = -1"),
+        (Settings(), 0, ADAM, "workers = 0"),
+        (Settings(consistency("sync", 2)), 2, ADAM, "backup:2 with 2 workers: .* from 0 to 1"),
+        (Settings(consistency("sync", 3)), 2, ADAM, "backup:3 with 2 workers"),
+        (replace(SYNC, n_push=2), 2, ADAM, "n_push = 2, n_fetch = 1 with sync: .* local:H"),
+        (replace(SYNC, local_rate=0.1), 2, ADAM, "local_rate = 0.1 with sync: it is for async alone"),
+        (replace(SYNC, warm_start=1), 2, ADAM, "warm_start = 1 with sync"),
+        (Settings(staleness_max=-1), 2, ADAM, "staleness_max = -1: it must not be negative"),
+        (SYNC, 2, Optimizer(clip_norm=1.0), "clip_norm = 1 with sync"),
+        (Settings(push="int4"), 2, ADAM, "no compression 'int4'"),
+        (Settings(pull="zip"), 2, ADAM, "no compression 'zip'"),
+    ],
+)
+def test_what_does_not_go_together_is_one_sentence(
+    settings: Settings, workers: int, optimizer: Optimizer, words: str
+) -> None:
+    with pytest.raises(UsageError, match=words):
+        check(settings, workers, optimizer)
+
+
+def test_what_goes_together() -> None:
+    check(
+        Settings(n_push=5, n_fetch=5, local_rate=0.01, warm_start=10, push="int8", pull="bf16"), 4, Optimizer("adagrad")
+    )
+    check(Settings(consistency("sync", 1)), 2, ADAM)
+    check(Settings(consistency("local:8")), 1, Optimizer(clip_norm=1.0))
+
+
+def totals(graph: Graph, rows: int, *, apart: bool) -> dict[str, Array]:
+    """A step's gradients over three micro-batches: accumulated by the engine, or each alone and then added in order."""
+    run = Run(graph, [0] * len(graph.ops), rows=rows)
+    (program,) = run.programs
+    found: dict[str, Array] = {}
+    for m in range(3):
+        run.load(0, batch(graph, rows, m, classes=5))
+        context = Context(5, 0, m, rows, 1 / 3, rate=RATE)
+        program.forward(0, context, run.values[0])
+        program.backward(0, context, run.gradients[0], first=apart or m == 0)
+        if apart:
+            for name, gradient in run.end_step(1).items():
+                found[name] = found[name] + gradient if name in found else gradient.copy()
+    return found if apart else run.end_step(3)
+
+
+@pytest.mark.parametrize("name", ["lenet", "resnet", "diamond", "dropout", "reader", "composed", "mlp"])
+def test_the_engine_accumulates_as_a_shard_sums(name: str) -> None:
+    """But for a parameter that several ops read, and for large GEMMs: see the module."""
+    graph = mlp(64, 64, inputs=100) if name == "mlp" else NETWORKS[name]()
+    together, apart = totals(graph, 16, apart=False), totals(graph, 16, apart=True)
+    assert together.keys() == apart.keys()
+    for parameter, gradient in together.items():
+        assert np.abs(gradient).max() > 0
+        assert gradient.tobytes() == apart[parameter].tobytes(), parameter

@@ -1,0 +1,345 @@
+"""One shard by hand: who is answered what and when, exactly once, and how it goes on from a checkpoint."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from p2pnn.errors import CheckpointError, LocalProtocolError
+from p2pnn.job.spec import Optimizer
+from p2pnn.ps.compression import codec
+from p2pnn.ps.consistency import Settings, consistency
+from p2pnn.ps.guard import Guard
+from p2pnn.ps.inbox import Discard, Receive, Wait
+from p2pnn.ps.messages import Answer, Pull, Push, Refusal, Worker
+from p2pnn.ps.shard import Shard
+from p2pnn.ps.sharding import cut
+from p2pnn.ps.space import Flat, Space
+from p2pnn.train.optimizers import combine
+from tests.ps.models import mlp
+from tests.ps.network import workers_named
+
+(RANGE,) = cut(Space.of(mlp()), 1).shards
+SIZE = RANGE.size
+A, B, C = workers_named(3)
+SGD = Optimizer("sgd", 1.0, schedule="constant")
+ONES = np.ones(SIZE, np.float32)
+
+
+def shard_of(how: str = "async", workers: tuple[Worker, ...] = (A, B), **settings: object) -> Shard:
+    backup = settings.pop("backup", 0)
+    guard = settings.pop("guard", None)
+    places = settings.pop("places", 4)
+    made = Settings(consistency(how, backup), **settings)  # type: ignore[arg-type]
+    return Shard(RANGE, np.zeros(SIZE, np.float32), SGD, made, workers, places=places, guard=guard)  # type: ignore[arg-type]
+
+
+def header(worker: Worker, sequence: int, based_on: int, *, clock: int = 0, generation: int = 0, **more: int) -> Push:
+    return Push(worker, generation, sequence, 0, 4 * SIZE, based_on, clock, **more)  # type: ignore[arg-type]
+
+
+def push(shard: Shard, head: Push, gradient: Flat = -ONES) -> Receive | Discard | Wait:
+    assert len(RANGE.parts) == 1
+    found = shard.announce(head, 0.0)
+    if isinstance(found, Receive):
+        found.into[:] = gradient.view(np.uint8)
+        shard.received(found, 0.0)
+    return found
+
+
+def answers(shard: Shard) -> list[Answer]:
+    """All that it has to say now, sent at once."""
+    while shard.work(1.0):
+        pass
+    found = []
+    while (answer := shard.next_answer(1.0)) is not None:
+        found.append(answer)
+        shard.answer_sent(answer, 1.0)
+    return found
+
+
+def parameter(shard: Shard) -> float:
+    values = shard.arrays["parameters"]
+    assert (values == values[0]).all()
+    return float(values[0])
+
+
+def test_a_push_is_applied_and_answered_with_fresh_values() -> None:
+    shard = shard_of()
+    push(shard, header(A, 1, 0))
+    assert shard.work(1.0)
+    answer = shard.next_answer(1.0)
+    assert answer is not None
+    assert answer.values is not None
+    assert (answer.worker, answer.sequence, answer.refusal, answer.log_number) == (A, 1, None, 1)
+    assert (answer.values.version, answer.values.data.view(np.float32)[0]) == (1, 1.0)
+    push(shard, header(B, 1, 0))
+    shard.work(1.0)
+    assert answer.values.data.view(np.float32)[0] == 2.0  # async reads live memory
+
+
+def test_a_push_that_comes_again_is_answered_again_and_not_applied() -> None:
+    shard = shard_of()
+    for _ in range(3):
+        push(shard, header(A, 1, 0))
+        (answer,) = answers(shard)
+        assert (answer.sequence, answer.refusal, answer.log_number) == (1, None, 1)
+        assert answer.values is not None
+        assert parameter(shard) == 1.0
+    push(shard, header(A, 2, 1))
+    answers(shard)
+    assert push(shard, header(A, 1, 0)) == Discard()
+    assert answers(shard) == []  # it has gone on long ago
+
+
+def test_refusals_before_a_byte_is_received() -> None:
+    shard = shard_of()
+    for head, why in [
+        (header(C, 1, 0), Refusal.UNKNOWN),
+        (header(A, 1, 0, generation=2), Refusal.STALE_GENERATION),
+        (header(A, 2, 0), Refusal.GAP),
+        (Push(A, 0, 1, 0, 4 * SIZE - 4, 0), Refusal.SHAPE),
+    ]:
+        assert push(shard, head) == Discard(why)
+        (answer,) = answers(shard)
+        assert (answer.refusal, answer.sequence, answer.values) == (why, 0, None)
+    assert shard.report().refused == {(A, Refusal.STALE_GENERATION): 1, (A, Refusal.SHAPE): 1}
+    push(shard, header(A, 1, 0))
+    assert answers(shard)[0].refusal is None
+
+
+def test_bad_gradients_are_refused_counted_and_their_worker_is_set_aside() -> None:
+    shard = shard_of(guard=Guard(strikes=2))
+    push(shard, header(A, 1, 0))
+    answers(shard)
+    bad = ONES.copy()
+    bad[3] = np.nan
+    for sequence in (1, 2):
+        push(shard, header(B, sequence, 1), bad)
+        (answer,) = answers(shard)
+        assert (answer.refusal, answer.sequence) == (Refusal.NOT_FINITE, sequence)
+    assert parameter(shard) == 1.0
+    report = shard.report()
+    assert (report.set_aside, report.refused, report.taken) == ({B}, {(B, Refusal.NOT_FINITE): 2}, {A: 1, B: 0})
+    assert push(shard, header(B, 3, 1)) == Discard(Refusal.SET_ASIDE)
+    assert answers(shard)[0].refusal is Refusal.SET_ASIDE
+    push(shard, header(B, 2, 1))
+    push(shard, header(A, 2, 1))
+    assert answers(shard)[-1].refusal is None
+
+
+def test_what_is_based_on_the_future_or_on_too_old_a_version() -> None:
+    shard = shard_of(staleness_max=2)
+    push(shard, header(A, 1, 5))
+    assert answers(shard)[0].refusal is Refusal.AHEAD
+    for sequence in range(2, 5):
+        push(shard, header(A, sequence, shard.report().version))
+    push(shard, header(B, 1, 0))
+    found = answers(shard)
+    assert found[-1].refusal is Refusal.TOO_STALE
+    assert parameter(shard) == 3.0
+
+
+def test_a_pull_of_nobody_or_of_another_generation_is_answered_without_values() -> None:
+    shard = shard_of()
+    shard.pull(Pull(C, 0, 1), 0.0)
+    shard.pull(Pull(A, 1, 4), 0.0)
+    found = [(a.worker, a.request, a.refusal, a.values) for a in answers(shard)]
+    assert found == [(C, 1, Refusal.UNKNOWN, None), (A, 4, Refusal.STALE_GENERATION, None)]
+
+
+def test_staleness_is_measured_and_scales_the_rate() -> None:
+    shard = shard_of(scale_by_staleness=True)
+    for sequence in range(1, 5):
+        push(shard, header(A, sequence, 0))
+    answers(shard)
+    assert shard.report().staleness.counts == {0: 1, 1: 1, 2: 1, 3: 1}
+    assert parameter(shard) == pytest.approx(1 + 1 + 1 / 2 + 1 / 3)
+
+
+def test_no_more_pushes_than_places() -> None:
+    shard = shard_of(places=1)
+    first = shard.announce(header(A, 1, 0), 0.0)
+    assert isinstance(first, Receive)
+    assert push(shard, header(B, 1, 0)) == Wait()
+    assert shard.next_room(0.0) is None
+    first.into[:] = (-ONES).view(np.uint8)
+    shard.received(first, 0.0)
+    shard.work(0.0)
+    assert shard.next_room(0.0) == B
+    push(shard, header(B, 1, 0))
+    answers(shard)
+    assert parameter(shard) == 2.0
+
+
+def test_warm_start_holds_the_others_back() -> None:
+    shard = shard_of(warm_start=2)
+    shard.pull(Pull(A, 0, 1), 0.0)
+    shard.pull(Pull(B, 0, 1), 0.0)
+    assert [a.worker for a in answers(shard)] == [A]
+    push(shard, header(A, 1, 0))
+    assert [a.worker for a in answers(shard)] == [A]
+    push(shard, header(A, 2, 1))
+    assert {(a.worker, a.request) for a in answers(shard)} == {(A, 0), (B, 1)}
+
+
+def test_ssp_answers_when_the_slowest_is_near_enough() -> None:
+    shard = shard_of("ssp:1")
+    push(shard, header(A, 1, 0))
+    assert [a.worker for a in answers(shard)] == [A]
+    push(shard, header(A, 2, 1))
+    assert answers(shard) == []
+    assert parameter(shard) == 2.0  # applied at once; only the answer waits
+    push(shard, header(A, 2, 1))
+    assert answers(shard) == []  # nor is it answered because it comes again
+    push(shard, header(B, 1, 0))
+    assert {(a.worker, a.sequence) for a in answers(shard)} == {(A, 2), (B, 1)}
+    push(shard, header(A, 3, 3, clock=0))  # it says that it has read an old version
+    assert answers(shard) == []
+    push(shard, header(B, 2, 3, clock=1))
+    assert {(a.worker, a.refusal) for a in answers(shard)} == {(A, Refusal.TOO_STALE), (B, None)}
+
+
+def test_ssp_goes_on_without_who_has_left() -> None:
+    shard = shard_of("ssp:0")
+    push(shard, header(A, 1, 0))
+    assert answers(shard) == []
+    shard.set_workers(0, [A], 0.0)
+    assert [a.worker for a in answers(shard)] == [A]
+
+
+def test_an_update_waits_while_both_buffers_are_read() -> None:
+    shard = shard_of("ssp:9")
+    shard.pull(Pull(B, 0, 1), 0.0)
+    slow = shard.next_answer(0.0)
+    assert slow is not None
+    assert slow.values is not None
+    push(shard, header(A, 1, 0))
+    assert shard.work(0.0)
+    push(shard, header(A, 2, 1))
+    assert not shard.work(0.0)
+    assert slow.values.data.view(np.float32)[0] == 0.0
+    shard.answer_sent(slow, 0.0)
+    assert shard.work(0.0)
+
+
+def test_a_round_sums_in_the_order_of_workers_whatever_the_order_of_arrival() -> None:
+    random = np.random.default_rng(1)
+    gradients = {w: random.standard_normal(SIZE, np.float32) * np.float32(10**i) for i, w in enumerate((A, B, C))}
+    for order in itertools.permutations((A, B, C)):
+        shard = shard_of("sync", (A, B, C))
+        for worker in order:
+            assert answers(shard) == []
+            push(shard, header(worker, 1, 0), gradients[worker])
+        assert [a.worker for a in answers(shard)] == [A, B, C]
+        expected = np.zeros(SIZE, np.float32)
+        combine(-1.0, (gradients[A] + gradients[B]) + gradients[C], 1.0, expected)
+        assert shard.arrays["parameters"].tobytes() == expected.tobytes()
+
+
+def test_a_round_makes_do_with_the_first_and_tells_the_late_one() -> None:
+    shard = shard_of("sync", (A, B, C), backup=1)
+    push(shard, header(C, 1, 0))
+    push(shard, header(A, 1, 0))
+    assert [a.worker for a in answers(shard)] == [A, C]
+    push(shard, header(B, 1, 0))
+    (late,) = answers(shard)
+    assert (late.worker, late.refusal) == (B, Refusal.LATE)
+    assert late.values is not None
+    assert late.values.version == 1
+    assert parameter(shard) == 2.0
+
+
+def test_a_bad_gradient_leaves_its_round_to_the_others() -> None:
+    shard = shard_of("sync", (A, B))
+    push(shard, header(B, 1, 0), np.full(SIZE, np.inf, np.float32))
+    assert answers(shard) == []
+    push(shard, header(A, 1, 0), -ONES / 2)
+    assert {(a.worker, a.refusal) for a in answers(shard)} == {(A, None), (B, Refusal.NOT_FINITE)}
+    assert parameter(shard) == 1.0  # the half of two is the whole of one
+    for worker, sequence in ((A, 2), (B, 2)):
+        push(shard, header(worker, sequence, 1), np.full(SIZE, np.nan, np.float32))
+    assert len(answers(shard)) == 2
+    assert shard.report().version == 2  # a step that nobody could make is counted and left out
+    assert parameter(shard) == 1.0
+
+
+def test_a_second_push_into_one_round_is_not_taken() -> None:
+    shard = shard_of("sync")
+    push(shard, header(A, 1, 0))
+    answers(shard)
+    assert push(shard, header(A, 2, 0)) == Discard(Refusal.GAP)
+
+
+def test_a_new_generation_drops_what_was_not_decided_and_takes_it_again() -> None:
+    shard = shard_of("sync", (A, B, C))
+    push(shard, header(A, 1, 0))
+    coming = shard.announce(header(B, 1, 0), 0.0)
+    assert isinstance(coming, Receive)
+    shard.work(0.0)
+    shard.set_workers(1, [A, B], 0.0)
+    coming.into[:] = 0xFF
+    shard.received(coming, 0.0)  # too late, and nothing happens
+    assert push(shard, header(A, 1, 0)) == Discard(Refusal.STALE_GENERATION)
+    assert answers(shard)[0].generation == 1
+    for worker in (A, B):
+        push(shard, header(worker, 1, 0, generation=1))
+    assert [a.refusal for a in answers(shard)] == [None, None]
+    assert parameter(shard) == 2.0
+    assert shard.report().places_free == 4
+    with pytest.raises(LocalProtocolError, match=r"generation 1 .* after 1"):
+        shard.set_workers(1, [A], 0.0)
+
+
+def test_local_differences_are_averaged_by_the_outer_optimizer() -> None:
+    outer = Optimizer("sgd", 1.0, schedule="constant")
+    shard = shard_of("local:4", outer=outer)
+    push(shard, header(A, 1, 0), ONES * 3)
+    push(shard, header(B, 1, 0), ONES)
+    answers(shard)
+    assert parameter(shard) == -2.0
+
+
+@pytest.mark.parametrize("name", ["bf16", "int8"])
+@pytest.mark.parametrize("how", ["async", "sync"])
+def test_compressed_pushes_are_decoded_part_by_part(name: str, how: str) -> None:
+    shard, compress = shard_of(how, (A,), push=name), codec(name)
+    data = np.empty(compress.byte_count(SIZE), np.uint8)
+    compress.encode(-ONES, data)
+    found = shard.announce(Push(A, 0, 1, 0, data.nbytes, 0), 0.0)
+    assert isinstance(found, Receive)
+    found.into[:] = data
+    shard.received(found, 0.0)
+    answers(shard)
+    assert parameter(shard) == pytest.approx(1.0)
+    assert shard.report().received_bytes == data.nbytes
+
+
+def test_from_a_checkpoint_it_goes_on_bit_for_bit_and_knows_what_it_has_taken() -> None:
+    random = np.random.default_rng(1)
+    optimizer = Optimizer("adam", 0.1, schedule="constant")
+
+    def fresh() -> Shard:
+        return Shard(RANGE, np.zeros(SIZE, np.float32), optimizer, Settings(), [A, B])
+
+    gradients = [random.standard_normal(SIZE, np.float32) for _ in range(6)]
+    shard = fresh()
+    for n in range(3):
+        push(shard, header(A, n + 1, n), gradients[n])
+    answers(shard)
+    saved = shard.save()
+    other = fresh()
+    other.load(saved)
+    push(other, header(A, 3, 2), gradients[2])  # its answer was lost with the process
+    (again,) = answers(other)
+    assert (again.refusal, again.log_number) == (None, 3)
+    for one in (shard, other):
+        for n in range(3, 6):
+            push(one, header(A, n + 1, n), gradients[n])
+        answers(one)
+    assert shard.arrays["parameters"].tobytes() == other.arrays["parameters"].tobytes()
+    assert saved.version == 3
+    with pytest.raises(CheckpointError, match="the job needs"):
+        shard_of().load(saved)

@@ -1,0 +1,42 @@
+"""A state in pieces: in order, within a window, again where something is lost, never more than one."""
+
+from __future__ import annotations
+
+from p2pnn.replication.limits import Limits
+from p2pnn.replication.transfer import Assembly, Outgoing
+from p2pnn.wire.messages import StatePiece
+
+from .mesh import SHARD, A, B
+
+LIMITS = Limits(piece_bytes=4, state_window=2)
+
+
+def test_a_state_arrives_whole_though_pieces_are_lost() -> None:
+    outgoing = Outgoing(5, b"head!", [b"state of", b"", b"the shard"], LIMITS, 0.0)
+    assembly = Assembly(1000)
+    sent = 0
+    for _ in range(40):
+        pieces = outgoing.next_pieces(SHARD, 1)
+        assert len(pieces) <= 2
+        for message, body in pieces:
+            sent += 1
+            if sent % 3:
+                outgoing.heard(assembly.add(A.id, message, body), 0.0)
+        if not pieces:
+            outgoing.again(0.0)
+        if outgoing.is_over:
+            break
+    head, state = assembly.take()
+    assert (head, b"".join(state)) == (b"head!", b"state ofthe shard")
+
+
+def test_another_state_takes_its_place_only_from_its_beginning() -> None:
+    assembly = Assembly(20)
+    first = StatePiece(*SHARD, 1, 5, 0, 2, 8)
+    assert assembly.add(A.id, first, b"hh") == 2
+    assert assembly.add(B.id, StatePiece(*SHARD, 1, 6, 4, 2, 8), b"late") == 0
+    assert assembly.add(A.id, StatePiece(*SHARD, 1, 5, 2, 2, 8), b"ab") == 4
+    assert assembly.add(A.id, StatePiece(*SHARD, 1, 5, 6, 2, 8), b"ef") == 4, "a piece is missing"
+    assert assembly.add(A.id, StatePiece(*SHARD, 1, 5, 4, 2, 8), b"cdefg") == 4, "beyond its end"
+    assert assembly.add(B.id, StatePiece(*SHARD, 1, 6, 0, 4, 8), b"hhhhs") == 0, "bytes of head and state in one"
+    assert assembly.add(B.id, StatePiece(*SHARD, 1, 6, 0, 4, 21), b"hhhh") == 0, "larger than allowed"
