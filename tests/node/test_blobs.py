@@ -206,9 +206,15 @@ async def test_a_fetch_goes_on_when_its_first_asker_goes_away(tmp_path: Path) ->
     asked = asyncio.Event()
     send = wires[B].send
     wires[B].send = lambda node, message: asked.set()  # type: ignore[method-assign]
-    first, second = (asyncio.ensure_future(nodes[B].fetch(blob)) for _ in range(2))
+    first = asyncio.ensure_future(nodes[B].fetch(blob))
     await asked.wait()
     wires[B].send = send  # type: ignore[method-assign]
+    looking = nodes[B].blobs.has
+    looked = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    nodes[B].blobs.has = lambda blob: (loop.call_soon_threadsafe(looked.set), looking(blob))[1]  # type: ignore[method-assign]
+    second = asyncio.ensure_future(nodes[B].fetch(blob))
+    await looked.wait()
     first.cancel()
     async with asyncio.timeout(10):
         await second
