@@ -119,29 +119,20 @@ async def test_a_parcel_that_comes_when_its_start_is_over_is_no_report_of_the_ne
 ) -> None:
     bench = Bench(tmp_path)
     job = await bench.running()
-    come = asyncio.Event()
 
-    async def slow(*_: object) -> bytes:
-        await come.wait()
+    async def late(*_: object) -> bytes:
         if not readable:
             raise StorageError("nobody has it")
-        return msgspec.msgpack.encode(script.Failed("of the last start"))
+        return msgspec.msgpack.encode(script.Done(99))
 
-    monkeypatch.setattr(parcels, "unpack", slow)
+    monkeypatch.setattr(parcels, "unpack", late)
     monkeypatch.setattr(parcels, "forget", lambda *_: None)
-    bench.hear(B, wire.Report(job, 1, msgspec.msgpack.encode("0" * 64)))
-    await asyncio.sleep(0)
     supervisor = bench.jobs._supervision.led[job]
     heard: list[object] = []
     monkeypatch.setattr(supervisor, "report", lambda *a: heard.append(a))
     monkeypatch.setattr(supervisor, "node_failed", lambda *a: heard.append(a))
-    bench.jobs.member_lost(B, "connection reset")
-    await until(lambda: bench.outside.of(wire.CutsWanted))
-    for node in (A, C):
-        bench.hear(node, wire.CutsHeld(job, 1, 1 + (node == C), 0, (), ()))
-    await until(lambda: supervisor.record.generation == 2)
-    come.set()
-    await bench.jobs._supervision._tasks.drain()
+    old = wire.Report(job, supervisor.record.generation - 1, msgspec.msgpack.encode("0" * 64))
+    await bench.jobs._supervision._fetch_report(B, old, supervisor)
     assert heard == []
     await bench.close()
 
