@@ -278,6 +278,7 @@ async def test_a_job_is_begun_once_at_a_time(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
     job = await bench.submitted()
     await bench.jobs.ask(job, "pause")
+    await until(lambda: bench.jobs.work.entries == {})
     bench.cluster.delays = True
     first = asyncio.ensure_future(bench.jobs.ask(job, "resume"))
     second = asyncio.ensure_future(bench.jobs.ask(job, "resume"))
