@@ -79,6 +79,13 @@ ENDED: Final = frozenset({"done", "failed", "cancelled", "paused"})
 """States in which a job holds no node."""
 
 
+def is_after(state: str, verb: str) -> bool:
+    """Whether a job in this state is where `verb` leads, as far as whoever asks for it again is concerned."""
+    if verb == "resume":
+        return state != "pausing" and state not in ENDED
+    return state in {"cancel": ("cancelled",), "pause": ("pausing", "paused")}[verb]
+
+
 def after(state: str, event: str) -> str:
     """The state that `event` leads to; UsageError where the table has no such change."""
     try:

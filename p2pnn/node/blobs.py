@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -131,14 +131,20 @@ class BlobExchange:
         """Whether this node or a member that can be reached has the blob; asks for one byte of it."""
         return await asyncio.to_thread(self.blobs.has, blob) or await self.is_elsewhere(blob)
 
-    async def is_elsewhere(self, blob: BlobId) -> bool:
-        """Whether another member that can be reached has the blob; asks for one byte of it."""
-        for node in list(self._members()):
-            if node != self._post.node and self._post.reachable(node):
+    async def is_elsewhere(self, blob: BlobId, without: Collection[NodeId] = ()) -> bool:
+        """Whether another member that can be reached has the blob; asks all but `without` at once for one byte of it."""
+        others = [node for node in self._members() if node != self._post.node and node not in without]
+        asked = [asyncio.ensure_future(self._ask(n, blob, 0, 1)) for n in others if self._post.reachable(n)]
+        try:
+            for answer in asyncio.as_completed(asked):  # one that hangs must not delay what another knows
                 with contextlib.suppress(StorageError):
-                    await self._ask(node, blob, 0, 1)
+                    await answer
                     return True
-        return False
+            return False
+        finally:
+            for task in asked:
+                task.cancel()
+            await asyncio.gather(*asked, return_exceptions=True)
 
     # --- messages
 

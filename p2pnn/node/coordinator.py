@@ -26,6 +26,34 @@ LOOK_S: Final = 0.05
 """Links and takeovers tell nothing here."""
 
 
+class Once:
+    """What is asked for again while it is being done is done once, and all who asked get what comes of it."""
+
+    def __init__(self) -> None:
+        self._running: dict[tuple[str, str], asyncio.Future[str]] = {}
+
+    async def do(self, what: tuple[str, str], do: Callable[[], Awaitable[str]]) -> str:
+        """Returns, or raises, what `do` does for the first who asks for this; where that one goes away the next one does it."""
+        while (running := self._running.get(what)) is not None:
+            await asyncio.wait([running])
+            if not running.cancelled():
+                return running.result()
+        future = self._running[what] = asyncio.get_running_loop().create_future()
+        try:
+            state = await do()
+            future.set_result(state)
+            return state
+        except asyncio.CancelledError:
+            future.cancel()
+            raise
+        except BaseException as error:
+            future.set_exception(error)
+            future.exception()  # retrieved here: nobody else may be waiting
+            raise
+        finally:
+            del self._running[what]
+
+
 class Elected(Protocol):
     """The charter, as far as this needs it (`node.charter.ClusterCharter`)."""
 

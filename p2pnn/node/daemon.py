@@ -75,7 +75,9 @@ class Daemon:
         self.place = Place(self.post, self.blobs, self.traces, self.snapshots, self.charter.refusal, self.jobs.recorded)
         self.jobs.when_changed(self.snapshots.record_changed)
         names = lambda: self.members.names()  # noqa: E731
-        self.draining = Draining(self.post, self.charter, self.jobs, self.place, self.blobs, names, self._drains)
+        self.draining = Draining(
+            self.post, self.charter, self.jobs, self.place, self.blobs, names, self.planning.usable, self._drains
+        )
         if held:
             held.identity.attach(self.post, self.transport, self.members, self.charter, self._job_that_keeps)
         self.address = config.listen
@@ -178,6 +180,7 @@ class Daemon:
     # --- members.Owner
 
     def member_usable(self, node: NodeId, name: str) -> None:
+        self.planning.suspected.discard(node)
         self.charter.member_alive(node, name, self.members.cluster_of(node))
         self.jobs.member_usable(node, name)
 
@@ -186,9 +189,11 @@ class Daemon:
         self.place.member_lost(node, reason)
 
     def member_suspected(self, node: NodeId) -> None:
+        self.planning.suspected.add(node)
         self.charter.member_suspected(node)
 
     def member_refuted(self, node: NodeId, name: str) -> None:
+        self.planning.suspected.discard(node)
         self.charter.member_alive(node, name, self.members.cluster_of(node))
 
     def _drains(self, active: bool) -> None:
@@ -203,6 +208,7 @@ class Daemon:
         self.charter.slowness_changed(factor)
 
     def member_failed(self, node: NodeId, reason: str) -> None:
+        self.planning.suspected.discard(node)
         self.charter.member_failed(node, reason)
         self.jobs.member_failed(node, reason)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Final, Protocol
 
 from p2pnn.cluster.charter import Version
@@ -21,10 +21,10 @@ from p2pnn.node import specs
 from p2pnn.node.asking import AskAgain, Asking
 from p2pnn.node.blobs import BlobExchange
 from p2pnn.node.jobs import Jobs
-from p2pnn.node.keeping import FIRST_REQUEST
+from p2pnn.node.keeping import NotKept
 from p2pnn.node.links import Post
 from p2pnn.node.place import Place
-from p2pnn.types import BlobId, NodeId
+from p2pnn.types import BlobId, JobId, NodeId
 from p2pnn.wire import messages as wire
 
 log = logging.getLogger("p2pnn.node")
@@ -32,6 +32,12 @@ log = logging.getLogger("p2pnn.node")
 LOOK_S: Final = 0.05
 HANDOVER_S: Final = 10.0
 COPY_S: Final = 600.0
+COPIED_MAX: Final = 32
+"""Blobs that a node is asked to copy at once: after each such part it is said how far it is."""
+
+AGAIN_S: Final = 5.0
+"""A job may have been planned here before anybody knew: as long as one has the place, the coordinator is asked again."""
+
 ASK_S: Final = 60.0
 """For the coordinator to find out whether the jobs fit on the others."""
 
@@ -48,7 +54,7 @@ class Coordination(Protocol):
 class Draining:
     """active: whether this node is draining, or has drained. told: called when that changes. when_drained: called then.
 
-    members: name by node id of every living member, this node included.
+    members: name by node id of every living member, this node included. usable: of those that are not draining.
     """
 
     def __init__(
@@ -59,6 +65,7 @@ class Draining:
         place: Place,
         blobs: BlobExchange,
         members: Callable[[], dict[NodeId, str]],
+        usable: Callable[[], dict[NodeId, str]],
         told: Callable[[bool], None],
     ) -> None:
         self.active = False
@@ -70,8 +77,10 @@ class Draining:
         self._asking: Asking = jobs.asking
         self._blobs = blobs
         self._members = members
+        self._usable = usable
         self._told = told
         self._task: asyncio.Task[None] | None = None
+        self._force = False  # a second caller may add it
         self._words = ""
         self._changed = asyncio.Event()
 
@@ -80,9 +89,10 @@ class Draining:
 
         force: leave what nobody can take over. Raises NotAllowedError where somebody must and nobody can; then it works on.
         """
+        self._force = force or (self._force and self.active)
         if self._task is None or (self._task.done() and (self._task.cancelled() or self._task.exception())):
             self._say("")
-            self._task = asyncio.get_running_loop().create_task(self._drain(force))
+            self._task = asyncio.get_running_loop().create_task(self._drain())
         task, last = self._task, ""
         while not task.done():
             if self._words != last:
@@ -100,34 +110,35 @@ class Draining:
 
     # --- how
 
-    async def _drain(self, force: bool) -> None:
+    async def _drain(self) -> None:
         self._set(active=True)
         try:
             if not self._others():
-                self._check_alone(force)
+                self._check_alone()
             else:
-                await self._give_all_away(force)
+                await self._give_all_away()
         except BaseException:
             self._set(active=False)
             raise
         log.info("drained node=%s", self._post.name)
         asyncio.get_running_loop().call_soon(self.when_drained)
 
-    async def _give_all_away(self, force: bool) -> None:
+    async def _give_all_away(self) -> None:
         for step in (self._hand_over, self._move_jobs, self._copy):
             try:
                 await step()
             except P2pnnError as error:
-                if not force:
+                if not self._force:
                     raise NotAllowedError(f"{error}; with --force it is drained nevertheless") from error
                 log.warning("drained by force reason=%s", error)
 
-    def _check_alone(self, force: bool) -> None:
-        """Nobody is there: only what is idle may go."""
+    def _check_alone(self) -> None:
+        """Nobody is there who stays: only what is idle may go."""
         unfinished = [r.job for r in self._jobs.records.values() if r.state not in life.ENDED]
-        if unfinished and not force:
+        if unfinished and not self._force:
+            alone = "alone" if len(self._members()) == 1 else "the last that is not draining"
             raise NotAllowedError(
-                f"node {self._post.name} is alone, so nobody can take over job {unfinished[0]}; pause it (p2pnn jobs pause"
+                f"node {self._post.name} is {alone}, so nobody can take over job {unfinished[0]}; pause it (p2pnn jobs pause"
                 f" {unfinished[0]}), start another node, or add --force"
             )
 
@@ -147,6 +158,18 @@ class Draining:
 
     async def _move_jobs(self) -> None:
         """Have the coordinator move every job with a part here, and wait until the place is free."""
+        while True:
+            await self._ask_to_move()
+            asked = asyncio.get_running_loop().time()
+            while (job := self._place.job) is not None:
+                self._say(f"job {job}, until it runs elsewhere")
+                if asyncio.get_running_loop().time() - asked > AGAIN_S:
+                    break
+                await asyncio.sleep(LOOK_S)  # a place tells no event
+            else:
+                return
+
+    async def _ask_to_move(self) -> None:
         deadline = asyncio.get_running_loop().time() + ASK_S
         while True:
             coordinator = self._charter.coordinator
@@ -154,32 +177,44 @@ class Draining:
                 try:
                     name = f"{self._members().get(coordinator, coordinator[:8])}, which coordinates,"
                     await self._asking.inquire(coordinator, name, wire.Ask(0, "node", "drain"), ASK_S)
-                    break
+                    return
                 except AskAgain as error:
                     log.debug("asked again reason=%s", error)
             if asyncio.get_running_loop().time() > deadline:
                 raise UsageError(f"no coordinator was found within {ASK_S:.0f} s to move the jobs away")
             await asyncio.sleep(4 * LOOK_S)
-        while (job := self._place.job) is not None:
-            self._say(f"job {job}, until it runs elsewhere")
-            await asyncio.sleep(LOOK_S)  # a place tells no event
 
     async def _copy(self) -> None:
         """Have another node keep what only this one has of jobs that are known: specifications, checkpoints, data."""
-        alone = [blob for blob in await self._needed() if not await self._blobs.is_elsewhere(blob)]
-        if not alone:
-            return
-        helper = min(self._others())
-        name, deadline = self._members().get(helper, helper[:8]), asyncio.get_running_loop().time() + COPY_S
-        for start in range(0, len(alone), wire.BLOBS_MAX):
-            part = tuple(alone[start : start + wire.BLOBS_MAX])
-            self._post.send(helper, wire.Keep("drain", FIRST_REQUEST - 1, part, self._post.node))
-        for number, blob in enumerate(alone, 1):
-            self._say(f"node {name} to copy what only this node holds ({number:,} of {len(alone):,})")
-            while not await self._blobs.is_elsewhere(blob):
-                if asyncio.get_running_loop().time() > deadline:
-                    raise StorageError(f"node {name} has not copied what only this node holds within {COPY_S:.0f} s")
-                await asyncio.sleep(4 * LOOK_S)
+        needed, tried, errors = await self._needed(), set[NodeId](), list[str]()
+        while alone := await self._only_here(needed):
+            helper = next((node for node in self._others() if node not in tried), None)
+            if helper is None:
+                reasons = "; ".join(errors) or "all others are draining too"
+                raise StorageError(
+                    f"no other node could copy what only node {self._post.name} holds ({reasons}); free disk space there or"
+                    " start another node"
+                )
+            tried.add(helper)
+            try:
+                async with asyncio.timeout(COPY_S):
+                    await self._copy_to(helper, alone)
+            except NotKept as error:
+                errors.append(str(error))
+            except TimeoutError:
+                errors.append(f"node {self._post.name_of(helper)}: it has not copied it within {COPY_S:.0f} s")
+
+    async def _only_here(self, blobs: Iterable[BlobId]) -> list[BlobId]:
+        """Those that no node has that stays."""
+        leaving = set(self._members()) - set(self._usable())
+        return [blob for blob in blobs if not await self._blobs.is_elsewhere(blob, leaving)]
+
+    async def _copy_to(self, helper: NodeId, blobs: list[BlobId]) -> None:
+        for start in range(0, len(blobs), COPIED_MAX):
+            part = tuple(blobs[start : start + COPIED_MAX])
+            told = f"({start + 1:,} of {len(blobs):,})"
+            self._say(f"node {self._post.name_of(helper)} to copy what only this node holds {told}")
+            await self._jobs.keeping.on_node(JobId("drain"), helper, part)
 
     async def _needed(self) -> list[BlobId]:
         """Of all jobs that are known, what lies here and somebody may still want."""
@@ -195,7 +230,7 @@ class Draining:
         return await asyncio.to_thread(lambda: [blob for blob in found if store.has(blob)])
 
     def _others(self) -> list[NodeId]:
-        return sorted(node for node in self._members() if node != self._post.node and self._post.reachable(node))
+        return sorted(node for node in self._usable() if node != self._post.node and self._post.reachable(node))
 
     def _set(self, *, active: bool) -> None:
         self.active = active

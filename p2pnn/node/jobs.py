@@ -25,14 +25,14 @@ from p2pnn.node import recovering, specs, starts, told
 from p2pnn.node.asking import AskAgain, Asking
 from p2pnn.node.blobs import BlobExchange
 from p2pnn.node.bulletin import Bulletin
-from p2pnn.node.coordinator import Coordinator
+from p2pnn.node.coordinator import Coordinator, Once
 from p2pnn.node.journal import Journal, Journals
 from p2pnn.node.keeping import Keeping
 from p2pnn.node.links import Post
 from p2pnn.node.planning import Planning
 from p2pnn.node.records import JOBS_MAX, Records
 from p2pnn.node.recovering import alone
-from p2pnn.node.storage import Storage
+from p2pnn.node.storage import Storage, valid_job_id
 from p2pnn.node.succession import Succession
 from p2pnn.node.supervision import Supervision, is_over
 from p2pnn.node.tasks import Tasks
@@ -88,6 +88,7 @@ class Jobs:
         self._records = Records(post, storage, blobs, members, self._is_led_here, self._learnt)
         self._journals = Journals(storage, self.work.entries)
         self._bulletin = Bulletin(post, self._journals, lambda: cluster.coordinator, members)
+        self.keeping = Keeping(post, cluster.voters)
         self._supervision = Supervision(
             post,
             blobs,
@@ -95,7 +96,7 @@ class Jobs:
             self._records,
             self._bulletin,
             self.work,
-            Keeping(post, cluster.voters),
+            self.keeping,
             members,
             lambda: cluster.term,
             lambda: cluster.alarm,
@@ -108,6 +109,7 @@ class Jobs:
         )
         for verb in ("submit", "cancel", "pause", "resume", "drain"):
             self.asking.offer(verb, self._answer)
+        self._once = Once()
         self._tasks = Tasks()
 
     @property
@@ -249,6 +251,8 @@ class Jobs:
             return wire.Answered(message.request, "draining")
         if message.verb != "submit":
             return wire.Answered(message.request, await self._carry_out(job, message.verb))
+        if not valid_job_id(job):
+            raise UsageError(f"{job!r} cannot be the id of a job; submit it again with a p2pnn of the same version")
         blob = BlobId(message.blob)
         await self._blobs.fetch(blob, [node], size_max=specs.SPEC_BYTES_MAX)
         spec = await asyncio.to_thread(specs.load, self._storage.blobs, blob)
@@ -261,21 +265,26 @@ class Jobs:
             return known.state  # asked again, because the answer was lost with the last coordinator
         if known is not None:
             raise UsageError(f"there is a job {job} already; submit it again")
+        return await self._once.do((job, blob), lambda: self._begin(job, blob, spec, holder))
+
+    async def _begin(self, job: JobId, blob: BlobId, spec: JobSpec, holder: NodeId) -> str:
         if len(self.records) >= JOBS_MAX:
             raise UsageError(f"this mesh remembers {JOBS_MAX} jobs already; remove old state before submitting more")
         await self._blobs.fetch_all(dict.fromkeys(spec.initial), [holder])
         record = records.queued(job, blob, spec, self._post.node, self._post.name, time.time())
-        plan = await recovering.planned(spec, self._planning, self._members)
+        plan = await recovering.planned(spec, self._planning, self._planning.usable)
         await self._supervision.begin(record, spec, plan, alone(spec, plan, holder, set(), len(self._members())), [])
         await self._records.flush()
         return self.get(job).state
 
     async def _carry_out(self, job: JobId, verb: str) -> str:
         record = self.get(job)
+        if life.is_after(record.state, verb):
+            return record.state  # asked again: the answer was lost with the last coordinator
         if verb == "resume":
             life.after(record.state, "resume")
-            await self._resume(record, records.resumed, "")
-        elif job in self._supervision.led:
+            return await self._once.do((job, verb), lambda: self._resume_asked(record))
+        if job in self._supervision.led:
             if verb == "cancel":
                 self._supervision.act(job, lambda supervisor, now: supervisor.cancel("cancelled", now))
             else:
@@ -286,6 +295,10 @@ class Jobs:
             life.after(record.state, verb)
             raise UsageError(f"job {job} does not run")
         return self.get(job).state
+
+    async def _resume_asked(self, record: JobRecord) -> str:
+        await self._resume(record, records.resumed, "")
+        return self.get(record.job).state
 
     async def _resume(
         self, record: JobRecord, begin: Callable[[JobRecord, NodeId, str], JobRecord], remark: str
@@ -306,11 +319,11 @@ class Jobs:
         await self._blobs.fetch_all(dict.fromkeys(spec.initial), ())
         whole = await starts.whole_checkpoints(record, self._blobs)
         absent = await asyncio.to_thread(specs.absent, spec, self._storage.blobs)
-        plan = records.same_plan(record.plan, whole, spec, self._members())
+        plan = records.same_plan(record.plan, whole, spec, self._planning.usable())
         remarks = [remark] if remark else []
         if plan is None:
             plan, dropped = await recovering.planned_without_the_lost(
-                spec, self._planning, self._members, anew=record.newest is None
+                spec, self._planning, self._planning.usable, anew=record.newest is None
             )
             remarks += dropped
         if (now := self.records.get(job)) is not None and now is not known and is_over(now):

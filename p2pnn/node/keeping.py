@@ -1,11 +1,12 @@
-"""Blobs that the cluster must not lose: held by a majority of the voters before the charter names them."""
+"""Blobs that the cluster must not lose: held by a majority of the voters before the charter names them, or by another node
+before their only one goes."""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Final
 
 from p2pnn.errors import P2pnnError
@@ -23,7 +24,7 @@ FIRST_REQUEST: Final = 1 << 62
 
 
 class NotKept(P2pnnError):
-    """A majority of the voters could not take it."""
+    """A majority of the voters, or the node that was asked, could not take it."""
 
 
 class Keeping:
@@ -40,6 +41,15 @@ class Keeping:
         wanted = tuple(dict.fromkeys(blobs))
         for start in range(0, len(wanted), wire.BLOBS_MAX):
             await self._keep(job, wanted[start : start + wire.BLOBS_MAX])
+
+    async def on_node(self, job: JobId, node: NodeId, blobs: tuple[BlobId, ...]) -> None:
+        """Have this node hold these blobs, at most `BLOBS_MAX`, which lie in this node's store. Raises NotKept with its words."""
+        future = self._ask(job, node, blobs)
+        try:
+            if error := await future:
+                raise NotKept(error)
+        finally:
+            self._forget([future])
 
     def kept(self, node: NodeId, message: wire.Kept) -> bool:
         """A voter's answer; False where the message is none to this."""
@@ -77,11 +87,14 @@ class Keeping:
         except TimeoutError:
             errors.append(f"not all have answered within {WAIT_S:.0f} s")
         finally:
-            self._asked = {number: asked for number, asked in self._asked.items() if asked[1] not in futures}
+            self._forget(futures)
         raise NotKept(
             f"too few of the cluster's {len(voters)} voters could store job {job}'s specification and initial parameters "
             f"({'; '.join(errors)}); free disk space there or start missing nodes, then submit again"
         )
+
+    def _forget(self, futures: Collection[asyncio.Future[str]]) -> None:
+        self._asked = {number: asked for number, asked in self._asked.items() if asked[1] not in futures}
 
     def _ask(self, job: JobId, node: NodeId, blobs: tuple[BlobId, ...]) -> asyncio.Future[str]:
         future: asyncio.Future[str] = asyncio.get_running_loop().create_future()

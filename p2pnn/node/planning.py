@@ -15,7 +15,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
 from typing import Final
 
@@ -40,6 +40,12 @@ PROBES: Final = 2
 LINK_AGE_S: Final = 600.0
 PROFILE_AGE_S: Final = 30 * 86400.0
 ANSWER_TIMEOUT_S: Final = 10.0
+SUSPECTS_S: Final = 1.0
+"""For a member that is suspected to be dead to answer; a plan need not wait for it any longer."""
+
+LOOK_S: Final = 0.1
+"""Suspicions tell nothing here."""
+
 REPLIES_MAX: Final = 8
 """Requests for this node's profile that are answered at once; more are dropped, and time out where they came from."""
 
@@ -55,12 +61,13 @@ class Report(msgspec.Struct, frozen=True):
 
 
 class Planning:
-    """draining: members whose work moves away, kept up to date by the owner.
+    """draining: members whose work moves away; suspected: those that may be dead; both kept up to date by the owner.
 
     cache: the file of the measured profile; daemons of one machine may share it."""
 
     def __init__(self, post: Post, members: Callable[[], dict[NodeId, str]], cache: Path) -> None:
         self.draining: set[NodeId] = set()
+        self.suspected: set[NodeId] = set()
         self._post = post
         self._members = members
         self._cache = cache
@@ -97,7 +104,7 @@ class Planning:
         members = self.usable()
         if not members:
             raise PlanError("every node of the mesh is draining; start another one")
-        answers = await asyncio.gather(*(self._ask(node) for node in members), return_exceptions=True)
+        answers = await self._ask_all(members)
         reports: list[Report] = []
         left_out: list[str] = []
         for node, answer in zip(members, answers, strict=True):
@@ -148,6 +155,23 @@ class Planning:
 
     # --- how
 
+    async def _ask_all(self, nodes: Iterable[NodeId]) -> list[Report | BaseException]:
+        """Every node's profile, or why it has not come. Nobody waits long for who is suspected, or comes to be meanwhile."""
+        loop = asyncio.get_running_loop()
+        asked = {node: asyncio.ensure_future(self._ask(node)) for node in nodes}
+        patient = loop.time() + SUSPECTS_S
+        try:
+            while waiting := [n for n, task in asked.items() if not task.done()]:
+                if loop.time() >= patient and self.suspected.issuperset(waiting):
+                    break
+                await asyncio.wait([asked[node] for node in waiting], timeout=LOOK_S)
+        finally:
+            for task in asked.values():
+                task.cancel()
+            answers = await asyncio.gather(*asked.values(), return_exceptions=True)
+        silent = "it has not answered, and may be dead"
+        return [PeerGone(silent) if isinstance(found, asyncio.CancelledError) else found for found in answers]
+
     async def _ask(self, node: NodeId) -> Report:
         if node == self._post.node:
             return await self._report()
@@ -167,7 +191,7 @@ class Planning:
 
     async def _report(self) -> Report:
         profile = await self.profile()
-        others = [node for node in self._members() if node != self._post.node]
+        others = [node for node in self._members() if node != self._post.node and node not in self.suspected]
         links: dict[str, Link] = {}
         for node in others:  # one after the other: probes that share the wire would measure each other
             with contextlib.suppress(PeerGone, TimeoutError):

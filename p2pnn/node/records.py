@@ -75,7 +75,7 @@ class Records:
         self._telling: set[NodeId] = set()
         self._learning = 0
         self._unsaved: dict[JobId, JobRecord] = {}
-        self._dropped: set[BlobId] = set()
+        self._dropped: dict[JobId, set[BlobId]] = {}  # by the job whose record gave them up
         self._untold: set[JobId] = set()
         self._saving = False
         self._saver = Tasks()
@@ -105,10 +105,11 @@ class Records:
             self._saving = True
             self._saver.spawn(self._save())
         if before is not None and before != record:
-            self._dropped |= before.part_blobs() - record.part_blobs()
+            dropped = self._dropped.setdefault(record.job, set())
+            dropped |= before.part_blobs() - record.part_blobs()
             data = records.encode(before)
             if len(data) > parcels.INLINE_BYTES_MAX:
-                self._dropped.add(blob_id(data))
+                dropped.add(blob_id(data))
         if record.state in life.ENDED and (before is None or before.state != record.state):
             self.sweep()
 
@@ -158,19 +159,22 @@ class Records:
 
     async def _save_one(self, job: JobId) -> None:
         record = self._unsaved.pop(job)
-        dropped, self._dropped = self._dropped, set()
+        dropped = self._dropped.pop(job, set())
         try:
             await in_thread(self._storage.save_record, record)
         except (OSError, P2pnnError) as error:
             log.warning("record not stored job=%s reason=%s", job, error)
+            if dropped:  # the record on the disk still names them
+                self._dropped.setdefault(job, set()).update(dropped)
+                dropped = set()
         if job in self._untold and job not in self._unsaved:
             self._untold.discard(job)
             self._send(await self._pack(record))
-        try:
-            for blob in dropped - self._named():
+        for blob in dropped - self._named():
+            try:
                 await in_thread(self._storage.blobs.remove, blob)
-        except StorageError as error:
-            log.warning("old checkpoint not removed job=%s reason=%s", job, error)
+            except P2pnnError as error:
+                log.warning("old checkpoint not removed job=%s reason=%s", job, error)
 
     def _send(self, message: wire.Record | None) -> None:
         if message is not None:
@@ -186,7 +190,7 @@ class Records:
                 for blob in await in_thread(lambda: list(leftovers(self._storage.blobs, known, time.time()))):  # noqa: B023
                     if self._at_work():
                         break
-                    if blob not in given:
+                    if blob not in given and not any(blob in dropped for dropped in self._dropped.values()):
                         await in_thread(self._storage.blobs.remove, blob)
         except StorageError as error:
             log.warning("leftovers not removed reason=%s", error)

@@ -61,7 +61,7 @@ async def whole_checkpoints(record: JobRecord, blobs: BlobExchange) -> tuple[Man
     """
     for count in range(len(record.checkpoints), 0, -1):
         manifest = record.checkpoints[count - 1]
-        if all([await blobs.is_anywhere(part.blob) for part in manifest.parts]):
+        if await _is_whole(manifest, blobs):
             return record.checkpoints[:count]
         log.warning("job=%s checkpoint of step %d has parts that no node has", record.job, manifest.step)
     if record.checkpoints:
@@ -70,3 +70,10 @@ async def whole_checkpoints(record: JobRecord, blobs: BlobExchange) -> tuple[Man
             "reached; start the nodes that held them, then resume again"
         )
     return ()
+
+
+async def _is_whole(manifest: Manifest, blobs: BlobExchange) -> bool:
+    for part in manifest.parts:
+        if not await blobs.is_anywhere(part.blob):
+            return False
+    return True

@@ -31,6 +31,7 @@ from p2pnn.job.actions import (
 )
 from p2pnn.job.plan import Plan
 from p2pnn.job.records import JobRecord, attainable
+from p2pnn.job.recovery import Loss
 from p2pnn.job.spec import JobSpec
 from p2pnn.job.supervisor import Supervisor
 from p2pnn.job.takeover import Takeover
@@ -375,10 +376,12 @@ class Supervision:
         """A report that was too large for a message, such as the predictions of many rows."""
         try:
             data = await parcels.unpack(message.report, self._blobs, [node])
-            self._take_report(node, data, supervisor)
+            if supervisor.record.generation == message.generation:  # else of a start that has ended meanwhile
+                self._take_report(node, data, supervisor)
             await asyncio.to_thread(parcels.forget, data, self._blobs.blobs)
         except P2pnnError as error:
-            supervisor.node_failed(node, f"its report cannot be had: {error}", self._now())
+            if supervisor.record.generation == message.generation:
+                supervisor.node_failed(node, f"its report cannot be had: {error}", self._now(), Loss.UNREACHABLE)
         if self.led.get(JobId(message.job)) is supervisor:
             self._carry_out(JobId(message.job))
 

@@ -244,3 +244,14 @@ async def test_whether_a_blob_is_anywhere_is_asked_without_fetching_it(tmp_path:
         assert not await nodes[C].is_anywhere(blob_id(b"nowhere"))
     assert not nodes[C].blobs.has(blob)
     assert not nodes[B].blobs.has(blob)
+
+
+@pytest.mark.asyncio
+async def test_a_member_that_hangs_does_not_delay_what_another_knows(tmp_path: Path) -> None:
+    nodes, _ = make_nodes(tmp_path, [A, B, C])
+    blob = nodes[C].blobs.put(b"x")
+    nodes[B].requested = lambda node, message: None  # type: ignore[method-assign]
+    async with asyncio.timeout(5):
+        assert await nodes[A].is_elsewhere(blob)
+        assert not await nodes[A].is_elsewhere(blob, {B, C})
+    assert nodes[A]._asked == {}

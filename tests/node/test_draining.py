@@ -52,7 +52,7 @@ class Bench:
         self.left = asyncio.Event()
         jobs: Any = type("Jobs", (), {"asking": self.asking, "records": {}})()
         self.draining = Draining(
-            self.post, self.charter, jobs, self, self.exchange, lambda: self.members, self.told.append  # type: ignore[arg-type]
+            self.post, self.charter, jobs, self, self.exchange, lambda: self.members, lambda: self.members, self.told.append  # type: ignore[arg-type]
         )  # fmt: skip
         self.draining.when_drained = self.left.set
 

@@ -197,10 +197,18 @@ async def test_a_coordinator_does_what_peers_pass_on(tmp_path: Path) -> None:
     bench.hear(B, wire.Ask(9, "toy-7", "cancel"))
     await until(lambda: len(bench.outside.of(wire.Answered, B)) == 3)
     assert bench.outside.of(wire.Answered, B)[2] == wire.Answered(9, "cancelled")
-    bench.cluster.elect(C)
-    bench.hear(B, wire.Ask(10, "toy-7", "resume"))
+    bench.hear(B, wire.Ask(10, "toy-7", "cancel"))
     await until(lambda: len(bench.outside.of(wire.Answered, B)) == 4)
-    assert bench.outside.of(wire.Answered, B)[3].state == "again"
+    assert bench.outside.of(wire.Answered, B)[3] == wire.Answered(10, "cancelled")
+    bench.hear(B, wire.Ask(11, "toy-7", "resume"))
+    await until(lambda: len(bench.outside.of(wire.Answered, B)) == 5)
+    bench.hear(B, wire.Ask(12, "toy-7", "resume"))
+    await until(lambda: len(bench.outside.of(wire.Answered, B)) == 6)
+    assert [m.state for m in bench.outside.of(wire.Answered, B)[4:]] == ["queued", "queued"]
+    bench.cluster.elect(C)
+    bench.hear(B, wire.Ask(13, "toy-7", "resume"))
+    await until(lambda: len(bench.outside.of(wire.Answered, B)) == 7)
+    assert bench.outside.of(wire.Answered, B)[6].state == "again"
     await bench.close()
 
 
@@ -311,4 +319,54 @@ async def test_a_node_that_was_not_there_from_the_beginning_follows_by_the_recor
     bench.hear(C, wire.Record("toy-9", 3, 6, codec.encode(done)))
     await following
     assert found == [1, "running", 2, "failed"]
+    await bench.close()
+
+
+async def test_a_job_that_is_submitted_again_while_it_is_planned_is_begun_once(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    bench.cluster.delays = True
+    for request in (7, 8):
+        bench.hear(B, wire.Ask(request, "toy-7", "submit", bench.spec_blob))
+    await until(lambda: bench.cluster.proposed)
+    bench.cluster.delays = False
+    bench.cluster.commit()
+    await until(lambda: len(bench.outside.of(wire.Answered, B)) == 2)
+    assert {(m.state, m.error) for m in bench.outside.of(wire.Answered, B)} == {("queued", "")}
+    assert bench.planning.asked == 1
+    await bench.close()
+
+
+@pytest.mark.parametrize("job", ["Toy-7", "../toy", "t" * 100])
+async def test_an_id_that_cannot_be_stored_is_refused_before_anything_is_decided(tmp_path: Path, job: str) -> None:
+    bench = Bench(tmp_path)
+    bench.hear(B, wire.Ask(7, job, "submit", bench.spec_blob))
+    await until(lambda: bench.outside.of(wire.Answered, B))
+    assert "cannot be the id of a job" in bench.outside.of(wire.Answered, B)[0].error
+    assert (bench.jobs.work.entries, bench.planning.asked) == ({}, 0)
+    await bench.close()
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+async def test_a_job_that_was_planned_before_a_drain_is_planned_again(tmp_path: Path, resumed: bool) -> None:
+    bench = Bench(tmp_path)
+    if resumed:
+        job = await bench.submitted()
+        await bench.jobs.ask(job, "pause")
+    bench.planning.draining.add(B)
+    plan, before = bench.planning.plan, bench.planning.asked
+
+    async def stale(spec: JobSpec) -> Plan:
+        found = await plan(spec)  # over A and B: asked for before B said so
+        bench.planning.nodes = [A, C]
+        return found
+
+    bench.planning.plan = stale  # type: ignore[method-assign]
+    if resumed:
+        await bench.jobs.ask(job, "resume")
+    else:
+        job = await bench.submitted()
+    assert bench.planning.asked - before == (1 if resumed else 2) + resumed
+    record = bench.jobs.get(job)
+    assert record.plan is not None
+    assert [share.name for share in record.plan.nodes] == ["a", "c"]
     await bench.close()

@@ -232,3 +232,24 @@ async def test_daemons_that_share_a_cache_measure_once(tmp_path: Path, monkeypat
     found = await asyncio.gather(*(bench.planning.profile() for bench in benches))
     assert [one.gemm_gflops for one in found] == [77.0] * 3
     assert counts.read_text() == "once\n"
+
+
+@pytest.mark.parametrize("already", [True, False])
+async def test_nobody_waits_for_who_is_suspected_to_be_dead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, already: bool
+) -> None:
+    monkeypatch.setattr(module, "SUSPECTS_S", 0.05)
+    monkeypatch.setattr(module, "ANSWER_TIMEOUT_S", 3600.0)
+    bench = Bench(tmp_path)  # B says nothing
+    bench.planning._links[B] = (asyncio.get_running_loop().time(), Link(1e9, 1e-4))
+    if already:
+        bench.planning.suspected.add(B)
+    planning = asyncio.ensure_future(bench.planning.plan(toy()[0]))
+    await until(lambda: bench.outside.of(wire.ProfileRequest))
+    bench.planning.suspected.add(B)
+    async with asyncio.timeout(10):
+        plan = await planning
+    assert [share.name for share in plan.nodes] == ["a"]
+    assert "node b is left out: it has not answered, and may be dead" in plan.reasons
+    assert bench.planning._answers == {}
+    await bench.planning.close()

@@ -254,3 +254,47 @@ async def test_the_disk_is_written_by_a_thread_and_only_the_newest_of_a_job(
     assert saved == [1, 8]
     assert not bench.exchange.blobs.has(old)
     assert bench.exchange.blobs.has(new)
+
+
+async def test_what_a_record_gave_up_stays_until_that_record_is_safe(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from p2pnn.errors import StorageError
+
+    def full(changed: JobRecord) -> None:
+        if changed.job == JOB:
+            raise StorageError("the disk is full")
+
+    bench = Bench(tmp_path)
+    old, new = (bench.exchange.blobs.put(text) for text in (b"old", b"new"))
+    bench.hear(record(checkpoints=(manifest(1, old),)))
+    await bench.records.flush()
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.storage, "save_record", full)
+        bench.hear(record(revision=4, checkpoints=(manifest(2, new),)))
+        bench.hear(record(job="toy-2"))
+        await bench.records.flush()
+    assert "record not stored" in caplog.text
+    assert bench.exchange.blobs.has(old), "the record on the disk names it"
+    bench.hear(record(job="toy-2", revision=4))
+    await bench.records.flush()
+    assert bench.exchange.blobs.has(old)
+    bench.hear(record(revision=5, checkpoints=(manifest(2, new),)))
+    await bench.records.flush()
+    assert not bench.exchange.blobs.has(old)
+    await bench.close()
+
+
+async def test_a_part_with_a_name_that_no_blob_has_stops_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench = Bench(tmp_path)
+    old, bad = bench.exchange.blobs.put(b"old"), BlobId("../nothing")
+    bench.hear(record(checkpoints=(manifest(1, bad), manifest(2, old))))
+    bench.records.commit(record(revision=4, checkpoints=()))
+    bench.records.commit(record(job="toy-2"))
+    await bench.records.flush()
+    assert "old checkpoint not removed" in caplog.text
+    assert not bench.exchange.blobs.has(old)
+    assert set(bench.storage.load_records()) == {JOB, "toy-2"}
+    await bench.close()

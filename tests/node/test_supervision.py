@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from p2pnn.errors import UsageError
+from p2pnn.errors import StorageError, UsageError
 from p2pnn.job import records as codec
 from p2pnn.job import script, watch
 from p2pnn.job.plan import Plan
@@ -110,8 +110,32 @@ async def test_a_report_that_comes_as_a_parcel_is_fetched(tmp_path: Path) -> Non
     await until(lambda: len(bench.commands(B)) > len(trains))
     bench.outside.peers.clear()
     bench.hear(B, wire.Report(job, 1, msgspec.msgpack.encode("0" * 64)))
-    await until(lambda: bench.state(job) == "failed")
+    await until(lambda: bench.state(job) == "recovering")
     assert "its report cannot be had" in bench.jobs.get(job).reason
+    await bench.close()
+
+
+@pytest.mark.parametrize("readable", [True, False])
+async def test_a_parcel_that_comes_when_its_start_is_over_is_no_report_of_the_next(
+    tmp_path: Path, readable: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(tmp_path)
+    job = await bench.running()
+
+    async def late(*_: object) -> bytes:
+        if not readable:
+            raise StorageError("nobody has it")
+        return msgspec.msgpack.encode(script.Done(99))
+
+    monkeypatch.setattr(parcels, "unpack", late)
+    monkeypatch.setattr(parcels, "forget", lambda *_: None)
+    supervisor = bench.jobs._supervision.led[job]
+    heard: list[object] = []
+    monkeypatch.setattr(supervisor, "report", lambda *a: heard.append(a))
+    monkeypatch.setattr(supervisor, "node_failed", lambda *a: heard.append(a))
+    old = wire.Report(job, supervisor.record.generation - 1, msgspec.msgpack.encode("0" * 64))
+    await bench.jobs._supervision._fetch_report(B, old, supervisor)
+    assert heard == []
     await bench.close()
 
 
@@ -256,16 +280,17 @@ async def test_a_job_is_begun_once_at_a_time(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
     job = await bench.submitted()
     await bench.jobs.ask(job, "pause")
+    await until(lambda: bench.jobs.work.entries == {})
     bench.cluster.delays = True
     first = asyncio.ensure_future(bench.jobs.ask(job, "resume"))
     second = asyncio.ensure_future(bench.jobs.ask(job, "resume"))
-    done, _ = await asyncio.wait([first, second], return_when=asyncio.FIRST_COMPLETED)
+    await until(lambda: bench.cluster.proposed)
     with pytest.raises(UsageError, match="is being started already"):
-        await done.pop()
+        await bench.jobs._supervision.begin(bench.jobs.get(job), bench.spec, plan_of(bench.spec, [A, B]), {}, [])
     bench.cluster.delays = False
     bench.cluster.commit()
-    [other] = {first, second} - done if done else {first if second.done() else second}
-    assert await other == "queued"
+    assert await asyncio.gather(first, second) == ["queued", "queued"]
+    assert bench.jobs.get(job).starts == 2
     await bench.close()
 
 
