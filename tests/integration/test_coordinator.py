@@ -113,6 +113,7 @@ def test_jobs_are_submitted_paused_and_resumed_at_nodes_that_do_not_coordinate(
         m.nodes["a"].kill()
         wait_until(lambda: agreement(m, "b", "c") is not None, "there is another coordinator", 15.0)
         m["c"].post(f"jobs/{job}/resume")
+        wait_until(lambda: m.job("b", job)["state"] != "paused", "b has heard of it")
         done = m.await_state("b", job, "done")
         assert done["result"]["bits"] == undisturbed["result"]["bits"]
         losses = [[entry["validation_loss"] for entry in found["history"]] for found in (done, undisturbed)]
