@@ -82,8 +82,14 @@ def test_a_node_that_lost_its_folder_returns_as_another_and_the_old_one_stays_aw
                 "another node listens at its address",
                 "its link was reset and it refuses connections: no process listens there",
             )
-            rows = [row for row in m[at].get("peers")["peers"] if row["name"] == "c"]
-            assert [(row["node"], row["state"]) for row in rows] == [(new, "alive")], "one link, to the living one"
+
+            def one_link(at: str = at) -> bool:
+                rows = [row for row in m[at].get("peers")["peers"] if row["name"] == "c"]
+                return [(row["node"], row["state"]) for row in rows if row["state"] != "unreachable"] == [
+                    (new, "alive")
+                ]
+
+            wait_until(one_link, "one link, to the living one")
         assert m.nodes["a"].log.count("name taken twice") == 0
 
 
