@@ -11,6 +11,7 @@ and again, and started again: from the kill until two other nodes name the same 
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import tempfile
@@ -42,7 +43,7 @@ def main() -> int:
 def _idle(m: Mesh, report: Report, kind: str, seconds: float) -> None:
     """Each node is a round, so the median is over the nodes."""
     busy, spoken = Contest(f"{kind}, idle: processor", "% of a core"), Contest(f"{kind}, idle: sent", "kB/s")
-    time.sleep(5.0)  # news of the start has been told by then
+    _settle(m)
     before, carried, begin = {name: _spent(m, name) for name in NODES}, _carried(), time.monotonic()
     time.sleep(seconds)
     passed, carried = time.monotonic() - begin, _carried() - carried
@@ -55,6 +56,21 @@ def _idle(m: Mesh, report: Report, kind: str, seconds: float) -> None:
     worst = max(busy.samples["p2pnn"]), max(spoken.samples["p2pnn"])
     report.facts[f"{kind}, idle: loopback carried for each node"] = f"{carried / passed / len(NODES) / 1000:.2f} kB/s"
     report.facts[f"{kind}: the busiest idle node"] = f"{worst[0]:.2f} % of a core, {worst[1]:.2f} kB/s"
+
+
+def _settle(m: Mesh) -> None:
+    """Wait until the news of the start has been told: until nodes send no less in a second than in the one before it."""
+    sent, before = _sent(m), math.inf
+    while True:
+        time.sleep(1.0)
+        now = _sent(m)
+        if now - sent >= before:
+            return
+        sent, before = now, now - sent
+
+
+def _sent(m: Mesh) -> float:
+    return sum(_spent(m, name)[1] for name in NODES)
 
 
 def _kills(m: Mesh, report: Report, kind: str, count: int) -> None:

@@ -66,9 +66,9 @@ def look(
     if charter is None:
         return Parked(since)
     names = names_of(charter)
-    seen = [voter for voter in charter.voters if voter in alive]
-    missing = [voter for voter in charter.voters if voter not in alive]
-    return Parked(since, tuple(names[v] for v in seen), tuple(names[v] for v in missing), charter.majority)
+    seen = sorted(names[voter] for voter in charter.voters if voter in alive)
+    missing = sorted(names[voter] for voter in charter.voters if voter not in alive)
+    return Parked(since, tuple(seen), tuple(missing), charter.majority)
 
 
 def names_of(charter: Charter) -> Mapping[str, str]:

@@ -23,7 +23,7 @@ ANSWER_S: Final = 300.0
 
 SUCCESSORS_MAX: Final = 5
 LOOK_S: Final = 0.05
-"""Links and takeovers tell nothing here."""
+"""Links, takeovers and a handover that was refused tell nothing here."""
 
 
 class Once:
@@ -122,14 +122,15 @@ class Coordinator:
                             return coordinator
                     elif coordinator is not None and self._ready():
                         return coordinator
-                    await self._change()
+                    await self.next_change()
         except TimeoutError:
             raise UsageError(
                 f"no coordinator was elected within {ELECTION_S:.0f} s, and jobs need one: too few voters can be reached from "
                 "here; `p2pnn cluster show` says which"
             ) from None
 
-    async def _change(self) -> None:
+    async def next_change(self) -> None:
+        """Wait until another node may coordinate; looks again after a short while in any case."""
         try:
             async with asyncio.timeout(LOOK_S):
                 await self._changed.wait()

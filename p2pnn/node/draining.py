@@ -18,7 +18,7 @@ from p2pnn.cluster.petitions import Change
 from p2pnn.errors import NotAllowedError, P2pnnError, ProposalRefused, StorageError, UsageError
 from p2pnn.job import life
 from p2pnn.node import specs
-from p2pnn.node.asking import AskAgain, Asking
+from p2pnn.node.asking import AskAgain
 from p2pnn.node.blobs import BlobExchange
 from p2pnn.node.jobs import Jobs
 from p2pnn.node.keeping import NotKept
@@ -37,9 +37,6 @@ COPIED_MAX: Final = 32
 
 AGAIN_S: Final = 5.0
 """A job may have been planned here before anybody knew: as long as one has the place, the coordinator is asked again."""
-
-ASK_S: Final = 60.0
-"""For the coordinator to find out whether the jobs fit on the others."""
 
 
 class Coordination(Protocol):
@@ -74,7 +71,6 @@ class Draining:
         self._charter = charter
         self._jobs = jobs
         self._place = place
-        self._asking: Asking = jobs.asking
         self._blobs = blobs
         self._members = members
         self._usable = usable
@@ -144,22 +140,25 @@ class Draining:
 
     async def _hand_over(self) -> None:
         """Let another node coordinate."""
-        deadline = asyncio.get_running_loop().time() + HANDOVER_S
-        while self._charter.coordinator in (self._post.node, None):
-            self._say("another node to coordinate the cluster")
-            if self._charter.coordinator is not None:
-                try:
-                    self._charter.propose_members(Change(hand_over=True))
-                except ProposalRefused as error:
-                    log.debug("not handed over reason=%s", error)
-            if asyncio.get_running_loop().time() > deadline:
-                raise UsageError(f"no other node took over the coordination of the cluster within {HANDOVER_S:.0f} s")
-            await asyncio.sleep(4 * LOOK_S)
+        try:
+            async with asyncio.timeout(HANDOVER_S):
+                while self._charter.coordinator in (self._post.node, None):
+                    self._say("another node to coordinate the cluster")
+                    if self._charter.coordinator is not None:
+                        try:
+                            self._charter.propose_members(Change(hand_over=True))
+                        except ProposalRefused as error:
+                            log.debug("not handed over reason=%s", error)
+                    await self._jobs.coordinator.next_change()
+        except TimeoutError:
+            raise UsageError(
+                f"no other node took over the coordination of the cluster within {HANDOVER_S:.0f} s"
+            ) from None
 
     async def _move_jobs(self) -> None:
         """Have the coordinator move every job with a part here, and wait until the place is free."""
         while True:
-            await self._ask_to_move()
+            await self._jobs.coordinator.have_done(wire.Ask(0, "node", "drain"), self._not_here)
             asked = asyncio.get_running_loop().time()
             while (job := self._place.job) is not None:
                 self._say(f"job {job}, until it runs elsewhere")
@@ -169,20 +168,10 @@ class Draining:
             else:
                 return
 
-    async def _ask_to_move(self) -> None:
-        deadline = asyncio.get_running_loop().time() + ASK_S
-        while True:
-            coordinator = self._charter.coordinator
-            if coordinator is not None and coordinator != self._post.node:
-                try:
-                    name = f"{self._members().get(coordinator, coordinator[:8])}, which coordinates,"
-                    await self._asking.inquire(coordinator, name, wire.Ask(0, "node", "drain"), ASK_S)
-                    return
-                except AskAgain as error:
-                    log.debug("asked again reason=%s", error)
-            if asyncio.get_running_loop().time() > deadline:
-                raise UsageError(f"no coordinator was found within {ASK_S:.0f} s to move the jobs away")
-            await asyncio.sleep(4 * LOOK_S)
+    async def _not_here(self) -> str:
+        """This node was elected again: it moves nothing to itself."""
+        await self._hand_over()
+        raise AskAgain("it has just handed over")
 
     async def _copy(self) -> None:
         """Have another node keep what only this one has of jobs that are known: specifications, checkpoints, data."""

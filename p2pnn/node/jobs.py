@@ -104,7 +104,7 @@ class Jobs:
         self._succession = Succession(post, blobs, self._records, self._supervision, members, self._restart)
         self._leading = 0
         self.asking = Asking(post)
-        self._coordinator = Coordinator(
+        self.coordinator = Coordinator(
             post, cluster, self.asking, members, lambda: bool(self._leading) and not self._succession.busy
         )
         for verb in ("submit", "cancel", "pause", "resume", "drain"):
@@ -137,7 +137,7 @@ class Jobs:
         if missing:
             raise UsageError(f"{len(missing)} data chunks of the job are not in this node's store; submit it again")
         job = self._records.new_id(spec.name)
-        await self._coordinator.have_done(
+        await self.coordinator.have_done(
             wire.Ask(0, job, "submit", spec_blob), lambda: self._submit(job, spec_blob, spec, self._post.node)
         )
         await self._known(job)
@@ -154,7 +154,7 @@ class Jobs:
         """
         record = self.get(job)
         life.after(record.state, verb)
-        return await self._coordinator.have_done(wire.Ask(0, job, verb), lambda: self._carry_out(record.job, verb))
+        return await self.coordinator.have_done(wire.Ask(0, job, verb), lambda: self._carry_out(record.job, verb))
 
     def get(self, job: str) -> JobRecord:
         """The newest record of a job. NotFoundError where nobody knows it."""
@@ -212,7 +212,7 @@ class Jobs:
             self._leading = self._cluster.term
             if not self.work.unreadable:
                 self._succession.begin(self.work.entries, self._leading)
-        self._coordinator.changed()
+        self.coordinator.changed()
 
     def coordinator_changed(self, coordinator: NodeId | None) -> None:
         """Another node coordinates, or nobody."""
@@ -221,7 +221,7 @@ class Jobs:
             self._succession.let_go()
             self._supervision.let_go()
             self.work.deposed()
-        self._coordinator.changed()
+        self.coordinator.changed()
 
     def recorded(self, job: JobId) -> bytes:
         """The job's record as this node knows it, as bytes; none where it does not."""
@@ -230,7 +230,7 @@ class Jobs:
 
     async def close(self) -> None:
         """The daemon stops: what it coordinates goes on, or is begun again when a coordinator is there."""
-        self._coordinator.close()
+        self.coordinator.close()
         await self._tasks.close()
         await self._succession.close()
         await self._supervision.close()
@@ -242,7 +242,7 @@ class Jobs:
 
     async def _answer(self, node: NodeId, message: wire.Ask) -> wire.Answered:
         """A peer passes on what a person asked for there."""
-        if await self._coordinator.elected() != self._post.node:
+        if await self.coordinator.elected() != self._post.node:
             raise AskAgain(f"node {self._post.name} does not coordinate any more")
         job = JobId(message.job)
         if message.verb == "drain":

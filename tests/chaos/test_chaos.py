@@ -127,7 +127,6 @@ def test_names_of_cells_are_listed_and_unknown_ones_refused(capsys: pytest.Captu
 
 
 _HARNESS = """
-import asyncio
 import asyncio, sys
 from pathlib import Path
 from tests.chaos.mesh import mesh
@@ -135,7 +134,7 @@ async def main():
     async with mesh(Path(sys.argv[1]), "ab", switched=False) as m:
         m.stop("b")
         print(*(node.process.pid for node in m.nodes.values()), flush=True)
-        await asyncio.sleep(600)
+        await asyncio.Event().wait()
 asyncio.run(main())
 """
 
@@ -146,13 +145,15 @@ def test_no_process_outlives_the_harness_not_even_a_stopped_one(tmp_path: Path, 
         [sys.executable, "-c", _HARNESS, str(tmp_path / "m")], stdout=subprocess.PIPE, cwd=ROOT
     ) as harness:
         assert harness.stdout is not None
-        watched = [os.pidfd_open(int(word)) for word in harness.stdout.readline().split()]
-        harness.send_signal(number)
+        watched: list[int] = []
         try:
+            watched += [os.pidfd_open(int(word)) for word in harness.stdout.readline().split()]
+            harness.send_signal(number)
             assert len(watched) == 2
             for one in watched:
                 assert select.select([one], [], [], 20)[0], "it is still there"
         finally:
+            harness.kill()  # where the test itself ended early
             for one in watched:
                 os.close(one)
 

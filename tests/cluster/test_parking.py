@@ -37,6 +37,11 @@ def test_the_minority_says_what_is_missing_and_since_when_and_what_to_do() -> No
     )
 
 
+def test_names_are_in_order_whenever_their_nodes_became_voters() -> None:
+    parked = look(charter_of((E, B, D, A, C)), None, D, {D, B}, None, 0.0)
+    assert parked == Parked(0.0, (NAMES[B], NAMES[D]), (NAMES[A], NAMES[C], NAMES[E]), 3)
+
+
 def test_the_second_of_two_misses_the_founder() -> None:
     parked = look(charter_of((A,), learners=(B,)), None, B, {B}, None, 0.0)
     assert parked is not None

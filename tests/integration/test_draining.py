@@ -72,7 +72,7 @@ def test_the_only_node_does_not_leave_its_job_unless_forced(tmp_path: Path) -> N
 
 def test_a_job_that_fits_on_nobody_else_keeps_its_node(tmp_path: Path) -> None:
     with mesh(tmp_path, 2) as m:
-        first = m.submit("a", *long_job(checkpoint_steps=0, epochs=1))
+        first = m.submit("a", *long_job(checkpoint_steps=0, epochs=1, node_count=2))
         shares = m.await_state("a", first, "done")["plan"]["nodes"]
         limit = int(max(share["memory_bytes"] for share in shares) * 1.05)
         job = m.submit("a", *long_job(checkpoint_steps=0, epochs=200, memory_bytes_max=limit))

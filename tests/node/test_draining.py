@@ -11,7 +11,10 @@ import pytest
 from p2pnn.cluster.petitions import Change
 from p2pnn.errors import NotAllowedError
 from p2pnn.node import draining as module
+from p2pnn.node.asking import AskAgain
+from p2pnn.node.coordinator import Coordinator
 from p2pnn.node.draining import Draining
+from p2pnn.wire import messages as wire
 from tests.node.nodes import A, B, C, daemons, exchange, post, stored, toy, until
 
 pytestmark = pytest.mark.asyncio
@@ -36,8 +39,9 @@ class FakeAsking:
     def __init__(self) -> None:
         self.asked: list[tuple[Any, str]] = []
 
-    async def inquire(self, node: Any, name: str, question: Any, timeout_s: float) -> None:
+    async def inquire(self, node: Any, name: str, question: Any, timeout_s: float) -> wire.Answered:
         self.asked.append((node, question.verb))
+        return wire.Answered(0, "")
 
 
 class Bench:
@@ -50,7 +54,8 @@ class Bench:
         self.job: str | None = None
         self.told: list[bool] = []
         self.left = asyncio.Event()
-        jobs: Any = type("Jobs", (), {"asking": self.asking, "records": {}})()
+        coordinator = Coordinator(self.post, self.charter, self.asking, lambda: self.members, lambda: True)  # type: ignore[arg-type]
+        jobs: Any = type("Jobs", (), {"coordinator": coordinator, "records": {}})()
         self.draining = Draining(
             self.post, self.charter, jobs, self, self.exchange, lambda: self.members, lambda: self.members, self.told.append  # type: ignore[arg-type]
         )  # fmt: skip
@@ -86,9 +91,26 @@ async def test_without_an_heir_it_stays_and_works_on_unless_forced(
         await bench.drain()
     assert bench.told == [True, False]
     assert not bench.draining.active
-    monkeypatch.setattr(module, "ASK_S", 0.05)
     await bench.drain(force=True)
     await bench.left.wait()
+
+
+async def test_one_that_is_elected_again_hands_over_again(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    bench.job = "toy-1"
+    waiting = asyncio.ensure_future(bench.drain())
+    inquire = bench.asking.inquire
+
+    async def lost(*args: Any) -> wire.Answered:
+        bench.asking.inquire = inquire  # type: ignore[method-assign]
+        bench.charter.coordinator = A
+        raise AskAgain("node c was lost before it answered")
+
+    bench.asking.inquire = lost  # type: ignore[method-assign]
+    await until(lambda: bench.asking.asked)
+    assert (bench.charter.asked, bench.asking.asked) == (2, [(C, "drain")])
+    bench.job = None
+    await waiting
 
 
 async def test_who_asks_may_go_away_and_ask_again(tmp_path: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -21,6 +23,22 @@ from tests.node.nodes import A, B, C, plan_of, until
 from tests.node.test_jobs import Bench
 
 pytestmark = pytest.mark.asyncio
+
+
+async def undecided(bench: Bench, asked: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+    """Ask for a start that the cluster proposes and does not decide yet."""
+    bench.cluster.delays = True
+    task = asyncio.get_running_loop().create_task(asked)
+    await until(lambda: bench.cluster.proposed)
+    return task
+
+
+async def paused(bench: Bench) -> str:
+    """A job that was submitted and paused, so that the cluster has no start of it."""
+    job = await bench.submitted()
+    await bench.jobs.ask(job, "pause")
+    await until(lambda: bench.jobs.work.entries == {})
+    return job
 
 
 async def test_nodes_are_reserved_in_the_order_of_their_ids_and_then_prepared(tmp_path: Path) -> None:
@@ -201,9 +219,7 @@ def generations(bench: Bench) -> set[int]:
 
 async def test_a_node_that_is_lost_while_a_start_is_decided_is_planned_around(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
-    bench.cluster.delays = True
-    submitting = asyncio.ensure_future(bench.submitted())
-    await until(lambda: bench.cluster.proposed)
+    submitting = await undecided(bench, bench.submitted())
     bench.planning.nodes = [A, C]
     del bench.members[B]
     bench.jobs.member_lost(B, "connection reset")
@@ -248,9 +264,7 @@ async def test_of_two_decisions_under_way_only_the_last_takes_nodes(tmp_path: Pa
 
 async def test_a_start_whose_asker_goes_away_leaves_nothing_in_the_charter(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
-    bench.cluster.delays = True
-    submitting = asyncio.ensure_future(bench.submitted())
-    await until(lambda: bench.cluster.proposed)
+    submitting = await undecided(bench, bench.submitted())
     submitting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await submitting
@@ -264,9 +278,7 @@ async def test_a_start_whose_asker_goes_away_leaves_nothing_in_the_charter(tmp_p
 
 async def test_a_start_that_is_not_decided_when_this_node_is_deposed_was_not_begun(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
-    bench.cluster.delays = True
-    submitting = asyncio.ensure_future(bench.submitted())
-    await until(lambda: bench.cluster.proposed)
+    submitting = await undecided(bench, bench.submitted())
     bench.cluster.elect(C)
     await until(lambda: bench.outside.of(wire.Ask, C))  # the next coordinator is asked for the same job
     assert bench.outside.of(wire.Reserve) == []
@@ -278,9 +290,7 @@ async def test_a_start_that_is_not_decided_when_this_node_is_deposed_was_not_beg
 
 async def test_a_job_is_begun_once_at_a_time(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
-    job = await bench.submitted()
-    await bench.jobs.ask(job, "pause")
-    await until(lambda: bench.jobs.work.entries == {})
+    job = await paused(bench)
     bench.cluster.delays = True
     first = asyncio.ensure_future(bench.jobs.ask(job, "resume"))
     second = asyncio.ensure_future(bench.jobs.ask(job, "resume"))
@@ -296,12 +306,8 @@ async def test_a_job_is_begun_once_at_a_time(tmp_path: Path) -> None:
 
 async def test_a_job_that_is_cancelled_while_its_start_is_decided_leaves_nothing_behind(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
-    job = await bench.submitted()
-    await bench.jobs.ask(job, "pause")
-    await until(lambda: bench.jobs.work.entries == {})
-    bench.cluster.delays = True
-    resuming = asyncio.ensure_future(bench.jobs.ask(job, "resume"))
-    await until(lambda: bench.cluster.proposed)
+    job = await paused(bench)
+    resuming = await undecided(bench, bench.jobs.ask(job, "resume"))
     assert await bench.jobs.ask(job, "cancel") == "cancelled"
     bench.cluster.delays = False
     bench.cluster.commit()
@@ -362,12 +368,8 @@ async def test_what_an_old_start_says_while_the_next_is_decided_counts_for_nothi
 
 async def test_what_an_old_start_says_while_a_job_is_resumed_counts_for_nothing(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
-    job = await bench.submitted()
-    await bench.jobs.ask(job, "pause")
-    await until(lambda: bench.jobs.work.entries == {})
-    bench.cluster.delays = True
-    resuming = asyncio.ensure_future(bench.jobs.ask(job, "resume"))
-    await until(lambda: bench.cluster.proposed)
+    job = await paused(bench)
+    resuming = await undecided(bench, bench.jobs.ask(job, "resume"))
     bench.hear(B, wire.JobFailed(job, 1, "late"))
     bench.cluster.commit()
     assert await resuming == "queued"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import Counter
 from typing import Any
 
@@ -28,8 +29,8 @@ class TableHost(ReplicaHost):
         self.table = LeaseTable(EPOCHS, BATCHES)
 
 
-class Client:
-    """Somebody who changes the table, one update at a time. next_update: what it wants now, if anything."""
+class Client(ABC):
+    """Somebody who changes the table, one update at a time."""
 
     def __init__(self, shards: Leased, host: Host, now: float) -> None:
         self.shards = shards
@@ -37,8 +38,9 @@ class Client:
         self.pusher = Pusher(SHARD, self.worker, now, LIMITS, shards.timing)
         self.due = now
 
+    @abstractmethod
     def next_update(self) -> leases.Update | None:
-        raise NotImplementedError
+        """What it wants now, if anything."""
 
     def receive(self, source: NodeId, message: Any, now: float) -> None:
         match message:
