@@ -25,7 +25,9 @@ class Prepare(_Message, tag=1):
     """Load everything and answer Prepared (or Failed). `plan` is a MessagePack `job.plan.Plan`, `checkpoint` a MessagePack
     `job.checkpoint.Manifest` or empty; all blobs that either names, and the data chunks this node reads, lie in `blobs`.
     The arena's descriptor and the socket's are given on the command line. spans: where in the arena, behind the tensors, the
-    ring of spans begins (`job.spans`), snapshots: where the counter and the slots of snapshots do (`train.cuts`); −1 for none."""
+    ring of spans begins (`job.spans`), snapshots: where the counter and the slots of snapshots do (`train.cuts`); −1 for none.
+    role: `compute`, or `serve` for the shards of the parameter server whose primary node_index is. landings: where in the
+    arena of a data-parallel run's worker the landing places begin (`ps.layout`); −1 in any other."""
 
     spec_path: str
     plan: bytes
@@ -34,6 +36,8 @@ class Prepare(_Message, tag=1):
     checkpoint: bytes = b""
     spans: int = -1
     snapshots: int = -1
+    role: str = "compute"
+    landings: int = -1
 
 
 class Arrived(_Message, tag=7):
@@ -69,6 +73,68 @@ class Freed(_Message, tag=13):
     """Nobody needs the snapshot in a slot any more: it may be overwritten."""
 
     slot: int
+
+
+class Answered(_Message, tag=14):
+    """To a worker: a shard's answer, as `wire.Values` or `wire.Pushed` brought it. landed: its values lie in the shard's
+    landing place, nbytes of them, which is the executor's until it lends it again; else they were dropped, or there are none."""
+
+    shard: int
+    sequence: int
+    request: int
+    generation: int
+    refusal: str
+    log_number: int
+    has_values: bool
+    version: int = 0
+    clock: int = 0
+    whole: bool = True
+    number: int = 0
+    landed: bool = False
+    nbytes: int = 0
+
+
+class Left(_Message, tag=15):
+    """To a worker: the bytes of the push part numbered `token` have left."""
+
+    token: int
+
+
+class PushArrived(_Message, tag=16):
+    """To a server: a part of a push lies whole in its slot (`ps.layout`)."""
+
+    shard: int
+    worker: int
+    sequence: int
+    part: int
+    based_on: int
+    based_clock: int
+    fetch: bool
+    have: int
+
+
+class Fetched(_Message, tag=17):
+    """To a server: a worker's `wire.Fetch`."""
+
+    shard: int
+    worker: int
+    request: int
+    have: int
+    after: int
+
+
+class Marked(_Message, tag=18):
+    """To a server: a worker's `wire.Mark`."""
+
+    shard: int
+    worker: int
+    sequence: int
+
+
+class AnswerLeft(_Message, tag=19):
+    """To a server: the bytes of the answer numbered `token` have left, or will not leave."""
+
+    token: int
 
 
 # executor → daemon
@@ -107,6 +173,64 @@ class Snapped(_Message, tag=27):
     slot: int
 
 
+class PushPart(_Message, tag=28):
+    """Of a worker: send the arena's bytes [offset, offset + nbytes) as a part of a push to a shard, then say Left. needed:
+    the lower, the sooner."""
+
+    token: int
+    shard: int
+    sequence: int
+    part: int
+    offset: int
+    nbytes: int
+    based_on: int
+    based_clock: int
+    fetch: bool
+    have: int
+    needed: int
+
+
+class FetchValues(_Message, tag=29):
+    """Of a worker: send a `wire.Fetch` to a shard."""
+
+    shard: int
+    request: int
+    have: int
+    after: int
+
+
+class Lend(_Message, tag=30):
+    """Of a worker: values of the shard may be received into its landing place, once."""
+
+    shard: int
+
+
+class SendMark(_Message, tag=31):
+    """Of a worker: send a `wire.Mark` to all shards that it speaks to."""
+
+    sequence: int
+
+
+class SendAnswer(_Message, tag=32):
+    """Of a server: send an answer to a worker: with values, the arena's bytes [offset, offset + nbytes), then say AnswerLeft;
+    with nbytes = 0 without. acknowledged: pushes of this worker up to this number are decided, so their slots are free."""
+
+    token: int
+    shard: int
+    worker: int
+    sequence: int
+    request: int
+    refusal: str
+    log_number: int
+    acknowledged: int
+    offset: int = 0
+    nbytes: int = 0
+    version: int = 0
+    clock: int = 0
+    whole: bool = True
+    number: int = 0
+
+
 class Failed(_Message, tag=26):
     """This executor cannot go on and exits: one sentence."""
 
@@ -115,6 +239,9 @@ class Failed(_Message, tag=26):
 
 ToExecutor = (
     Prepare | Train | Evaluate | Predict | Sample | Checkpoint | Restore | Finish | Arrived | Sent | PeerRetired | PeerSquares
-    | Freed
+    | Freed | Answered | Left | PushArrived | Fetched | Marked | AnswerLeft
 )  # fmt: skip
-FromExecutor = Prepared | Send | Retired | Squares | Snapped | Progress | Done | Failed
+FromExecutor = (
+    Prepared | Send | Retired | Squares | Snapped | Progress | Done | Failed
+    | PushPart | FetchValues | Lend | SendMark | SendAnswer
+)  # fmt: skip

@@ -160,8 +160,18 @@ class Session:
                 self._snapshots.freed(message.slot)
             case commands.Prepare():
                 raise JobFailedError("the executor was told Prepare twice")
-            case _:
+            case (
+                script.Train()
+                | script.Evaluate()
+                | script.Predict()
+                | script.Sample()
+                | script.Checkpoint()
+                | script.Restore()
+                | script.Finish()
+            ):
                 self._machine.command(message)
+            case _:
+                raise JobFailedError(f"the executor of a run without shards was told {type(message).__name__}")
 
     def _send(self) -> None:
         out = self._machine.outgoing()

@@ -35,13 +35,25 @@ class NodeShare(msgspec.Struct, frozen=True):
     why: str = ""
 
 
+class Replica(msgspec.Struct, frozen=True):
+    """One model replica of a data-parallel run. nodes: indices into the plan's nodes; `Plan.assignment` counts within these."""
+
+    nodes: tuple[int, ...]
+
+
+class ShardHome(msgspec.Struct, frozen=True):
+    """Who holds one shard of the parameters. nodes: indices into the plan's nodes, the primary first."""
+
+    nodes: tuple[int, ...]
+
+
 class Plan(msgspec.Struct, frozen=True):
     """assignment[i] is the index into `nodes` of the node that runs ops[i]. frames: micro-batches in flight per node.
 
     samples_per_s is predicted for this plan, best_single_samples_per_s for the fastest single node on which the job
     fits (0.0 where it fits on none). `reasons` are sentences: why cut here, what a warning means.
     delays: per node, how many updates behind its mini-batches run (`async:K`, see `job.segment.delays`); () for `sync`.
-    bitwise is False when the nodes' numeric fingerprints differ.
+    bitwise is False when the nodes' numeric fingerprints differ. replicas, shards: of a data-parallel run; () of any other.
     """
 
     nodes: tuple[NodeShare, ...]
@@ -54,6 +66,25 @@ class Plan(msgspec.Struct, frozen=True):
     reasons: tuple[str, ...] = ()
     format: int = FORMAT
     delays: tuple[int, ...] = ()
+    replicas: tuple[Replica, ...] = ()
+    shards: tuple[ShardHome, ...] = ()
+
+    def worker_of(self, index: int) -> int:
+        """Which replica node `index` computes for; −1 where it computes for none. Without replicas all compute for replica 0."""
+        if not self.replicas:
+            return 0
+        return next((number for number, replica in enumerate(self.replicas) if index in replica.nodes), -1)
+
+    def served_by(self, index: int) -> tuple[int, ...]:
+        """The shards whose primary node `index` is."""
+        return tuple(number for number, home in enumerate(self.shards) if home.nodes[0] == index)
+
+    def replica(self, number: int) -> Plan:
+        """The plan of one replica by itself: its nodes alone, no shards."""
+        if not self.replicas:
+            return self
+        nodes = tuple(self.nodes[index] for index in self.replicas[number].nodes)
+        return msgspec.structs.replace(self, nodes=nodes, replicas=(), shards=())
 
 
 def cut(spec: JobSpec, plan: Plan) -> str:

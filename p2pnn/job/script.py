@@ -70,12 +70,28 @@ class Finish(_Message, tag=6):
     """Nothing more will come: exit with status 0."""
 
 
+class ShardReport(msgspec.Struct, frozen=True, array_like=True):
+    """What a shard has seen so far. staleness: updates that a push was behind → how many pushes. taken: pushes applied, by
+    worker. refused: (worker, name of a `ps.messages.Refusal`, how often). Bytes are those of bodies, in and out. queued:
+    pushes that wait."""
+
+    shard: int
+    version: int
+    staleness: dict[int, int]
+    taken: dict[int, int]
+    refused: tuple[tuple[int, str, int], ...]
+    set_aside: tuple[int, ...]
+    received_bytes: int
+    sent_bytes: int
+    queued: int
+
+
 class Progress(_Message, tag=24):
     """Sent at most every 0.2 s. Sums are since the last Progress; loss and metrics only from nodes that hold them.
 
     step: steps done. losses: (sum over rows of the loss, rows). metrics: name → (sum, count).
     compute_s, wall_s: seconds spent computing and passed, since the last Progress. snapshots: how many were taken since then;
-    snapshot_s: seconds for copying them and sending them to another node.
+    snapshot_s: seconds for copying them and sending them to another node. served: what shards on this node say of themselves.
     """
 
     step: int
@@ -85,6 +101,7 @@ class Progress(_Message, tag=24):
     wall_s: float
     snapshots: int = 0
     snapshot_s: float = 0.0
+    served: tuple[ShardReport, ...] = ()
 
 
 class Done(_Message, tag=25):

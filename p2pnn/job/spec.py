@@ -118,6 +118,30 @@ class Optimizer(msgspec.Struct, frozen=True):
     smoothing: float = 0.99
 
 
+class DataParallel(msgspec.Struct, frozen=True):
+    """How a run cuts its data over model replicas and keeps its parameters on shards; see `ps.consistency` for the words.
+
+    consistency: `async`, `ssp:S`, `sync` or `local:H`. workers: model replicas, shards: of the parameter server; 0 lets the
+    planner choose. copies: processes that hold each shard. cut: one of `ps.sharding.POLICIES`. push, pull: compressions of
+    gradients and of parameters. The others are `ps.consistency.Settings`'s.
+    """
+
+    consistency: str = "async"
+    backup: int = 0
+    workers: int = 0
+    shards: int = 0
+    copies: int = 1
+    cut: str = "equal"
+    push: str = "float32"
+    pull: str = "float32"
+    n_push: int = 1
+    n_fetch: int = 1
+    local_rate: float = 0.0
+    warm_start: int = 0
+    staleness_max: int = 0
+    scale_by_staleness: bool = False
+
+
 class Pin(msgspec.Struct, frozen=True):
     """Ops whose name, or whose layer's name, matches the shell-style `pattern` stay on the node called `node`."""
 
@@ -149,7 +173,7 @@ class JobSpec(msgspec.Struct, frozen=True):
     schedule: `sync`, or `async:K` with K mini-batches in flight (then micro_batches is 1).
     threads: BLAS threads per executor; part of the numeric fingerprint.
     cut: the number of each op's node, in graph order, as an earlier run had it; () lets the planner cut.
-    request: the job file that led here, as text, so that whoever fetches the results gets it with them.
+    request: the job file that led here, as text, so that whoever fetches the results gets it with them. data: of parallel = data.
     """
 
     name: str
@@ -180,6 +204,7 @@ class JobSpec(msgspec.Struct, frozen=True):
     sampling: Sampling | None = None
     cut: tuple[int, ...] = ()
     snapshot_steps: int = -1
+    data: DataParallel | None = None
 
     @property
     def forward_only(self) -> bool:

@@ -5,7 +5,8 @@ at the end, with a default, so that an older node reads what it knows and ignore
 every one for strangers, and a test compares that page with this file. Fields of type bytes carry records of higher
 layers that this layer never opens. Messages with BODY = True are followed by raw bytes outside MessagePack. The types of fields
 are in `wire.fields`, the messages of membership (10–19) in `wire.membership`, of jobs (30–59) in `wire.jobs`, of the charter
-(70–89) in `wire.charter`, of snapshots (50–53, 61) in `wire.cuts`, of replicated shards (95–105) in `wire.replication`.
+(70–89) in `wire.charter`, of snapshots (50–53, 61) in `wire.cuts`, of
+parameter servers (62–64) in `wire.servers`, of replicated shards (95–105) in `wire.replication`.
 """
 
 from __future__ import annotations
@@ -99,6 +100,9 @@ from p2pnn.wire.replication import StateHeld as StateHeld
 from p2pnn.wire.replication import StatePiece as StatePiece
 from p2pnn.wire.replication import Superseded as Superseded
 from p2pnn.wire.replication import UpdateWanted as UpdateWanted
+from p2pnn.wire.servers import Fetch as Fetch
+from p2pnn.wire.servers import Mark as Mark
+from p2pnn.wire.servers import Values as Values
 
 
 class CloseReason(IntEnum):
@@ -250,6 +254,7 @@ AnyMessage = (
     | Reserve | Waiting | Granted | Release | Prepare | Preparing | Prepared | Command | Report | JobFailed
     | Retired | Squares | Keep | Kept | Record | RecordRequest | Ask | Answered | Traced
     | CutsWanted | CutsHeld | PartWanted | PartMade | Adopt | Adopted | Happened | Follow | Tensor | Snapshot
+    | Values | Fetch | Mark
     | Lead | Held | PreVote | PreVoted | Vote | Voted | CharterPiece | CharterWanted | Handover
     | Petition | Ruling | AuthorityWanted | AuthorityKey | AuthorityHeld
     | Push | Pushed | Forward | Append | Appended | Beat | UpdateWanted | StatePiece | StateHeld | Superseded

@@ -10,11 +10,15 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from p2pnn.wire.fields import Count, JobText, Length, Message, Packed, Sentence
+from p2pnn.wire.fields import Count, JobText, Length, Message, Name, Packed, Sentence
 
 
 class Push(Message, tag=95):
-    """Worker to primary. Body: the update's bytes from `start` on. worker: its incarnation. sequence: counts updates from 1."""
+    """Worker to primary. Body: the update's bytes from `start` on. worker: its incarnation. sequence: counts updates from 1.
+
+    Of a push of gradients: part: which of the shard's parts the body is; based_on, based_clock: `version` and `clock` of the
+    values that the gradient was computed from; fetch: answer with values; have: the number of the newest that the worker has.
+    """
 
     BODY: ClassVar[bool] = True
     job: JobText
@@ -24,12 +28,19 @@ class Push(Message, tag=95):
     sequence: Count
     start: Length
     total_bytes: Length
+    part: Count = 0
+    based_on: Count = 0
+    based_clock: Count = 0
+    fetch: bool = False
+    have: Count = 0
 
 
 class Pushed(Message, tag=96):
     """To the worker: all in-sync replicas hold its updates up to `sequence`. answer: what the shard has to say to it.
 
-    error: the update of this sequence was refused and changes nothing; its number is used up.
+    error: the update of this sequence was refused and changes nothing; its number is used up. Of a push of gradients:
+    refusal: the name of a `ps.messages.Refusal`, or empty; request: of the Fetch that is refused, 0 for none; log_number: of
+    the newest push.
     """
 
     job: JobText
@@ -39,6 +50,9 @@ class Pushed(Message, tag=96):
     sequence: Count
     answer: Packed = b""
     error: Sentence = ""
+    refusal: Name = ""
+    request: Count = 0
+    log_number: Count = 0
 
 
 class Forward(Message, tag=97):

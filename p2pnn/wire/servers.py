@@ -1,0 +1,60 @@
+"""The messages between workers and parameter-server shards that are not those of replication: 62–64, on data links.
+
+They are part of the closed list in `wire.messages`. A worker is named by its number in the plan, a shard by its. A push is
+`wire.replication.Push`, answered by Values or, without values, by `wire.replication.Pushed`.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from p2pnn.wire.fields import Count, JobText, Message, Name
+
+
+class Values(Message, tag=62):
+    """Shard to worker. Body: parameters, whole float32 or a compressed difference to those numbered `number` − 1.
+
+    Answers the pushes up to `sequence`, or the Fetch numbered `request`. version, clock: how many updates the values hold,
+    and how many pushes at least of each worker. refusal: the name of a `ps.messages.Refusal`, or empty. log_number: of the
+    newest push.
+    """
+
+    BODY: ClassVar[bool] = True
+    job: JobText
+    generation: Count
+    shard: Count
+    worker: Count
+    sequence: Count
+    request: Count
+    version: Count
+    clock: Count
+    whole: bool
+    number: Count
+    refusal: Name = ""
+    log_number: Count = 0
+
+
+class Fetch(Message, tag=63):
+    """Worker to shard: send values, answered by Values. have: the number of those that the worker has.
+
+    after: once all workers have done the commands of the script before this number; 0 for at once.
+    """
+
+    job: JobText
+    generation: Count
+    shard: Count
+    worker: Count
+    request: Count
+    have: Count = 0
+    after: Count = 0
+
+
+class Mark(Message, tag=64):
+    """Worker to shard: the worker has done all commands of the script before `sequence`, and the shard has acknowledged its
+    pushes."""
+
+    job: JobText
+    generation: Count
+    shard: Count
+    worker: Count
+    sequence: Count
