@@ -36,14 +36,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "job": {"model"},
     "data": {"job", "model"},
     "train": {"job", "model"},
-    "plan": {"job", "model", "train"},
     "ps": {"job", "model", "train"},
+    "plan": {"job", "model", "train", "ps"},
     "executor": {"engine", "train", "data", "job", "model", "plan"},
     "node": {
         "config", "wire", "identity", "transport", "cluster", "model", "engine", "job", "data", "train", "plan", "executor",
     },
     "api": {"node", "config", "wire", "identity", "cluster", "data", "job", "model"},
-    "cli": {"zoo", "nn", "data", "job", "model", "config", "values", "plan"},
+    "cli": {"zoo", "nn", "data", "job", "model", "config", "values", "plan", "ps"},
     "__main__": {"cli"},
     "__init__": {"cli", "nn", "zoo", "train"},
 }  # fmt: skip
