@@ -92,7 +92,7 @@ def _best_shards(
     for count in [data.shards] if data.shards else range(1, most + 1):
         there = exchange(spec, cut(space, count, data.cut))
         roles = place(work, spec, there, candidates, workers, links)
-        if roles is not None:
+        if roles is not None and (data.shards or len(set(roles.homes)) == count):
             found.append((there, roles, pace(work, spec, there, roles, links)))
     best = max((speed.samples_per_s for _, _, speed in found), default=0.0)
     good = [row for row in found if row[2].samples_per_s >= best * (1 - TOLERANCE)]

@@ -101,25 +101,22 @@ class _Round:
         """`sync` and `local`: computing, pushes, update, fetches, one after the other."""
         how, count = self.there.how, self.roles.workers
         steps, quorum = max(1, how.local_steps), how.quorum(count)
-        alone = sorted((self.computing(w), w) for w in self.workers)[quorum - 1]
-        busy = [self.computing(n) if n in self.workers else 0.0 for n in self.nodes]
+        awaited = sorted((self.computing(w), w) for w in self.workers)[:quorum]
+        slowest_s, slowest = awaited[-1]
+        taking_part = {w for _, w in awaited}
+        busy = [self.computing(n) if n in taking_part else 0.0 for n in self.nodes]
         crowd_s, crowd = max((s, n) for n, s in enumerate(self._over_cores(busy)))
+        crowded = crowd_s > slowest_s
         pushes = max((quorum / count * self._traffic(n, 1, 0), n) for n in self.nodes)
         served = [self._served(n, quorum / count, 1 / count, 1) for n in self.nodes]
         serving = max((max(s, c), n) for n, (s, c) in enumerate(zip(served, self._over_cores(served), strict=True)))
         fetches = max((self._traffic(n, 0, 1), n) for n in self.nodes)
-        computing = (
-            Bound("cores", crowd, steps * crowd_s)
-            if crowd_s > alone[0]
-            else Bound("compute", alone[1], steps * alone[0])
-        )
+        trip_s = 4 * HOP_S + self._latency(slowest) + DAEMON_S * max(map(self._messages, self.nodes))
         phases = [
-            computing,
+            Bound("cores", crowd, steps * crowd_s) if crowded else Bound("compute", slowest, steps * slowest_s),
             Bound("link", max(pushes, fetches)[1], pushes[0] + fetches[0]),
             Bound("shards", serving[1], serving[0]),
-            Bound(
-                "trip", alone[1], 4 * HOP_S + self._latency(alone[1]) + max(map(self._messages, self.nodes)) * DAEMON_S
-            ),
+            Bound("trip", slowest, trip_s),
         ]
         return sum(b.seconds for b in phases), max(phases, key=lambda b: b.seconds)
 

@@ -76,7 +76,7 @@ def place(
         ]
         if not fits:
             return None
-        bound = SLOW * min(moving[n] for n in fits)
+        bound = SLOW * min((moving[n] for n in fits if moving[n]), default=0.0)
         home = min(fits, key=lambda n: (len(held[n]), 2 if moving[n] > bound else int(n in workers), moving[n], n))
         held[home].append(shard)
         homes.append(home)

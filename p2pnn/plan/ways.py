@@ -111,21 +111,22 @@ def _remedy(work: Workload, spec: JobSpec, candidates: Sequence[Profile], links:
 
 def _changes(given: DataParallel) -> Iterator[tuple[str, DataParallel]]:
     """Other settings in words and as a record: those that change the result least first."""
-
-    def changed(flags: str, *changes: dict[str, Any]) -> Iterator[tuple[str, DataParallel]]:
-        found = given
-        for some in changes:
-            found = msgspec.structs.replace(found, **some)
-        if found != given:
-            yield flags, found
-
     halves, seldom = "--push-compression bf16 --pull-compression bf16", "--push-every 4 --fetch-every 4"
-    if given.workers or given.shards:
-        yield from changed("--workers and --shards left away", {"workers": 0, "shards": 0})
-    yield from changed(halves, _HALVES)
     asynchronous = "" if given.consistency == "async" else "--consistency async "
-    yield from changed("--consistency async", _ASYNC)
-    yield from changed(f"{asynchronous}{seldom}", _ASYNC, _SELDOM)
-    yield from changed(f"{asynchronous}{seldom} {halves}", _ASYNC, _SELDOM, _HALVES)
-    yield from changed("--consistency local:8", _LOCAL)
-    yield from changed(f"--consistency local:8 {halves}", _LOCAL, _HALVES)
+    free = msgspec.structs.replace(given, workers=0, shards=0)
+    if free != given:
+        yield "--workers and --shards left away", free
+    for base, more in ((given, ""), (free, " with --workers and --shards left away")):
+        if more and free == given:
+            return
+        for flags, changes in (
+            (halves, _HALVES),
+            ("--consistency async", _ASYNC),
+            (f"{asynchronous}{seldom}", _ASYNC | _SELDOM),
+            (f"{asynchronous}{seldom} {halves}", _ASYNC | _SELDOM | _HALVES),
+            ("--consistency local:8", _LOCAL),
+            (f"--consistency local:8 {halves}", _LOCAL | _HALVES),
+        ):
+            changed = msgspec.structs.replace(base, **changes)
+            if changed != base:
+                yield flags + more, changed
