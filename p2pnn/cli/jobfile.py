@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import msgspec
 
-from p2pnn.cli.request import FORMAT, Request, check
+from p2pnn.cli.request import FORMAT, Request, TrainPart, check
 from p2pnn.config import unknown
 from p2pnn.errors import UsageError
 from p2pnn.job.spec import Optimizer
@@ -234,15 +234,20 @@ def _set_rate(tree: dict[str, Any]) -> None:
 
 def _set_micro_batches(tree: dict[str, Any]) -> None:
     """With several mini-batches in flight each is one piece, where nothing else is asked for; so is that of a worker which
-    shares it with nobody."""
+    shares it with nobody; and workers that share one have a piece each."""
     mesh, dealt = tree.get("mesh"), tree.get("data_parallel", {})
     if not isinstance(mesh, dict) or not isinstance(dealt, dict):
         return
-    alone = mesh.get("parallel") == "data" and dealt.get("consistency", "async") != "sync"
+    deals, workers = mesh.get("parallel") == "data", dealt.get("workers")
+    alone = deals and dealt.get("consistency", "async") != "sync"
     schedule = mesh.get("schedule")
     train = tree.setdefault("train", {}) if alone or (isinstance(schedule, str) and schedule != "sync") else None
     if isinstance(train, dict):
         train.setdefault("micro_batches", 1)
+    elif deals and isinstance(workers, int) and workers > 0:  # sync: a piece for each
+        whole = tree.setdefault("train", {})
+        if isinstance(whole, dict) and isinstance(size := whole.get("batch_size", TrainPart().batch_size), int):
+            whole.setdefault("micro_batches", workers if size % workers == 0 else TrainPart().micro_batches)
 
 
 def _said(error: msgspec.ValidationError) -> str:

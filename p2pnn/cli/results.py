@@ -37,6 +37,7 @@ from p2pnn.errors import CheckpointError, StorageError, UsageError
 from p2pnn.job.checkpoint import FORMAT, RECUT, Manifest, Part, add_bits, fingerprint, tensor_bits
 from p2pnn.job.spec import JobSpec
 from p2pnn.model.graph import Graph, encode
+from p2pnn.ps.consistency import is_bitwise
 from p2pnn.types import BlobId
 
 if TYPE_CHECKING:
@@ -93,6 +94,7 @@ class Results:
         return (
             data is not None
             and (data.consistency, data.backup, data.push, data.pull) == ("sync", 0, "float32", "float32")
+            and is_bitwise(self.spec, len((self.plan or {}).get("replicas") or ()))
             and all(readers[p.name] <= 1 for p in self.spec.graph.parameters)
             and self.spec.rows_per_micro_batch <= ROWS_ADDED_AT_ONCE
             and bool((self.plan or {}).get("bitwise"))

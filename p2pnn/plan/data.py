@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import msgspec
+
 from p2pnn.errors import PlanError
 from p2pnn.job.plan import NodeShare, Plan, Replica, ShardHome
 from p2pnn.job.spec import JobSpec
@@ -21,6 +23,7 @@ from p2pnn.plan.exchange import Exchange, check_tensors, exchange, server_bytes,
 from p2pnn.plan.pace import Pace, pace
 from p2pnn.plan.profile import Profile
 from p2pnn.plan.roles import Roles, by_speed, place, with_room
+from p2pnn.ps.consistency import check_spec
 from p2pnn.ps.sharding import cut
 from p2pnn.ps.space import Space
 
@@ -51,8 +54,9 @@ def check(spec: JobSpec) -> None:
         )
     if spec.cut:
         raise PlanError("the job's cut is for model parallelism: leave cut out of the job file's [mesh]")
-    if settings_of(spec).copies > 1:
-        raise PlanError(f"copies = {settings_of(spec).copies}: shards are not replicated yet; write 1")
+    data = settings_of(spec)
+    named = msgspec.structs.replace(spec, data=data)
+    check_spec(named, 0 if data.consistency == "sync" else data.workers, 0)  # `_worker_counts` says what sync could do
 
 
 def choose(work: Workload, spec: JobSpec, candidates: Sequence[Profile], links: Links) -> Dealt:

@@ -20,7 +20,8 @@ from p2pnn.job.spec import DataParallel, JobSpec
 from p2pnn.plan.cost import UPDATE_CALLS, Workload, memory_bytes
 from p2pnn.plan.profile import Profile
 from p2pnn.ps.compression import codec
-from p2pnn.ps.consistency import Consistency, consistency
+from p2pnn.ps.consistency import Consistency, consistency, settings
+from p2pnn.ps.layout import ServerLayout, WorkerLayout
 from p2pnn.ps.optimizers import OUTER
 from p2pnn.ps.sharding import Sharding
 from p2pnn.ps.space import ELEMENT_BYTES
@@ -46,9 +47,6 @@ JUDGE: Final = 4
 
 ADD: Final = 12
 """A push to the sum of a round; a gradient to the parameters where a worker applies its own at once."""
-
-WINDOW: Final = 2
-"""Pushes of one worker to one shard that may be unacknowledged at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,29 +136,23 @@ def worker_bytes(work: Workload, spec: JobSpec, there: Exchange) -> int:
     whole = memory_bytes(work, [0] * work.count, 0, 1) + int(work.fused_bytes(0).sum())  # a push needs every gradient
     if there.how.kind != "local":
         whole -= work.slots * size  # the shards' optimizers have the state
-    exchanged = (
-        6 * size + WINDOW * sum(there.push_bytes) + size
-    )  # as `ps.worker` and `ps.port` hold them; the landing places
+    exchanged = 5 * size  # `ps.worker`: parameters, gradient; `ps.port`: what is accrued, values, a difference to them
     if data.push != "float32":
-        exchanged += 2 * size
+        exchanged += 2 * size  # what rounding owes
     if data.pull != "float32":
         exchanged += sum(there.pull_bytes)
-    return whole + exchanged
+    return whole + exchanged + WorkerLayout.of(there.sharding, settings(data)).nbytes
 
 
 def server_bytes(spec: JobSpec, there: Exchange, shards: Sequence[int], workers: int) -> int:
     """Upper bound of what the server that holds these shards takes, for so many workers; 0 for none."""
-    data, how, total = settings_of(spec), there.how, 0
+    data, how = settings_of(spec), there.how
     slots = len(SLOTS[OUTER.kind if how.kind == "local" else spec.optimizer.kind])
-    versions = 1 if how.kind == "async" else 2 + how.backup
-    for shard in shards:
-        size = there.sharding.shards[shard].byte_count
-        total += size * (versions + slots) + WINDOW * workers * there.push_bytes[shard]
-        if data.push != "float32":
-            total += size * (1 + how.in_rounds)
-        if data.pull != "float32":
-            total += workers * (2 * size + there.pull_bytes[shard])
-    return total
+    scratch = how.in_rounds + (data.push != "float32")
+    differences = workers * (data.pull != "float32")
+    size = sum(there.sharding.shards[shard].byte_count for shard in shards)
+    layout = ServerLayout.of(there.sharding, shards, settings(data), workers)
+    return layout.arena_bytes + size * (slots + scratch + differences)
 
 
 def check_tensors(spec: JobSpec, tensors: int) -> None:

@@ -21,10 +21,11 @@ from dataclasses import dataclass
 
 from p2pnn.job.spec import JobSpec
 from p2pnn.plan.cost import Links, Workload, link, seconds
-from p2pnn.plan.exchange import WINDOW, Exchange, serve_s, worker_s
+from p2pnn.plan.exchange import Exchange, serve_s, worker_s
 from p2pnn.plan.predict import CROWDING, DAEMON_S, HOP_S
 from p2pnn.plan.profile import Link
 from p2pnn.plan.roles import Roles, pass_s
+from p2pnn.ps.layout import WINDOW
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from p2pnn.plan.describe import number, rate, size
 from p2pnn.plan.exchange import Exchange, settings_of
 from p2pnn.plan.pace import Bound, Pace
 from p2pnn.plan.roles import Roles
+from p2pnn.ps.consistency import is_bitwise
 
 
 def role(worker: int, shards: Sequence[int]) -> str:
@@ -57,7 +58,7 @@ PROMISES = {
 def reasons(spec: JobSpec, there: Exchange, roles: Roles, speed: Pace, fitting: int, candidates: int) -> Iterator[str]:
     """All sentences but the first line. fitting, candidates: how many nodes could be workers, and how many there were."""
     data, how = settings_of(spec), there.how
-    yield f"{how}: {PROMISES[how.kind]}"
+    yield f"{how}: {PROMISES[how.kind]}" + (_bits(spec, roles.workers) if how.kind == "sync" and not how.backup else "")
     if how.backup:
         yield f"the first {roles.workers - how.backup} of {roles.workers} gradients make a step; the others are dropped"
     pushed, fetched = size(there.pushed_per_step), size(there.fetched_per_step)
@@ -88,6 +89,12 @@ def reasons(spec: JobSpec, there: Exchange, roles: Roles, speed: Pace, fitting: 
         )
 
 
+def _bits(spec: JobSpec, workers: int) -> str:
+    if is_bitwise(spec, workers):
+        return "; the result is, bit for bit, that of one node with as many micro-batches"
+    return "; the result has other bits than one node's, because of how the gradients are rounded when they are added or sent"
+
+
 def bound(found: Bound, roles: Roles) -> str:
     """What a round waits for, as a clause."""
     node = roles.nodes[found.node]
@@ -106,7 +113,7 @@ def bound(found: Bound, roles: Roles) -> str:
         case "trip":
             return f"the round trip between {node.name} and the shards takes longer than its computing"
         case _:
-            return f"{node.name} computes for {spent} per round" + (
+            return f"{node.name} is busy for {spent} per round with its passes, its push and its fetch" + (
                 ", and the others wait for it" if roles.workers > 1 else ""
             )
 

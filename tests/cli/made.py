@@ -130,6 +130,7 @@ class MadeJob:
         parts: int = 2,
         schedule: str = "sync",
         data: DataParallel | None = None,
+        micro_batches: int = 4,
         **settings: Any,
     ) -> None:
         self.daemon = daemon
@@ -137,8 +138,9 @@ class MadeJob:
         self.tensors = tensors_of(self.graph)
         asked = request.Request(name="flowers", mesh=request.MeshPart(parallel="data" if data else "model"))
         spec = JobSpec(
-            "flowers", self.graph, {"image": "image"}, request=jobfile.to_toml(asked), schedule=schedule, data=data
-        )
+            "flowers", self.graph, {"image": "image"}, micro_batches=micro_batches, schedule=schedule,
+            request=jobfile.to_toml(asked), data=data,
+        )  # fmt: skip
         self.spec = msgspec.msgpack.encode(spec)
         names = list(self.tensors)
         shares = [{name: self.tensors[name] for name in names[start::parts]} for start in range(parts)]

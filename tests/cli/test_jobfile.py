@@ -86,7 +86,8 @@ def test_data_parallelism_in_a_job_file(tmp_path: Path) -> None:
     flags = {"model": "mlp", "data": "digits", "parallel": "data", "consistency": "local:8", "workers": 2}
     asked = resolve(flags)
     assert asked.train.micro_batches == 1, "a worker shares its batch with nobody"
-    assert resolve(flags | {"consistency": "sync"}).train.micro_batches == 4
+    assert resolve(flags | {"consistency": "sync"}).train.micro_batches == 2, "a piece for each"
+    assert resolve(flags | {"consistency": "sync", "workers": 0}).train.micro_batches == 4
     text = to_toml(asked)
     assert '[data_parallel]\nconsistency = "local:8"\nworkers = 2\nshards = 0\n' in text
     (tmp_path / "job.toml").write_text(text)

@@ -61,11 +61,11 @@ from p2pnn.job.spec import DataParallel
             "backup = 4 with 4 workers: a step needs at least one gradient, so it is from 0 to 3",
         ),
         (
-            {"parallel": "data", "consistency": "sync", "workers": 3},
+            {"parallel": "data", "consistency": "sync", "workers": 3, "micro_batches": 4},
             "3 workers cannot share the 4 micro-batches of a step evenly: take 1 or 2 or 4 workers, or a --batch-size that 3",
         ),
         (
-            {"parallel": "data", "consistency": "sync", "workers": 3, "batch_size": 96},
+            {"parallel": "data", "consistency": "sync", "workers": 3, "batch_size": 96, "micro_batches": 4},
             "take 1 or 2 or 4 workers, or --micro-batches 3$",
         ),
         (

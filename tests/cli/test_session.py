@@ -202,7 +202,7 @@ def test_a_data_parallel_run_says_what_was_exchanged_and_saves_its_roles(
     bitwise: bool,
     same: str,
 ) -> None:
-    made = MadeJob(daemon, data=data)
+    made = MadeJob(daemon, data=data, micro_batches=2)
     results = daemon.answers["GET", f"/api/v1/jobs/{JOB}/results"]
     dealt = {"replicas": [{"nodes": [0]}, {"nodes": [1]}], "shards": [{"nodes": [0]}], "bitwise": bitwise}
     results["plan"] = results["plan"] | dealt

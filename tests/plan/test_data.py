@@ -210,7 +210,7 @@ def test_what_does_not_go_with_it(changes: dict[str, Any], words: str) -> None:
 
 
 def test_copies_are_not_there_yet() -> None:
-    assert "shards are not replicated yet" in refusal(copies=2)
+    assert "replication of shards comes later" in refusal(copies=2)
 
 
 def test_words_that_there_are_not_are_refused_here_too() -> None:

@@ -11,9 +11,7 @@ from p2pnn.job.spec import Optimizer
 from p2pnn.plan.cost import Workload, memory_bytes
 from p2pnn.plan.exchange import check_tensors, serve_s, server_bytes, worker_bytes, worker_s
 from p2pnn.ps.consistency import Settings
-from p2pnn.ps.messages import Worker
-from p2pnn.ps.port import Port
-from p2pnn.types import NodeId
+from p2pnn.ps.layout import WorkerLayout, part_sizes
 
 from .builder import mlp, node
 from .dealt import dealt, exchanged
@@ -41,10 +39,11 @@ def test_seldom_is_cheaper_per_step() -> None:
 
 def test_a_body_is_as_large_as_the_one_that_a_worker_sends() -> None:
     for push in ("float32", "bf16", "int8", "top:0.1"):
-        there = exchanged(dealt(GRAPH, push=push), shards=3)
-        for shard, nbytes in zip(there.sharding.shards, there.push_bytes, strict=True):
-            port = Port(Worker(NodeId("0" * 32)), shard, Settings(push=push), 0, window=2, retry_s=1.0)
-            assert {body.nbytes for body in port._bodies} == {nbytes}
+        there = exchanged(dealt(GRAPH, push=push, pull=push), shards=3)
+        layout = WorkerLayout.of(there.sharding, Settings(push=push, pull=push))
+        for shard in there.sharding.shards:
+            assert there.push_bytes[shard.index] == sum(part_sizes(shard, push))
+            assert there.pull_bytes[shard.index] == layout.values[shard.index][push != "float32"]
 
 
 def test_unknown_words_are_refused() -> None:
@@ -78,10 +77,11 @@ def test_a_server_holds_versions_state_and_a_place_for_each_push() -> None:
         return server_bytes(spec, exchanged(spec), [0], workers)
 
     whole = 4 * SIZE
-    assert bytes_of() == whole * (1 + 2 + 2 * 2)
-    assert bytes_of(workers=3) - bytes_of() == 2 * whole
-    assert bytes_of(consistency="sync") - bytes_of() == whole
-    assert bytes_of(consistency="sync", backup=1) - bytes_of(consistency="sync") == whole
+    slack = 64 * 10  # alignment
+    assert bytes_of() == pytest.approx(whole * (1 + 2 + 2 * 2), abs=slack)
+    assert bytes_of(workers=3) - bytes_of() == pytest.approx(2 * whole, abs=slack)
+    assert bytes_of(consistency="sync") - bytes_of() == pytest.approx(2 * whole, abs=slack), "a version and a sum"
+    assert bytes_of(consistency="sync", backup=1) - bytes_of(consistency="sync") == pytest.approx(whole, abs=slack)
     assert bytes_of() - bytes_of(kind="sgd") == 2 * whole
     assert bytes_of(consistency="local:8", kind="adam") == bytes_of(consistency="local:8", kind="sgd"), (
         "its own outer one"

@@ -81,7 +81,10 @@ def test_the_first_line_says_when_it_loses_why_and_what_would_win() -> None:
         (Bound("shards", 1, 0.39), "b computes for 390 ms per round on its shards"),
         (Bound("cores", 0, 0.39), "2 nodes share the 2 cores of one machine"),
         (Bound("trip", 0, 0.39), "the round trip between a and the shards takes longer than its computing"),
-        (Bound("compute", 0, 0.39), "a computes for 390 ms per round, and the others wait for it"),
+        (
+            Bound("compute", 0, 0.39),
+            "a is busy for 390 ms per round with its passes, its push and its fetch, and the others wait for it",
+        ),
     ],
 )
 def test_what_a_round_waits_for(found: Bound, words: str) -> None:
