@@ -21,6 +21,10 @@ SLOW: Final = 2.0
 """A node is no good home where its links take this many times as long for a shard's bytes as those of the best one."""
 
 
+UNEQUAL: Final = 1.2
+"""A node is clearly slower than the next faster one where its passes take this many times as long."""
+
+
 @dataclass(frozen=True, slots=True)
 class Roles:
     """nodes: those that take part, the workers first. homes: per shard, an index into nodes."""
@@ -44,6 +48,12 @@ def by_speed(work: Workload, candidates: Sequence[Profile]) -> list[int]:
     """Indices into the candidates, the fastest with the whole model first."""
     spent = [pass_s(work, p) for p in candidates]
     return sorted(range(len(candidates)), key=lambda n: (spent[n], n))
+
+
+def fewer(work: Workload, nodes: Sequence[Profile]) -> list[int]:
+    """Smaller numbers of workers than all these nodes that leave out clearly slower ones; the largest number first."""
+    spent = sorted(pass_s(work, p) for p in nodes)
+    return [n for n in range(len(spent) - 1, 0, -1) if spent[n] > UNEQUAL * spent[n - 1]]
 
 
 def with_room(work: Workload, spec: JobSpec, there: Exchange, candidates: Sequence[Profile]) -> list[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from p2pnn.plan.cost import Workload, limits
 from p2pnn.plan.exchange import server_bytes, worker_bytes
 from p2pnn.plan.profile import Link
-from p2pnn.plan.roles import by_speed, pass_s, place, with_room
+from p2pnn.plan.roles import by_speed, fewer, pass_s, place, with_room
 from p2pnn.types import NodeId
 
 from .builder import mesh, mlp, node
@@ -23,6 +23,12 @@ def slowed(links: dict[tuple[NodeId, NodeId], Link], name: str, factor: float) -
 def test_the_fastest_first_and_of_equals_by_name() -> None:
     assert by_speed(Workload(SPEC), [node("a"), node("b", 2.0), node("c", 0.5), node("d")]) == [1, 0, 3, 2]
     assert pass_s(Workload(SPEC), node("a")) > pass_s(Workload(SPEC), node("b", 2.0)) > 0
+
+
+def test_numbers_of_workers_without_the_slow_ones() -> None:
+    work = Workload(SPEC)
+    assert fewer(work, [node("a"), node("b", 0.5), node("c"), node("d", 0.1)]) == [3, 2]
+    assert fewer(work, ABC) == fewer(work, [node("a")]) == []
 
 
 def test_with_as_many_workers_as_nodes_shards_lie_beside_workers_one_each() -> None:
