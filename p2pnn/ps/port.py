@@ -128,6 +128,12 @@ class Port:
         return self._mirror.values
 
     @property
+    def memory_bytes(self) -> int:
+        """What lies outside of the buffer: the newest values, what is accrued, and with compression what is owed and a difference."""
+        owed = sum(8 * part.size for part, owes in zip(self.shard.parts, self._feedback, strict=True) if owes)
+        return self.values.nbytes + self.accrued.nbytes + owed + self._delta.nbytes
+
+    @property
     def wanting(self) -> bool:
         """Whether values are on their way, or asked for."""
         return self._asked or self._wanted_with > 0
@@ -201,12 +207,18 @@ class Port:
         self._asking = self._asked = True
         self._after = after
 
+    def give_up(self) -> None:
+        """Wait for no values any more."""
+        self._asking, self._asked, self._wanted_with, self._pull_retry_at = False, False, 0, None
+
     def urgency(self) -> int | None:
         """Of the next message, the lower the sooner; None where there is none."""
-        if self.stale or self.ended:
+        if self.stale or self.ended is Refusal.UNKNOWN:
             return None
         if self._asking:
             return -1
+        if self.ended:
+            return None
         push = self._next_push()
         return min(self.shard.parts[index].needed for index in push.unsent) if push else None
 
