@@ -80,6 +80,7 @@ class ReplicaSession(Session):
         self._until = self._machine.step
         self._marked = 0  # the newest command that a mark was drawn before
         self._restored = False
+        self._skips = spec.data.backup > 0
 
     @property
     def memory_bytes(self) -> int:
@@ -140,18 +141,21 @@ class ReplicaSession(Session):
         self._replica.handle_timer(time.perf_counter())
         self._follow_script()
         action = super()._next_action()
-        if action is None and self._machine.next_step >= 0 and self._begin_step():
+        while action is None and self._machine.next_step >= 0 and self._begin_step():
             action = super()._next_action()
         self._send_messages()
         return action
 
     def _begin_step(self) -> bool:
         """Let the machine's next step begin, or give it up, if one of that can be."""
-        if self._replica.ended is not None:
-            self._give_up_steps(self._replica.ended)
-        elif self._replica.begin_step(time.perf_counter()):
+        replica, step = self._replica, self._machine.next_step
+        if replica.ended is not None:
+            self._give_up_steps(replica.ended)
+        elif self._skips and replica.may_begin and step < replica.version:
+            self._skip_to(min(replica.version, self._allotment.local(self._until)))
+        elif replica.begin_step(time.perf_counter()):
             self._install()
-            self._machine.allow(self._machine.next_step)
+            self._machine.allow(step)
         else:
             return False
         return True
@@ -232,7 +236,11 @@ class ReplicaSession(Session):
         if why is not Refusal.SET_ASIDE:
             raise JobFailedError(f"the shards want nothing of worker {self._number}: {why.value}")
         self._replica.leave()
-        self._machine = self._new_machine(self._allotment.local(self._until))
+        self._skip_to(self._allotment.local(self._until))
+
+    def _skip_to(self, step: int) -> None:
+        """Do no steps before this one: they were made without this worker (`backup`), or it may make none."""
+        self._machine = self._new_machine(step)
         for command in self._given:
             self._machine.command(self._local(command))
 

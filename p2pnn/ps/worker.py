@@ -173,6 +173,16 @@ class Replica:
             return False
         return not self._settings.consistency.waits or (self.has_values and not self.unacknowledged)
 
+    @property
+    def may_begin(self) -> bool:
+        """Whether `begin_step` waits for no values: what is here is what the next step would be computed from."""
+        return self.ended is None and self._missing is None and self._may_begin()
+
+    @property
+    def version(self) -> int:
+        """How many updates the newest values that are here hold, of any shard at least."""
+        return min(port.version for port in self._ports)
+
     # marks
 
     def flush(self, now: float) -> bool:
