@@ -188,10 +188,10 @@ class ReplicaSession(Session):
             return True
         replica, now = self._replica, time.perf_counter()
         if self._marked < command.sequence:
-            if replica.ended is None and (not replica.flush(now) or replica.unacknowledged):
-                return False
             if replica.ended is not None:
                 replica.leave()
+            elif not replica.settle(now):
+                return False
             self._marked = command.sequence
             replica.mark(command.sequence, now, fetch=self._needs_values(command))
         if not replica.has_values:

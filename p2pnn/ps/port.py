@@ -18,7 +18,7 @@ import numpy as np
 from p2pnn.ps.compression import Buffer, Bytes, Feedback, Mirror, codec, new
 from p2pnn.ps.consistency import Settings
 from p2pnn.ps.layout import WINDOW, part_sizes
-from p2pnn.ps.messages import Answer, Mark, Pull, Push, Refusal, Worker
+from p2pnn.ps.messages import Answer, Mark, Pull, Push, Refusal, Values, Worker
 from p2pnn.ps.sharding import ShardRange
 from p2pnn.ps.space import Flat
 
@@ -96,6 +96,7 @@ class Port:
         self.mark = 0
         self._worker = worker
         self._retry_s = retry_s
+        self._takes_any = not settings.consistency.waits
         self._codec = codec(settings.push)
         sizes = part_sizes(shard, settings.push)
         self._runs = [slice(end - size, end) for size, end in zip(sizes, accumulate(sizes), strict=True)]
@@ -275,7 +276,9 @@ class Port:
     def place(self, answer: Answer) -> Bytes | None:
         """Where an answer's values are to be received; None: read their bytes and drop them."""
         values = answer.values
-        if values is None or self._receiving or values.version < self._floor or not self._is_wanted(answer):
+        if values is None or self._receiving or values.version < self._floor:
+            return None
+        if not self._is_wanted(answer) and not self._is_news(values, answer):
             return None
         if values.whole:
             self._receiving = True
@@ -304,19 +307,32 @@ class Port:
             self._mirror.number = values.number
             self.version, self.clock, self.fresh = values.version, values.clock, True
             self._floor = values.version
-            self._asking, self._asked, self._pull_retry_at, self._pull_tries = False, False, None, 0
-            if not answer.request:  # a pull's may be followed by those that a push asked for
-                self._wanted_with = 0
+            if self._is_wanted(answer):
+                self._have(answer)
         elif not self._receiving and self._is_wanted(answer):
+            if values.version < self._floor:
+                self._have(answer)  # what is here is newer
+                return
             if not values.whole:
                 self._mirror.number = 0  # one was missed: ask for all of it
             self.ask_again()  # where they were dropped, there was no place for them at that moment
+
+    def _have(self, answer: Answer) -> None:
+        """The values that were asked for are here."""
+        self._asking, self._asked, self._pull_retry_at, self._pull_tries = False, False, None, 0
+        if not answer.request:  # a pull's may be followed by those that a push asked for
+            self._wanted_with = 0
 
     def _is_wanted(self, answer: Answer) -> bool:
         """Whether its values are those that are waited for, not those of a push or pull before."""
         if answer.request:
             return self._asked and answer.request == self._request
         return answer.sequence >= self._wanted_with > 0
+
+    def _is_news(self, values: Values, answer: Answer) -> bool:
+        """Whether they may be taken although later ones are waited for: in `async` any that are newer, so that a worker with several
+        pushes under way does not compute from ever older ones; but at a mark only those of the mark."""
+        return self._takes_any and answer.sequence > 0 and values.version > self._floor and not (self._asked and self._after)
 
     def ask_again(self) -> None:
         """What was to come will not, or cannot be used: pull."""
