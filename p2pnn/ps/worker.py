@@ -40,6 +40,9 @@ from p2pnn.ps.port import BACKOFF, RETRIES_BACKOFF_MAX, MarkNote, Port, PullRequ
 from p2pnn.ps.sharding import Piece, Sharding
 from p2pnn.train.optimizers import Combine, combine
 
+LEFT: Final = 1 << 48
+"""The mark of a worker that has left: no script is so long."""
+
 RETRY_S: Final = 30.0
 """Links lose nothing while they last, and an answer may wait for the slowest worker: this is for what nobody thought of."""
 
@@ -91,6 +94,7 @@ class Replica:
         self._since = 0  # steps since the last push
         self._fetching = 0  # the mark whose values are awaited
         self._mark = 0
+        self._left = False
         self._note_due, self._note_tries = False, 0
         self._note_retry_at: float | None = None
         self._missing: set[int] | None = None  # parameters without gradient in the step that is under way
@@ -169,6 +173,16 @@ class Replica:
             return False
         return not self._settings.consistency.waits or (self.has_values and not self.unacknowledged)
 
+    @property
+    def may_begin(self) -> bool:
+        """Whether `begin_step` waits for no values: what is here is what the next step would be computed from."""
+        return self.ended is None and self._missing is None and self._may_begin()
+
+    @property
+    def version(self) -> int:
+        """How many updates the newest values that are here hold, of any shard at least."""
+        return min(port.version for port in self._ports)
+
     # marks
 
     def settle(self, now: float) -> bool:
@@ -200,6 +214,12 @@ class Replica:
         fetch: ask for the values as they are when all workers have drawn it; see `has_values` and `install`. Where steps wait
         for one another they are always asked for: what this worker has may lack pushes that others made last.
         """
+        if self._left:
+            if fetch:
+                self._fetching = sequence
+                for port in self._ports:
+                    port.ask_at(sequence)
+            return
         if self._missing is not None or not self._is_settled():
             raise LocalProtocolError(f"the mark {sequence} comes before all that was pushed is acknowledged")
         if sequence <= self._mark:
@@ -211,7 +231,18 @@ class Replica:
         else:
             self._passed(sequence)
 
+    def leave(self) -> None:
+        """Push nothing any more, because one shard has set this worker aside: so that no other one waits for it, it draws a mark
+        that lies before no command. It may still ask for values at marks."""
+        if not self._left:
+            self._left = True
+            for port in self._ports:
+                port.give_up()
+            self._passed(LEFT)
+
     def _passed(self, mark: int) -> None:
+        if self._left:
+            mark = LEFT
         self._mark, self._fetching, self._note_due, self._note_tries = mark, 0, True, 0
         for port in self._ports:
             port.mark = mark
@@ -289,6 +320,12 @@ class Replica:
     def refusals(self) -> Counter[Refusal]:
         """How often pushes were refused, by reason, over all shards."""
         return sum((port.refusals for port in self._ports), Counter[Refusal]())
+
+    @property
+    def memory_bytes(self) -> int:
+        """What lies outside of `buffer`."""
+        inner = sum(array.nbytes for array in self._inner.state.values()) if self._inner is not None else 0
+        return self.parameters.nbytes + self.gradient.nbytes + inner + sum(port.memory_bytes for port in self._ports)
 
     @property
     def unacknowledged(self) -> int:
