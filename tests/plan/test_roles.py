@@ -56,6 +56,13 @@ def test_but_not_over_much_slower_links() -> None:
     assert ([p.name for p in roles.nodes], roles.homes) == (["a", "c"], (0,))
 
 
+def test_nor_where_updates_take_much_longer() -> None:
+    nodes = [node("a"), node("b", 0.1), node("c")]
+    assert placed(SPEC, nodes, (0, 2), 1, mesh(*nodes, bytes_per_s=1e12)).homes == (0,)
+    nodes = [node("a"), node("b", 0.8), node("c")]
+    assert placed(SPEC, nodes, (0, 2), 1, mesh(*nodes, bytes_per_s=1e12)).homes == (2,)
+
+
 def test_memory_decides_where_a_shard_can_lie() -> None:
     there, work = exchanged(SPEC, 2), Workload(SPEC)
     worker, server = worker_bytes(work, SPEC, there), server_bytes(SPEC, there, [0], 2)
