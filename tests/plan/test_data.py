@@ -19,7 +19,7 @@ from p2pnn.plan.profile import Profile
 from .builder import mesh, mlp, node
 from .dealt import ABC, ABCD, dealt, exchanged
 
-GRAPH = mlp(400, 500)
+GRAPH = mlp(1500, 1500)
 SIZE = sum(p.size for p in GRAPH.parameters)
 
 

@@ -11,7 +11,7 @@ from p2pnn.types import NodeId
 from .builder import mesh, mlp, node
 from .dealt import ABC, ABCD, dealt, exchanged, placed
 
-SPEC = dealt(mlp(40, 50, 60, 70))
+SPEC = dealt(mlp(1000, 1100, 1200, 1300))
 
 
 def slowed(links: dict[tuple[NodeId, NodeId], Link], name: str, factor: float) -> dict[tuple[NodeId, NodeId], Link]:
