@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import msgspec
 import numpy as np
 import pytest
 
 from p2pnn.engine.base import Context
 from p2pnn.errors import UsageError
-from p2pnn.job.spec import Optimizer
+from p2pnn.job.spec import DataParallel, JobSpec, Optimizer
 from p2pnn.model.graph import Graph
-from p2pnn.ps.consistency import Consistency, Settings, check, consistency
+from p2pnn.ps.consistency import Consistency, Settings, check, check_spec, consistency, is_bitwise, settings
+from p2pnn.ps.summing import Summing
 from tests.engine.numpy.build import RATE, Array, Run, batch
 from tests.engine.numpy.networks import NETWORKS
 from tests.ps.models import mlp
@@ -53,6 +55,8 @@ def test_backup_is_for_sync() -> None:
 
 SYNC = Settings(consistency("sync"))
 
+replace_spec = msgspec.structs.replace
+
 
 @pytest.mark.parametrize(
     ("settings", "workers", "optimizer", "words"),
@@ -86,27 +90,98 @@ def test_what_goes_together() -> None:
     check(Settings(consistency("local:8")), 1, Optimizer(clip_norm=1.0))
 
 
+def spec_of(micro_batches: int = 4, optimizer: Optimizer = ADAM, **data: object) -> JobSpec:
+    return JobSpec(
+        "net",
+        mlp(4),
+        {},
+        micro_batches=micro_batches,
+        optimizer=optimizer,
+        patience=3,
+        data=DataParallel(**data),  # type: ignore[arg-type]
+    )
+
+
+@pytest.mark.parametrize(
+    ("spec", "workers", "shards", "words"),
+    [
+        (spec_of(6, consistency="sync"), 4, 1, "micro_batches = 6 with sync and 4 workers: .* write a multiple of 4"),
+        (spec_of(consistency="sync", backup=2), 2, 1, "backup:2 with 2 workers"),
+        (spec_of(consistency="sync", backup=-1), 2, 1, "backup:-1"),
+        (spec_of(n_push=0), 2, 1, "n_push = 0: it must be at least 1"),
+        (spec_of(), 2, 5, "shards = 5, but the model has only 4 parameter tensors: take at most 4"),
+        (spec_of(optimizer=Optimizer(clip_norm=1.0), consistency="sync"), 2, 1, "clip_norm = 1 with sync"),
+        (spec_of(copies=2), 2, 1, "copies = 2: replication of shards comes later; .* newest checkpoint"),
+        (spec_of(consistency="eager"), 2, 1, "no consistency 'eager'"),
+        (spec_of(cut="random"), 2, 1, "no way 'random' to cut parameters"),
+        (spec_of(push="zip"), 2, 1, "no compression 'zip'"),
+        (replace_spec(spec_of(1), schedule="async:2"), 2, 1, "schedule = async:2 keeps .* consistency = async"),
+        (replace_spec(spec_of(), kind="evaluate"), 2, 1, "a job of kind evaluate has no gradients"),
+        (replace_spec(spec_of(), data=None), 2, 1, "says nothing about its workers"),
+    ],
+)
+def test_jobs_that_cannot_be_run_so(spec: JobSpec, workers: int, shards: int, words: str) -> None:
+    with pytest.raises(UsageError, match=words) as caught:
+        check_spec(spec, workers, shards)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("workers", "shards"), [(0, 0), (4, 4), (1, 1), (2, 0)])
+@pytest.mark.parametrize("how", ["async", "ssp:1", "sync", "local:4"])
+def test_jobs_that_can(how: str, workers: int, shards: int) -> None:
+    check_spec(spec_of(consistency=how), workers, shards)
+    assert settings(DataParallel(how, push="int8", pull="bf16")) == Settings(consistency(how), push="int8", pull="bf16")
+
+
+def test_everything_of_a_spec_reaches_the_settings() -> None:
+    data = DataParallel("async", 0, 3, 2, 1, "equal", "int8", "bf16", 5, 6, 0.1, 7, 8, True)
+    assert settings(data) == Settings(Consistency(), "int8", "bf16", 5, 6, 0.1, 7, 8, True)
+    assert settings(DataParallel("sync", 2)).consistency == Consistency("sync", backup=2)
+
+
+def test_which_jobs_have_the_bits_of_one_process() -> None:
+    sync = spec_of(consistency="sync")
+    assert is_bitwise(sync, 4)
+    assert is_bitwise(sync, 2)
+    assert is_bitwise(spec_of(6, consistency="sync"), 3)
+    assert not is_bitwise(spec_of(6, consistency="sync"), 2)  # three each: (g0 + g1) + g2 is no part of the whole sum
+    assert is_bitwise(sync, 1)
+    for other in (spec_of(), spec_of(consistency="sync", backup=1), spec_of(consistency="sync", push="bf16")):
+        assert not is_bitwise(other, 4)
+        assert not is_bitwise(other, 1)
+    assert is_bitwise(replace_spec(sync, data=None), 3)
+
+
+MICRO_BATCHES = 6
+
+
 def totals(graph: Graph, rows: int, *, apart: bool) -> dict[str, Array]:
-    """A step's gradients over three micro-batches: accumulated by the engine, or each alone and then added in order."""
-    run = Run(graph, [0] * len(graph.ops), rows=rows)
+    """A step's gradients over all micro-batches: summed by the engine, or each by itself and then as a shard sums a round's."""
+    run = Run(graph, [0] * len(graph.ops), rows=rows, micro_batches=1 if apart else MICRO_BATCHES)
     (program,) = run.programs
-    found: dict[str, Array] = {}
-    for m in range(3):
+    found: dict[str, list[Array]] = {}
+    for m in range(MICRO_BATCHES):
         run.load(0, batch(graph, rows, m, classes=5))
-        context = Context(5, 0, m, rows, 1 / 3, rate=RATE)
+        context = Context(5, 0, m, rows, 1 / MICRO_BATCHES, rate=RATE)
         program.forward(0, context, run.values[0])
         program.backward(0, context, run.gradients[0], index=0 if apart else m)
         if apart:
             for name, gradient in run.end_step(1).items():
-                found[name] = found[name] + gradient if name in found else gradient.copy()
-    return found if apart else run.end_step(3)
+                found.setdefault(name, []).append(gradient.copy())
+    if not apart:
+        return run.end_step(MICRO_BATCHES)
+    flat = {name: [gradient.reshape(-1) for gradient in made] for name, made in found.items()}
+    return {name: Summing(made[0].size, len(made)).sum(made, kept=True) for name, made in flat.items()}
 
 
-@pytest.mark.parametrize("name", ["lenet", "resnet", "diamond", "dropout", "reader", "composed", "mlp"])
-def test_the_engine_accumulates_as_a_shard_sums(name: str) -> None:
-    """But for a parameter that several ops read, and for large GEMMs: see the module."""
+@pytest.mark.parametrize(
+    ("name", "rows"),
+    [(name, 16) for name in ("lenet", "resnet", "diamond", "dropout", "reader", "composed", "mlp")] + [("mlp", 600)],
+)
+def test_the_engine_sums_as_a_shard_does(name: str, rows: int) -> None:
+    """Also a parameter that several ops read, and a GEMM over more rows than a BLAS adds at once."""
     graph = mlp(64, 64, inputs=100) if name == "mlp" else NETWORKS[name]()
-    together, apart = totals(graph, 16, apart=False), totals(graph, 16, apart=True)
+    together, apart = totals(graph, rows, apart=False), totals(graph, rows, apart=True)
     assert together.keys() == apart.keys()
     for parameter, gradient in together.items():
         assert np.abs(gradient).max() > 0
