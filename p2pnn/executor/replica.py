@@ -19,6 +19,7 @@ from itertools import count
 import msgspec
 import numpy as np
 
+from p2pnn.engine.base import Array
 from p2pnn.errors import JobFailedError, PlanError
 from p2pnn.executor import commands, parts
 from p2pnn.executor.arena import Arena
@@ -69,7 +70,9 @@ class ReplicaSession(Session):
         self._installs = [(weights.view(name), array) for name, array in held.items()]
         order = sorted(space.entries, key=lambda entry: entry.needed)
         gradients = space.views(self._replica.gradient)
-        self._gradients = [(entry.name, gradients[entry.name]) for entry in order]
+        self._gradients = {entry.name: gradients[entry.name] for entry in order}
+        self._handed: set[str] = set()  # gradients of this step that were
+        self._runner.on_gradient = self._gradient_ready
         self._landings = {
             shard: arena.array(offset, (nbytes,), "uint8") for shard, (offset, nbytes) in layout.landings.items()
         }
@@ -223,17 +226,28 @@ class ReplicaSession(Session):
             np.copyto(target, source)
 
     def _update(self, action: m.Update) -> None:
-        """Hand over the step's gradients, those that are needed first first; what is complete leaves meanwhile."""
+        """Hand over what is left of the step's gradients, those that are needed first first."""
         totals, scale = self._runner.weights.gradients()
-        for name, target in self._gradients:
-            if name in totals:
-                np.multiply(totals[name], np.float32(scale), out=target) if scale != 1.0 else np.copyto(
-                    target, totals[name]
-                )
-            self._replica.gradient_ready(name, time.perf_counter())
-            self._send_messages()
+        for name in self._gradients:
+            if name not in self._handed:
+                self._hand_over(name, totals.get(name), scale)
+        self._handed.clear()
         self._replica.end_step(time.perf_counter())
         self._machine.done(action)
+
+    def _gradient_ready(self, name: str) -> None:
+        """Amid the step's last backward pass: what becomes complete leaves while the rest is computed."""
+        self._handed.add(name)
+        self._hand_over(name, self._runner.weights.gradient(name), 1.0)
+
+    def _hand_over(self, name: str, gradient: Array | None, scale: float) -> None:
+        target = self._gradients[name]
+        if gradient is not None:  # else no loss depends on it, and it stays zero
+            np.copyto(target, gradient)
+            if scale != 1.0:
+                np.multiply(target, np.float32(scale), out=target)
+        self._replica.gradient_ready(name, time.perf_counter())
+        self._send_messages()
 
     def _give_up_steps(self, why: Refusal) -> None:
         """The shards take nothing more from this worker: its steps that are granted count as done, and it evaluates on."""

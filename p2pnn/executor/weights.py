@@ -120,6 +120,11 @@ class Weights:
         """A parameter of this node as it is now, in ONNX's layout, without a copy."""
         return self._engine.parameter_view(self._spec.graph, name, self.versions.newest[name])
 
+    def gradient(self, name: str) -> Array:
+        """The accumulator of a parameter that one op reads, in ONNX's layout, without a copy."""
+        found = next(array for (parameter, _), array in self.tensors.gradients.items() if parameter == name)
+        return self._engine.parameter_view(self._spec.graph, name, found)
+
     def gradients(self) -> tuple[dict[str, Array], float]:
         """Sum the step's gradients: parameter name → total in ONNX's layout, without a copy, and what clipping by their own norm
         multiplies them by. They hold until the next backward pass."""
