@@ -259,6 +259,7 @@ class ReplicaSession(Session):
     def _skip_to(self, step: int) -> None:
         """Do no steps before this one: they were made without this worker (`backup`), or it may make none."""
         self._machine = self._new_machine(step)
+        self._replica.skip_to(step)
         for command in self._given:
             self._machine.command(self._local(command))
 

@@ -158,14 +158,15 @@ def check_spec(spec: JobSpec, workers: int, shards: int) -> None:
 def is_bitwise(spec: JobSpec, workers: int) -> bool:
     """Whether the job has the bits of one process that computes all micro-batches, if all nodes' arithmetic is the same.
 
-    Each worker's share must be a power of two: only such sums are parts of the whole one (`model.sums`).
+    Each worker's share must be a power of two: only such sums are parts of the whole one (`model.sums`). What batch normalization
+    keeps comes from the first worker's micro-batches alone.
     """
     data = spec.data
     if data is None:
         return True
-    share = spec.micro_batches // workers
     exact = data.consistency == "sync" and not data.backup and data.push == data.pull == "float32"
-    return exact and (workers == 1 or share.bit_count() == 1)
+    share = spec.micro_batches // workers
+    return exact and (workers == 1 or (share.bit_count() == 1 and not spec.graph.state))
 
 
 def check(settings: Settings, workers: int, optimizer: Optimizer) -> None:

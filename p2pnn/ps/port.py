@@ -119,10 +119,12 @@ class Port:
         else:
             np.copyto(target, gradient)
 
-    def begin_push(self, fetch: bool) -> None:
-        """The accrued gradient, with this step's, will be pushed: parts leave as they become ready."""
+    def begin_push(self, fetch: bool, step: int | None = None) -> None:
+        """The accrued gradient, with this step's, will be pushed: parts leave as they become ready. step: of `sync`."""
         self._sequence += 1
         based = self._based if self.accrued_steps else self._installed
+        if step is not None:
+            based = step, based[1]
         awaits = [len(part.entries) for part in self.shard.parts]
         self._outgoing.append(Outgoing(self._sequence, self._bodies.pop(), *based, fetch, awaits))
         if fetch:

@@ -121,7 +121,7 @@ class Replica:
         if pushing:
             fetch = settings.consistency.waits or (step + 1) % settings.n_fetch == 0
             for port in self._ports:
-                port.begin_push(fetch)
+                port.begin_push(fetch, step if settings.consistency.kind == "sync" else None)
         self._pushing, self._missing = pushing, set(range(len(self._pieces)))
         return True
 
@@ -184,6 +184,15 @@ class Replica:
     def version(self) -> int:
         """How many updates the newest values that are here hold, of any shard at least."""
         return min(port.version for port in self._ports)
+
+    def skip_to(self, step: int) -> None:
+        """Do no steps before this one: others have made them without this worker (`backup`, see `version`), or it may make none.
+
+        In `sync` a step's number is that of the update which is made of it, on every shard.
+        """
+        if self._missing is not None or step < self.step:
+            raise LocalProtocolError(f"step {self.step} cannot be left out for step {step}")
+        self.step = step
 
     # marks
 

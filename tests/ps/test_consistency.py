@@ -146,6 +146,10 @@ def test_which_jobs_have_the_bits_of_one_process() -> None:
     assert is_bitwise(spec_of(6, consistency="sync"), 3)
     assert not is_bitwise(spec_of(6, consistency="sync"), 2)  # three each: (g0 + g1) + g2 is no part of the whole sum
     assert is_bitwise(sync, 1)
+    normalized = replace_spec(sync, graph=NETWORKS["resnet"]())
+    assert normalized.graph.state
+    assert is_bitwise(normalized, 1)
+    assert not is_bitwise(normalized, 4)
     for other in (spec_of(), spec_of(consistency="sync", backup=1), spec_of(consistency="sync", push="bf16")):
         assert not is_bitwise(other, 4)
         assert not is_bitwise(other, 1)
