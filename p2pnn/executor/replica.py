@@ -190,7 +190,7 @@ class ReplicaSession(Session):
         return msgspec.structs.replace(command, until_step=self._allotment.local(command.until_step), snapshot_every=0)
 
     def _is_at(self, command: script.Command) -> bool:
-        """Whether all that comes before a command other than Train is done, and where it needs them the newest values are here."""
+        """Whether all that comes before a command other than Train is done, and the values that it needs are here."""
         if isinstance(command, script.Finish):
             return True
         replica, now = self._replica, time.perf_counter()
@@ -266,7 +266,7 @@ class ReplicaSession(Session):
     # what is told and kept
 
     def _resume(self, manifest: Manifest | None) -> None:
-        """Take over the state of the local steps' optimizer (`local:H`), if the checkpoint has it: worker 0's, or one process's."""
+        """Take over the state of the local steps' optimizer (`local:H`), where the checkpoint has one."""
         entries, state = self._space.entries, self._replica.state
         if manifest is None or not state:
             return
