@@ -34,8 +34,8 @@ Consistency = Annotated[
     _option(
         "--consistency",
         metavar="async|ssp:S|sync|local:H",
-        help="With --parallel data: async (Downpour), ssp:S (at most S pushes apart), sync (one update per step), local:H (DiLoCo).  "
-        "[default: async]",
+        help="With --parallel data: async (Downpour), ssp:S (at most S pushes apart), sync (one update per step), local:H "
+        "(DiLoCo).  [default: async]",
     ),
 ]
 Backup = Annotated[

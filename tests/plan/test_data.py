@@ -220,3 +220,15 @@ def test_large_meshes_are_planned_in_a_moment() -> None:
     first, second = (choose(work, spec, nodes, mesh(*nodes)) for _ in range(2))
     assert first.roles == second.roles
     assert first.roles.workers == 20
+
+
+def test_sync_says_whether_its_bits_are_those_of_one_node() -> None:
+    def promise(**data: Any) -> str:
+        plan = made(nodes=ABCD, consistency="sync", **data)
+        return next(reason for reason in plan.reasons if reason.startswith("sync: "))
+
+    assert promise(micro_batches=4).endswith(
+        "; the result is, bit for bit, that of one node with as many micro-batches"
+    )
+    assert "other bits than one node's" in promise(micro_batches=4, push="bf16")
+    assert "bits" not in promise(micro_batches=4, backup=1)
