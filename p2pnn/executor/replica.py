@@ -64,6 +64,8 @@ class ReplicaSession(Session):
             buffer=Bump(arena.view, layout.bodies, layout.stop),
             combine=weights.combine,
         )
+        self._layout_bytes = layout.nbytes
+        self._runner.check_memory(self.memory_bytes)
         space = self._space = layout.sharding.space
         self._resume(manifest_of(prepare))
         held = space.views(self._replica.parameters)
@@ -77,9 +79,7 @@ class ReplicaSession(Session):
             shard: arena.array(offset, (nbytes,), "uint8") for shard, (offset, nbytes) in layout.landings.items()
         }
         self._lending = deque(self._landings)
-        self._start = layout.start
         self._bytes = arena.array(0, (arena.size,), "uint8")
-        self._layout_bytes = layout.nbytes
         self._tokens = count(1)
         self._leaving: dict[int, PushPart] = {}
         self._script: deque[script.Command] = deque()
