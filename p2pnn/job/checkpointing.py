@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
@@ -44,6 +44,11 @@ class Checkpointing:
         return self._saver.waiting
 
     @property
+    def writers(self) -> tuple[tuple[int, ...], ...]:
+        """For each of `copying`: which node of the plan wrote each part."""
+        return self._saver.writers
+
+    @property
     def oldest_best(self) -> int | None:
         """The step of the oldest of the best epoch that is not complete yet."""
         return oldest_best(self.writing, self.copying)
@@ -72,11 +77,12 @@ class Checkpointing:
             self._publish(manifest, complete=False, error=self.last_error)
             self._failed(self.last_error)
             return
-        self.copy(msgspec.structs.replace(manifest, parts=answers.parts(self._nodes, found)), best=best)
+        parts, writers = answers.parts(self._nodes, found)
+        self.copy(msgspec.structs.replace(manifest, parts=parts), best=best, writers=writers)
 
-    def copy(self, manifest: Manifest, *, best: bool) -> None:
-        """Have a checkpoint that is written copied."""
-        self._saver.save(manifest, best=best)
+    def copy(self, manifest: Manifest, *, best: bool, writers: Sequence[int] = ()) -> None:
+        """Have a checkpoint that is written copied. writers: which node of the plan wrote each part; () for part i by node i."""
+        self._saver.save(manifest, best=best, writers=writers)
         self._settle()
 
     def keep_data(self, source: NodeId, blobs: tuple[BlobId, ...]) -> None:

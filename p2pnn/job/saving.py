@@ -9,6 +9,7 @@ that has its second copy, because a run cannot go on without its data either.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -51,6 +52,7 @@ class DataAlone:
 class _Saving:
     manifest: Manifest
     best: bool
+    writers: tuple[int, ...]
     pending: set[int] = field(default_factory=set)
     warnings: tuple[str, ...] = ()
 
@@ -95,12 +97,18 @@ class Saver:
         """The checkpoints that wait for their copies, and whether each holds the best epoch; oldest first."""
         return tuple((saving.manifest, saving.best) for saving in self._savings)
 
-    def save(self, manifest: Manifest, *, best: bool) -> None:
-        """All parts were written, part i by node i of the plan: have each copied to a buddy."""
-        saving = _Saving(manifest, best)
+    @property
+    def writers(self) -> tuple[tuple[int, ...], ...]:
+        """For each of `waiting`: which node of the plan wrote each part."""
+        return tuple(saving.writers for saving in self._savings)
+
+    def save(self, manifest: Manifest, *, best: bool, writers: Sequence[int] = ()) -> None:
+        """All parts were written: have each copied to a buddy. writers: which node of the plan wrote each part; () for part i by
+        node i."""
+        saving = _Saving(manifest, best, tuple(writers) or tuple(range(len(manifest.parts))))
         self._savings.append(saving)
-        for part, source in zip(manifest.parts, self.nodes, strict=True):
-            self._copy((part.blob, self._spec), source, saving, frozenset(), part.size)
+        for part, writer in zip(manifest.parts, saving.writers, strict=True):
+            self._copy((part.blob, self._spec), self.nodes[writer], saving, frozenset(), part.size)
         self._settle()
 
     def keep_data(self, source: NodeId, blobs: tuple[BlobId, ...]) -> None:
