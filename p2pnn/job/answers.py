@@ -20,6 +20,17 @@ Answers = Mapping[NodeId, Done]
 _parts = msgspec.msgpack.Decoder(Part | tuple[Part, ...])
 
 
+def of_node(dones: Sequence[Done]) -> Done:
+    """What the processes of one node answered to one command, as one answer: the first error, the one result, or the parts of a
+    checkpoint together."""
+    first = dones[0]
+    results = [done.result for done in dones if done.result]
+    error = next((done.error for done in dones if done.error), "")
+    if len(results) < 2 or error:
+        return Done(first.sequence, b"" if error else b"".join(results), error)
+    return Done(first.sequence, msgspec.msgpack.encode([part for result in results for part in _parts_in(result)]))
+
+
 def evaluation(spec: JobSpec, split: str, nodes: Sequence[NodeId], answers: Answers) -> SplitResult:
     """The split's loss (mean over its rows) and metrics; each comes from the node that holds it, of each model replica. nodes: in
     the plan's order."""
@@ -56,8 +67,12 @@ def parts(nodes: Sequence[NodeId], answers: Answers) -> tuple[tuple[Part, ...], 
     found: list[tuple[Part, int]] = []
     for index, node in enumerate(nodes):
         if answers[node].result:
-            written = _parts.decode(answers[node].result)
-            found += [(part, index) for part in ((written,) if isinstance(written, Part) else written)]
+            found += [(part, index) for part in _parts_in(answers[node].result)]
     if not found:
         raise msgspec.ValidationError("no node wrote a part of the checkpoint")
     return tuple(part for part, _ in found), tuple(index for _, index in found)
+
+
+def _parts_in(result: bytes) -> tuple[Part, ...]:
+    found = _parts.decode(result)
+    return (found,) if isinstance(found, Part) else found

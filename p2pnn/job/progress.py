@@ -57,7 +57,7 @@ class ProgressMeter:
                 self._since_epoch = lost._since_epoch
 
     def start(self, now: float, nodes: Iterable[str], plan: Plan | None = None) -> None:
-        """Training begins now on these nodes: what passed before does not count. Of a data-parallel plan those that compute count."""
+        """Training begins now on these nodes: what passed before does not count. Those of them that compute do, by the plan."""
         self._begin(now, nodes, plan)
         self._served.begins(self._step)
 

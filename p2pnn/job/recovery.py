@@ -98,8 +98,8 @@ class Attempts:
 
 @dataclass(slots=True)
 class Lost:
-    """What there was to lose. generation: of the start that ran; parts: nodes of its plan, 0 where no cuts are taken; cut: its `job.plan.cut`. reached:
-    the step that it is known to have reached; limit: cuts behind this step cannot be gone on from."""
+    """What there was to lose. generation: of the start that ran; parts: nodes of its plan, 0 where no cuts are taken; cut: its
+    `job.plan.cut`. reached: the step that it is known to have reached; limit: cuts behind this step cannot be gone on from."""
 
     text: str
     generation: int

@@ -117,8 +117,8 @@ class Run:
         for number, manifest, best in state.checkpointing:
             self.checkpoints.begin(number, manifest, best=best)
         names = [self._ledger.name(node) for node in self._nodes]
-        counted = dict(zip(names, state.counted, strict=True))
-        self.meter.take_over(counted, state.epoch_sums, state.step_done, now, self._ledger.record.plan)
+        by_name = dict(zip(names, state.counted, strict=True))
+        self.meter.take_over(by_name, state.epoch_sums, state.step_done, now, self._ledger.record.plan)
         for name, total, counted in zip(names, totals, state.counted, strict=True):
             self.meter.add(name, Progress(state.step_done, *total.beyond(counted), 0.0, 0.0), now)
         for number in sorted(state.outstanding):

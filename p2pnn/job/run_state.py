@@ -27,8 +27,8 @@ class RunState(msgspec.Struct, frozen=True, array_like=True):
 
     outstanding: numbers of commands without all answers. checkpointing: (number, manifest without parts, best) of
     those among them that write one. saving: (manifest, best) of checkpoints that wait for copies. counted: by node of the plan,
-    the totals that its epochs hold; epoch_sums: of the epoch under way. writers: for each of `saving`, which node of the plan wrote
-    each part; () where part i is node i's.
+    the totals that its epochs hold; epoch_sums: of the epoch under way. writers: for each of `saving`, which node of the plan
+    wrote each part; () where part i is node i's.
     """
 
     sequence: int

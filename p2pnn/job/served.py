@@ -1,5 +1,5 @@
-"""What the shards of a data-parallel run have told of themselves, for a person: how stale pushes were, what they cost, whom others
-wait for."""
+"""What the shards of a data-parallel run have told of themselves, for a person: how stale pushes were, what they cost, and for
+whom the others wait."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ class Served:
     def fields(self, step: int, steps: Mapping[str, int], busy: Mapping[str, float]) -> dict[str, Any]:
         """Of a progress event; none where the run has no shards. step: how far the run is; steps, busy: by node's name.
 
-        staleness: updates that a push was behind (as text) → pushes, over all shards. pushed_bytes, fetched_bytes: per step, to and
-        from all shards. refused: worker's name → name of a `ps.messages.Refusal` → pushes. set_aside: workers' names. slowest:
-        the worker that is furthest behind; of several, the busiest, since it waits least for the others.
+        staleness: updates that a push was behind (as text) → pushes, over all shards. pushed_bytes, fetched_bytes: per step, to
+        and from all shards. refused: worker's name → name of a `ps.messages.Refusal` → pushes. set_aside: workers' names.
+        slowest: the worker that is furthest behind; of several, the busiest, since it waits least for the others.
         """
         if not self._reports:
             return {}

@@ -110,8 +110,12 @@ def inputs_read(spec: JobSpec) -> list[str]:
 
 
 def blobs_read_by(spec: JobSpec, plan: Plan, index: int) -> dict[BlobId, int]:
-    """The data chunks that node `index` of the plan reads, with their sizes in bytes (of rows, without header)."""
-    mine = {name for op in active_ops(spec) if plan.assignment[op] == index for name in spec.graph.ops[op].inputs}
+    """The data chunks that node `index` of the plan reads, with their sizes in bytes (of rows, without header). A node that only
+    serves shards reads none."""
+    if plan.worker_of(index) < 0:
+        return {}
+    here = plan.position(index)
+    mine = {name for op in active_ops(spec) if plan.assignment[op] == here for name in spec.graph.ops[op].inputs}
     columns = {spec.inputs.get(value.name, "") for value in spec.graph.inputs if value.name in mine}
     return chunks_of(spec, columns)
 

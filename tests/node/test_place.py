@@ -188,13 +188,13 @@ async def test_prepare_for_a_place_not_reserved_is_refused(tmp_path: Path) -> No
 async def test_prepare_starts_an_executor_and_release_ends_it(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
     executor = await bench.running()
-    assert bench.place.executor_pid == 4711
+    assert bench.place.executor_pids == {"compute": 4711}
     bench.prepare()  # twice
     assert "was not reserved" in bench.failures[-1]
     executor.say(commands.Prepared(99))
     assert bench.outside.of(wire.Prepared, A) == [wire.Prepared(JOB, 1, 99)]
     bench.release()
-    assert bench.place.executor_pid is None
+    assert bench.place.executor_pids == {}
     await until(lambda: executor.ended)
 
 
