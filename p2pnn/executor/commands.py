@@ -101,7 +101,8 @@ class Left(_Message, tag=15):
 
 
 class PushArrived(_Message, tag=16):
-    """To a server: a part of a push lies whole in its slot (`ps.layout`)."""
+    """To a server: a part of a push lies whole in its slot (`ps.layout`); or it was known, so that its body was dropped
+    (`ps.gate`)."""
 
     shard: int
     worker: int
@@ -111,6 +112,7 @@ class PushArrived(_Message, tag=16):
     based_clock: int
     fetch: bool
     have: int
+    mark: int = 0
 
 
 class Fetched(_Message, tag=17):
@@ -188,6 +190,7 @@ class PushPart(_Message, tag=28):
     fetch: bool
     have: int
     needed: int
+    mark: int = 0
 
 
 class FetchValues(_Message, tag=29):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from p2pnn.ps.compression import Bytes, Deltas, codec
+from p2pnn.ps.compression import Buffer, Bytes, Deltas, codec, new
 from p2pnn.ps.messages import Answer, Refusal, Values, Worker
 from p2pnn.ps.versions import Versions
 
@@ -38,15 +38,19 @@ class _Stream:
 
 
 class Answers:
-    """pull: the name of the compression of parameters; float32 sends them as they are, from where they lie."""
+    """pull: the name of the compression of parameters; float32 sends them as they are, from where they lie. buffer: of what is
+    compressed; a worker that has left leaves its own to the next that comes.
+    """
 
-    def __init__(self, versions: Versions, pull: str, clock: Callable[[], int]) -> None:
+    def __init__(self, versions: Versions, pull: str, clock: Callable[[], int], buffer: Buffer = new) -> None:
         self._versions = versions
         self._pull = pull
         self._clock = clock
+        self._buffer = buffer
         self._due: dict[tuple[Worker, bool], Due] = {}
         self._streams: dict[Worker, _Stream] = {}
-        self._leaving: dict[int, tuple[Answer, int]] = {}  # by identity: an answer and what it has pinned
+        self._unused: list[_Stream] = []
+        self._leaving: dict[int, tuple[Answer, int, _Stream | None]] = {}  # by identity: an answer and what it holds
         self.sent_bytes = 0
 
     def add(self, due: Due) -> None:
@@ -62,7 +66,8 @@ class Answers:
 
     def drop(self, worker: Worker) -> None:
         """The worker has left."""
-        self._streams.pop(worker, None)
+        if (stream := self._streams.pop(worker, None)) is not None:
+            self._unused.append(stream)
         for pushed in (False, True):
             self._due.pop((worker, pushed), None)
 
@@ -76,17 +81,16 @@ class Answers:
             values, pin = self._read(due) if due.fetch else (None, -1)
             answer = Answer(due.worker, generation, due.sequence, due.request, due.refusal, due.log_number, values)
             if values is not None:
-                self._leaving[id(answer)] = answer, pin
+                self._leaving[id(answer)] = answer, pin, self._streams.get(due.worker)
                 self.sent_bytes += values.data.nbytes
             return answer
         return None
 
     def sent(self, answer: Answer) -> None:
         """Its bytes are not needed any more. An answer is given back once; without values there is nothing to give back."""
-        _, pin = self._leaving.pop(id(answer), (answer, -1))
+        _, pin, stream = self._leaving.pop(id(answer), (answer, -1, None))
         self._versions.unpin(pin)
-        stream = self._streams.get(answer.worker)
-        if stream is not None and answer.values is not None:
+        if stream is not None:
             stream.busy = False
 
     def _read(self, due: Due) -> tuple[Values, int]:
@@ -95,9 +99,7 @@ class Answers:
             return Values(versions.number, clock, versions.newest.view(np.uint8)), versions.pin()
         stream = self._streams.get(due.worker)
         if stream is None:
-            how, size = codec(self._pull), versions.newest.size
-            stream = _Stream(Deltas(how, size), np.empty(how.byte_count(size), np.uint8))
-            self._streams[due.worker] = stream
+            stream = self._streams[due.worker] = self._new_stream()
         stream.busy, whole = True, not stream.deltas.follows(due.have)
         data = stream.out
         if whole:
@@ -105,3 +107,12 @@ class Answers:
         else:
             stream.deltas.encode(versions.newest, stream.out)
         return Values(versions.number, clock, data, whole, stream.deltas.number), -1
+
+    def _new_stream(self) -> _Stream:
+        unused = next((stream for stream in self._unused if not stream.busy), None)
+        if unused is not None:
+            self._unused.remove(unused)
+            unused.deltas.number = 0
+            return unused
+        how, size = codec(self._pull), self._versions.newest.size
+        return _Stream(Deltas(how, size, self._buffer), self._buffer(how.byte_count(size)))

@@ -22,7 +22,7 @@ residual as it was: a NaN in it would never go away.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -33,6 +33,15 @@ from p2pnn.ps.norms import norm_squared
 from p2pnn.ps.space import Flat
 
 Bytes = NDArray[np.uint8]
+
+Buffer = Callable[[int], Bytes]
+"""count → uint8[count]: memory for what is sent, from an arena or, as `new` makes it, this process's own."""
+
+
+def new(nbytes: int) -> Bytes:
+    """uint8[nbytes] of this process, with any content."""
+    return np.empty(nbytes, np.uint8)
+
 
 assert sys.byteorder == "little", "the codecs view numbers as they travel"
 
@@ -262,13 +271,13 @@ class Deltas:
 
     The difference is taken to `held`, the receiver's copy as it must be now, so it includes all that earlier rounding lost.
     number: of the last message; the receiver says which it has, and gets the whole array (as float32) where that is not
-    the last one (the first time, or since one was lost).
+    the last one (the first time, or since one was lost). buffer: for `held`, which is sent from where it lies.
     """
 
-    def __init__(self, codec: Codec, count: int) -> None:
+    def __init__(self, codec: Codec, count: int, buffer: Buffer = new) -> None:
         self._codec = codec
         self.number = 0
-        self.held = np.zeros(count, np.float32)
+        self.held = buffer(4 * count).view(np.float32)
         self._delta = np.empty(count, np.float32)
 
     def follows(self, have: int) -> bool:

@@ -23,9 +23,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from p2pnn.errors import UsageError
-from p2pnn.job.spec import Optimizer
+from p2pnn.job.spec import DataParallel, JobSpec, Optimizer
 from p2pnn.ps.compression import codec
 from p2pnn.ps.optimizers import OUTER
+from p2pnn.ps.sharding import POLICIES
 
 BOUND_MAX: Final = 10_000
 
@@ -101,6 +102,71 @@ class Settings:
     staleness_max: int = 0
     scale_by_staleness: bool = False
     outer: Optimizer = OUTER
+
+
+def settings(data: DataParallel) -> Settings:
+    """What a spec says. Raises UsageError where it names no consistency."""
+    return Settings(
+        consistency(data.consistency, data.backup),
+        push=data.push,
+        pull=data.pull,
+        n_push=data.n_push,
+        n_fetch=data.n_fetch,
+        local_rate=data.local_rate,
+        warm_start=data.warm_start,
+        staleness_max=data.staleness_max,
+        scale_by_staleness=data.scale_by_staleness,
+    )
+
+
+def check_spec(spec: JobSpec, workers: int, shards: int) -> None:
+    """Raise UsageError, one sentence, for a data-parallel job that cannot be run; workers, shards: 0 where the planner is
+    still to choose."""
+    data = spec.data
+    if data is None:
+        raise UsageError(
+            "the job says nothing about its workers and shards: leave parallel = data away, or submit it again"
+        )
+    if spec.kind != "train":
+        raise UsageError(f"a job of kind {spec.kind} has no gradients to push: parallel = data is for training")
+    if data.copies != 1:
+        raise UsageError(
+            f"copies = {data.copies}: replication of shards comes later; so far each lives in one process (copies = 1), and where"
+            " that is lost the run goes on from its newest checkpoint"
+        )
+    if spec.schedule != "sync":
+        raise UsageError(
+            f"schedule = {spec.schedule} keeps mini-batches in flight between the nodes of one replica: leave it away with"
+            " parallel = data, and write consistency = async for workers that do not wait for each other"
+        )
+    found = settings(data)
+    check(found, workers or found.consistency.backup + 1, spec.optimizer)
+    tensors = len(spec.graph.parameters)
+    if data.cut not in POLICIES:
+        raise UsageError(
+            f"there is no way {data.cut[:40]!r} to cut parameters into shards; take one of {', '.join(POLICIES)}"
+        )
+    if shards > tensors:
+        raise UsageError(
+            f"shards = {shards}, but the model has only {tensors} parameter tensors: take at most {tensors} shards"
+        )
+    if found.consistency.kind == "sync" and workers and spec.micro_batches % workers:
+        raise UsageError(
+            f"micro_batches = {spec.micro_batches} with sync and {workers} workers: each takes an equal share of a step's"
+            f" micro-batches, so write a multiple of {workers}"
+        )
+
+
+def is_bitwise(spec: JobSpec, workers: int) -> bool:
+    """Whether the job has the bits of one process with as many micro-batches, if all nodes' arithmetic is the same.
+
+    With several micro-batches per worker their sums are summed, (g₀ + g₁) + (g₂ + g₃), where one process adds them one by one.
+    """
+    data = spec.data
+    if data is None:
+        return True
+    exact = data.consistency == "sync" and not data.backup and data.push == data.pull == "float32"
+    return workers == 1 or (exact and spec.micro_batches == workers)
 
 
 def check(settings: Settings, workers: int, optimizer: Optimizer) -> None:

@@ -2,6 +2,10 @@
 
 A push is sent in parts (`sharding.Part`), each with the whole header, in any order; the shard takes it when all are there. Pushes
 are numbered per worker incarnation and shard from 1, without a gap. An answer acknowledges all pushes up to its number.
+
+A *mark* is a line that all workers draw at the same place of the job's script, between two steps: each says that its pushes
+before it are acknowledged (`Mark`, or a pull with `after`, which then is answered when all have drawn it), and its pushes behind
+it, which name it, are decided when all have. So what is read at a mark holds all pushes before it and no other.
 """
 
 from __future__ import annotations
@@ -47,7 +51,8 @@ class Push:
     """Header of one part of a push. part: its index; byte_count: of its body.
 
     based_on, based_clock: `version` and `clock` of the answer whose values the gradient was computed from. fetch: answer with
-    fresh values; have: the number of the newest values that the worker has (for differences; see `compression.Deltas`).
+    fresh values; have: the number of the newest values that the worker has (for differences; see `compression.Deltas`). mark:
+    the worker's newest, behind which this push is.
     """
 
     worker: Worker
@@ -59,16 +64,27 @@ class Push:
     based_clock: int = 0
     fetch: bool = True
     have: int = 0
+    mark: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Pull:
-    """A request for values alone. request: the worker's number for it, from 1."""
+    """A request for values alone. request: the worker's number for it, from 1. after: the mark at which they are read, or 0."""
 
     worker: Worker
     generation: int
     request: int
     have: int = 0
+    after: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """The worker has drawn the mark `sequence` (a number of the script, which rises), and needs no more values of before."""
+
+    worker: Worker
+    generation: int
+    sequence: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,13 +10,15 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Final
 
 import numpy as np
 
-from p2pnn.ps.compression import Bytes, Feedback, Mirror, codec
+from p2pnn.ps.compression import Buffer, Bytes, Feedback, Mirror, codec, new
 from p2pnn.ps.consistency import Settings
-from p2pnn.ps.messages import Answer, Pull, Push, Refusal, Worker
+from p2pnn.ps.layout import WINDOW, part_sizes
+from p2pnn.ps.messages import Answer, Mark, Pull, Push, Refusal, Worker
 from p2pnn.ps.sharding import ShardRange
 from p2pnn.ps.space import Flat
 
@@ -46,6 +48,14 @@ class PullRequest:
     needed: int = -1
 
 
+@dataclass(eq=False, frozen=True, slots=True)
+class MarkNote:
+    """Send the mark to all shards that the replica speaks to."""
+
+    mark: Mark
+    needed: int = -1
+
+
 @dataclass(eq=False, slots=True)
 class _Outgoing:
     """unsent: parts that are ready to leave; left: those that have left; sending: how many are leaving now."""
@@ -64,27 +74,34 @@ class _Outgoing:
 
 
 class Port:
-    """window: pushes that may be unacknowledged at once. values: the newest that the shard has sent, float32[its size].
+    """At most `layout.WINDOW` pushes are unacknowledged at once. values: the newest that the shard has sent, float32[its size].
 
-    version, clock: of `values`; fresh: they were not taken by `take` yet. refusals: what pushes were answered with.
+    version, clock: of `values`; fresh: they were not taken by `take` yet. mark: the worker's newest. refusals: what pushes were
+    answered with. buffer: for the bodies of pushes.
     """
 
     def __init__(
-        self, worker: Worker, shard: ShardRange, settings: Settings, generation: int, *, window: int, retry_s: float
+        self,
+        worker: Worker,
+        shard: ShardRange,
+        settings: Settings,
+        generation: int,
+        *,
+        retry_s: float,
+        buffer: Buffer = new,
     ) -> None:
         self.shard = shard
         self.refusals: Counter[Refusal] = Counter()
         self.generation = generation
+        self.mark = 0
         self._worker = worker
         self._retry_s = retry_s
-        how = codec(settings.push)
-        sizes = [how.byte_count(part.size) for part in shard.parts]
-        ends = list(np.cumsum(sizes))
-        self._runs = [slice(int(end) - size, int(end)) for size, end in zip(sizes, ends, strict=True)]
-        self._codec = how
+        self._codec = codec(settings.push)
+        sizes = part_sizes(shard, settings.push)
+        self._runs = [slice(end - size, end) for size, end in zip(sizes, accumulate(sizes), strict=True)]
         # What rounding loses is owed to the shard's next push.
-        self._feedback = [Feedback(how, p.size) if settings.push != "float32" else None for p in shard.parts]
-        self._bodies = [np.empty(sum(sizes), np.uint8) for _ in range(window)]
+        self._feedback = [Feedback(self._codec, p.size) if settings.push != "float32" else None for p in shard.parts]
+        self._bodies = [buffer(sum(sizes)) for _ in range(WINDOW)]
         self._outgoing: deque[_Outgoing] = deque()
         self._acknowledged: list[_Outgoing] = []  # their bodies are still being sent
         self._sequence = 0
@@ -97,7 +114,7 @@ class Port:
         self._delta = np.empty(pull.byte_count(shard.size) if self._differences else 0, np.uint8)
         self.version, self.clock, self.fresh = -1, 0, False
         self._installed = (0, 0)
-        self._request, self._asking, self._asked = 0, False, False
+        self._request, self._asking, self._asked, self._after = 0, False, False, 0
         self._pull_retry_at: float | None = None
         self._pull_tries = 0
         self._wanted_with = 0  # the push whose answer brings values; 0 where none does
@@ -152,6 +169,11 @@ class Port:
                 if not push.awaits[part.index]:
                     self._encode(push, part.index)
 
+    def ready_all(self) -> None:
+        """Everything is accrued."""
+        for entry in dict.fromkeys(piece.entry for piece in self.shard.pieces):
+            self.ready(entry)
+
     def _encode(self, push: _Outgoing, index: int) -> None:
         part, feedback = self.shard.parts[index], self._feedback[index]
         (feedback or self._codec).encode(self.accrued[part.start : part.stop], push.body[self._runs[index]])
@@ -167,8 +189,17 @@ class Port:
     def ask(self) -> None:
         """Pull values, unless some are on their way already."""
         if not self.wanting:
-            self._request += 1
-            self._asking = self._asked = True
+            self._ask(0)
+
+    def ask_at(self, mark: int) -> None:
+        """Pull the values as they are at this mark, whole, instead of any that are on their way."""
+        self._wanted_with = 0
+        self._ask(mark)
+
+    def _ask(self, after: int) -> None:
+        self._request += 1
+        self._asking = self._asked = True
+        self._after = after
 
     def urgency(self) -> int | None:
         """Of the next message, the lower the sooner; None where there is none."""
@@ -184,7 +215,10 @@ class Port:
         if self._asking:
             self._asking = False
             self._pull_retry_at = now + self._retry_s * BACKOFF ** min(self._pull_tries, RETRIES_BACKOFF_MAX)
-            pull = Pull(self._worker, self.generation, self._request, self._mirror.number)
+            have = (
+                0 if self._after else self._mirror.number
+            )  # at a mark all workers see the same, without what rounding owes
+            pull = Pull(self._worker, self.generation, self._request, have, self._after)
             return PullRequest(self.shard.index, pull)
         push = self._next_push()
         assert push is not None
@@ -204,6 +238,7 @@ class Port:
             push.based_clock,
             push.fetch,
             self._mirror.number,
+            self.mark,
         )
         return PushPart(self.shard.index, header, data, self.shard.parts[index].needed)
 
@@ -260,9 +295,10 @@ class Port:
             self._asking, self._asked, self._pull_retry_at, self._pull_tries = False, False, None, 0
             if not answer.request:  # a pull's may be followed by those that a push asked for
                 self._wanted_with = 0
-        elif not self._receiving and not values.whole and self._is_wanted(answer):
-            self._mirror.number = 0  # one was missed: ask for all of it
-            self.ask_again()
+        elif not self._receiving and self._is_wanted(answer):
+            if not values.whole:
+                self._mirror.number = 0  # one was missed: ask for all of it
+            self.ask_again()  # where they were dropped, there was no place for them at that moment
 
     def _is_wanted(self, answer: Answer) -> bool:
         """Whether its values are those that are waited for, not those of a push or pull before."""
@@ -272,10 +308,11 @@ class Port:
 
     def ask_again(self) -> None:
         """What was to come will not, or cannot be used: pull."""
-        if self.wanting:
-            self._request += not self._asked
-            self._asking = self._asked = True
+        if self._wanted_with:
             self._wanted_with = 0
+            self._ask(0)
+        elif self._asked:
+            self._asking = True
 
     def broken(self) -> None:
         """The link broke: values that were coming are torn, and what is unacknowledged is sent again once there is a new one."""

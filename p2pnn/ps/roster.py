@@ -2,7 +2,8 @@
 
 A push is *logged* when it has been decided, applied or refused; from then on its number is the worker's last one, and the same
 push that comes again is answered again. All of it is part of a checkpoint. A worker's clock is how many of its pushes are logged,
-for one that joined later plus the least clock at that moment, so that nobody waits for it to catch up.
+for one that joined later plus the least clock at that moment, so that nobody waits for it to catch up. At each mark of the
+script that all have drawn, all clocks become those of the foremost.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from p2pnn.ps.messages import Refusal, Worker
 @dataclass(slots=True)
 class Member:
     """sequence: the last logged push; refusal, log_number: what became of it. taken: how many were applied. heard: when the last
-    was logged, −1 before.
+    was logged, −1 before. request: of its newest pull.
     """
 
     worker: Worker
@@ -27,6 +28,7 @@ class Member:
     clock: int = 0
     taken: int = 0
     heard: float = -1.0
+    request: int = 0
 
 
 class Roster:
@@ -59,6 +61,12 @@ class Roster:
             (m.clock for m in self._members.values() if m.worker not in left),
             default=max((m.clock for m in self._members.values()), default=0),
         )
+
+    def level(self) -> None:
+        """All have drawn a mark: who had fewer pushes before it is not behind for that."""
+        clock = max((m.clock for m in self._members.values()), default=0)
+        for member in self._members.values():
+            member.clock = clock
 
     def log(self, worker: Worker, sequence: int, refusal: Refusal | None, now: float) -> Member:
         """Decide a push, which is the worker's next."""

@@ -33,9 +33,9 @@ class Saved:
         return [replace(member) for member in self.logged]
 
 
-def check_fit(saved: Saved, arrays: Mapping[str, Flat]) -> None:
+def check_fit(saved: Mapping[str, Flat], arrays: Mapping[str, Flat]) -> None:
     """Raise CheckpointError unless it has exactly these arrays, of the same sizes."""
-    found = {name: array.shape for name, array in saved.arrays.items()}
+    found = {name: array.shape for name, array in saved.items()}
     wanted = {name: array.shape for name, array in arrays.items()}
     if found != wanted:
         raise CheckpointError(f"a checkpoint of the shard has {found}, but the job needs {wanted}")

@@ -1,69 +1,52 @@
 """One shard of the parameter server: takes pushes, updates its parameters, answers with them. Pure: no socket, thread or clock.
 
-    announce    a part of a push is coming: where its bytes go, or that they are to be read and dropped, or to wait
-    received    its bytes are there; broken: they will not come (the worker sends the part again)
+    arrived     a part of a push lies in its slot
     pull        a worker wants values alone
+    mark        a worker has drawn a mark, and has what it wants of that moment; served: so has the server
     work        decide one push, or one round of them; False while there is nothing to decide
     next_answer what to send now; answer_sent: it has left
-    next_room   a worker whose push had to wait may announce it again
-    set_workers who takes part; disconnected: a worker's link is broken
+    set_workers who takes part
 
-A push runs through these states, and touches the parameters in the last but one of them: coming (a place in
-`inbox`), whole, judged (`guard`, age, generation), logged under a number (`roster`: a push that comes again is answered again,
-not applied again), applied in blocks (`optimizers`), answered with fresh values in the same round trip (`answers`). Where pushes
-come in rounds (`sync`, `local`), whole pushes wait in their places for the round's others and are summed in the workers' order.
+A push runs through these states, and touches the parameters in the last but one of them: coming (a slot in `inbox`), whole,
+judged (`guard`, age, generation), logged under a number (`roster`: a push that comes again is answered again, not applied again),
+applied in blocks (`optimizers`), answered with fresh values in the same round trip (`answers`). Where pushes come in rounds
+(`sync`, `local`), whole pushes wait in their slots for the round's others and are summed in the workers' order; a round is
+over when all have come of whom it waits, which are not those that have drawn a mark before the others (`marks`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
 from p2pnn.errors import LocalProtocolError
 from p2pnn.job.spec import Optimizer
 from p2pnn.ps.answers import Answers, Due
-from p2pnn.ps.compression import codec
+from p2pnn.ps.compression import Buffer, codec, new
 from p2pnn.ps.consistency import Settings
 from p2pnn.ps.guard import Guard
 from p2pnn.ps.histogram import Histogram
-from p2pnn.ps.inbox import Discard, Inbox, Receive, Wait
+from p2pnn.ps.inbox import Inbox
+from p2pnn.ps.layout import part_sizes
+from p2pnn.ps.marks import Marks
 from p2pnn.ps.messages import Answer, Pull, Push, Refusal, Worker
 from p2pnn.ps.optimizers import ShardOptimizer
+from p2pnn.ps.report import Report
 from p2pnn.ps.roster import Roster
 from p2pnn.ps.saving import Saved, check_fit
 from p2pnn.ps.sharding import ShardRange
 from p2pnn.ps.space import Flat
-from p2pnn.ps.staging import Staged
-from p2pnn.ps.versions import Versions
+from p2pnn.ps.staging import Slot, Staged
+from p2pnn.ps.versions import Versions, buffers
 from p2pnn.train.optimizers import Combine, combine
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """What a shard says of itself. queued: pushes that are whole and not decided. heard: per worker, when its last push was
-    logged. taken: per worker, how many of its pushes were applied. norms: of the newest of these. refused: (worker, why) →
-    how often. Bytes are those of bodies.
-    """
-
-    version: int
-    log_number: int
-    queued: int
-    places_free: int
-    staleness: Histogram
-    refused: Mapping[tuple[Worker, Refusal], int]
-    set_aside: frozenset[Worker]
-    heard: Mapping[Worker, float]
-    taken: Mapping[Worker, int]
-    norms: Mapping[Worker, float]
-    received_bytes: int
-    sent_bytes: int
 
 
 class Shard:
     """initial: float32[the shard's size], copied. optimizer: the job's (`local` takes `Settings.outer` here). steps: the updates
-    that the run will make, for schedules that end. places: pushes that can be on their way in at once; in rounds one per worker.
+    that the run will make, for schedules that end. slot: where pushes lie (`layout.Slots`), by the worker's place in `workers`.
+    buffer: for what is sent from where it lies: versions, and compressed answers.
     """
 
     def __init__(
@@ -74,9 +57,10 @@ class Shard:
         settings: Settings,
         workers: Sequence[Worker],
         *,
+        slot: Slot,
+        buffer: Buffer = new,
         generation: int = 0,
         steps: int = 0,
-        places: int = 4,
         guard: Guard | None = None,
         combine: Combine = combine,
     ) -> None:
@@ -85,71 +69,88 @@ class Shard:
         self._optimizer = ShardOptimizer(
             settings.outer if how.kind == "local" else optimizer, shard.size, shard.decay, steps=steps, combine=combine
         )
-        self._versions = Versions(initial, 1 if how.kind == "async" else 2 + how.backup)
+        self._versions = Versions(initial, buffers(how), buffer)
         self._codec = codec(settings.push)
         self._plain = settings.push == "float32"
-        self._scratch = [np.empty(0 if self._plain else shard.size, np.float32) for _ in range(1 + how.in_rounds)]
+        self._scratch = [np.empty(shard.size, np.float32) for _ in range(how.in_rounds + (not self._plain))]
         self._roster = Roster(workers)
-        self._inbox = Inbox(
-            [self._codec.byte_count(part.size) for part in shard.parts],
-            max(places, len(workers)) if how.in_rounds else places,
-            self._roster,
-            one_each=how.in_rounds,
-        )
+        self._marks = Marks(workers)
+        self._inbox = Inbox(part_sizes(shard, settings.push), self._roster, slot)
         self._guard = guard or Guard()
-        self._answers = Answers(self._versions, settings.pull, self._clock)
+        self._answers = Answers(self._versions, settings.pull, self._clock, buffer)
         self.generation = generation
         self._round: dict[Worker, Staged] = {}
         self._out_of_round: dict[Worker, Due] = {}  # refused in this round; answered when it is over
         self._held: dict[Worker, Due] = {}  # answers that a bound (ssp) or the warm start holds back
+        self._awaiting: dict[Worker, tuple[Due, int]] = {}  # pulls, and the mark at which they are answered
         self._norms: dict[Worker, float] = {}
         self._staleness = Histogram()
 
-    # pushes on their way in
+    # what comes in
 
-    def announce(self, push: Push, now: float) -> Receive | Discard | Wait:
-        """A part of a push is coming; its header was read and no byte of its body."""
+    def arrived(self, push: Push, now: float) -> None:
+        """A part of a push lies in its slot, all of it; or nothing was received, because the part is known (`gate`)."""
         why = self._inbox.unwelcome(push, self.generation, self._guard.set_aside)
         if why is not None:
-            return self._turn_away(push, why)
+            self._turn_away(push, why)
+            return
+        self._drawn(self._marks.passes(push.worker, push.mark))
         member = self._roster[push.worker]
         if push.sequence <= member.sequence:
             if push.sequence == member.sequence and self._inbox.is_last(push) and not self._is_held(push.worker):
                 again = Due(push.worker, push.sequence, 0, member.refusal, member.log_number, push.fetch, push.have)
                 self._answers.add(again)
-            return Discard()
-        found = self._inbox.announce(push)
-        if isinstance(found, Discard) and found.why is not None:
-            return self._turn_away(push, found.why)
-        return found
-
-    def received(self, receive: Receive, now: float) -> None:
-        """All bytes of the part are in its place."""
-        self._inbox.received(receive)
-
-    def broken(self, receive: Receive, now: float) -> None:
-        """The rest of the part will not come. The push's other parts stay; the worker sends this one again."""
-        self._inbox.broken(receive)
+            return
+        why = self._inbox.arrived(push)
+        if why is not None:
+            self._turn_away(push, why)
 
     def pull(self, pull: Pull, now: float) -> None:
-        """A worker wants values alone."""
-        if pull.worker not in self._roster or pull.generation != self.generation:
-            why = Refusal.STALE_GENERATION if pull.worker in self._roster else Refusal.UNKNOWN
-            self._answers.add(Due(pull.worker, request=pull.request, refusal=why, fetch=False))
+        """A worker wants values alone, now or at a mark, which it draws with that."""
+        worker = pull.worker
+        if worker not in self._roster or pull.generation != self.generation:
+            why = Refusal.STALE_GENERATION if worker in self._roster else Refusal.UNKNOWN
+            self._answers.add(Due(worker, request=pull.request, refusal=why, fetch=False))
             return
-        due = Due(pull.worker, request=pull.request, have=pull.have)
-        if self._is_cold(pull.worker):
-            self._held[pull.worker] = due
+        if pull.request < self._roster[worker].request:
+            return  # it was overtaken by the one that counts now
+        self._roster[worker].request = pull.request
+        if worker in self._held and self._held[worker].request:
+            del self._held[worker]
+        due = Due(worker, request=pull.request, have=pull.have)
+        if pull.after:
+            self._awaiting[worker] = due, pull.after
+            self._drawn(self._marks.draw(worker, pull.after))
+        elif self._is_cold(worker):
+            self._held[worker] = due
         else:
             self._answers.add(due)
 
-    def next_room(self, now: float) -> Worker | None:
-        """A worker that was told to wait and for which there is a place now."""
-        return self._inbox.next_room()
+    def mark(self, worker: Worker, sequence: int, now: float) -> None:
+        """The worker has drawn this mark and has all that it wants of that moment: what it sends from now on is behind it."""
+        self._drawn(self._marks.passes(worker, sequence))
 
-    def disconnected(self, worker: Worker, now: float) -> None:
-        """Its link is broken: it waits no more for a place, and announces its pushes anew when it is back."""
-        self._inbox.disconnected(worker)
+    def served(self, sequence: int) -> None:
+        """The server has done what it has to do at this mark, which all workers had drawn (`is_marked`)."""
+        self._marks.served(sequence)
+
+    def is_marked(self, sequence: int) -> bool:
+        """Whether all workers have drawn this mark, so that all pushes before it are in `arrays`, and none behind it."""
+        return self._marks.marked >= sequence
+
+    def acknowledged(self, worker: Worker) -> int:
+        """The newest push of this worker that is decided; the slots of all up to it are the worker's again."""
+        member = self._roster.get(worker)
+        return member.sequence if member else 0
+
+    def _drawn(self, by_all: bool) -> None:
+        if by_all:
+            self._roster.level()
+        for worker, (due, after) in list(self._awaiting.items()):
+            if self.is_marked(after):
+                del self._awaiting[worker]
+                self._answers.add(due)
+        self._release()
 
     # what is decided
 
@@ -157,12 +158,13 @@ class Shard:
         """Decide one push or close one round; False where nothing can be done until another fact comes in."""
         if self._how.in_rounds and self._close_round(now):
             return True
-        if not self._inbox.whole:
+        staged = next((one for one in self._inbox.ready() if one.header.mark <= self._marks.open), None)
+        if staged is None:
             return False
         if self._how.in_rounds:
-            self._enter_round(self._inbox.whole.popleft(), now)
+            self._enter_round(staged, now)
             return True
-        return self._apply(self._inbox.whole[0], now)
+        return self._apply(staged, now)
 
     def _apply(self, staged: Staged, now: float) -> bool:
         """One push as an update of its own."""
@@ -170,11 +172,10 @@ class Shard:
         target = versions.next()
         if target is None:
             return False
-        self._inbox.whole.popleft()
         gradient = self._decode(staged, 0)
         staleness = versions.number - push.based_on
         why = self._judge(push, gradient, staleness)
-        self._inbox.close(staged)  # nothing is received into it before the next verb
+        self._inbox.close(staged)  # its worker hears of it by the answer, so its slot stays as it is
         due = self._log(push, why, now)
         if why is None:
             self._staleness.add(staleness)
@@ -194,6 +195,7 @@ class Shard:
     def _enter_round(self, staged: Staged, now: float) -> None:
         """A whole push joins the round that it was made for, or is refused."""
         push = staged.header
+        self._inbox.take(staged)
         why = self._judge(push, self._decode(staged, 0), self._versions.number - push.based_on)
         if why is None:
             self._round[push.worker] = staged
@@ -207,7 +209,8 @@ class Shard:
 
     def _close_round(self, now: float) -> bool:
         """Make the update where enough pushes are in, summed in the order of workers."""
-        active = [w for w in self._roster.workers if w not in self._guard.set_aside]
+        left = self._guard.set_aside | self._marks.ahead
+        active = [w for w in self._roster.workers if w not in left]
         full = self._how.quorum(len(self._roster.workers))
         wanted = min(full, sum(worker not in self._out_of_round for worker in active))
         if len(self._round) < wanted or not (self._round or self._out_of_round):
@@ -217,7 +220,7 @@ class Shard:
             return False
         taken = [self._round[worker] for worker in self._roster.workers if worker in self._round]
         for staged in taken:
-            self._inbox.close(staged)  # nothing is received into it before the next verb
+            self._inbox.close(staged)
         answers = [self._log(staged.header, None, now) for staged in taken]
         if taken:
             total = self._sum(taken)
@@ -236,10 +239,10 @@ class Shard:
         return True
 
     def _sum(self, taken: Sequence[Staged]) -> Flat:
-        """The gradients' sum, ((g₀ + g₁) + g₂) + …: as one process adds its micro-batches'. Into the first one's memory."""
+        """The gradients' sum, ((g₀ + g₁) + g₂) + …: as one process adds its micro-batches'. What lies in slots is only read."""
         total = self._decode(taken[0], 0)
         for staged in taken[1:]:
-            np.add(total, self._decode(staged, 1), out=total)
+            total = np.add(total, self._decode(staged, -1), out=self._scratch[0])
         return total
 
     def _judge(self, push: Push, gradient: Flat, staleness: int) -> Refusal | None:
@@ -268,12 +271,12 @@ class Shard:
         others = sum(w != worker and w not in self._guard.set_aside for w in self._roster.workers)
         if worker in self._roster and self._guard.refuse(worker, why, others):
             self._drop_staged(worker)
-            self._release()
+            self._drawn(self._marks.set_workers(w for w in self._roster.workers if w not in self._guard.set_aside))
 
     # who is welcome, and who waits
 
-    def _turn_away(self, push: Push, why: Refusal) -> Discard:
-        """Refuse a push before it was received: it is not logged, and the worker may send it again. Says so once per push."""
+    def _turn_away(self, push: Push, why: Refusal) -> None:
+        """Refuse a push before it is whole: it is not logged, and the worker may send it again. Says so once per push."""
         if self._inbox.is_last(push) or why is Refusal.SHAPE:
             if why in (Refusal.SHAPE, Refusal.STALE_GENERATION):
                 self._refuse(push.worker, why)
@@ -281,7 +284,6 @@ class Shard:
             if not self._is_held(push.worker):
                 sequence, log_number = (member.sequence, member.log_number) if member else (0, 0)
                 self._answers.add(Due(push.worker, sequence, 0, why, log_number, fetch=False))
-        return Discard(why)
 
     def _is_held(self, worker: Worker) -> bool:
         """Whether the answer to its last push is yet to come, and will."""
@@ -289,10 +291,12 @@ class Shard:
 
     def _is_cold(self, worker: Worker) -> bool:
         """Whether the first worker is still to train alone."""
-        return worker != self._roster.workers[0] and self._versions.number < self._settings.warm_start
+        first = self._roster.workers[0]
+        alone = worker != first and first not in self._marks.ahead
+        return alone and self._versions.number < self._settings.warm_start
 
     def _clock(self) -> int:
-        return self._roster.clock(self._guard.set_aside)
+        return self._roster.clock(self._guard.set_aside | self._marks.ahead)
 
     def _release(self) -> None:
         """Answer those whom no bound holds back any more."""
@@ -319,15 +323,14 @@ class Shard:
             self._guard.forget(worker)
             self._answers.drop(worker)
             self._norms.pop(worker, None)
-            self._inbox.disconnected(worker)
             for held in (self._held, self._out_of_round):
                 held.pop(worker, None)
+            self._awaiting.pop(worker, None)
+        self._inbox.set_workers()
         self.generation = generation
         self._answer_refused()
-        if self._how.in_rounds:
-            self._inbox.grow(len(workers))
         if workers:
-            self._release()
+            self._drawn(self._marks.set_workers(w for w in workers if w not in self._guard.set_aside))
 
     def _drop_staged(self, worker: Worker) -> None:
         self._inbox.drop(worker)
@@ -356,8 +359,7 @@ class Shard:
         return Report(
             self._versions.number,
             self._roster.log_number,
-            len(self._inbox.whole) + len(self._round),
-            self._inbox.free,
+            self._inbox.whole + len(self._round),
             replace(self._staleness, counts=dict(self._staleness.counts)),
             dict(self._guard.refused),
             frozenset(self._guard.set_aside),
@@ -380,8 +382,13 @@ class Shard:
 
     def load(self, saved: Saved) -> None:
         """Go on from a checkpoint, in a shard that has done nothing yet. Raises CheckpointError where it does not fit."""
-        check_fit(saved, self.arrays)
-        for slot, array in self._optimizer.state.items():
-            np.copyto(array, saved.arrays[slot])
-        self._versions.load(saved.arrays["parameters"], saved.version)
+        self.resume(saved.arrays, saved.version)
         self._roster.load(saved.members(), saved.log_number, dict(saved.left))
+
+    def resume(self, arrays: Mapping[str, Flat], version: int) -> None:
+        """Go on from these `arrays`, after so many updates, with workers that have pushed nothing yet; in a shard that has done
+        nothing yet either. Raises CheckpointError where they do not fit."""
+        check_fit(arrays, self.arrays)
+        for slot, array in self._optimizer.state.items():
+            np.copyto(array, arrays[slot])
+        self._versions.load(arrays["parameters"], version)

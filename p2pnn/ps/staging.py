@@ -1,70 +1,58 @@
-"""Where pushes are received: a bounded pool of places, each as large as one push in its compressed form.
+"""Where pushes lie until they are decided: `layout.WINDOW` slots per worker, each as large as one push in its compressed form.
 
-A place is given out before a byte comes, so that a transport can receive straight into it. A push is applied only when it lies
-there whole: half a push could not be taken back. A place that bytes still go into is not given to anybody else, even if
-its push has been dropped meanwhile.
+Push number n of a worker has its slot n mod WINDOW, and no other, so whoever receives needs not ask; its worker makes it when
+push n − WINDOW is acknowledged. A push is applied only when it lies there whole: half a push could not be taken back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from itertools import accumulate
-
-import numpy as np
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 from p2pnn.ps.compression import Bytes
-from p2pnn.ps.messages import Push
+from p2pnn.ps.layout import WINDOW, Slots
+from p2pnn.ps.messages import Push, Worker
+
+Slot = Callable[[int, int], Bytes]
+"""(number of the worker, number of its slot, below WINDOW) → the slot's bytes."""
 
 
 @dataclass(eq=False, slots=True)
 class Staged:
-    """One push on its way in. missing: parts that are not here whole; receiving: those that bytes go into now."""
+    """One push on its way in. header: of its newest part; missing: parts that are not here yet."""
 
     header: Push
     place: Bytes
     missing: set[int]
-    receiving: set[int] = field(default_factory=set)
-    dropped: bool = False
-
-    @property
-    def whole(self) -> bool:
-        return not self.missing and not self.dropped
 
 
 class Staging:
-    """part_bytes: the size of each part of a push. places: how many pushes can be in here."""
+    """part_bytes: the size of each part of a push. workers: numbered as they are given. slot: is asked once for each slot."""
 
-    def __init__(self, part_bytes: Sequence[int], places: int) -> None:
-        self._starts = [0, *accumulate(part_bytes)]
-        self.places = places
-        self._free = [np.empty(self._starts[-1], np.uint8) for _ in range(places)]
+    def __init__(self, part_bytes: Sequence[int], workers: Iterable[Worker], slot: Slot) -> None:
+        self._slots = Slots.of(part_bytes, 1)
+        self._slot = slot
+        self._numbers: dict[Worker, int] = {}
+        self._places: dict[tuple[int, int], Bytes] = {}
+        self.set_workers(workers)
 
-    @property
-    def free(self) -> int:
-        return len(self._free)
+    def set_workers(self, workers: Iterable[Worker]) -> None:
+        """Who stays keeps its slots; who comes gets the first that are free."""
+        wanted = dict.fromkeys(workers)
+        self._numbers = {worker: number for worker, number in self._numbers.items() if worker in wanted}
+        for worker in wanted:
+            if worker not in self._numbers:
+                taken = set(self._numbers.values())
+                self._numbers[worker] = next(n for n in range(len(taken) + 1) if n not in taken)
 
     def open(self, header: Push) -> Staged:
-        """A place for a push; there must be a free one."""
-        return Staged(header, self._free.pop(), set(range(len(self._starts) - 1)))
-
-    def grow(self, places: int) -> None:
-        """Have at least so many places."""
-        self._free += [np.empty(self._starts[-1], np.uint8) for _ in range(places - self.places)]
-        self.places = max(self.places, places)
+        """A push of which the first part is here."""
+        key = self._numbers[header.worker], header.sequence % WINDOW
+        if key not in self._places:
+            self._places[key] = self._slot(*key)
+        return Staged(header, self._places[key], set(range(len(self._slots.parts))))
 
     def part(self, staged: Staged, index: int) -> Bytes:
-        """Where the bytes of one part go, and lie."""
-        return staged.place[self._starts[index] : self._starts[index + 1]]
-
-    def close(self, staged: Staged) -> bool:
-        """The push is not needed any more. True where its place is free now, not only later."""
-        staged.dropped = True
-        return self.settle(staged)
-
-    def settle(self, staged: Staged) -> bool:
-        """Take back a dropped push's place, if nothing goes into it any more. True where that was so."""
-        if not staged.dropped or staged.receiving:
-            return False
-        self._free.append(staged.place)
-        return True
+        """The bytes of one part."""
+        offset, nbytes = self._slots.parts[index]
+        return staged.place[offset : offset + nbytes]

@@ -9,14 +9,23 @@ from __future__ import annotations
 
 import numpy as np
 
+from p2pnn.ps.compression import Buffer, new
+from p2pnn.ps.consistency import Consistency
 from p2pnn.ps.space import Flat
+
+
+def buffers(how: Consistency) -> int:
+    """How many a shard has."""
+    return 1 if how.kind == "async" else 2 + how.backup
 
 
 class Versions:
     """initial: float32[size], copied. number: how many updates the newest version holds."""
 
-    def __init__(self, initial: Flat, buffers: int) -> None:
-        self._buffers = [np.array(initial, np.float32) for _ in range(buffers)]
+    def __init__(self, initial: Flat, buffers: int, buffer: Buffer = new) -> None:
+        self._buffers = [buffer(initial.nbytes).view(np.float32) for _ in range(buffers)]
+        for made in self._buffers:
+            np.copyto(made, initial)
         self._readers = [0] * buffers
         self._newest = 0
         self.number = 0

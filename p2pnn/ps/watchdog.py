@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from p2pnn.ps.messages import Worker
-from p2pnn.ps.shard import Report
+from p2pnn.ps.report import Report
 
 RECENT_MAX: Final = 1_000
 

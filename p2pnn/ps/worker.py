@@ -7,13 +7,15 @@ Downpour SGD is Algorithm 7.1 of Dean et al. 2012 (`async`), step by step:
     step mod n_push = 0     start pushing what is accrued;  accrued ← 0
 
 Fetching and pushing go on while steps are computed. A push that is followed at once by a fetch asks for it in the same round
-trip. One pull is under way at a time, and at most `window` pushes: then a step waits, so that staleness has a bound. In all
-other kinds every push is answered before the next step begins. With `local:H` there are H steps of the worker's own optimizer
-between pushes, and what is pushed is the difference that they made.
+trip. One pull is under way at a time, and at most `layout.WINDOW` pushes: then a step waits, so that staleness has a bound. In
+all other kinds every push is answered before the next step begins. With `local:H` there are H steps of the worker's own
+optimizer between pushes, and what is pushed is the difference that they made. Before a mark what is left is pushed as it is.
 
     begin_step       True: compute a step from `parameters`; False: not yet (ask again after the next answer)
     gradient_ready   a parameter's gradient lies in `gradient`: it is accrued, and what it completes may leave
     end_step         all are there
+    flush, mark      push what is left; draw a mark (`messages`), and ask for the values of that moment
+    has_values       they are here; install: put them in place
     next_message     what to send next over which shard's link; sent: its bytes have left
     place, answered  where an answer's values go; it is here
     broken, restart  a link broke; the job's workers have another generation
@@ -30,11 +32,11 @@ import numpy as np
 
 from p2pnn.errors import LocalProtocolError
 from p2pnn.job.spec import Optimizer
-from p2pnn.ps.compression import Bytes
+from p2pnn.ps.compression import Buffer, Bytes, new
 from p2pnn.ps.consistency import Settings
-from p2pnn.ps.messages import Answer, Refusal, Worker
+from p2pnn.ps.messages import Answer, Mark, Refusal, Worker
 from p2pnn.ps.optimizers import ShardOptimizer
-from p2pnn.ps.port import Port, PullRequest, PushPart
+from p2pnn.ps.port import BACKOFF, RETRIES_BACKOFF_MAX, MarkNote, Port, PullRequest, PushPart
 from p2pnn.ps.sharding import Piece, Sharding
 from p2pnn.train.optimizers import Combine, combine
 
@@ -46,7 +48,8 @@ class Replica:
     """parameters, gradient: float32 of the whole space; the caller reads the one and writes the other, by `Space.views`.
 
     sharding: of this replica's own space (`Space.only` where a replica is cut into segments, each of which is one of these).
-    optimizer: of the H local steps, unused otherwise; steps: how many the run will take. window: see above.
+    optimizer: of the H local steps, unused otherwise; steps: how many of its own the run will take in all, step: how many were
+    taken before. buffer: for the bodies of pushes.
     """
 
     def __init__(
@@ -58,11 +61,12 @@ class Replica:
         generation: int = 0,
         optimizer: Optimizer | None = None,
         steps: int = 0,
-        window: int = 2,
+        step: int = 0,
         retry_s: float = RETRY_S,
+        buffer: Buffer = new,
         combine: Combine = combine,
     ) -> None:
-        self.step = 0
+        self.step = self._first = step
         space = sharding.space
         self.parameters = np.zeros(space.size, np.float32)
         self.gradient = np.zeros(space.size, np.float32)
@@ -76,13 +80,19 @@ class Replica:
             else None
         )
         self._ports = [
-            Port(worker, shard, settings, generation, window=window, retry_s=retry_s) for shard in sharding.shards
+            Port(worker, shard, settings, generation, retry_s=retry_s, buffer=buffer) for shard in sharding.shards
         ]
         self._pieces: list[list[tuple[Port, Piece]]] = [[] for _ in space.entries]
         for port in self._ports:
             for piece in port.shard.pieces:
                 self._pieces[piece.entry].append((port, piece))
+        self._worker, self._generation, self._retry_s = worker, generation, retry_s
         self._pushing = False
+        self._since = 0  # steps since the last push
+        self._fetching = 0  # the mark whose values are awaited
+        self._mark = 0
+        self._note_due, self._note_tries = False, 0
+        self._note_retry_at: float | None = None
         self._missing: set[int] | None = None  # parameters without gradient in the step that is under way
         for port in self._ports:
             port.ask()
@@ -94,13 +104,11 @@ class Replica:
         if self._missing is not None:
             raise LocalProtocolError(f"step {self.step} has not ended")
         settings, step = self._settings, self.step
-        pushing = (step + 1) % settings.consistency.local_steps == 0 if self._local else step % settings.n_push == 0
-        if self.ended is not None or not self._has_values() or (pushing and not all(p.has_room for p in self._ports)):
+        pushing = self._since + 1 == settings.consistency.local_steps if self._local else step % settings.n_push == 0
+        if self.ended is not None or not self._may_begin() or (pushing and not self._has_room()):
             return False
-        for port in self._ports:
-            if port.fresh and not port.is_receiving:
-                self._sharding.put(port.shard.index, port.take(), self.parameters)
-        asked = step == 0 or (step - 1) % settings.n_push == 0  # by the first pull, or with the last push
+        self.install()
+        asked = step == self._first or (step - 1) % settings.n_push == 0  # by the first pull, or with the last push
         if not settings.consistency.waits and step % settings.n_fetch == 0 and not asked:
             for port in self._ports:
                 port.ask()
@@ -135,13 +143,14 @@ class Replica:
             names = sorted(self._sharding.space.entries[entry].name for entry in self._missing or ())
             raise LocalProtocolError(f"step {self.step} ends without gradients of {names[:3]}")
         if self._inner is not None:
-            rate = self._inner.rate(self.step)
-            self._inner.apply(self.parameters, self.gradient, update=self.step, rate=rate)
+            rate, update = self._inner.rate(self.step), self.step - self._first  # its state began with this life
+            self._inner.apply(self.parameters, self.gradient, update=update, rate=rate)
             if self._pushing:
                 self._push_differences()
         for port in self._ports:
             port.end_step(self._pushing)
         self.step += 1
+        self._since = 0 if self._pushing else self._since + 1
         self._missing = None
 
     def _push_differences(self) -> None:
@@ -149,26 +158,86 @@ class Replica:
         for port in self._ports:
             self._sharding.take(port.shard.index, self.parameters, port.accrued)
             np.subtract(port.values, port.accrued, out=port.accrued)
-            for entry in dict.fromkeys(piece.entry for piece in port.shard.pieces):
-                port.ready(entry)
+            port.ready_all()
 
-    def _has_values(self) -> bool:
+    def _has_room(self) -> bool:
+        return all(port.has_room for port in self._ports)
+
+    def _may_begin(self) -> bool:
         """Whether what the step needs to be computed from is here."""
-        if any(port.version < 0 or (port.is_receiving and self.step == 0) for port in self._ports):
+        if self._fetching or any(p.version < 0 or (p.is_receiving and self.step == self._first) for p in self._ports):
             return False
-        if not self._settings.consistency.waits:
+        return not self._settings.consistency.waits or (self.has_values and not self.unacknowledged)
+
+    # marks
+
+    def flush(self, now: float) -> bool:
+        """Push what the steps since the last push have made, if any. False: not yet (ask again after the next answer)."""
+        if self._missing is not None:
+            raise LocalProtocolError(f"step {self.step} has not ended")
+        if not self._since:
             return True
-        return all(not port.wanting and not port.is_receiving and not port.unacknowledged for port in self._ports)
+        if not self._has_room():
+            return False
+        for port in self._ports:
+            port.begin_push(self._settings.consistency.waits)
+        if self._local:
+            self._push_differences()
+        for port in self._ports:
+            if not self._local:
+                port.ready_all()
+            port.end_step(pushed=True)
+        self._since = 0
+        return True
+
+    def mark(self, sequence: int, now: float, *, fetch: bool = False) -> None:
+        """Draw the mark before the script's command `sequence`; `flush` said True, and nothing is `unacknowledged`.
+
+        fetch: ask for the values as they are when all workers have drawn it; see `has_values` and `install`. Where steps wait
+        for one another they are always asked for: what this worker has may lack pushes that others made last.
+        """
+        if self._missing is not None or self._since or self.unacknowledged or self._fetching:
+            raise LocalProtocolError(f"the mark {sequence} comes before all that was pushed is acknowledged")
+        if sequence <= max(self._mark, self._fetching):
+            raise LocalProtocolError(f"the mark {sequence} does not come after {self._mark}")
+        if fetch or self._settings.consistency.kind in ("ssp", "local"):
+            self._fetching = sequence
+            for port in self._ports:
+                port.ask_at(sequence)
+        else:
+            self._passed(sequence)
+
+    def _passed(self, mark: int) -> None:
+        self._mark, self._fetching, self._note_due, self._note_tries = mark, 0, True, 0
+        for port in self._ports:
+            port.mark = mark
+
+    @property
+    def has_values(self) -> bool:
+        """Whether all values that were asked for are here."""
+        return all(port.version >= 0 and not port.wanting and not port.is_receiving for port in self._ports)
+
+    def install(self) -> None:
+        """Put the newest values that are here into `parameters`; `begin_step` does so, too."""
+        if self._missing is not None:
+            raise LocalProtocolError(f"step {self.step} has not ended")
+        for port in self._ports:
+            if port.fresh and not port.is_receiving:
+                self._sharding.put(port.shard.index, port.take(), self.parameters)
 
     # messages
 
-    def next_message(self, now: float, among: Container[int] | None = None) -> PushPart | PullRequest | None:
+    def next_message(self, now: float, among: Container[int] | None = None) -> PushPart | PullRequest | MarkNote | None:
         """Of the messages to these shards (to all) the one that is needed first. among: the shards whose links have room."""
+        if self._note_due:
+            self._note_due = False
+            self._note_retry_at = now + self._retry_s * BACKOFF ** min(self._note_tries, RETRIES_BACKOFF_MAX)
+            return MarkNote(Mark(self._worker, self._generation, self._mark))
         able = [port for port in self._ports if among is None or port.shard.index in among]
         urgent = [(urgency, port.shard.index) for port in able if (urgency := port.urgency()) is not None]
         return self._ports[min(urgent)[1]].next_message(now) if urgent else None
 
-    def sent(self, message: PushPart | PullRequest) -> None:
+    def sent(self, message: PushPart | PullRequest | MarkNote) -> None:
         """The message has left, or its link is broken: its bytes are not read any more. Once per message."""
         if isinstance(message, PushPart):
             self._ports[message.shard].sent(message)
@@ -180,20 +249,28 @@ class Replica:
     def answered(self, shard: int, answer: Answer, now: float, *, took_values: bool) -> None:
         """An answer is here. took_values: `place` gave a place, and the values are in it."""
         self._ports[shard].answered(answer, took_values, now)
+        if self._fetching and self.has_values:
+            self._passed(self._fetching)
 
     def broken(self, shard: int, now: float) -> None:
         """The link to a shard broke; messages that were given to it are to be reported as `sent` first."""
         self._ports[shard].broken()
+        self._note_due = self._mark > 0
 
     def restart(self, generation: int, now: float) -> None:
         """The job's workers have another generation, of which this one still is."""
+        self._generation, self._note_due = generation, self._mark > 0
         for port in self._ports:
             port.restart(generation)
 
     def get_timer(self) -> float | None:
-        return min((at for port in self._ports if (at := port.get_timer()) is not None), default=None)
+        times = [self._note_retry_at, *(port.get_timer() for port in self._ports)]
+        return min((at for at in times if at is not None), default=None)
 
     def handle_timer(self, now: float) -> None:
+        if self._note_retry_at is not None and self._note_retry_at <= now:
+            self._note_retry_at, self._note_due = None, True
+            self._note_tries += 1
         for port in self._ports:
             port.handle_timer(now)
 

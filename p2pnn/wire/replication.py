@@ -17,7 +17,8 @@ class Push(Message, tag=95):
     """Worker to primary. Body: the update's bytes from `start` on. worker: its incarnation. sequence: counts updates from 1.
 
     Of a push of gradients: part: which of the shard's parts the body is; based_on, based_clock: `version` and `clock` of the
-    values that the gradient was computed from; fetch: answer with values; have: the number of the newest that the worker has.
+    values that the gradient was computed from; fetch: answer with values; have: the number of the newest that the worker has;
+    mark: the sequence of the worker's newest Mark: the push is decided when all workers have sent theirs.
     """
 
     BODY: ClassVar[bool] = True
@@ -33,6 +34,7 @@ class Push(Message, tag=95):
     based_clock: Count = 0
     fetch: bool = False
     have: Count = 0
+    mark: Count = 0
 
 
 class Pushed(Message, tag=96):

@@ -1,0 +1,210 @@
+"""Where pushes and values lie in the arenas that a daemon shares with its executors: pure functions of (spec, plan, node).
+
+Memory is static, as in `train.frames`: what comes from a peer has one place, which daemon and executor compute alike, so a body
+is received straight into it. In a server's arena each shard has `WINDOW` slots per worker; push number n lies in slot n mod WINDOW,
+part behind part. Its worker makes push n only when push n − WINDOW is acknowledged, so the slot is free. In a worker's arena
+each shard has one landing place for values. What only the executor writes lies behind them: versions and compressed answers
+of a server, push bodies of a worker. It is handed out front to back (`Bump`), and travels as (offset, bytes) in commands.
+
+A model replica is one worker, a node of the plan; its number is its place in `Plan.replicas`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Final
+
+import numpy as np
+
+from p2pnn.errors import LocalProtocolError, PlanError
+from p2pnn.job.plan import Plan
+from p2pnn.job.spec import DataParallel, JobSpec
+from p2pnn.ps.compression import Bytes, codec
+from p2pnn.ps.consistency import consistency
+from p2pnn.ps.messages import Worker
+from p2pnn.ps.sharding import Sharding, ShardRange, cut
+from p2pnn.ps.space import Space
+from p2pnn.ps.versions import buffers
+
+WINDOW: Final = 2
+"""Pushes of a worker that a shard can hold: one is on its way in while the one before is decided."""
+
+ALIGNMENT_BYTES: Final = 64
+
+Run = tuple[int, int]
+"""(offset, bytes)."""
+
+
+def sharding_of(spec: JobSpec, plan: Plan, index: int = 0) -> Sharding:
+    """How the parameters of node `index` lie in the plan's shards. Raises PlanError for what cannot be cut so."""
+    if any(len(replica.nodes) > 1 for replica in plan.replicas):
+        # Each node of such a replica has a space of its own (`Space.only`), cut into shards that no other one speaks to.
+        raise PlanError("a model replica cannot be cut over several nodes yet: give each worker one node")
+    return cut(Space.of(spec.graph), len(plan.shards), _data(spec).cut)
+
+
+def workers_of(plan: Plan) -> tuple[Worker, ...]:
+    """Each worker's name to the cores, by its number in the plan."""
+    return tuple(Worker(plan.nodes[replica.nodes[0]].node) for replica in plan.replicas)
+
+
+def part_sizes(shard: ShardRange, push: str) -> tuple[int, ...]:
+    """The bytes of each part of a push to this shard, with the compression `push`."""
+    how = codec(push)
+    return tuple(how.byte_count(part.size) for part in shard.parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Slots:
+    """Where the pushes to one shard lie: worker w's number n at start + (w · WINDOW + n mod WINDOW) · stride.
+
+    parts: (offset within the slot, bytes).
+    """
+
+    start: int
+    stride: int
+    workers: int
+    parts: tuple[Run, ...]
+
+    @classmethod
+    def of(cls, sizes: Sequence[int], workers: int, start: int = 0) -> Slots:
+        starts = list(accumulate(sizes, initial=0))
+        return cls(start, _aligned(starts[-1]), workers, tuple(zip(starts, sizes, strict=False)))
+
+    @property
+    def stop(self) -> int:
+        return self.start + self.workers * WINDOW * self.stride
+
+    @property
+    def nbytes(self) -> int:
+        """Of one push."""
+        return self.parts[-1][0] + self.parts[-1][1]
+
+    def offset(self, worker: int, number: int) -> int:
+        """Where a worker's slot number `number` of WINDOW begins."""
+        return self.start + (worker * WINDOW + number) * self.stride
+
+    def place(self, worker: int, sequence: int, part: int) -> Run:
+        """(offset, bytes) of a part of a push. The caller has checked that there are such a worker and part."""
+        offset, nbytes = self.parts[part]
+        return self.offset(worker, sequence % WINDOW) + offset, nbytes
+
+
+@dataclass(frozen=True, slots=True)
+class ServerLayout:
+    """The arena of a node's server. slots: by shard, from the first byte on. rest: where the executor's own part begins."""
+
+    sharding: Sharding
+    slots: Mapping[int, Slots]
+    rest: int
+    arena_bytes: int
+
+    def slot(self, shard: int, worker: int, sequence: int, part: int) -> Run:
+        """(offset, bytes) of a part of a push. Raises LocalProtocolError for a shard that is not here."""
+        found = self.slots.get(shard)
+        if found is None or not 0 <= worker < found.workers or not 0 <= part < len(found.parts):
+            raise LocalProtocolError(
+                f"part {part} of a push of worker {worker} to shard {shard} has no place on this node"
+            )
+        return found.place(worker, sequence, part)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerLayout:
+    """What a worker's arena holds for its shards, from `start` on. landings: by shard; bodies: where push bodies begin.
+
+    values: by shard, the bytes of values that are whole, and of those that are a difference.
+    """
+
+    sharding: Sharding
+    start: int
+    landings: Mapping[int, Run]
+    values: Mapping[int, tuple[int, int]]
+    bodies: int
+    stop: int
+
+    def landing(self, shard: int) -> Run:
+        """(offset, bytes) of the place for a shard's values. Raises LocalProtocolError for a shard that there is not."""
+        if shard not in self.landings:
+            raise LocalProtocolError(f"there is no shard {shard}")
+        return self.landings[shard]
+
+    @property
+    def nbytes(self) -> int:
+        return self.stop - self.start
+
+
+def server_layout(spec: JobSpec, plan: Plan, index: int) -> ServerLayout:
+    """Of node `index`, which serves some of the plan's shards; without any, the arena is empty."""
+    data, sharding, workers = _data(spec), sharding_of(spec, plan, index), len(plan.replicas)
+    slots: dict[int, Slots] = {}
+    end = own = 0
+    for number in plan.served_by(index):
+        shard = sharding.shards[number]
+        slots[number] = Slots.of(part_sizes(shard, data.push), workers, end)
+        end = slots[number].stop
+        own += _served_bytes(shard, data, workers)
+    return ServerLayout(sharding, slots, end, end + own)
+
+
+def _served_bytes(shard: ShardRange, data: DataParallel, workers: int) -> int:
+    """Versions, and per worker the buffers from which compressed values are sent."""
+    whole = _aligned(shard.byte_count)
+    streams = workers * (whole + _aligned(codec(data.pull).byte_count(shard.size))) if data.pull != "float32" else 0
+    return whole * buffers(consistency(data.consistency, data.backup)) + streams
+
+
+def worker_layout(spec: JobSpec, plan: Plan, index: int, start: int = 0) -> WorkerLayout:
+    """Of node `index`, a replica's. start: the first byte of the arena that is free."""
+    data, sharding = _data(spec), sharding_of(spec, plan, index)
+    start = end = _aligned(start)
+    landings: dict[int, Run] = {}
+    values: dict[int, tuple[int, int]] = {}
+    for shard in sharding.shards:
+        difference = codec(data.pull).byte_count(shard.size) if data.pull != "float32" else 0
+        landings[shard.index] = end, max(shard.byte_count, difference)
+        values[shard.index] = shard.byte_count, difference
+        end += _aligned(landings[shard.index][1])
+    sizes = (sum(part_sizes(shard, data.push)) for shard in sharding.shards)
+    return WorkerLayout(sharding, start, landings, values, end, end + WINDOW * sum(map(_aligned, sizes)))
+
+
+class Bump:
+    """Hands out bytes [start, stop) of an arena from front to back, aligned; nothing is given back.
+
+    A `buffer` for `ps.Shard`, `ps.Replica`: called with a count it returns uint8[count].
+    """
+
+    def __init__(self, view: memoryview, start: int, stop: int) -> None:
+        self._all: Bytes = np.frombuffer(view, np.uint8)
+        self._at, self._stop = start, stop
+
+    def __call__(self, nbytes: int) -> Bytes:
+        """Raises LocalProtocolError where the layout has left too little for it."""
+        at = _aligned(self._at)
+        if at + nbytes > self._stop:
+            raise LocalProtocolError(f"the layout leaves {max(0, self._stop - at):,} bytes where {nbytes:,} are needed")
+        self._at = at + nbytes
+        return self._all[at : at + nbytes]
+
+    def run(self, data: Bytes) -> Run:
+        """(offset, bytes) in the arena of what lies there."""
+        return data.ctypes.data - self._all.ctypes.data, data.nbytes
+
+
+def slot_of(view: memoryview, slots: Slots, worker: int, number: int) -> Bytes:
+    """The bytes of one slot, uint8[the whole push]."""
+    start = slots.offset(worker, number)
+    return np.frombuffer(view, np.uint8, slots.nbytes, start)
+
+
+def _data(spec: JobSpec) -> DataParallel:
+    if spec.data is None:
+        raise PlanError("the job is not data-parallel: it has no parameter server")
+    return spec.data
+
+
+def _aligned(nbytes: int) -> int:
+    return -(-nbytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
