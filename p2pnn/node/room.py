@@ -14,6 +14,7 @@ from p2pnn.executor.memory import available_bytes
 from p2pnn.job.plan import Plan
 from p2pnn.job.spans import RING_BYTES
 from p2pnn.job.spec import JobSpec
+from p2pnn.ps.consistency import check_spec
 from p2pnn.ps.layout import WorkerLayout, worker_layout
 from p2pnn.train.cuts import COUNTER_BYTES, Places, places
 from p2pnn.train.frames import Layout, layout
@@ -79,7 +80,8 @@ def divide(spec: JobSpec, plan: Plan, index: int) -> Room:
 
 
 def check(spec: JobSpec, plan: Plan, nodes: list[NodeId], index: int, here: NodeId) -> None:
-    """Raises UsageError where the plan is none of this spec, over these nodes, with this one at `index`."""
+    """Raises UsageError where the plan is none of this spec, over these nodes, with this one at `index`, or where a data-parallel
+    run cannot be with so many workers and shards."""
     legal = (
         len(plan.assignment) == len(spec.graph.ops)
         and _roles_fit(spec, plan)
@@ -89,6 +91,8 @@ def check(spec: JobSpec, plan: Plan, nodes: list[NodeId], index: int, here: Node
         and nodes[index] == here
         and plan.frames >= 1
     )
+    if legal and spec.data is not None:
+        check_spec(spec, len(plan.replicas), len(plan.shards))
     if not legal:
         raise UsageError("the plan that it was sent does not fit the job's model and nodes; start the job again")
 
