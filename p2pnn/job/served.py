@@ -55,8 +55,8 @@ class Served:
             for worker, why, count in report.refused:
                 refused.setdefault(self._name(worker), Counter())[why] += count
             aside.update(report.set_aside)
-        first, pushed_before, fetched_before = self._first or (step, 0, 0)
         pushed, fetched = self._bytes()
+        first, pushed_before, fetched_before = self._first or (step, pushed, fetched)
         done = max(1, step - first)
         slowest = min(self.workers, key=lambda name: (steps.get(name, 0), -busy.get(name, 0.0), name), default="")
         return {

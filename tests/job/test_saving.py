@@ -124,3 +124,10 @@ def test_answers_to_an_earlier_start_or_term_are_none_to_this_one(start: int, te
     assert s.busy
     s.kept(B, s.requests[0].request, "")
     assert s.next_outcome() == Complete(manifest(1, 1), False)
+
+
+def test_parts_that_one_node_wrote_are_copied_from_it_and_another_may_have_written_none() -> None:
+    s = saver([A, B, C], [A, B, C])
+    s.save(manifest(1, 3), best=False, writers=(0, 0, 2))
+    assert [(r.source, r.node) for r in s.requests] == [(A, B), (A, B), (C, A)]
+    assert s.writers == ((0, 0, 2),)
