@@ -262,6 +262,8 @@ class Part:
         self._over |= isinstance(command, script.Finish)
         for executor in self._executors.values():
             executor.send(command)
+        if self._pushing is not None:
+            self._pushing.begin()
 
     async def _restore(self) -> None:
         """Fetch the parts before the executors are told to load them. What comes behind waits: a script has an order."""

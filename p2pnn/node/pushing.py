@@ -39,7 +39,14 @@ class Pushing:
         shards = layout.sharding.shards
         self._bodies = [Slots.of(part_sizes(shard, spec.data.push), 1) for shard in shards]
         self._ranks = [sorted({part.needed for part in shard.parts}) for shard in shards]
+        self._early: dict[int, commands.FetchValues] | None = {}  # by shard, until all nodes are known to be prepared
         self._receiving: dict[int, int] = {}  # by shard: bytes of the values that come into its landing place
+
+    def begin(self) -> None:
+        """The first command has come, so the shards are there: ask them for what the executor wanted as soon as it was ready."""
+        early, self._early = self._early, None
+        for message in (early or {}).values():
+            self.says(message)
 
     def receive(self, node: NodeId, message: wire.Pushed) -> None:
         """A shard's answer without values."""
@@ -76,6 +83,8 @@ class Pushing:
         match message:
             case commands.PushPart():
                 self._push(message)
+            case commands.FetchValues(shard) if self._early is not None:
+                self._early[shard] = message
             case commands.FetchValues(shard, request, have, after):
                 fetch = wire.Fetch(*company.about, shard, self._worker, request, have, after)
                 company.send(self._homes[shard], fetch)

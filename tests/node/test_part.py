@@ -207,6 +207,9 @@ async def test_a_worker_and_a_shard_on_one_node_speak_by_copies_from_arena_to_ar
     await bench.begin()
     bench.post._deliver = bench.place.receive  # type: ignore[method-assign]  # as the daemon routes it
     bench.both_ready()
+    bench.command(script.Train(1, 4))
+    for executor in (bench.compute, bench.serve):
+        executor.sent.clear()
     start, nbytes = bench.prepares[0].landings, bench.push_bytes
     body = bytes(number % 251 for number in range(nbytes))
     bench.compute.memory[start : start + nbytes] = body

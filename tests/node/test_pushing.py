@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from p2pnn.executor import commands
+from p2pnn.job import script
 from p2pnn.wire import messages as wire
 from tests.node.data_bench import DataBench, fake_executors
 from tests.node.nodes import JOB, A, B, C, until
@@ -42,6 +43,8 @@ async def test_a_push_leaves_from_the_arena_and_its_memory_is_free_when_it_has_l
 async def test_fetches_go_to_their_shard_and_marks_to_all(tmp_path: Path) -> None:
     bench = DataBench(tmp_path)
     await bench.begin()
+    bench.both_ready()
+    bench.command(script.Train(1, 4))
     bench.compute.say(commands.FetchValues(1, 4, 2, 9))
     bench.compute.say(commands.SendMark(9))
     await until(lambda: bench.outside.of(wire.Mark, B))
@@ -49,6 +52,21 @@ async def test_fetches_go_to_their_shard_and_marks_to_all(tmp_path: Path) -> Non
     assert bench.outside.of(wire.Fetch, C)
     assert bench.outside.of(wire.Mark, B) == [wire.Mark(JOB, 1, 0, 1, 9)]
     assert bench.outside.of(wire.Mark, C) == [wire.Mark(JOB, 1, 1, 1, 9)]
+
+
+async def test_no_shard_is_asked_before_the_first_command_says_that_all_nodes_are_prepared(tmp_path: Path) -> None:
+    bench = DataBench(tmp_path)
+    await bench.begin()
+    bench.both_ready()
+    for request in (1, 2):
+        bench.compute.say(commands.FetchValues(1, request, 0, 0))
+    bench.compute.say(commands.FetchValues(0, 1, 0, 0))
+    assert bench.outside.of(wire.Fetch) == []
+    bench.command(script.Train(1, 4))
+    await until(lambda: bench.outside.of(wire.Fetch, B))
+    assert bench.outside.of(wire.Fetch, C) == [wire.Fetch(JOB, 1, 1, 1, 2)]
+    bench.command(script.Train(2, 8))
+    assert len(bench.outside.of(wire.Fetch, C)) == 1
 
 
 async def test_values_are_received_into_a_lent_place_once(tmp_path: Path) -> None:
