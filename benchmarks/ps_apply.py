@@ -2,10 +2,10 @@
 
     ./run bench ps_apply [--json] [--quick] [--processor]
 
-A push of a whole network (784-2048-2048-2048-10, one shard) lies in its place; its way through the shard is measured, from the
-announcement of its parts to the answer: checks of header and age, finite values, norm, log, update in blocks, and (ssp) the
+A push of a whole network (784-2048-2048-2048-10, one shard) lies in its slot; its way through the shard is measured, from the
+arrival of its parts to the answer: checks of header and age, finite values, norm, log, update in blocks, and (ssp) the
 second buffer. Beside it, on arrays of the same size: the update alone with the same code and the same BLAS, and two passes of
-numpy. Bytes received are not copied by either side: a transport receives into the place. One thread; on a machine that is
+numpy. Bytes received are not copied by either side: a transport receives into the slot. One thread; on a machine that is
 busy with other things, --processor counts what the thread computes instead of the time that passes.
 """
 
@@ -23,7 +23,7 @@ from benchmarks._measure import Contest, Report, Target, arguments, conclude
 from p2pnn.engine.numpy import blas
 from p2pnn.job.spec import Optimizer
 from p2pnn.ps.consistency import Settings, consistency
-from p2pnn.ps.inbox import Receive
+from p2pnn.ps.layout import Slots, part_sizes
 from p2pnn.ps.messages import Push, Worker
 from p2pnn.ps.shard import Shard
 from p2pnn.ps.sharding import cut
@@ -87,25 +87,22 @@ def through_a_shard(space: Space, optimizer: Optimizer, how: str) -> Callable[[]
     (held,) = sharding.shards
     worker = Worker(NodeId("0" * 32))
     settings = Settings(consistency(how))
-    shard = Shard(held, w, optimizer, settings, [worker], places=1, combine=blas.combine)
+    slots = Slots.of(part_sizes(held, settings.push), 1)
+    lies = g.view(np.uint8)[: slots.nbytes]  # every push is the same, in one slot
+    shard = Shard(held, w, optimizer, settings, [worker], slot=lambda worker, number: lies, combine=blas.combine)
     state = [0]
 
-    def push(fill: bool = False) -> None:
+    def push() -> None:
         sequence = state[0] = state[0] + 1
         for part in held.parts:
             header = Push(worker, 0, sequence, part.index, 4 * part.size, sequence - 1, sequence - 1)
-            place = shard.announce(header, 0.0)
-            assert isinstance(place, Receive)
-            if fill:
-                place.into[:] = g[part.start : part.stop].view(np.uint8)
-            shard.received(place, 0.0)
+            shard.arrived(header, 0.0)
         assert shard.work(0.0)
         answer = shard.next_answer(0.0)
         assert answer is not None
         assert answer.refusal is None
         shard.answer_sent(answer, 0.0)
 
-    push(fill=True)  # the one place keeps what it holds
     return push
 
 

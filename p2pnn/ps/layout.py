@@ -1,9 +1,9 @@
 """Where pushes and values lie in the arenas that a daemon shares with its executors: pure functions of (spec, plan, node).
 
 Memory is static, as in `train.frames`: what comes from a peer has one place, which daemon and executor compute alike, so a body
-is received straight into it. In a server's arena each shard has `WINDOW` slots per worker; push number n lies in slot n mod WINDOW,
-part behind part. Its worker makes push n only when push n − WINDOW is acknowledged, so the slot is free. In a worker's arena
-each shard has one landing place for values. What only the executor writes lies behind them: versions and compressed answers
+is received straight into it. In a server's arena each shard has `WINDOW` slots per worker; push number n lies in slot n mod
+WINDOW, part behind part. Its worker makes push n only when push n − WINDOW is acknowledged, so the slot is free. In a worker's
+arena each shard has one landing place for values. What only the executor writes lies behind them: versions and compressed answers
 of a server, push bodies of a worker. It is handed out front to back (`Bump`), and travels as (offset, bytes) in commands.
 
 A model replica is one worker, a node of the plan; its number is its place in `Plan.replicas`.
@@ -11,7 +11,7 @@ A model replica is one worker, a node of the plan; its number is its place in `P
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Final
@@ -22,7 +22,7 @@ from p2pnn.errors import LocalProtocolError, PlanError
 from p2pnn.job.plan import Plan
 from p2pnn.job.spec import DataParallel, JobSpec
 from p2pnn.ps.compression import Bytes, codec
-from p2pnn.ps.consistency import consistency
+from p2pnn.ps.consistency import Settings, settings
 from p2pnn.ps.messages import Worker
 from p2pnn.ps.sharding import Sharding, ShardRange, cut
 from p2pnn.ps.space import Space
@@ -101,8 +101,20 @@ class ServerLayout:
     rest: int
     arena_bytes: int
 
+    @classmethod
+    def of(cls, sharding: Sharding, served: Iterable[int], settings: Settings, workers: int) -> ServerLayout:
+        """For the shards with these numbers, none for an empty arena."""
+        slots: dict[int, Slots] = {}
+        end = own = 0
+        for number in served:
+            shard = sharding.shards[number]
+            slots[number] = Slots.of(part_sizes(shard, settings.push), workers, end)
+            end = slots[number].stop
+            own += _served_bytes(shard, settings, workers)
+        return cls(sharding, slots, end, end + own)
+
     def slot(self, shard: int, worker: int, sequence: int, part: int) -> Run:
-        """(offset, bytes) of a part of a push. Raises LocalProtocolError for a shard that is not here."""
+        """(offset, bytes) of a part of a push. Raises LocalProtocolError where it has no place here."""
         found = self.slots.get(shard)
         if found is None or not 0 <= worker < found.workers or not 0 <= part < len(found.parts):
             raise LocalProtocolError(
@@ -125,6 +137,19 @@ class WorkerLayout:
     bodies: int
     stop: int
 
+    @classmethod
+    def of(cls, sharding: Sharding, settings: Settings, start: int = 0) -> WorkerLayout:
+        """start: the first byte of the arena that is free."""
+        start = end = _aligned(start)
+        landings: dict[int, Run] = {}
+        values: dict[int, tuple[int, int]] = {}
+        for shard in sharding.shards:
+            values[shard.index] = shard.byte_count, _difference_bytes(shard, settings)
+            landings[shard.index] = end, max(values[shard.index])
+            end += _aligned(landings[shard.index][1])
+        bodies = sum(_aligned(sum(part_sizes(shard, settings.push))) for shard in sharding.shards)
+        return cls(sharding, start, landings, values, end, end + WINDOW * bodies)
+
     def landing(self, shard: int) -> Run:
         """(offset, bytes) of the place for a shard's values. Raises LocalProtocolError for a shard that there is not."""
         if shard not in self.landings:
@@ -137,38 +162,26 @@ class WorkerLayout:
 
 
 def server_layout(spec: JobSpec, plan: Plan, index: int) -> ServerLayout:
-    """Of node `index`, which serves some of the plan's shards; without any, the arena is empty."""
-    data, sharding, workers = _data(spec), sharding_of(spec, plan, index), len(plan.replicas)
-    slots: dict[int, Slots] = {}
-    end = own = 0
-    for number in plan.served_by(index):
-        shard = sharding.shards[number]
-        slots[number] = Slots.of(part_sizes(shard, data.push), workers, end)
-        end = slots[number].stop
-        own += _served_bytes(shard, data, workers)
-    return ServerLayout(sharding, slots, end, end + own)
-
-
-def _served_bytes(shard: ShardRange, data: DataParallel, workers: int) -> int:
-    """Versions, and per worker the buffers from which compressed values are sent."""
-    whole = _aligned(shard.byte_count)
-    streams = workers * (whole + _aligned(codec(data.pull).byte_count(shard.size))) if data.pull != "float32" else 0
-    return whole * buffers(consistency(data.consistency, data.backup)) + streams
+    """Of node `index`, which serves some of the plan's shards."""
+    served = plan.served_by(index)
+    return ServerLayout.of(sharding_of(spec, plan, index), served, settings(_data(spec)), len(plan.replicas))
 
 
 def worker_layout(spec: JobSpec, plan: Plan, index: int, start: int = 0) -> WorkerLayout:
     """Of node `index`, a replica's. start: the first byte of the arena that is free."""
-    data, sharding = _data(spec), sharding_of(spec, plan, index)
-    start = end = _aligned(start)
-    landings: dict[int, Run] = {}
-    values: dict[int, tuple[int, int]] = {}
-    for shard in sharding.shards:
-        difference = codec(data.pull).byte_count(shard.size) if data.pull != "float32" else 0
-        landings[shard.index] = end, max(shard.byte_count, difference)
-        values[shard.index] = shard.byte_count, difference
-        end += _aligned(landings[shard.index][1])
-    sizes = (sum(part_sizes(shard, data.push)) for shard in sharding.shards)
-    return WorkerLayout(sharding, start, landings, values, end, end + WINDOW * sum(map(_aligned, sizes)))
+    return WorkerLayout.of(sharding_of(spec, plan, index), settings(_data(spec)), start)
+
+
+def _served_bytes(shard: ShardRange, settings: Settings, workers: int) -> int:
+    """Versions, and per worker the buffers from which compressed values are sent."""
+    whole, difference = _aligned(shard.byte_count), _difference_bytes(shard, settings)
+    streams = workers * (whole + _aligned(difference)) if difference else 0
+    return whole * buffers(settings.consistency) + streams
+
+
+def _difference_bytes(shard: ShardRange, settings: Settings) -> int:
+    """Of compressed values; 0 where they are sent as they are."""
+    return codec(settings.pull).byte_count(shard.size) if settings.pull != "float32" else 0
 
 
 class Bump:

@@ -292,13 +292,20 @@ class Port:
             self._mirror.number = values.number
             self.version, self.clock, self.fresh = values.version, values.clock, True
             self._floor = values.version
-            self._asking, self._asked, self._pull_retry_at, self._pull_tries = False, False, None, 0
-            if not answer.request:  # a pull's may be followed by those that a push asked for
-                self._wanted_with = 0
+            self._have(answer)
         elif not self._receiving and self._is_wanted(answer):
+            if values.version < self._floor:
+                self._have(answer)  # what is here is newer
+                return
             if not values.whole:
                 self._mirror.number = 0  # one was missed: ask for all of it
             self.ask_again()  # where they were dropped, there was no place for them at that moment
+
+    def _have(self, answer: Answer) -> None:
+        """The values that were asked for are here."""
+        self._asking, self._asked, self._pull_retry_at, self._pull_tries = False, False, None, 0
+        if not answer.request:  # a pull's may be followed by those that a push asked for
+            self._wanted_with = 0
 
     def _is_wanted(self, answer: Answer) -> bool:
         """Whether its values are those that are waited for, not those of a push or pull before."""

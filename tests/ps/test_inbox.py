@@ -1,10 +1,11 @@
-"""Places: given out before bytes come, bounded, in turn, and never to two at once."""
+"""Pushes on their way in: in any order, at most a window of each worker, and taken in each worker's order."""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
-from p2pnn.ps.inbox import Discard, Inbox, Receive, Wait
+from p2pnn.ps.inbox import Inbox
 from p2pnn.ps.messages import Push, Refusal, Worker
 from p2pnn.ps.roster import Roster
 from tests.ps.network import workers_named
@@ -12,102 +13,69 @@ from tests.ps.network import workers_named
 A, B, C, D = workers_named(4)
 
 
-def inbox(places: int = 2, one_each: bool = False) -> tuple[Inbox, Roster]:
+def inbox() -> tuple[Inbox, Roster]:
     roster = Roster([A, B, C])
-    return Inbox([8, 4], places, roster, one_each=one_each), roster
+    return Inbox([8, 4], roster, lambda worker, number: np.zeros(12, np.uint8)), roster
 
 
 def push(worker: Worker, sequence: int = 1, part: int = 0) -> Push:
     return Push(worker, 0, sequence, part, (8, 4)[part], 0)
 
 
-def come(box: Inbox, header: Push) -> Receive:
-    found = box.announce(header)
-    assert isinstance(found, Receive)
-    return found
-
-
-def test_parts_lie_in_one_place_and_make_it_whole_in_any_order() -> None:
-    box, _ = inbox()
-    second, first = come(box, push(A, part=1)), come(box, push(A, part=0))
-    assert (second.into.nbytes, first.into.nbytes) == (4, 8)
-    assert second.staged is first.staged
-    assert box.announce(push(A, part=1)) == Discard()  # on its way already
-    box.received(second)
-    assert box.announce(push(A, part=1)) == Discard()  # here already
-    assert not box.whole
-    box.received(first)
-    assert list(box.whole) == [first.staged]
-    assert box.received_bytes == 12
-
-
-def test_a_part_that_broke_comes_again() -> None:
-    box, _ = inbox()
-    box.received(come(box, push(A, part=0)))
-    box.broken(come(box, push(A, part=1)))
-    box.received(come(box, push(A, part=1)))
-    assert len(box.whole) == 1
-    assert box.free == 1
-
-
-def test_a_dropped_place_is_free_only_when_nothing_goes_into_it() -> None:
-    box, _ = inbox(places=1)
-    coming = come(box, push(A))
-    box.drop(A)
-    assert box.free == 0
-    assert box.announce(push(B)) == Wait()
-    box.received(coming)
-    assert box.free == 1
-    assert not box.whole
-    assert box.next_room() == B
-
-
-def test_pushes_follow_one_another() -> None:
-    box, roster = inbox(places=3)
-    assert box.announce(push(A, 2)) == Discard(Refusal.GAP)
-    first = [come(box, push(A, 1, part)) for part in (0, 1)]
-    assert box.announce(push(A, 2)) == Discard(Refusal.GAP)  # the first is not whole
-    for receive in first:
-        box.received(receive)
-    come(box, push(A, 2))
-    box.close(box.whole.popleft())
-    roster.log(A, 1, None, 0.0)
-    assert box.announce(push(A, 4)) == Discard(Refusal.GAP)
-
-
-def test_in_rounds_there_is_one_of_each() -> None:
-    box, _ = inbox(one_each=True)
+def come(box: Inbox, worker: Worker, sequence: int = 1) -> None:
     for part in (0, 1):
-        box.received(come(box, push(A, 1, part)))
-    assert box.announce(push(A, 2)) == Discard(Refusal.GAP)
+        assert box.arrived(push(worker, sequence, part)) is None
 
 
-def test_places_are_given_in_turn() -> None:
-    box, _ = inbox(places=1)
-    staged = come(box, push(A)).staged
-    assert box.announce(push(B)) == Wait()
-    assert box.announce(push(C)) == Wait()
-    assert box.next_room() is None
-    staged.receiving.clear()
+def ready(box: Inbox) -> list[tuple[Worker, int]]:
+    return [(staged.header.worker, staged.header.sequence) for staged in box.ready()]
+
+
+def test_parts_make_a_push_whole_in_any_order_and_once() -> None:
+    box, _ = inbox()
+    assert box.arrived(push(A, part=1)) is None
+    assert box.arrived(push(A, part=1)) is None
+    assert (ready(box), box.received_bytes) == ([], 4)
+    assert box.arrived(push(A, part=0)) is None
+    assert (ready(box), box.received_bytes, box.whole) == ([(A, 1)], 12, 1)
+    (staged,) = box.ready()
+    assert [box.part(staged, i).nbytes for i in (0, 1)] == [8, 4]
+
+
+def test_each_workers_pushes_are_taken_in_order_and_all_in_the_order_of_arrival() -> None:
+    box, roster = inbox()
+    come(box, A, 2)
+    come(box, B)
+    come(box, A, 1)
+    assert ready(box) == [(B, 1), (A, 1)]
+    assert box.arrived(push(A, 3)) is Refusal.GAP  # its slot is that of the first
+    for staged in list(box.ready()):
+        roster.log(staged.header.worker, 1, None, 0.0)
+        box.close(staged)
+    assert ready(box) == [(A, 2)]
+    assert box.arrived(push(A, 3)) is None
+    assert box.arrived(push(A, 5)) is Refusal.GAP
+
+
+def test_what_is_taken_into_a_round_waits_no_more_but_is_here() -> None:
+    box, _ = inbox()
+    come(box, A)
+    (staged,) = box.ready()
+    box.take(staged)
+    come(box, A)  # again
+    assert (ready(box), box.workers) == ([], [A])
+    box.close(staged)
+    assert box.workers == []
+
+
+def test_what_was_dropped_may_come_again() -> None:
+    box, _ = inbox()
+    come(box, A)
+    come(box, A, 2)
     box.drop(A)
-    assert box.announce(push(C)) == Wait()  # B was first
-    assert box.next_room() == B
-    assert box.next_room() is None
-    come(box, push(B))
-    box.disconnected(C)
-    staged = box.workers
-    assert staged == [B]
-
-
-def test_a_link_that_broke_gives_up_its_turn() -> None:
-    box, _ = inbox(places=1)
-    receive = come(box, push(A))
-    box.announce(push(B))
-    box.announce(push(C))
-    box.disconnected(B)
-    box.broken(receive)
-    box.drop(A)
-    assert box.next_room() == C
+    assert (ready(box), box.whole, box.workers) == ([], 0, [])
+    come(box, A)
+    assert ready(box) == [(A, 1)]
 
 
 @pytest.mark.parametrize(
@@ -125,10 +93,3 @@ def test_a_link_that_broke_gives_up_its_turn() -> None:
 def test_who_is_welcome(header: Push, why: Refusal | None) -> None:
     box, _ = inbox()
     assert box.unwelcome(header, 0, {C}) is why
-
-
-def test_more_places() -> None:
-    box, _ = inbox(places=1)
-    box.grow(3)
-    box.grow(2)
-    assert box.free == 3

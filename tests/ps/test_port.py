@@ -18,7 +18,7 @@ SIZE = RANGE.size
 
 
 def port(push: str = "float32", pull: str = "float32") -> Port:
-    return Port(A, RANGE, Settings(push=push, pull=pull), 0, window=2, retry_s=1.0)
+    return Port(A, RANGE, Settings(push=push, pull=pull), 0, retry_s=1.0)
 
 
 def pushed(made: Port, value: float, fetch: bool = False) -> PushPart:
@@ -136,10 +136,39 @@ def test_only_values_that_are_waited_for_are_taken() -> None:
     assert (made.version, made.take()[0]) == (3, 3.0)
     made.sent(pushed(made, 1.0, fetch=True))
     assert not give(made, Answer(A, 0, request=1, values=whole(4, 4.0)))  # not of this push
-    assert not give(made, Answer(A, 0, 1, values=whole(2, 2.0)))  # older than what is here
-    assert give(made, Answer(A, 0, 1, values=whole(5, 5.0)))
+    assert made.wanting
+    assert not give(made, Answer(A, 0, 1, values=whole(2, 2.0)))  # older than what is here, which will do
+    assert not made.wanting
+    made.sent(pushed(made, 1.0, fetch=True))
+    assert give(made, Answer(A, 0, 2, values=whole(5, 5.0)))
     assert made.take()[0] == 5.0
     assert not made.wanting
+
+
+def test_values_that_there_was_no_place_for_are_asked_for_again_at_once() -> None:
+    made = port()
+    made.sent(pushed(made, 1.0, fetch=True))
+    made.answered(Answer(A, 0, 1, values=whole(1, 1.0)), False, 0.0)
+    pull = made.next_message(0.0)
+    assert isinstance(pull, PullRequest)
+    assert give(made, Answer(A, 0, request=pull.pull.request, values=whole(1, 1.0)))
+
+
+def test_values_of_a_mark_take_the_place_of_those_that_are_on_their_way() -> None:
+    made = port(pull="bf16")
+    made.ask()
+    assert isinstance(made.next_message(0.0), PullRequest)
+    made.ask_at(7)
+    pull = made.next_message(0.0)
+    assert isinstance(pull, PullRequest)
+    assert (pull.pull.request, pull.pull.after, pull.pull.have) == (2, 7, 0)
+    assert not give(made, Answer(A, 0, request=1, values=whole(1, 1.0, number=1)))
+    assert give(made, Answer(A, 0, request=2, values=whole(2, 2.0, number=2)))
+    assert not made.wanting
+    made.ask()
+    pull = made.next_message(0.0)
+    assert isinstance(pull, PullRequest)
+    assert (pull.pull.after, pull.pull.have) == (0, 2)
 
 
 def test_values_that_were_torn_are_asked_for_again() -> None:

@@ -12,7 +12,6 @@ from p2pnn.job.spec import Optimizer
 from p2pnn.ps.compression import codec
 from p2pnn.ps.consistency import Settings, consistency
 from p2pnn.ps.guard import Guard
-from p2pnn.ps.inbox import Discard, Receive, Wait
 from p2pnn.ps.messages import Answer, Pull, Push, Refusal, Worker
 from p2pnn.ps.shard import Shard
 from p2pnn.ps.sharding import cut
@@ -20,6 +19,7 @@ from p2pnn.ps.space import Flat, Space
 from p2pnn.train.optimizers import combine
 from tests.ps.models import mlp
 from tests.ps.network import workers_named
+from tests.ps.places import Places
 
 (RANGE,) = cut(Space.of(mlp()), 1).shards
 SIZE = RANGE.size
@@ -28,25 +28,39 @@ SGD = Optimizer("sgd", 1.0, schedule="constant")
 ONES = np.ones(SIZE, np.float32)
 
 
-def shard_of(how: str = "async", workers: tuple[Worker, ...] = (A, B), **settings: object) -> Shard:
-    backup = settings.pop("backup", 0)
-    guard = settings.pop("guard", None)
-    places = settings.pop("places", 4)
+class Held(Shard):
+    """A shard with slots of its own."""
+
+    places: Places
+    numbers: tuple[Worker, ...]
+
+
+def shard_of(
+    how: str = "async",
+    workers: tuple[Worker, ...] = (A, B),
+    *,
+    backup: int = 0,
+    guard: Guard | None = None,
+    optimizer: Optimizer = SGD,
+    **settings: object,
+) -> Held:
     made = Settings(consistency(how, backup), **settings)  # type: ignore[arg-type]
-    return Shard(RANGE, np.zeros(SIZE, np.float32), SGD, made, workers, places=places, guard=guard)  # type: ignore[arg-type]
+    places = Places(RANGE, made.push)
+    shard = Held(RANGE, np.zeros(SIZE, np.float32), optimizer, made, workers, slot=places.slot, guard=guard)
+    shard.places, shard.numbers = places, workers
+    return shard
 
 
 def header(worker: Worker, sequence: int, based_on: int, *, clock: int = 0, generation: int = 0, **more: int) -> Push:
     return Push(worker, generation, sequence, 0, 4 * SIZE, based_on, clock, **more)  # type: ignore[arg-type]
 
 
-def push(shard: Shard, head: Push, gradient: Flat = -ONES) -> Receive | Discard | Wait:
+def push(shard: Held, head: Push, gradient: Flat | None = -ONES) -> None:
+    """None: its bytes are not received, because it is known."""
     assert len(RANGE.parts) == 1
-    found = shard.announce(head, 0.0)
-    if isinstance(found, Receive):
-        found.into[:] = gradient.view(np.uint8)
-        shard.received(found, 0.0)
-    return found
+    if gradient is not None and head.worker in shard.numbers:
+        shard.places.put(shard.numbers.index(head.worker), head, gradient.view(np.uint8))
+    shard.arrived(head, 0.0)
 
 
 def answers(shard: Shard) -> list[Answer]:
@@ -90,19 +104,52 @@ def test_a_push_that_comes_again_is_answered_again_and_not_applied() -> None:
         assert parameter(shard) == 1.0
     push(shard, header(A, 2, 1))
     answers(shard)
-    assert push(shard, header(A, 1, 0)) == Discard()
+    push(shard, header(A, 1, 0), None)
     assert answers(shard) == []  # it has gone on long ago
+    assert parameter(shard) == 2.0
 
 
-def test_refusals_before_a_byte_is_received() -> None:
+def test_a_push_that_comes_again_while_it_waits_or_is_read_changes_nothing() -> None:
+    shard = shard_of("sync")
+    push(shard, header(A, 1, 0))
+    assert answers(shard) == []
+    push(shard, header(A, 1, 0))  # the same bytes into the same place
+    push(shard, header(B, 1, 0), -2 * ONES)
+    assert [a.worker for a in answers(shard)] == [A, B]
+    assert parameter(shard) == 3.0
+    assert shard.report().received_bytes == 2 * 4 * SIZE
+
+
+def test_the_second_push_of_a_window_waits_for_the_first() -> None:
+    shard = shard_of()
+    push(shard, header(A, 2, 0), -5 * ONES)
+    assert answers(shard) == []
+    assert shard.acknowledged(A) == 0
+    push(shard, header(A, 1, 0))
+    assert [a.sequence for a in answers(shard)] == [2]  # acknowledges both
+    assert parameter(shard) == 6.0
+    assert (shard.acknowledged(A), shard.acknowledged(C)) == (2, 0)
+
+
+def test_slots_hold_what_was_pushed_after_a_round() -> None:
+    """The daemon may still write the same bytes into them."""
+    shard = shard_of("sync")
+    for worker in (A, B):
+        push(shard, header(worker, 1, 0))
+    answers(shard)
+    for number in (0, 1):
+        assert (shard.places.slot(number, 1).view(np.float32) == -1.0).all()
+
+
+def test_refusals_of_what_is_not_even_taken_in() -> None:
     shard = shard_of()
     for head, why in [
         (header(C, 1, 0), Refusal.UNKNOWN),
         (header(A, 1, 0, generation=2), Refusal.STALE_GENERATION),
-        (header(A, 2, 0), Refusal.GAP),
+        (header(A, 3, 0), Refusal.GAP),
         (Push(A, 0, 1, 0, 4 * SIZE - 4, 0), Refusal.SHAPE),
     ]:
-        assert push(shard, head) == Discard(why)
+        push(shard, head)
         (answer,) = answers(shard)
         assert (answer.refusal, answer.sequence, answer.values) == (why, 0, None)
     assert shard.report().refused == {(A, Refusal.STALE_GENERATION): 1, (A, Refusal.SHAPE): 1}
@@ -123,7 +170,7 @@ def test_bad_gradients_are_refused_counted_and_their_worker_is_set_aside() -> No
     assert parameter(shard) == 1.0
     report = shard.report()
     assert (report.set_aside, report.refused, report.taken) == ({B}, {(B, Refusal.NOT_FINITE): 2}, {A: 1, B: 0})
-    assert push(shard, header(B, 3, 1)) == Discard(Refusal.SET_ASIDE)
+    push(shard, header(B, 3, 1))
     assert answers(shard)[0].refusal is Refusal.SET_ASIDE
     push(shard, header(B, 2, 1))
     push(shard, header(A, 2, 1))
@@ -136,6 +183,7 @@ def test_what_is_based_on_the_future_or_on_too_old_a_version() -> None:
     assert answers(shard)[0].refusal is Refusal.AHEAD
     for sequence in range(2, 5):
         push(shard, header(A, sequence, shard.report().version))
+        answers(shard)
     push(shard, header(B, 1, 0))
     found = answers(shard)
     assert found[-1].refusal is Refusal.TOO_STALE
@@ -154,24 +202,9 @@ def test_staleness_is_measured_and_scales_the_rate() -> None:
     shard = shard_of(scale_by_staleness=True)
     for sequence in range(1, 5):
         push(shard, header(A, sequence, 0))
-    answers(shard)
+        answers(shard)
     assert shard.report().staleness.counts == {0: 1, 1: 1, 2: 1, 3: 1}
     assert parameter(shard) == pytest.approx(1 + 1 + 1 / 2 + 1 / 3)
-
-
-def test_no_more_pushes_than_places() -> None:
-    shard = shard_of(places=1)
-    first = shard.announce(header(A, 1, 0), 0.0)
-    assert isinstance(first, Receive)
-    assert push(shard, header(B, 1, 0)) == Wait()
-    assert shard.next_room(0.0) is None
-    first.into[:] = (-ONES).view(np.uint8)
-    shard.received(first, 0.0)
-    shard.work(0.0)
-    assert shard.next_room(0.0) == B
-    push(shard, header(B, 1, 0))
-    answers(shard)
-    assert parameter(shard) == 2.0
 
 
 def test_warm_start_holds_the_others_back() -> None:
@@ -269,26 +302,26 @@ def test_a_bad_gradient_leaves_its_round_to_the_others() -> None:
 def test_a_second_push_into_one_round_is_not_taken() -> None:
     shard = shard_of("sync")
     push(shard, header(A, 1, 0))
-    answers(shard)
-    assert push(shard, header(A, 2, 0)) == Discard(Refusal.GAP)
+    push(shard, header(A, 2, 0))
+    assert answers(shard) == []
+    push(shard, header(B, 1, 0))
+    assert [(a.worker, a.sequence, a.refusal) for a in answers(shard)] == [(B, 1, None), (A, 2, Refusal.LATE)]
+    assert parameter(shard) == 2.0
 
 
 def test_a_new_generation_drops_what_was_not_decided_and_takes_it_again() -> None:
     shard = shard_of("sync", (A, B, C))
     push(shard, header(A, 1, 0))
-    coming = shard.announce(header(B, 1, 0), 0.0)
-    assert isinstance(coming, Receive)
     shard.work(0.0)
     shard.set_workers(1, [A, B], 0.0)
-    coming.into[:] = 0xFF
-    shard.received(coming, 0.0)  # too late, and nothing happens
-    assert push(shard, header(A, 1, 0)) == Discard(Refusal.STALE_GENERATION)
+    push(shard, header(B, 1, 0))  # too late, and nothing happens
+    assert [a.refusal for a in answers(shard)] == [Refusal.STALE_GENERATION]
+    push(shard, header(A, 1, 0))
     assert answers(shard)[0].generation == 1
     for worker in (A, B):
         push(shard, header(worker, 1, 0, generation=1))
     assert [a.refusal for a in answers(shard)] == [None, None]
     assert parameter(shard) == 2.0
-    assert shard.report().places_free == 4
     with pytest.raises(LocalProtocolError, match=r"generation 1 .* after 1"):
         shard.set_workers(1, [A], 0.0)
 
@@ -305,30 +338,30 @@ def test_local_differences_are_averaged_by_the_outer_optimizer() -> None:
 @pytest.mark.parametrize("name", ["bf16", "int8"])
 @pytest.mark.parametrize("how", ["async", "sync"])
 def test_compressed_pushes_are_decoded_part_by_part(name: str, how: str) -> None:
-    shard, compress = shard_of(how, (A,), push=name), codec(name)
+    shard, compress = shard_of(how, push=name), codec(name)
     data = np.empty(compress.byte_count(SIZE), np.uint8)
     compress.encode(-ONES, data)
-    found = shard.announce(Push(A, 0, 1, 0, data.nbytes, 0), 0.0)
-    assert isinstance(found, Receive)
-    found.into[:] = data
-    shard.received(found, 0.0)
+    for number, worker in enumerate((A, B)):
+        head = Push(worker, 0, 1, 0, data.nbytes, 0)
+        shard.places.put(number, head, data)
+        shard.arrived(head, 0.0)
     answers(shard)
-    assert parameter(shard) == pytest.approx(1.0)
-    assert shard.report().received_bytes == data.nbytes
+    assert parameter(shard) == pytest.approx(2.0)
+    assert shard.report().received_bytes == 2 * data.nbytes
 
 
 def test_from_a_checkpoint_it_goes_on_bit_for_bit_and_knows_what_it_has_taken() -> None:
     random = np.random.default_rng(1)
     optimizer = Optimizer("adam", 0.1, schedule="constant")
 
-    def fresh() -> Shard:
-        return Shard(RANGE, np.zeros(SIZE, np.float32), optimizer, Settings(), [A, B])
+    def fresh() -> Held:
+        return shard_of(optimizer=optimizer)
 
     gradients = [random.standard_normal(SIZE, np.float32) for _ in range(6)]
     shard = fresh()
     for n in range(3):
         push(shard, header(A, n + 1, n), gradients[n])
-    answers(shard)
+        answers(shard)
     saved = shard.save()
     other = fresh()
     other.load(saved)
@@ -338,8 +371,94 @@ def test_from_a_checkpoint_it_goes_on_bit_for_bit_and_knows_what_it_has_taken() 
     for one in (shard, other):
         for n in range(3, 6):
             push(one, header(A, n + 1, n), gradients[n])
-        answers(one)
+            answers(one)
     assert shard.arrays["parameters"].tobytes() == other.arrays["parameters"].tobytes()
     assert saved.version == 3
     with pytest.raises(CheckpointError, match="the job needs"):
         shard_of().load(saved)
+
+
+def test_it_goes_on_from_arrays_alone_with_workers_that_begin_anew() -> None:
+    optimizer = Optimizer("adam", 0.1, schedule="constant")
+    shard, other = shard_of(optimizer=optimizer), shard_of(optimizer=optimizer)
+    push(shard, header(A, 1, 0), ONES)
+    push(shard, header(A, 2, 1), -3 * ONES)
+    answers(shard)
+    other.resume(shard.arrays, shard.report().version)
+    push(shard, header(A, 3, 2), ONES / 2)
+    push(other, header(A, 1, 2), ONES / 2)
+    assert [a.refusal for a in (*answers(shard), *answers(other))] == [None, None]
+    assert shard.arrays["parameters"].tobytes() == other.arrays["parameters"].tobytes()
+    assert other.report().version == 3
+
+
+def drawn(shard: Shard, worker: Worker, mark: int) -> None:
+    shard.pull(Pull(worker, 0, 1000 + mark, after=mark), 0.0)
+
+
+def test_values_at_a_mark_are_sent_when_all_have_drawn_it_and_hold_no_push_behind_it() -> None:
+    shard = shard_of()
+    push(shard, header(A, 1, 0))
+    answers(shard)
+    drawn(shard, A, 4)
+    assert answers(shard) == []
+    assert not shard.is_marked(4)
+    push(shard, header(B, 1, 0))
+    answers(shard)
+    drawn(shard, B, 4)
+    assert shard.is_marked(4)
+    found = answers(shard)
+    assert [(a.worker, a.request, a.values and a.values.version) for a in found] == [(A, 1004, 2), (B, 1004, 2)]
+    push(shard, header(A, 2, 2, mark=4))
+    assert answers(shard) == []  # B has not got its values yet, as far as is known
+    shard.pull(Pull(B, 0, 1004, after=4), 0.0)  # indeed, it asks again
+    assert [a.values and a.values.version for a in answers(shard)] == [2]
+    shard.mark(B, 4, 0.0)
+    assert answers(shard) == []  # the server itself has something to do
+    shard.served(4)
+    assert [(a.worker, a.sequence) for a in answers(shard)] == [(A, 2)]
+    assert parameter(shard) == 3.0
+
+
+def test_a_push_says_by_itself_that_its_worker_has_drawn_a_mark() -> None:
+    shard = shard_of()
+    push(shard, header(A, 1, 0, mark=2))
+    shard.served(2)
+    assert answers(shard) == []
+    push(shard, header(B, 1, 0, mark=2))
+    assert [a.worker for a in answers(shard)] == [A, B]
+
+
+def test_a_worker_that_has_drawn_a_mark_holds_nobody_back() -> None:
+    shard = shard_of("ssp:0")
+    push(shard, header(A, 1, 0))
+    assert answers(shard) == []
+    drawn(shard, B, 1)
+    assert [a.worker for a in answers(shard)] == [A]
+    drawn(shard, A, 1)
+    found = answers(shard)
+    assert [(a.worker, a.values and a.values.clock) for a in found] == [(B, 1), (A, 1)]  # B is not behind for that
+    shard = shard_of("local:4", outer=SGD)
+    push(shard, header(A, 1, 0))
+    assert answers(shard) == []
+    shard.mark(B, 1, 0.0)
+    assert [a.worker for a in answers(shard)] == [A]
+    shard = shard_of(warm_start=9)
+    shard.pull(Pull(B, 0, 1), 0.0)
+    assert answers(shard) == []
+    shard.mark(A, 1, 0.0)
+    assert [a.worker for a in answers(shard)] == [B]
+
+
+def test_a_worker_that_was_set_aside_is_waited_for_at_no_mark() -> None:
+    shard = shard_of(guard=Guard(strikes=1))
+    drawn(shard, A, 1)
+    push(shard, header(B, 1, 0), np.full(SIZE, np.nan, np.float32))
+    assert {(a.worker, a.request) for a in answers(shard)} == {(B, 0), (A, 1001)}
+
+
+def test_a_pull_that_was_overtaken_is_not_answered() -> None:
+    shard = shard_of()
+    shard.pull(Pull(A, 0, 2), 0.0)
+    shard.pull(Pull(A, 0, 1), 0.0)
+    assert [a.request for a in answers(shard)] == [2]

@@ -8,7 +8,7 @@ import numpy as np
 
 from p2pnn.ps.histogram import Histogram
 from p2pnn.ps.messages import Refusal, Worker
-from p2pnn.ps.shard import Report
+from p2pnn.ps.report import Report
 from p2pnn.ps.watchdog import Finding, Limits, Reason, Watchdog
 from tests.ps.network import workers_named
 
@@ -16,7 +16,7 @@ A, B, C = workers_named(3)
 
 
 def report(version: int, taken: dict[Worker, int], norms: dict[Worker, float]) -> Report:
-    return Report(version, version, 0, 4, Histogram(), {}, frozenset(), {}, taken, norms, 0, 0)
+    return Report(version, version, 0, Histogram(), {}, frozenset(), {}, taken, norms, 0, 0)
 
 
 def findings(dog: Watchdog) -> list[Finding]:

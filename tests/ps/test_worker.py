@@ -8,10 +8,9 @@ import pytest
 from p2pnn.errors import LocalProtocolError
 from p2pnn.job.spec import Optimizer
 from p2pnn.ps.consistency import Settings, consistency
-from p2pnn.ps.inbox import Receive
 from p2pnn.ps.messages import Answer, Refusal
 from p2pnn.ps.optimizers import ShardOptimizer
-from p2pnn.ps.port import PullRequest, PushPart
+from p2pnn.ps.port import MarkNote, PullRequest, PushPart
 from p2pnn.ps.shard import Shard
 from p2pnn.ps.sharding import cut
 from p2pnn.ps.space import Flat, Space
@@ -19,6 +18,7 @@ from p2pnn.ps.worker import Replica
 from p2pnn.train.optimizers import combine
 from tests.ps.models import mlp
 from tests.ps.network import workers_named
+from tests.ps.places import Places
 
 SPACE = Space.of(mlp(6))
 (A,) = workers_named(1)
@@ -40,24 +40,27 @@ class Pair:
         self, settings: Settings, optimizer: Optimizer = ADAGRAD, shards: int = 2, inner: Optimizer | None = None
     ) -> None:
         self.sharding = cut(SPACE, shards)
+        self.places = [Places(shard, settings.push) for shard in self.sharding.shards]
         self.shards = [
-            Shard(shard, values, optimizer, settings, [A])
-            for shard, values in zip(self.sharding.shards, self.sharding.split(start()), strict=True)
+            Shard(shard, values, optimizer, settings, [A], slot=places.slot)
+            for shard, values, places in zip(
+                self.sharding.shards, self.sharding.split(start()), self.places, strict=True
+            )
         ]
         self.replica = Replica(A, self.sharding, settings, optimizer=inner)
-        self.sent: list[PushPart | PullRequest] = []
+        self.sent: list[PushPart | PullRequest | MarkNote] = []
 
     def deliver(self) -> None:
         while (message := self.replica.next_message(0.0)) is not None:
             self.sent.append(message)
-            shard = self.shards[message.shard]
             if isinstance(message, PushPart):
-                found = shard.announce(message.push, 0.0)
-                assert isinstance(found, Receive)
-                found.into[:] = message.data
-                shard.received(found, 0.0)
+                self.places[message.shard].put(0, message.push, message.data)
+                self.shards[message.shard].arrived(message.push, 0.0)
+            elif isinstance(message, PullRequest):
+                self.shards[message.shard].pull(message.pull, 0.0)
             else:
-                shard.pull(message.pull, 0.0)
+                for shard in self.shards:
+                    shard.mark(message.mark.worker, message.mark.sequence, 0.0)
             self.replica.sent(message)
         for index, shard in enumerate(self.shards):
             while shard.work(0.0):
@@ -141,6 +144,7 @@ def test_a_part_leaves_as_soon_as_its_gradients_exist_and_the_first_needed_first
             ADAGRAD,
             Settings(),
             [A],
+            slot=Places(sharding.shards[message.shard]).slot,
         )
         shard.pull(message.pull, 0.0)
         answer = shard.next_answer(0.0)
@@ -157,11 +161,11 @@ def test_a_part_leaves_as_soon_as_its_gradients_exist_and_the_first_needed_first
     for name in (names[2], names[1], names[0]):
         replica.gradient_ready(name, 0.0)
     order = []
-    while (message := replica.next_message(0.0, {0, 2})) is not None:
+    while isinstance(message := replica.next_message(0.0, {0, 2}), PushPart):
         order.append(message.shard)
     assert order == [0, 2]
     message = replica.next_message(0.0)
-    assert message is not None
+    assert isinstance(message, PushPart)
     assert message.shard == 1
     replica.end_step(0.0)
 
@@ -245,3 +249,114 @@ def test_steps_out_of_order_are_bugs_and_said_so() -> None:
         pair.replica.gradient_ready("fc0/weight", 0.0)
     with pytest.raises(LocalProtocolError, match="local:H needs"):
         Replica(A, pair.sharding, Settings(consistency("local:2")))
+
+
+def step(pair: Pair) -> None:
+    assert pair.replica.begin_step(0.0)
+    pair.finish_step()
+
+
+def test_before_a_mark_what_was_accrued_is_pushed_and_acknowledged() -> None:
+    pair = Pair(Settings(n_push=4, n_fetch=4))
+    pair.deliver()
+    for _ in range(3):  # pushes at step 0 only
+        step(pair)
+        pair.deliver()
+    with pytest.raises(LocalProtocolError, match="the mark 5 comes before all that was pushed"):
+        pair.replica.mark(5, 0.0)
+    assert not pair.replica.settle(0.0)
+    pair.deliver()
+    assert pair.replica.settle(0.0)
+    assert [s.report().version for s in pair.shards] == [2, 2]
+    pair.replica.mark(5, 0.0, fetch=True)
+    assert not pair.replica.settle(0.0)
+    assert not pair.replica.begin_step(0.0)
+    pair.deliver()
+    assert pair.replica.has_values
+    pair.replica.install()
+    assert np.array_equal(pair.replica.parameters, pair.values())
+    pair.deliver()
+    assert isinstance(pair.sent[-1], MarkNote)
+    assert all(shard.is_marked(5) for shard in pair.shards)
+    with pytest.raises(LocalProtocolError, match="the mark 5 does not come after 5"):
+        pair.replica.mark(5, 0.0)
+    step(pair)
+    step(pair)
+    pushes = [message for message in pair.sent if isinstance(message, PushPart)]
+    pair.deliver()
+    later = [message for message in pair.sent if isinstance(message, PushPart)][len(pushes) :]
+    assert {message.push.mark for message in pushes} == {0}
+    assert {message.push.mark for message in later} == {5}
+    assert [s.report().version for s in pair.shards] == [2, 2]  # the servers have not done their part
+    for shard in pair.shards:
+        shard.served(5)
+    pair.deliver()
+    assert [s.report().version for s in pair.shards] == [3, 3]
+
+
+def test_a_mark_is_told_again_when_a_link_breaks_and_from_time_to_time() -> None:
+    pair = Pair(Settings())
+    pair.deliver()
+    assert pair.replica.settle(0.0)
+    pair.replica.mark(3, 0.0)
+    first = pair.replica.next_message(0.0)
+    assert isinstance(first, MarkNote)
+    assert pair.replica.next_message(0.0) is None
+    pair.replica.broken(1, 1.0)
+    assert isinstance(pair.replica.next_message(1.0), MarkNote)
+    at = pair.replica.get_timer()
+    assert at is not None
+    pair.replica.handle_timer(at)
+    again = pair.replica.next_message(at)
+    assert isinstance(again, MarkNote)
+    assert again.mark == first.mark
+
+
+@pytest.mark.parametrize("how", ["ssp:1", "local:2"])
+def test_where_steps_wait_for_others_every_mark_brings_values(how: str) -> None:
+    pair = Pair(Settings(consistency(how)), inner=ADAGRAD)
+    pair.deliver()
+    assert pair.replica.settle(0.0)
+    pair.replica.mark(1, 0.0)
+    assert not pair.replica.has_values
+    pair.deliver()
+    assert pair.replica.has_values
+
+
+def test_local_steps_are_counted_from_the_last_push() -> None:
+    inner = Optimizer("sgd", 0.1, schedule="constant")
+    pair = Pair(Settings(consistency("local:3")), inner=inner)
+    pair.deliver()
+    pushed = []
+    for _ in range(7):
+        step(pair)
+        if pair.replica.step == 4:
+            assert not pair.replica.settle(0.0)
+        pair.deliver()
+        pushed.append(pair.shards[0].report().version)
+    assert pushed == [0, 0, 1, 2, 2, 2, 3]
+
+
+def test_a_worker_that_goes_on_from_a_checkpoint_counts_its_steps_on() -> None:
+    pair = Pair(Settings(n_push=2, n_fetch=2))
+    pair.replica = Replica(A, pair.sharding, Settings(n_push=2, n_fetch=2), step=5)
+    assert not pair.replica.begin_step(0.0)
+    pair.deliver()
+    step(pair)
+    pair.deliver()
+    assert (pair.replica.step, pair.shards[0].report().version) == (6, 0)
+    step(pair)
+    pair.deliver()
+    assert pair.shards[0].report().version == 1
+
+
+def test_bodies_lie_where_they_are_told_to() -> None:
+    made: list[int] = []
+
+    def buffer(nbytes: int) -> np.ndarray:
+        made.append(nbytes)
+        return np.zeros(nbytes, np.uint8)
+
+    sharding = cut(SPACE, 2)
+    Replica(A, sharding, Settings(), buffer=buffer)
+    assert sorted(made) == sorted(2 * [4 * shard.size for shard in sharding.shards])
