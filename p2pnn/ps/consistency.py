@@ -166,7 +166,7 @@ def is_bitwise(spec: JobSpec, workers: int) -> bool:
     if data is None:
         return True
     exact = data.consistency == "sync" and not data.backup and data.push == data.pull == "float32"
-    return workers == 1 or (exact and spec.micro_batches == workers)
+    return exact and workers in (1, spec.micro_batches)
 
 
 def check(settings: Settings, workers: int, optimizer: Optimizer) -> None:

@@ -14,7 +14,7 @@ optimizer between pushes, and what is pushed is the difference that they made. B
     begin_step       True: compute a step from `parameters`; False: not yet (ask again after the next answer)
     gradient_ready   a parameter's gradient lies in `gradient`: it is accrued, and what it completes may leave
     end_step         all are there
-    settle, mark     push what is left; draw a mark (`messages`), and ask for the values of that moment
+    flush, mark      push what is left; draw a mark (`messages`), and ask for the values of that moment
     has_values       they are here; install: put them in place
     next_message     what to send next over which shard's link; sent: its bytes have left
     place, answered  where an answer's values go; it is here
@@ -171,19 +171,14 @@ class Replica:
 
     # marks
 
-    def settle(self, now: float) -> bool:
-        """Push what the steps since the last push have made, if any. True: a mark may be drawn, for all is acknowledged and what
-        the one before has asked for is here; False: not yet (ask again after the next answer)."""
+    def flush(self, now: float) -> bool:
+        """Push what the steps since the last push have made, if any. False: not yet (ask again after the next answer)."""
         if self._missing is not None:
             raise LocalProtocolError(f"step {self.step} has not ended")
-        if self._since and self._has_room():
-            self._push_rest()
-        return self._is_settled()
-
-    def _is_settled(self) -> bool:
-        return not (self._since or self.unacknowledged or self._fetching)
-
-    def _push_rest(self) -> None:
+        if not self._since:
+            return True
+        if not self._has_room():
+            return False
         for port in self._ports:
             port.begin_push(self._settings.consistency.waits)
         if self._local:
@@ -193,16 +188,17 @@ class Replica:
                 port.ready_all()
             port.end_step(pushed=True)
         self._since = 0
+        return True
 
     def mark(self, sequence: int, now: float, *, fetch: bool = False) -> None:
-        """Draw the mark before the script's command `sequence`; `settle` said True.
+        """Draw the mark before the script's command `sequence`; `flush` said True, and nothing is `unacknowledged`.
 
         fetch: ask for the values as they are when all workers have drawn it; see `has_values` and `install`. Where steps wait
         for one another they are always asked for: what this worker has may lack pushes that others made last.
         """
-        if self._missing is not None or not self._is_settled():
+        if self._missing is not None or self._since or self.unacknowledged or self._fetching:
             raise LocalProtocolError(f"the mark {sequence} comes before all that was pushed is acknowledged")
-        if sequence <= self._mark:
+        if sequence <= max(self._mark, self._fetching):
             raise LocalProtocolError(f"the mark {sequence} does not come after {self._mark}")
         if fetch or self._settings.consistency.kind in ("ssp", "local"):
             self._fetching = sequence

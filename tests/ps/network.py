@@ -238,7 +238,9 @@ class Network:
             line = self.script[course.line]
             until = self.allotments[n].local(line.until)
             if not course.drawn:
-                if self._computing[n] or replica.step < until or not replica.settle(self.now):
+                if self._computing[n] or replica.step < until:
+                    return until
+                if not replica.flush(self.now) or replica.unacknowledged or not replica.has_values:
                     return until
                 replica.mark(course.line + 1, self.now, fetch=line.is_wanted_by(n))
                 course.drawn = True

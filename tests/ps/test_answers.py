@@ -74,3 +74,25 @@ def test_a_later_answer_takes_the_place_and_the_values_of_an_earlier() -> None:
     answers.add(Due(A, 3))
     answers.drop(A)
     assert answers.next(0) is None
+
+
+def test_who_comes_takes_the_buffers_of_who_has_left() -> None:
+    made_of: list[int] = []
+    versions = Versions(np.arange(600, dtype=np.float32), 2)
+
+    def buffer(nbytes: int) -> np.ndarray:
+        made_of.append(nbytes)
+        return np.zeros(nbytes, np.uint8)
+
+    answers = Answers(versions, "int8", lambda: 0, buffer)
+    answers.add(Due(A, request=1))
+    first = answers.next(0)
+    assert first is not None
+    answers.sent(first)
+    answers.drop(A)
+    answers.add(Due(B, request=1, have=1))
+    second = answers.next(0)
+    assert second is not None
+    assert second.values is not None
+    assert (second.values.whole, second.values.number) == (True, 1)
+    assert made_of == [2400, 612]

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import msgspec
 import numpy as np
 import pytest
 
 from p2pnn.engine.base import Context
 from p2pnn.errors import UsageError
-from p2pnn.job.spec import Optimizer
+from p2pnn.job.spec import DataParallel, JobSpec, Optimizer
 from p2pnn.model.graph import Graph
-from p2pnn.ps.consistency import Consistency, Settings, check, consistency
+from p2pnn.ps.consistency import Consistency, Settings, check, check_spec, consistency, is_bitwise, settings
 from tests.engine.numpy.build import RATE, Array, Run, batch
 from tests.engine.numpy.networks import NETWORKS
 from tests.ps.models import mlp
@@ -53,6 +54,8 @@ def test_backup_is_for_sync() -> None:
 
 SYNC = Settings(consistency("sync"))
 
+replace_spec = msgspec.structs.replace
+
 
 @pytest.mark.parametrize(
     ("settings", "workers", "optimizer", "words"),
@@ -84,6 +87,66 @@ def test_what_goes_together() -> None:
     )
     check(Settings(consistency("sync", 1)), 2, ADAM)
     check(Settings(consistency("local:8")), 1, Optimizer(clip_norm=1.0))
+
+
+def spec_of(micro_batches: int = 4, optimizer: Optimizer = ADAM, **data: object) -> JobSpec:
+    return JobSpec(
+        "net",
+        mlp(4),
+        {},
+        micro_batches=micro_batches,
+        optimizer=optimizer,
+        patience=3,
+        data=DataParallel(**data),  # type: ignore[arg-type]
+    )
+
+
+@pytest.mark.parametrize(
+    ("spec", "workers", "shards", "words"),
+    [
+        (spec_of(6, consistency="sync"), 4, 1, "micro_batches = 6 with sync and 4 workers: .* write a multiple of 4"),
+        (spec_of(consistency="sync", backup=2), 2, 1, "backup:2 with 2 workers"),
+        (spec_of(consistency="sync", backup=-1), 2, 1, "backup:-1"),
+        (spec_of(n_push=0), 2, 1, "n_push = 0: it must be at least 1"),
+        (spec_of(), 2, 5, "shards = 5, but the model has only 4 parameter tensors: take at most 4"),
+        (spec_of(optimizer=Optimizer(clip_norm=1.0), consistency="sync"), 2, 1, "clip_norm = 1 with sync"),
+        (spec_of(copies=2), 2, 1, "copies = 2: replication of shards comes later; .* newest checkpoint"),
+        (spec_of(consistency="eager"), 2, 1, "no consistency 'eager'"),
+        (spec_of(cut="random"), 2, 1, "no way 'random' to cut parameters"),
+        (spec_of(push="zip"), 2, 1, "no compression 'zip'"),
+        (replace_spec(spec_of(1), schedule="async:2"), 2, 1, "schedule = async:2 keeps .* consistency = async"),
+        (replace_spec(spec_of(), kind="evaluate"), 2, 1, "a job of kind evaluate has no gradients"),
+        (replace_spec(spec_of(), data=None), 2, 1, "says nothing about its workers"),
+    ],
+)
+def test_jobs_that_cannot_be_run_so(spec: JobSpec, workers: int, shards: int, words: str) -> None:
+    with pytest.raises(UsageError, match=words) as caught:
+        check_spec(spec, workers, shards)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("workers", "shards"), [(0, 0), (4, 4), (1, 1), (2, 0)])
+@pytest.mark.parametrize("how", ["async", "ssp:1", "sync", "local:4"])
+def test_jobs_that_can(how: str, workers: int, shards: int) -> None:
+    check_spec(spec_of(consistency=how), workers, shards)
+    assert settings(DataParallel(how, push="int8", pull="bf16")) == Settings(consistency(how), push="int8", pull="bf16")
+
+
+def test_everything_of_a_spec_reaches_the_settings() -> None:
+    data = DataParallel("async", 0, 3, 2, 1, "equal", "int8", "bf16", 5, 6, 0.1, 7, 8, True)
+    assert settings(data) == Settings(Consistency(), "int8", "bf16", 5, 6, 0.1, 7, 8, True)
+    assert settings(DataParallel("sync", 2)).consistency == Consistency("sync", backup=2)
+
+
+def test_which_jobs_have_the_bits_of_one_process() -> None:
+    sync = spec_of(consistency="sync")
+    assert is_bitwise(sync, 4)
+    assert not is_bitwise(sync, 2)  # sums of sums
+    assert is_bitwise(sync, 1)
+    for other in (spec_of(), spec_of(consistency="sync", backup=1), spec_of(consistency="sync", push="bf16")):
+        assert not is_bitwise(other, 4)
+        assert not is_bitwise(other, 1)
+    assert is_bitwise(replace_spec(sync, data=None), 3)
 
 
 def totals(graph: Graph, rows: int, *, apart: bool) -> dict[str, Array]:

@@ -27,7 +27,7 @@ SCRIPT = (
     Line(29),
     Line(30),
 )
-"""Evaluations, checkpoints that worker 0 writes, and one that nobody reads; after 10 batches two of four workers have one more."""
+"""Evaluations, checkpoints that worker 0 writes, and one that nobody reads; of 10 batches two of four workers have one more."""
 
 STEPS = 30
 

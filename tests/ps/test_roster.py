@@ -50,3 +50,11 @@ def test_who_has_left_comes_back_as_another_life_only() -> None:
     with pytest.raises(LocalProtocolError, match="twice"):
         roster.set([B, B])
     assert roster.clock(without=roster.workers) == 0
+
+
+def test_at_a_mark_all_clocks_become_those_of_the_foremost() -> None:
+    roster = Roster([A, B])
+    roster.log(A, 1, None, 0.0)
+    roster.level()
+    assert (roster[A].clock, roster[B].clock, roster.clock()) == (1, 1, 1)
+    assert roster[B].sequence == 0

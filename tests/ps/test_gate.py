@@ -1,0 +1,156 @@
+"""The gates: what an honest peer sends comes in, once and to its place, and nothing else does."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from p2pnn.ps.consistency import Settings
+from p2pnn.ps.gate import PushGate, ValuesGate
+from p2pnn.ps.layout import WINDOW, ServerLayout, WorkerLayout
+from p2pnn.ps.sharding import cut
+from p2pnn.ps.space import Space
+from tests.ps.models import mlp
+from tests.ps.network import plan_of
+
+SHARDING = cut(Space.of(mlp(300, 200, inputs=100)), 2)
+PARTS = len(SHARDING.shards[0].parts)
+SIZE = 4 * SHARDING.shards[0].parts[0].size
+PLAN = plan_of(3, 2)  # nodes 0, 1, 2 are workers, 3 and 4 have a shard each
+assert PARTS > 1
+
+
+def push_gate() -> tuple[PushGate, ServerLayout]:
+    layout = ServerLayout.of(SHARDING, [0], Settings(), 3)
+    return PushGate(PLAN, layout), layout
+
+
+@pytest.mark.parametrize(
+    ("worker", "node", "shard", "sequence", "part", "nbytes", "words"),
+    [
+        (1, 1, 0, 1, 0, SIZE, ""),
+        (1, 1, 0, WINDOW, 0, SIZE, ""),
+        (1, 1, 1, 1, 0, SIZE, "part 0 of push 1 of worker 1 to shard 1 is not for this node"),
+        (1, 1, 7, 1, 0, SIZE, "is not for this node"),
+        (1, 2, 0, 1, 0, SIZE, "came from node 2 of the plan"),
+        (3, 3, 0, 1, 0, SIZE, "came from node 3"),
+        (-1, 2, 0, 1, 0, SIZE, "came from node 2"),
+        (1, 1, 0, 0, 0, SIZE, "outside the window 1 … 2"),
+        (1, 1, 0, -1, 0, SIZE, "outside the window 1 … 2"),
+        (1, 1, 0, 3, 0, SIZE, "outside the window 1 … 2"),
+        (1, 1, 0, 1, PARTS, SIZE, f"is none of the {PARTS} parts"),
+        (1, 1, 0, 1, -1, SIZE, "is none of the"),
+        (1, 1, 0, 1, 0, SIZE - 4, f"has {SIZE - 4:,} bytes instead of {SIZE:,}"),
+    ],
+)
+def test_who_may_push_what(
+    worker: int, node: int, shard: int, sequence: int, part: int, nbytes: int, words: str
+) -> None:
+    gate, _ = push_gate()
+    said = gate.refusal(worker, node, shard, sequence, part, nbytes)
+    assert words in said
+    assert bool(said) == bool(words)
+
+
+def test_a_part_comes_in_once_and_again_only_where_it_broke() -> None:
+    gate, layout = push_gate()
+    assert not gate.is_known(0, 1, 1, 0)
+    assert gate.take(0, 1, 1, 0) == layout.slot(0, 1, 1, 0)
+    assert "coming in already" in gate.refusal(1, 1, 0, 1, 0, SIZE)
+    gate.broken(0, 1, 1, 0)
+    assert gate.refusal(1, 1, 0, 1, 0, SIZE) == ""
+    assert not gate.is_known(0, 1, 1, 0)
+    gate.take(0, 1, 1, 0)
+    gate.received(0, 1, 1, 0)
+    assert gate.refusal(1, 1, 0, 1, 0, SIZE) == ""
+    assert gate.is_known(0, 1, 1, 0)
+    assert not gate.is_known(0, 1, 1, 1)
+    assert not gate.is_known(0, 2, 1, 0)
+    assert not gate.is_known(0, 1, 2, 0)
+
+
+def test_the_window_moves_with_what_is_decided() -> None:
+    gate, _ = push_gate()
+    gate.take(0, 1, 1, 0)
+    gate.received(0, 1, 1, 0)
+    gate.acknowledged(0, 1, 1)
+    assert gate.refusal(1, 1, 0, 3, 0, SIZE) == ""
+    assert not gate.is_known(0, 1, 3, 0)  # its slot was that of the first
+    assert gate.refusal(1, 1, 0, 1, 0, SIZE) == ""
+    assert gate.is_known(0, 1, 1, 0)  # its executor answers it again
+    assert "outside the window 2 … 3" in gate.refusal(1, 1, 0, 4, 0, SIZE)
+    assert "outside the window 1 … 2" in gate.refusal(2, 2, 0, 3, 0, SIZE)
+    gate.acknowledged(0, 1, 0)  # an old answer
+    assert gate.refusal(1, 1, 0, 3, 0, SIZE) == ""
+    gate.acknowledged(0, 1, 1000)
+    assert "outside the window 1001 … 1002" in gate.refusal(1, 1, 0, 1003, 0, SIZE)
+
+
+def test_what_is_decided_while_a_double_of_it_comes_in_leaves_nothing_behind() -> None:
+    gate, _ = push_gate()
+    gate.take(0, 1, 1, 0)
+    gate.acknowledged(0, 1, 1)
+    assert "coming in already" in gate.refusal(1, 1, 0, 3, 0, SIZE)  # into the same place
+    gate.received(0, 1, 1, 0)
+    assert gate.refusal(1, 1, 0, 3, 0, SIZE) == ""
+    assert not gate.is_known(0, 1, 3, 0)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_place_is_written_by_two_or_before_it_is_free(seed: int) -> None:
+    """Parts of any push, whole, broken and doubled, against a list of what lies where."""
+    dice, (gate, layout) = random.Random(seed), push_gate()
+    decided, coming, holds = 0, {}, {}
+    taken = 0
+    for _ in range(2000):
+        act = dice.random()
+        if act < 0.6:
+            sequence, part = dice.randint(max(1, decided - 2), decided + 4), dice.randrange(PARTS)
+            size = layout.slots[0].parts[part][1]
+            if gate.refusal(1, 1, 0, sequence, part, size) or gate.is_known(0, 1, sequence, part):
+                continue
+            place = gate.take(0, 1, sequence, part)
+            assert place not in coming
+            assert holds.get(place, 0) <= decided  # what lay there is decided
+            assert sequence > decided
+            coming[place] = sequence, part
+            taken += 1
+        elif act < 0.9 and coming:
+            place = dice.choice(list(coming))
+            sequence, part = coming.pop(place)
+            if dice.random() < 0.3:
+                gate.broken(0, 1, sequence, part)
+            else:
+                gate.received(0, 1, sequence, part)
+                holds[place] = sequence
+        elif all(holds.get(layout.slot(0, 1, decided + 1, part), 0) == decided + 1 for part in range(PARTS)):
+            decided += 1
+            gate.acknowledged(0, 1, decided)
+    assert decided > 20
+    assert taken > PARTS * decided
+
+
+def test_values_come_from_the_primary_into_a_lent_place_only() -> None:
+    layout = WorkerLayout.of(SHARDING, Settings(pull="bf16"), 100)
+    gate = ValuesGate(PLAN, layout)
+    size = SHARDING.shards[1].byte_count
+    assert gate.refusal(1, 4, size, whole=True) == ""
+    assert gate.refusal(1, 4, size // 2, whole=False) == ""
+    assert "instead of" in gate.refusal(1, 4, size, whole=False)
+    assert "instead of" in gate.refusal(1, 4, size + 4, whole=True)
+    assert "from node 3 of the plan instead of 4" in gate.refusal(1, 3, size, whole=True)
+    for shard in (-1, 2):
+        assert "which there is not" in gate.refusal(shard, 4, size, whole=True)
+    assert gate.take(1, size) is None
+    gate.lend(1)
+    assert gate.take(0, size) is None
+    assert gate.take(1, size // 2) == (layout.landing(1)[0], size // 2)
+    assert gate.take(1, size) is None
+    gate.broken(1)
+    assert gate.take(1, size) == (layout.landing(1)[0], size)
+
+
+def test_where_values_are_not_compressed_none_are_differences() -> None:
+    gate = ValuesGate(PLAN, WorkerLayout.of(SHARDING, Settings()))
+    assert "instead of 0" in gate.refusal(0, 3, 4, whole=False)
