@@ -245,8 +245,8 @@ Parallel = Annotated[
     _option(
         "--parallel",
         panel=MESH_PANEL,
-        metavar="model",
-        help="What is spread over the nodes: the model's layers; the only kind.",
+        metavar="model|data|auto",
+        help="What is spread: the model's layers, the data (a whole model on each worker), or the faster one.  [default: model]",
     ),
 ]
 Schedule = Annotated[

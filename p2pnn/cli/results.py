@@ -21,6 +21,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,18 +30,22 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from p2pnn.cli.http import Daemon, segment
-from p2pnn.cli.jobfile import with_cut
+from p2pnn.cli.jobfile import with_cut, with_roles
 from p2pnn.cli.terminal import to_json
 from p2pnn.config import Places
 from p2pnn.errors import CheckpointError, StorageError, UsageError
 from p2pnn.job.checkpoint import FORMAT, RECUT, Manifest, Part, add_bits, fingerprint, tensor_bits
 from p2pnn.job.spec import JobSpec
 from p2pnn.model.graph import Graph, encode
+from p2pnn.ps.consistency import is_bitwise
 from p2pnn.types import BlobId
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+ROWS_ADDED_AT_ONCE = 256
+"""A product adds a weight's gradient over more rows than these in panels, so sums over micro-batches may round otherwise."""
 
 FILES = ("model.safetensors", "graph.msgpack", "job.toml", "plan.json", "metrics.jsonl", "load_torch.py", "predict.py")
 
@@ -74,10 +79,26 @@ class Results:
     @property
     def job_file(self) -> str:
         """What repeats the run, as far as anything does."""
-        request = self.spec.request
+        request, plan = self.spec.request, self.plan or {}
+        if request and self.spec.data is not None and plan.get("replicas"):
+            return with_roles(request, len(plan["replicas"]), len(plan["shards"]))
         if not self.depends_on_cut or not request:
             return request
-        return with_cut(request, (self.plan or {}).get("assignment") or (), broken=self.recut)
+        return with_cut(request, plan.get("assignment") or (), broken=self.recut)
+
+    @property
+    def equals_one_node(self) -> bool:
+        """Whether a data-parallel run has, bit for bit, what one node with as many micro-batches would have; see
+        `ps.consistency` for the cases where that is not sure."""
+        data, readers = self.spec.data, Counter(v for op in self.spec.graph.ops for v in set(op.inputs))
+        return (
+            data is not None
+            and (data.consistency, data.backup, data.push, data.pull) == ("sync", 0, "float32", "float32")
+            and is_bitwise(self.spec, len((self.plan or {}).get("replicas") or ()))
+            and all(readers[p.name] <= 1 for p in self.spec.graph.parameters)
+            and self.spec.rows_per_micro_batch <= ROWS_ADDED_AT_ONCE
+            and bool((self.plan or {}).get("bitwise"))
+        )
 
 
 def gather(daemon: Daemon, job: str) -> Results:
