@@ -104,7 +104,7 @@ class OpTask:
     def run(self, count: int) -> None:
         for _ in range(count):
             self._program.forward(0, self._context, self._values)
-            self._program.backward(0, self._context, self._gradients, first=True)
+            self._program.backward(0, self._context, self._gradients, index=0)
             self._tensors.statistics.clear()
 
     def close(self) -> None:

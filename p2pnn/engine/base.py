@@ -7,7 +7,9 @@ everything inside is planned and allocated by the program, once. A frame is the 
 Bit for bit: kernel, layout and block size depend on job, op and shape alone, never on segment, node, frame or timing; fusion
 on these and, with mini-batches in flight, on how many updates behind a node runs. A gradient that reaches a value from several
 consumers is summed in graph order by the value's producer; a parameter's gradient is accumulated apart per op, over
-micro-batches in order, and summed over ops in graph order.
+micro-batches, and summed over ops in graph order.
+
+A step's micro-batches are summed in pairs (`model.sums`), each computed apart and then added.
 """
 
 from __future__ import annotations
@@ -54,7 +56,8 @@ class Tensors:
 
     versions: parameters by name, one set per version that is kept (one, unless mini-batches of several steps are in
     flight). A set's arrays stay the same objects as long as a program lives; several sets may share an array.
-    gradients: one accumulator per (parameter, op that reads it): a shared parameter has several.
+    gradients: one accumulator per (parameter, op that reads it): a shared parameter has several. partial: more of them, for sums
+    that are not yet part of it (`model.sums`). micro_batches: how many a step has at most.
     statistics: batch normalization's [mean, variance] of each micro-batch of this step, per op (float32[2, C]);
     `Engine.end_step` folds them into `state` in (micro-batch, op) order.
     """
@@ -63,6 +66,8 @@ class Tensors:
     state: dict[str, Array] = field(default_factory=dict)
     gradients: dict[tuple[str, int], Array] = field(default_factory=dict)
     statistics: dict[int, list[Array]] = field(default_factory=dict)
+    partial: list[dict[tuple[str, int], Array]] = field(default_factory=list)
+    micro_batches: int = 1
 
     @property
     def parameters(self) -> dict[str, Array]:
@@ -93,10 +98,10 @@ class Program(Protocol):
         Padding rows of values_in must hold finite numbers. Raises ModelError where context.rows does not fit.
         """
 
-    def backward(self, frame: int, context: Context, gradients: Mapping[Edge, Array], *, first: bool) -> None:
+    def backward(self, frame: int, context: Context, gradients: Mapping[Edge, Array], *, index: int) -> None:
         """Undo the forward pass of this frame: read gradients_in, write gradients_out and `Tensors.gradients`.
 
-        first: the step's first micro-batch overwrites the accumulators, later ones add to them.
+        index: which of the step's micro-batches on this node it is; they come in order from 0, which overwrites what there was.
         """
 
 
@@ -133,9 +138,19 @@ class Engine(Protocol):
         """Parameters whose plain SGD update may be fused into their one op's backward pass: by op and shape alone."""
 
     def allocate(
-        self, graph: Graph, ops: Sequence[int], *, training: bool, versions: int = 1, fuse: Set[str] = frozenset()
+        self,
+        graph: Graph,
+        ops: Sequence[int],
+        *,
+        training: bool,
+        versions: int = 1,
+        fuse: Set[str] = frozenset(),
+        micro_batches: int = 1,
     ) -> Tensors:
-        """Zeroed tensors for everything that these ops own; gradients only if training, and none for `fuse`."""
+        """Zeroed tensors for everything that these ops own; gradients only if training, and none for `fuse`.
+
+        micro_batches: per step, at most.
+        """
 
     def compile(
         self,
@@ -157,9 +172,9 @@ class Engine(Protocol):
         """y ← α·x + β·y in place, element by element, for flat arrays of one length: what optimizers are made of."""
 
     def end_step(self, graph: Graph, tensors: Tensors, *, micro_batches: int = 1) -> dict[str, Array]:
-        """Sum each parameter's gradients over its ops in graph order and fold statistics into state.
+        """Sum each parameter's gradients over micro-batches and ops and fold statistics into state.
 
-        micro_batches: how many of the oldest statistics of each op belong to this step.
+        micro_batches: how many the step had on this node, and so how many of the oldest statistics of each op belong to it.
 
         Returns parameter name → total gradient (the first op's accumulator, changed in place), in graph order.
         """

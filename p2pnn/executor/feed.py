@@ -2,7 +2,8 @@
 
 Training step s takes batch k = s mod (steps per epoch) of epoch s div (steps per epoch); micro-batch i of it the rows
 [k·batch + i·rows, + rows) of that epoch's order. Evaluation runs through the split's own order; its last micro-batch is
-filled up by repeating the last row, and says how many rows are valid.
+filled up by repeating the last row, and says how many rows are valid. A worker of a data-parallel run has some of the steps and
+micro-batches that these numbers count (`ps.allotment`).
 """
 
 from __future__ import annotations
@@ -18,14 +19,23 @@ from p2pnn.engine.base import Array, Engine
 from p2pnn.errors import DataError
 from p2pnn.job.spec import JobSpec, Split
 from p2pnn.model.graph import Value
+from p2pnn.ps.allotment import Allotment
 from p2pnn.train.machine import Stage
 
 
 class Feed:
     """Fills graph inputs for one micro-batch at a time. names: the inputs that this node reads in any mode."""
 
-    def __init__(self, spec: JobSpec, engine: Engine, blobs: BlobStore, names: frozenset[str]) -> None:
+    def __init__(
+        self,
+        spec: JobSpec,
+        engine: Engine,
+        blobs: BlobStore,
+        names: frozenset[str],
+        allotment: Allotment | None = None,
+    ) -> None:
         self._spec = spec
+        self._allotment = allotment or Allotment()
         self._rows = spec.rows_per_micro_batch
         self._engine = engine
         self._blobs = blobs
@@ -34,14 +44,24 @@ class Feed:
         self._orders: dict[str, tuple[int, NDArray[np.int64]]] = {}  # one per split: epochs and validations alternate
 
     def batches(self, split: str) -> int:
-        """Micro-batches of one evaluation of a split."""
+        """Micro-batches of this node's share of one evaluation of a split."""
+        return len(self._allotment.evaluated(self._all_batches(split)))
+
+    def _all_batches(self, split: str) -> int:
         return -(-self._split(split).rows // self._rows)
+
+    def at(self, stage: Stage, micro_batch: int) -> tuple[int, int]:
+        """The job's training step of a micro-batch, and which of that step's it is; an evaluation is all one step 0."""
+        step, index = stage.at(micro_batch)
+        if stage.mode == "train":
+            return self._allotment.batch(step), self._allotment.micro_batches(self._spec.micro_batches)[index]
+        return 0, index if stage.tokens else self._allotment.evaluated(self._all_batches(stage.split))[index]
 
     def valid_rows(self, stage: Stage, micro_batch: int) -> int:
         """Rows of a micro-batch that are not padding."""
         if stage.mode == "train" or stage.tokens:
             return self._rows
-        done = (micro_batch - stage.first) * self._rows
+        done = self.at(stage, micro_batch)[1] * self._rows
         return min(self._rows, self._split(stage.split).rows - done)
 
     def fill(self, stage: Stage, micro_batch: int, arrays: dict[str, Array], inputs: tuple[str, ...]) -> None:
@@ -62,7 +82,7 @@ class Feed:
 
     def indices(self, stage: Stage, micro_batch: int) -> NDArray[np.int64]:
         """The dataset's row numbers of a micro-batch, padding included."""
-        step, index = stage.at(micro_batch)
+        step, index = self.at(stage, micro_batch)
         start = index * self._rows
         if stage.mode == "train":
             epoch, batch = divmod(step, self._spec.steps_per_epoch)

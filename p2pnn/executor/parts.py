@@ -1,8 +1,9 @@
 """Checkpoint parts: safetensors files with one node's tensors, in ONNX's layout and under ONNX-side names.
 
 A part holds parameters, state, optimizer arrays as `optimizer/<slot>/<parameter>`, and what else the run goes on from, older
-versions of parameters as `version/<number>/<parameter>`. Reading goes by name over any number of parts, so a run goes on with
-another partition than it was cut with. The header's metadata carries the format number
+versions of parameters as `version/<number>/<parameter>`. Shards of the parameter server hold *pieces* of tensors: elements
+[start, stop) of the flattened tensor lie under `<name>/<start>-<stop>`. Reading goes by name over any number of parts, and puts
+pieces together, so a run goes on with another partition, and with another number of shards, than it was cut with. The header's metadata carries the format number
 under `p2pnn`; files from elsewhere have none and are read by their tensor names alone.
 
 Writing streams tensor by tensor, so a checkpoint takes the memory of its largest tensor, and a full disk is an OSError
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import struct
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -32,6 +34,13 @@ Entry = tuple[str, tuple[int, ...], Callable[[], Tensor]]
 """A tensor's name and shape, and how to get its float32 array."""
 
 ALIGNMENT: Final = 64
+
+_PIECE: Final = re.compile(r"(.+)/([0-9]{1,15})-([0-9]{1,15})")
+
+
+def piece_name(name: str, start: int, stop: int) -> str:
+    """The name of elements [start, stop) of a flattened tensor."""
+    return f"{name}/{start}-{stop}"
 
 
 def write(blobs: BlobStore, named: Sequence[Entry], more: Sequence[Entry] = ()) -> Part:
@@ -82,12 +91,22 @@ class Parts:
             with _opened(path) as file:
                 _check_format(path, file.metadata() or {})
                 self._files.update(dict.fromkeys(file.keys(), path))
+        self._pieces: dict[str, list[tuple[int, int]]] = {}
+        for name in self._files:
+            if found := _PIECE.fullmatch(name):
+                self._pieces.setdefault(found[1], []).append((int(found[2]), int(found[3])))
 
     def __contains__(self, name: str) -> bool:
-        return name in self._files
+        return name in self._files or name in self._pieces
 
     def read(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        """One float32 array. Raises CheckpointError where it is missing or of another shape."""
+        """One float32 array, put together where it lies in pieces. Raises CheckpointError where it, or a piece of it, is missing
+        or of another shape."""
+        if name not in self._files and name in self._pieces:
+            return self._join(name, shape)
+        return self._read(name, shape)
+
+    def _read(self, name: str, shape: tuple[int, ...]) -> Tensor:
         path = self._files.get(name)
         if path is None:
             raise CheckpointError(f"the checkpoint has no tensor {name}, which the model needs")
@@ -96,6 +115,21 @@ class Parts:
         if array.shape != shape:
             raise CheckpointError(f"tensor {name} of the checkpoint is {array.shape}, but the model's is {shape}")
         return np.ascontiguousarray(array, dtype=np.float32)
+
+    def _join(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        whole = np.empty(int(np.prod(shape, dtype=np.int64)), np.float32)
+        end = 0
+        for start, stop in sorted(self._pieces[name]):
+            if start != end or not start < stop <= whole.size:
+                break
+            whole[start:stop] = self._read(piece_name(name, start, stop), (stop - start,))
+            end = stop
+        if end != whole.size or sorted(self._pieces[name])[-1][1] != end:
+            held = ", ".join(f"{start}-{stop}" for start, stop in sorted(self._pieces[name])[:4])
+            raise CheckpointError(
+                f"the pieces of tensor {name} in the checkpoint ({held}) are not the {whole.size} elements that the model needs"
+            )
+        return whole.reshape(shape)
 
 
 @contextlib.contextmanager

@@ -24,6 +24,7 @@ from p2pnn.job.plan import Plan
 from p2pnn.job.spec import JobSpec
 from p2pnn.model.graph import Value
 from p2pnn.model.text import ports
+from p2pnn.ps.allotment import Allotment
 from p2pnn.train import rates
 from p2pnn.train.frames import Layout, layout
 from p2pnn.train.machine import Backward, Forward, Stage
@@ -40,12 +41,20 @@ def modes(spec: JobSpec) -> tuple[Mode, ...]:
 
 
 class Runner:
-    """Everything that one node computes in one start of a job."""
+    """Everything that one node computes in one start of a job. plan, routes: of its model replica alone, where there are several."""
 
     def __init__(
-        self, spec: JobSpec, plan: Plan, routes: Routes, engine: Engine, blobs: BlobStore, arena: Arena
+        self,
+        spec: JobSpec,
+        plan: Plan,
+        routes: Routes,
+        engine: Engine,
+        blobs: BlobStore,
+        arena: Arena,
+        allotment: Allotment,
     ) -> None:
         self._spec = spec
+        self._loss_scale = allotment.loss_scale(spec.micro_batches)
         self._plan = plan
         self._routes = routes
         self._engine = engine
@@ -54,10 +63,11 @@ class Runner:
         if self._layout.arena_bytes > arena.size:
             raise PlanError(f"the arena has {arena.size:,} bytes, but the plan takes {self._layout.arena_bytes:,}")
         self._arena = arena
-        self.weights = Weights(spec, routes, engine, plan.delays[routes.node_index] if plan.delays else 0)
+        delay = plan.delays[routes.node_index] if plan.delays else 0
+        self.weights = Weights(spec, routes, engine, delay, len(allotment.micro_batches(spec.micro_batches)))
         self._modes = modes(spec)
         names = {name for mode in self._modes for name in routes.modes[mode].inputs}
-        self.feed = Feed(spec, engine, blobs, frozenset(names))
+        self.feed = Feed(spec, engine, blobs, frozenset(names), allotment)
         self.outputs = Outputs(blobs)
         self._ports = ports(spec.graph) if spec.sampling is not None else None
         self._scores = b""
@@ -130,7 +140,7 @@ class Runner:
         frame = m % self._plan.frames
         context = self._context(stage, m)
         program = self._program(stage.mode, task.position)
-        program.backward(frame, context, self._gradients[frame], first=context.micro_batch == 0)
+        program.backward(frame, context, self._gradients[frame], index=stage.at(m)[1])
 
     def _program(self, mode: Mode, position: int) -> Program:
         program = self._programs.get((mode, position))
@@ -140,10 +150,10 @@ class Runner:
 
     def _context(self, stage: Stage, m: int) -> Context:
         spec, versions, rows = self._spec, self.weights.versions, self.feed.valid_rows(stage, m)
-        step, index = stage.at(m)
+        step, index = self.feed.at(stage, m)
         if stage.mode != "train":
             return Context(spec.seed, step, index, rows, slot=versions.newest_slot)
-        context = Context(spec.seed, step, index, rows, 1.0 / spec.micro_batches, versions.slot(step))
+        context = Context(spec.seed, step, index, rows, self._loss_scale, versions.slot(step))
         if not self.weights.fuse:
             return context
         rate = rates.rate(spec.optimizer, step, spec.steps)
@@ -169,6 +179,8 @@ class Runner:
             if producer.get(value) in mine:
                 loss = float(values[value])
                 if not math.isfinite(loss):
+                    if stage.mode == "train" and self._spec.data is not None:
+                        return  # the shards judge what this worker makes of it, and end the run where all workers do so
                     where = f"at step {context.step + 1}" if stage.mode == "train" else f"on the {stage.split} data"
                     what = "NaN" if math.isnan(loss) else "infinite"
                     raise JobFailedError(

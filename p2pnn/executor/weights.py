@@ -2,10 +2,14 @@
 
 A node that runs d updates behind keeps older versions of its parameters too (see `versions`). Those that coming steps read
 are part of a checkpoint that is taken before the last step, so that the run goes on with the same bits.
+
+In a data-parallel run the shards of the parameter server own the parameters and the optimizer's arrays: a replica's weights are
+a copy that is installed from outside, and its gradients are taken from here (`gradients`) instead of applied.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -23,24 +27,31 @@ from p2pnn.model.flow import Flow
 from p2pnn.model.graph import Parameter
 from p2pnn.model.initial import initial
 from p2pnn.train import clipping, rates
-from p2pnn.train.optimizers import Updater, slot_name
+from p2pnn.train.optimizers import Combine, Updater, slot_name
 from p2pnn.train.schedule import Routes
 from p2pnn.types import BlobId
 
 
 class Weights:
     """tensors: the engine's; slots: optimizer slot → parameter → float32 array in the engine's layout; fuse: the parameters
-    that backward passes update themselves. delay: how many updates behind this node runs.
+    that backward passes update themselves. delay: how many updates behind this node runs. micro_batches: of a step on this node;
+    0 for the job's.
     """
 
-    def __init__(self, spec: JobSpec, routes: Routes, engine: Engine, delay: int = 0) -> None:
+    def __init__(self, spec: JobSpec, routes: Routes, engine: Engine, delay: int = 0, micro_batches: int = 0) -> None:
         self._spec = spec
+        self._micro_batches = micro_batches or spec.micro_batches
         self._routes = routes
         self._engine = engine
         self._training = spec.kind == "train"
         self.fuse = fused(spec, engine, routes.flow, delay) if self._training else frozenset()
         self.tensors: Tensors = engine.allocate(
-            spec.graph, routes.ops, training=self._training, versions=sets_needed(delay), fuse=self.fuse
+            spec.graph,
+            routes.ops,
+            training=self._training,
+            versions=sets_needed(delay),
+            fuse=self.fuse,
+            micro_batches=self._micro_batches,
         )
         changing = {name for name, _ in self.tensors.gradients} | (self.fuse & self.tensors.parameters.keys())
         read_back = {name for name in changing if routes.flow.read_back(name)}
@@ -48,7 +59,7 @@ class Weights:
         self._parameters = [p for p in spec.graph.parameters if p.name in self.tensors.parameters]
         self._state = [p for p in spec.graph.state if p.name in self.tensors.state]
         self._updater = Updater(spec.optimizer, engine.combine)
-        slots = self._updater.slots if self._training else ()
+        slots = self._updater.slots if self._training and spec.data is None else ()
         self.slots: dict[str, dict[str, Array]] = {
             slot: {name: np.zeros_like(array) for name, array in self.tensors.parameters.items()} for slot in slots
         }
@@ -58,6 +69,7 @@ class Weights:
     def memory_bytes(self) -> int:
         """Everything that lives from step to step, and the gradients."""
         held = [*self.tensors.state.values(), *self.tensors.gradients.values()]
+        held += [array for partial in self.tensors.partial for array in partial.values()]
         held += [array for slot in self.slots.values() for array in slot.values()]
         return self.versions.memory_bytes + sum(array.nbytes for array in held)
 
@@ -97,6 +109,26 @@ class Weights:
                 kept = [p for p in self._parameters if p.name in held]
                 more += [(version_name(number, p.name), p.shape, self._exporter(p, held[p.name])) for p in kept]
         return parts.write(blobs, named, more)
+
+    @property
+    def combine(self) -> Combine:
+        """y ← α·x + β·y, as the engine makes it."""
+        return self._engine.combine
+
+    def view(self, name: str) -> Array:
+        """A parameter of this node as it is now, in ONNX's layout, without a copy."""
+        return self._engine.parameter_view(self._spec.graph, name, self.versions.newest[name])
+
+    def gradients(self) -> tuple[dict[str, Array], float]:
+        """Sum the step's gradients: parameter name → total in ONNX's layout, without a copy, and what clipping by their own norm
+        multiplies them by. They hold until the next backward pass."""
+        totals, scale = self._end_step(), 1.0
+        if self._spec.optimizer.clip_norm:
+            norm = math.sqrt(math.fsum(clipping.squares(total) for total in totals.values()))
+            if math.isfinite(norm):  # others are refused where they arrive
+                scale = clipping.scale(norm, self._spec.optimizer.clip_norm)
+        graph = self._spec.graph
+        return {name: self._engine.parameter_view(graph, name, total) for name, total in totals.items()}, scale
 
     def squares(self) -> list[float]:
         """Sum the step's gradients, and Σ g² of each parameter that this node owns, in graph order (0 without gradient)."""
@@ -140,7 +172,7 @@ class Weights:
             )
 
     def _end_step(self) -> dict[str, Array]:
-        return self._engine.end_step(self._spec.graph, self.tensors, micro_batches=self._spec.micro_batches)
+        return self._engine.end_step(self._spec.graph, self.tensors, micro_batches=self._micro_batches)
 
     def _read(self, read: Callable[[str, tuple[int, ...]], NDArray[np.float32]]) -> None:
         for parameter in (*self._parameters, *self._state):
@@ -173,8 +205,11 @@ class Weights:
 
 def fused(spec: JobSpec, engine: Engine, flow: Flow, delay: int) -> frozenset[str]:
     """The parameters whose update may be part of the backward pass: in jobs of plain SGD with one micro-batch per step; on a
-    node that runs several updates behind only those whose old version nobody reads any more then (see `versions`)."""
+    node that runs several updates behind only those whose old version nobody reads any more then (see `versions`). None where
+    gradients go to shards."""
     optimizer = spec.optimizer
+    if spec.data is not None:
+        return frozenset()
     if optimizer.kind != "sgd" or optimizer.clip_norm or spec.micro_batches != 1:
         return frozenset()
     decayed = {p.name for p in spec.graph.parameters if p.decay} if optimizer.weight_decay else set()

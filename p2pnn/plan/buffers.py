@@ -57,9 +57,6 @@ IN_PLACE_BACKWARD: Final = _ELEMENTWISE | {"Relu", "Dropout", "BatchNormalizatio
 VIEWS: Final = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze"})
 """In place in both directions between values that are not of rank 4; those lie channels last and are copied."""
 
-ACCUMULATING: Final = frozenset({"Gemm", "MatMul"})
-"""Kinds that add a weight's gradient to its accumulator as they compute it."""
-
 GAPS: Final = 1.15
 """Buffers that live for different times do not always fit without gaps."""
 
@@ -74,11 +71,20 @@ class _Buffer:
 
 class Lifetimes:
     """One mode of a job. kept: bytes per frame of each op's output that backward needs; live: of the shared memory while
-    the op runs, forward or backward, whichever is more. float64[ops] each, 0 for ops that do not run."""
+    the op runs, forward or backward, whichever is more. float64[ops] each, 0 for ops that do not run. alone: a step has one
+    micro-batch, whose gradients of parameters are made in their accumulators."""
 
     def __init__(
-        self, graph: Graph, flow: Flow, active: Collection[int], value_bytes: Mapping[str, int], *, training: bool
+        self,
+        graph: Graph,
+        flow: Flow,
+        active: Collection[int],
+        value_bytes: Mapping[str, int],
+        *,
+        training: bool,
+        alone: bool = False,
     ) -> None:
+        self._alone = alone
         self._graph, self._flow, self._bytes, self._training = graph, flow, value_bytes, training
         self._order = sorted(active)
         self._position = {index: n for n, index in enumerate(self._order)}
@@ -136,7 +142,7 @@ class Lifetimes:
             if not wanted:
                 continue
             nbytes = self._parameters.get(name) or self._bytes[name]
-            if n == 1 and name in self._parameters and op.kind in ACCUMULATING:
+            if self._alone and name in self._parameters:
                 continue
             if name in self._parameters or name in seen:
                 self._new(nbytes, position, position)

@@ -6,7 +6,7 @@ work once per input that gets a gradient (weights are one). How often other kind
 
 Memory is an upper bound that is known before anything starts, because nothing is allocated while a job runs:
 
-    parameters · (1 + optimizer slots) + one gradient accumulator per op that reads a parameter + state
+    parameters · (1 + optimizer slots) + gradient accumulators per op that reads a parameter (`model.sums`) + state
     + frames · (values that arrive here, leave or are needed again, stashes, gradients that cross the border)
     + per segment and mode: the largest scratch that an op works in, and what its ops make for each other (see `buffers`)
 
@@ -28,6 +28,7 @@ from p2pnn.errors import PlanError
 from p2pnn.job.segment import Flow, delays, segments
 from p2pnn.job.spec import JobSpec
 from p2pnn.model import ops as table
+from p2pnn.model import sums
 from p2pnn.model.cost import Cost
 from p2pnn.model.graph import BATCH, Shape, elements
 from p2pnn.plan import convolution, scratch
@@ -251,7 +252,7 @@ class Workload:
                 self.updated_bytes[readers[0]] += 4 * p.size * (4 + 6 * self.slots) if self.training else 0
                 self.update_calls[readers[0]] += self.calls_per_block * -(-p.size // BLOCK) if self.training else 0
             for reader in readers:
-                self.kept_bytes[reader] += 4 * p.size if self.training else 0
+                self.kept_bytes[reader] += 4 * p.size * sums.most(self.micro_batches) if self.training else 0
         for p in self.graph.state:
             for reader in self.flow.consumers.get(p.name, [])[:1]:
                 self.kept_bytes[reader] += 4 * p.size
@@ -285,7 +286,9 @@ class Workload:
         self.scratch_bytes = np.zeros((2 * len(modes), self.count))
         results = set(graph.outputs.values()) if predicts else {*graph.losses, *(m.value for m in graph.metrics)}
         for mode, training in enumerate(modes):
-            lifetimes = Lifetimes(graph, flow, self.active, self.value_bytes, training=training)
+            lifetimes = Lifetimes(
+                graph, flow, self.active, self.value_bytes, training=training, alone=self.micro_batches == 1
+            )
             self.scratch_bytes[2 * mode + 1] = lifetimes.live
             for index in sorted(self.active):
                 op = graph.ops[index]

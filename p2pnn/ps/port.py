@@ -18,7 +18,7 @@ import numpy as np
 from p2pnn.ps.compression import Buffer, Bytes, Feedback, Mirror, codec, new
 from p2pnn.ps.consistency import Settings
 from p2pnn.ps.layout import WINDOW, part_sizes
-from p2pnn.ps.messages import Answer, Mark, Pull, Push, Refusal, Worker
+from p2pnn.ps.messages import Answer, Mark, Pull, Push, Refusal, Values, Worker
 from p2pnn.ps.sharding import ShardRange
 from p2pnn.ps.space import Flat
 
@@ -96,6 +96,7 @@ class Port:
         self.mark = 0
         self._worker = worker
         self._retry_s = retry_s
+        self._takes_any = not settings.consistency.waits
         self._codec = codec(settings.push)
         sizes = part_sizes(shard, settings.push)
         self._runs = [slice(end - size, end) for size, end in zip(sizes, accumulate(sizes), strict=True)]
@@ -126,6 +127,12 @@ class Port:
     @property
     def values(self) -> Flat:
         return self._mirror.values
+
+    @property
+    def memory_bytes(self) -> int:
+        """What lies outside of the buffer: the newest values, what is accrued, and with compression what is owed and a difference."""
+        owed = sum(8 * part.size for part, owes in zip(self.shard.parts, self._feedback, strict=True) if owes)
+        return self.values.nbytes + self.accrued.nbytes + owed + self._delta.nbytes
 
     @property
     def wanting(self) -> bool:
@@ -201,12 +208,18 @@ class Port:
         self._asking = self._asked = True
         self._after = after
 
+    def give_up(self) -> None:
+        """Wait for no values any more."""
+        self._asking, self._asked, self._wanted_with, self._pull_retry_at = False, False, 0, None
+
     def urgency(self) -> int | None:
         """Of the next message, the lower the sooner; None where there is none."""
-        if self.stale or self.ended:
+        if self.stale or self.ended is Refusal.UNKNOWN:
             return None
         if self._asking:
             return -1
+        if self.ended:
+            return None
         push = self._next_push()
         return min(self.shard.parts[index].needed for index in push.unsent) if push else None
 
@@ -263,7 +276,9 @@ class Port:
     def place(self, answer: Answer) -> Bytes | None:
         """Where an answer's values are to be received; None: read their bytes and drop them."""
         values = answer.values
-        if values is None or self._receiving or values.version < self._floor or not self._is_wanted(answer):
+        if values is None or self._receiving or values.version < self._floor:
+            return None
+        if not self._is_wanted(answer) and not self._is_news(values, answer):
             return None
         if values.whole:
             self._receiving = True
@@ -292,7 +307,8 @@ class Port:
             self._mirror.number = values.number
             self.version, self.clock, self.fresh = values.version, values.clock, True
             self._floor = values.version
-            self._have(answer)
+            if self._is_wanted(answer):
+                self._have(answer)
         elif not self._receiving and self._is_wanted(answer):
             if values.version < self._floor:
                 self._have(answer)  # what is here is newer
@@ -312,6 +328,11 @@ class Port:
         if answer.request:
             return self._asked and answer.request == self._request
         return answer.sequence >= self._wanted_with > 0
+
+    def _is_news(self, values: Values, answer: Answer) -> bool:
+        """Whether they may be taken although later ones are waited for: in `async` any that are newer, so that a worker with several
+        pushes under way does not compute from ever older ones; but at a mark only those of the mark."""
+        return self._takes_any and answer.sequence > 0 and values.version > self._floor and not (self._asked and self._after)
 
     def ask_again(self) -> None:
         """What was to come will not, or cannot be used: pull."""

@@ -39,6 +39,7 @@ from p2pnn.ps.saving import Saved, check_fit
 from p2pnn.ps.sharding import ShardRange
 from p2pnn.ps.space import Flat
 from p2pnn.ps.staging import Slot, Staged
+from p2pnn.ps.summing import Summing
 from p2pnn.ps.versions import Versions, buffers
 from p2pnn.train.optimizers import Combine, combine
 
@@ -72,7 +73,8 @@ class Shard:
         self._versions = Versions(initial, buffers(how), buffer)
         self._codec = codec(settings.push)
         self._plain = settings.push == "float32"
-        self._scratch = [np.empty(shard.size, np.float32) for _ in range(how.in_rounds + (not self._plain))]
+        self._summing = Summing(shard.size if how.in_rounds else 0, len(workers))
+        self._scratch = np.empty(0 if self._plain else shard.size, np.float32)
         self._roster = Roster(workers)
         self._marks = Marks(workers)
         self._inbox = Inbox(part_sizes(shard, settings.push), self._roster, slot)
@@ -172,7 +174,7 @@ class Shard:
         target = versions.next()
         if target is None:
             return False
-        gradient = self._decode(staged, 0)
+        gradient = self._decode(staged)
         staleness = versions.number - push.based_on
         why = self._judge(push, gradient, staleness)
         self._inbox.close(staged)  # its worker hears of it by the answer, so its slot stays as it is
@@ -196,7 +198,7 @@ class Shard:
         """A whole push joins the round that it was made for, or is refused."""
         push = staged.header
         self._inbox.take(staged)
-        why = self._judge(push, self._decode(staged, 0), self._versions.number - push.based_on)
+        why = self._judge(push, self._decode(staged), self._versions.number - push.based_on)
         if why is None:
             self._round[push.worker] = staged
             return
@@ -223,7 +225,7 @@ class Shard:
             self._inbox.close(staged)
         answers = [self._log(staged.header, None, now) for staged in taken]
         if taken:
-            total = self._sum(taken)
+            total = self._summing.sum((self._decode(staged) for staged in taken), kept=self._plain)
             scale = 1.0 / len(taken) if self._how.kind == "local" else full / len(taken)
             number, newest = self._versions.number, self._versions.newest
             rate, out = self._optimizer.rate(number), self._versions.buffer(target)
@@ -237,13 +239,6 @@ class Shard:
             self._answers.add(due)
         self._answer_refused()
         return True
-
-    def _sum(self, taken: Sequence[Staged]) -> Flat:
-        """The gradients' sum, ((g₀ + g₁) + g₂) + …: as one process adds its micro-batches'. What lies in slots is only read."""
-        total = self._decode(taken[0], 0)
-        for staged in taken[1:]:
-            total = np.add(total, self._decode(staged, -1), out=self._scratch[0])
-        return total
 
     def _judge(self, push: Push, gradient: Flat, staleness: int) -> Refusal | None:
         """Why not to take a whole push, if so; by what it is based on, then by what it holds."""
@@ -327,6 +322,7 @@ class Shard:
                 held.pop(worker, None)
             self._awaiting.pop(worker, None)
         self._inbox.set_workers()
+        self._summing.grow(len(workers))
         self.generation = generation
         self._answer_refused()
         if workers:
@@ -336,11 +332,11 @@ class Shard:
         self._inbox.drop(worker)
         self._round.pop(worker, None)
 
-    def _decode(self, staged: Staged, scratch: int) -> Flat:
+    def _decode(self, staged: Staged) -> Flat:
         """The push as float32[size]: where it lies, or in scratch."""
         if self._plain:
             return staged.place.view(np.float32)
-        values = self._scratch[scratch]
+        values = self._scratch
         for part in self._shard.parts:
             self._codec.decode(self._inbox.part(staged, part.index), values[part.start : part.stop])
         return values

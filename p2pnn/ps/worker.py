@@ -14,7 +14,7 @@ optimizer between pushes, and what is pushed is the difference that they made. B
     begin_step       True: compute a step from `parameters`; False: not yet (ask again after the next answer)
     gradient_ready   a parameter's gradient lies in `gradient`: it is accrued, and what it completes may leave
     end_step         all are there
-    flush, mark      push what is left; draw a mark (`messages`), and ask for the values of that moment
+    settle, mark     push what is left; draw a mark (`messages`), and ask for the values of that moment
     has_values       they are here; install: put them in place
     next_message     what to send next over which shard's link; sent: its bytes have left
     place, answered  where an answer's values go; it is here
@@ -39,6 +39,9 @@ from p2pnn.ps.optimizers import ShardOptimizer
 from p2pnn.ps.port import BACKOFF, RETRIES_BACKOFF_MAX, MarkNote, Port, PullRequest, PushPart
 from p2pnn.ps.sharding import Piece, Sharding
 from p2pnn.train.optimizers import Combine, combine
+
+LEFT: Final = 1 << 48
+"""The mark of a worker that has left: no script is so long."""
 
 RETRY_S: Final = 30.0
 """Links lose nothing while they last, and an answer may wait for the slowest worker: this is for what nobody thought of."""
@@ -91,6 +94,7 @@ class Replica:
         self._since = 0  # steps since the last push
         self._fetching = 0  # the mark whose values are awaited
         self._mark = 0
+        self._left = False
         self._note_due, self._note_tries = False, 0
         self._note_retry_at: float | None = None
         self._missing: set[int] | None = None  # parameters without gradient in the step that is under way
@@ -169,16 +173,31 @@ class Replica:
             return False
         return not self._settings.consistency.waits or (self.has_values and not self.unacknowledged)
 
+    @property
+    def may_begin(self) -> bool:
+        """Whether `begin_step` waits for no values: what is here is what the next step would be computed from."""
+        return self.ended is None and self._missing is None and self._may_begin()
+
+    @property
+    def version(self) -> int:
+        """How many updates the newest values that are here hold, of any shard at least."""
+        return min(port.version for port in self._ports)
+
     # marks
 
-    def flush(self, now: float) -> bool:
-        """Push what the steps since the last push have made, if any. False: not yet (ask again after the next answer)."""
+    def settle(self, now: float) -> bool:
+        """Push what the steps since the last push have made, if any. True: a mark may be drawn, for all is acknowledged and what
+        the one before has asked for is here; False: not yet (ask again after the next answer)."""
         if self._missing is not None:
             raise LocalProtocolError(f"step {self.step} has not ended")
-        if not self._since:
-            return True
-        if not self._has_room():
-            return False
+        if self._since and self._has_room():
+            self._push_rest()
+        return self._is_settled()
+
+    def _is_settled(self) -> bool:
+        return not (self._since or self.unacknowledged or self._fetching)
+
+    def _push_rest(self) -> None:
         for port in self._ports:
             port.begin_push(self._settings.consistency.waits)
         if self._local:
@@ -188,17 +207,22 @@ class Replica:
                 port.ready_all()
             port.end_step(pushed=True)
         self._since = 0
-        return True
 
     def mark(self, sequence: int, now: float, *, fetch: bool = False) -> None:
-        """Draw the mark before the script's command `sequence`; `flush` said True, and nothing is `unacknowledged`.
+        """Draw the mark before the script's command `sequence`; `settle` said True.
 
         fetch: ask for the values as they are when all workers have drawn it; see `has_values` and `install`. Where steps wait
         for one another they are always asked for: what this worker has may lack pushes that others made last.
         """
-        if self._missing is not None or self._since or self.unacknowledged or self._fetching:
+        if self._left:
+            if fetch:
+                self._fetching = sequence
+                for port in self._ports:
+                    port.ask_at(sequence)
+            return
+        if self._missing is not None or not self._is_settled():
             raise LocalProtocolError(f"the mark {sequence} comes before all that was pushed is acknowledged")
-        if sequence <= max(self._mark, self._fetching):
+        if sequence <= self._mark:
             raise LocalProtocolError(f"the mark {sequence} does not come after {self._mark}")
         if fetch or self._settings.consistency.kind in ("ssp", "local"):
             self._fetching = sequence
@@ -207,7 +231,18 @@ class Replica:
         else:
             self._passed(sequence)
 
+    def leave(self) -> None:
+        """Push nothing any more, because one shard has set this worker aside: so that no other one waits for it, it draws a mark
+        that lies before no command. It may still ask for values at marks."""
+        if not self._left:
+            self._left = True
+            for port in self._ports:
+                port.give_up()
+            self._passed(LEFT)
+
     def _passed(self, mark: int) -> None:
+        if self._left:
+            mark = LEFT
         self._mark, self._fetching, self._note_due, self._note_tries = mark, 0, True, 0
         for port in self._ports:
             port.mark = mark
@@ -285,6 +320,12 @@ class Replica:
     def refusals(self) -> Counter[Refusal]:
         """How often pushes were refused, by reason, over all shards."""
         return sum((port.refusals for port in self._ports), Counter[Refusal]())
+
+    @property
+    def memory_bytes(self) -> int:
+        """What lies outside of `buffer`."""
+        inner = sum(array.nbytes for array in self._inner.state.values()) if self._inner is not None else 0
+        return self.parameters.nbytes + self.gradient.nbytes + inner + sum(port.memory_bytes for port in self._ports)
 
     @property
     def unacknowledged(self) -> int:

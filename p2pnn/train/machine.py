@@ -20,6 +20,8 @@ All passes of earlier steps are done everywhere, so their updates are due everyw
 later; none of them is needed beyond what m's own step may ask for, its number less the delay. Segments have no cycle, so
 some segment can work on m.
 
+A *gated* machine, of a model replica whose parameters come from elsewhere, begins no training step before `allow` has said so.
+
 Global-norm clipping: when a node is done with a step's gradients it makes Squares, and its Update waits for those of all
 other nodes that own parameters, so that every node scales by the same number. With several steps in flight nobody waits:
 each node clips by the norm of its own gradients.
@@ -114,7 +116,7 @@ class Machine:
 
     micro_batches: per training step. delay: how many steps forward passes may run ahead of updates. step: steps done
     before this start. split_batches: split name → micro-batches of one pass over it. clip: whether nodes exchange squares.
-    stage: what the actions now returned belong to.
+    gated: whether training steps wait to be allowed. stage: what the actions now returned belong to.
     """
 
     def __init__(
@@ -127,6 +129,7 @@ class Machine:
         step: int = 0,
         split_batches: Mapping[str, int] | None = None,
         clip: bool = False,
+        gated: bool = False,
     ) -> None:
         self._routes = routes
         self._frames = frames
@@ -140,6 +143,8 @@ class Machine:
         self._exchanges = clip and me in owners
 
         self.step = step
+        self._gated = gated
+        self._allowed = step  # where gated: training steps below this may be computed
         self.retired = 0
         self.stage = Stage("train", 0, 0, step, micro_batches)
         self._per_step = micro_batches
@@ -210,6 +215,20 @@ class Machine:
             raise LocalProtocolError(f"node {node} sent {len(squares)} squares for step {step}, which it does not own")
         if self.step <= step <= self.step + 1:  # a peer is at most one step ahead: it needed our squares of this one
             self._squares.setdefault(step, {})[node] = squares
+
+    def allow(self, step: int) -> None:
+        """A gated machine may compute training steps up to and including this one."""
+        self._allowed = step + 1
+
+    @property
+    def next_step(self) -> int:
+        """The training step that a gated machine would begin if it were allowed; −1 where there is none.
+
+        Ask it when `next_action` has found nothing to do.
+        """
+        stage = self.stage
+        wants = self._gated and stage.mode == "train" and self._allowed <= self.step and self._doing is None
+        return self.step if wants and stage.begin(self.step) < stage.end else -1
 
     # what to do
 
@@ -338,6 +357,8 @@ class Machine:
         best, bound = None, min(stage.end, self.retired + self._frames)
         if stage.mode == "train":
             bound = min(bound, stage.begin(self.step + self._delay + 1))
+            if self._gated:
+                bound = min(bound, stage.begin(self._allowed))
         for task in self._tasks.tasks:
             m = self._next_forward[task.position]
             if m < bound and not task.needs & ~self._have[m % self._frames]:

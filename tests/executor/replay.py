@@ -63,7 +63,7 @@ class Replay:
                 program.forward(0, context, self.values)
             for node, program in reversed(self.parts):
                 if program.gradients_in or program.gradients_out or node.tensors.gradients or program.fused:
-                    program.backward(0, context, self.gradients, first=True)
+                    program.backward(0, context, self.gradients, index=0)
             for node in self.nodes:
                 node.update(step)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from p2pnn.data.blobs import BlobStore
 from p2pnn.errors import CheckpointError, StorageError
-from p2pnn.executor.parts import Parts, Tensor, write
+from p2pnn.executor.parts import Parts, Tensor, piece_name, write
 from p2pnn.job.checkpoint import add_bits, tensor_bits
 from p2pnn.types import BlobId
 
@@ -87,3 +88,33 @@ def test_nothing_is_left_of_a_write_that_fails(blobs: BlobStore, monkeypatch: py
         write(blobs, [("a", (2,), lambda: np.zeros(2, np.float32)), ("b", (2,), full)])
     assert list((blobs.root / "temporary").iterdir()) == []
     assert list(blobs.list()) == []
+
+
+def pieces_of(name: str, array: Tensor, *bounds: int) -> dict[str, Tensor]:
+    flat = array.reshape(-1)
+    return {piece_name(name, a, b): flat[a:b] for a, b in pairwise((0, *bounds, flat.size))}
+
+
+def test_pieces_in_several_parts_are_put_together(blobs: BlobStore) -> None:
+    array = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+    pieces = list(pieces_of("optimizer/mean/a", array, 5, 20).items())
+    parts = [written(blobs, dict(pieces[1:])), written(blobs, dict(pieces[:1]))]
+    source = Parts(blobs, [part.blob for part in parts])
+    assert "optimizer/mean/a" in source
+    np.testing.assert_array_equal(source.read("optimizer/mean/a", (2, 3, 4)), array)
+
+
+@pytest.mark.parametrize("left_out", [0, 1, 2])
+def test_a_missing_piece_is_named_by_those_that_are_there(blobs: BlobStore, left_out: int) -> None:
+    pieces = list(pieces_of("s/a", np.arange(24, dtype=np.float32), 5, 20).items())
+    del pieces[left_out]
+    source = Parts(blobs, [written(blobs, dict(pieces)).blob])
+    with pytest.raises(CheckpointError, match=r"the pieces of tensor s/a .* are not the 24 elements"):
+        source.read("s/a", (24,))
+
+
+def test_pieces_of_another_model_are_refused(blobs: BlobStore) -> None:
+    source = Parts(blobs, [written(blobs, pieces_of("s/a", np.zeros(24, np.float32), 5)).blob])
+    for shape in ((4, 5), (5, 6)):
+        with pytest.raises(CheckpointError, match="are not the"):
+            source.read("s/a", shape)

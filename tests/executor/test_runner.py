@@ -131,7 +131,7 @@ def test_one_executor_does_what_a_plain_loop_does(blobs: BlobStore) -> None:
     assert spec.train is not None
     engine, rows = NumpyEngine(), spec.rows_per_micro_batch
     ops = sorted(Flow(graph).training)
-    tensors = engine.allocate(graph, range(len(graph.ops)), training=True)
+    tensors = engine.allocate(graph, range(len(graph.ops)), training=True, micro_batches=4)
     held = tensors.parameters | tensors.state
     for parameter in (*graph.parameters, *graph.state):
         held[parameter.name][...] = engine.import_parameter(graph, parameter.name, initial(parameter, spec.seed))
@@ -149,7 +149,7 @@ def test_one_executor_does_what_a_plain_loop_does(blobs: BlobStore) -> None:
                 array = scale(array, scaling) if scaling else array.astype(value.dtype)
                 engine.import_value(value, array, values[value.name])
             program.forward(0, Context(spec.seed, step, m, rows, 0.25), values)
-            program.backward(0, Context(spec.seed, step, m, rows, 0.25), {}, first=m == 0)
+            program.backward(0, Context(spec.seed, step, m, rows, 0.25), {}, index=m)
         totals = engine.end_step(graph, tensors, micro_batches=4)
         norm = math.sqrt(sum(float(np.sum(g.astype(np.float64) ** 2)) for g in totals.values()))
         factor = min(1.0, CLIPPED.clip_norm / (norm + 1e-6))

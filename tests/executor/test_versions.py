@@ -126,7 +126,7 @@ def test_what_counts_as_not_read_back_may_be_anything_in_a_backward_pass(build: 
         program.forward(0, Context(1, 0, 0, rows), values)
         for name in poisoned:
             tensors.parameters[name][...] = np.nan
-        program.backward(0, Context(1, 0, 0, rows), {}, first=True)
+        program.backward(0, Context(1, 0, 0, rows), {}, index=0)
         return {key: array.copy() for key, array in tensors.gradients.items()}
 
     inputs = {v.name: dice.integers(0, models.CLASSES, engine.shape(v, rows)) for v in graph.inputs}

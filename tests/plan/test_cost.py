@@ -197,8 +197,9 @@ def taken_bytes(graph: Graph, work: Workload, assignment: list[int], node: int, 
     """What one node allocates for this part: tensors, programs, values and gradients at borders."""
     engine = NumpyEngine()
     mine = [i for i, n in enumerate(assignment) if n == node]
-    tensors = engine.allocate(graph, mine, training=True)
-    taken = sum(a.nbytes for d in (tensors.parameters, tensors.gradients, tensors.state) for a in d.values())
+    tensors = engine.allocate(graph, mine, training=True, micro_batches=work.micro_batches)
+    held = (tensors.parameters, tensors.gradients, tensors.state, *tensors.partial)
+    taken = sum(a.nbytes for d in held for a in d.values())
     taken += work.slots * sum(a.nbytes for a in tensors.parameters.values())
     values: set[str] = set()
     gradients: set[tuple[str, int]] = set()

@@ -238,9 +238,7 @@ class Network:
             line = self.script[course.line]
             until = self.allotments[n].local(line.until)
             if not course.drawn:
-                if self._computing[n] or replica.step < until:
-                    return until
-                if not replica.flush(self.now) or replica.unacknowledged or not replica.has_values:
+                if self._computing[n] or replica.step < until or not replica.settle(self.now):
                     return until
                 replica.mark(course.line + 1, self.now, fetch=line.is_wanted_by(n))
                 course.drawn = True

@@ -158,7 +158,7 @@ def totals(graph: Graph, rows: int, *, apart: bool) -> dict[str, Array]:
         run.load(0, batch(graph, rows, m, classes=5))
         context = Context(5, 0, m, rows, 1 / 3, rate=RATE)
         program.forward(0, context, run.values[0])
-        program.backward(0, context, run.gradients[0], first=apart or m == 0)
+        program.backward(0, context, run.gradients[0], index=0 if apart else m)
         if apart:
             for name, gradient in run.end_step(1).items():
                 found[name] = found[name] + gradient if name in found else gradient.copy()

@@ -18,6 +18,7 @@ from p2pnn.engine.base import Context, Tensors
 from p2pnn.engine.numpy.kernel import NOTHING, Call, carve
 from p2pnn.engine.numpy.layout import Array
 from p2pnn.engine.numpy.planning import Backward, Forward, Plan, Total
+from p2pnn.model import sums
 
 BUFFER_ELEMENTS = 1024
 """numpy's ufuncs copy operands whose rows are not behind each other through a buffer, unless a row alone fills it.
@@ -68,11 +69,9 @@ class Frame:
         self._seeds = [np.zeros((), dtype) for _ in plan.seeds]
         for register, seed in zip(plan.seeds, self._seeds, strict=True):
             self._at[register] = seed
-        for edge, register in plan.accumulators.items():
-            self._at[register] = tensors.gradients[edge]
         self._parameters = frozenset(plan.held.values())
         self._forward: Pass | None = None
-        self._backward: dict[bool, Pass] = {}
+        self._backward: dict[tuple[int, int], Pass] = {}
 
     def forward(self, context: Context, values: Mapping[str, Array]) -> None:
         """Run the ops in order."""
@@ -82,12 +81,13 @@ class Frame:
         self._hold(self._forward, context)
         self._forward.run(context)
 
-    def backward(self, context: Context, gradients: Mapping[Any, Array], first: bool) -> None:
+    def backward(self, context: Context, gradients: Mapping[Any, Array], index: int) -> None:
         """Run the ops' gradients in reverse order."""
         self._meet(self._plan.gradients, gradients)
-        steps = self._backward.get(first)
+        place = sums.place(index)
+        steps = self._backward.get(place)
         if steps is None:
-            steps = self._backward[first] = self._bind_backward(context, first)
+            steps = self._backward[place] = self._bind_backward(context, *place)
         self._hold(steps, context)
         for seed in self._seeds:
             seed.fill(context.loss_scale)
@@ -142,15 +142,23 @@ class Frame:
             steps.add(op.kernel.forward, call)
         return steps
 
-    def _bind_backward(self, context: Context, first: bool) -> Pass:
-        steps = Pass()
+    def _bind_backward(self, context: Context, level: int, merges: int) -> Pass:
+        """A pass that begins a sum, in the accumulators of this level, or (merges > 0) is added to the one of the level below it,
+        whereupon sums of equally many are added."""
+        steps, levels = Pass(), [self._tensors.gradients, *self._tensors.partial]
+        level = level - 1 if merges else level
+        for edge, register in self._plan.accumulators.items():
+            self._at[register] = levels[level][edge]
         for op in self._plan.backward:
-            self._bind_gradient(steps, op, context, first)
+            self._bind_gradient(steps, op, context, not merges)
+        for lower in range(level - 1, level - merges, -1):
+            for edge in self._plan.accumulators:
+                steps.add(np.add, levels[lower][edge], levels[lower + 1][edge], out=levels[lower][edge])
         return steps
 
     def _bind_gradient(self, steps: Pass, op: Backward, context: Context, first: bool) -> None:
         call, kernel = self._call(steps, context, op.forward), op.forward.kernel
-        call.dx, call.adds = self._arrays(op.first if first else op.later), () if first else op.adds
+        call.dx = self._arrays(op.first if first else op.later)
         if op.newest:
             steps.updating.append((call, op))
         if op.totals[0].dy < 0:  # nothing that a loss sees depends on this op
@@ -175,9 +183,9 @@ class Frame:
 
 
 def _without_gradient(call: Call) -> None:
-    """An op's gradients are zero: nothing is added to what accumulates, and parameters stay as they are."""
+    """An op's gradients are zero, and parameters stay as they are."""
     for n, gradient in enumerate(call.dx):
         if n in call.newest:
             np.copyto(gradient, call.newest[n])
-        elif n not in call.adds:
+        else:
             gradient.fill(0)

@@ -12,19 +12,17 @@ from p2pnn.model.graph import Shape, elements
 
 
 class _Weighted(Kernel):
-    """An op whose right-hand side, inputs[1], may be a weight: its gradient is one GEMM that accumulates.
+    """An op whose right-hand side, inputs[1], may be a weight: its gradient is one GEMM.
 
-    It overwrites the accumulator, or adds to it, or, fused, adds −rate · gradient to the weight itself, or to a copy of its
-    newest version: then there is no gradient array, and no pass over weight and gradient. The op's other gradient, dx, is
-    made before the weight changes.
+    Fused, it adds −rate · gradient to the weight itself, or to a copy of its newest version: then there is no gradient array, and
+    no pass over weight and gradient. The op's other gradient, dx, is made before the weight changes.
     """
 
     def __init__(self, site: Site, weight: bool) -> None:
         super().__init__(site)
         self.keeps = tuple(i for i in range(2) if site.wants[1 - i])
         self._weight = weight and site.wants[1]
-        self.adds = (1,) if self._weight else ()
-        alone = self._weight and not blas.accumulates(site.dtype)
+        alone = 1 in site.fused and not blas.accumulates(site.dtype)
         self._alone = site.scratch(site.inputs[1].shape) if alone else None
 
     def _products(self, left: Array, right: Array) -> blas.Products:
@@ -38,7 +36,7 @@ class _Weighted(Kernel):
                 np.copyto(call.dx[1], call.newest[1])
             product(-call.context.rate, 1.0)
         else:
-            product(1.0, 1.0 if 1 in call.adds else 0.0)
+            product(1.0, 0.0)
 
 
 class Gemm(_Weighted):

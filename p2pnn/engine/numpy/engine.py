@@ -22,6 +22,7 @@ from p2pnn.engine.numpy.layout import (
     value_order,
 )
 from p2pnn.engine.numpy.program import NumpyProgram
+from p2pnn.model import sums
 from p2pnn.model.flow import Flow
 from p2pnn.model.graph import Graph, Value
 
@@ -92,12 +93,19 @@ class NumpyEngine:
         return frozenset(found)
 
     def allocate(
-        self, graph: Graph, ops: Sequence[int], *, training: bool, versions: int = 1, fuse: Set[str] = frozenset()
+        self,
+        graph: Graph,
+        ops: Sequence[int],
+        *,
+        training: bool,
+        versions: int = 1,
+        fuse: Set[str] = frozenset(),
+        micro_batches: int = 1,
     ) -> Tensors:
         """Zeroed tensors for everything that these ops own; gradients only if training, and none for `fuse`."""
         operands = Operands(graph, 1, self._dtype)
         read = {name for index in ops for name in graph.ops[index].inputs}
-        tensors = Tensors(versions=[{} for _ in range(versions)])
+        tensors = Tensors(versions=[{} for _ in range(versions)], micro_batches=micro_batches)
         for held, into in (*((graph.parameters, v) for v in tensors.versions), (graph.state, tensors.state)):
             for p in held:
                 if p.name in read:
@@ -107,6 +115,10 @@ class NumpyEngine:
                 if name in fuse:
                     continue
                 tensors.gradients[name, index] = np.zeros_like(tensors.parameters[name])
+            tensors.partial = [
+                {edge: np.zeros_like(array) for edge, array in tensors.gradients.items()}
+                for _ in range(sums.most(micro_batches) - 1)
+            ]
         return tensors
 
     def compile(
@@ -128,8 +140,12 @@ class NumpyEngine:
         blas.combine(alpha, x, beta, y)
 
     def end_step(self, graph: Graph, tensors: Tensors, *, micro_batches: int = 1) -> dict[str, Array]:
-        """Sum gradients over ops and fold batch normalization's statistics: running = m · running + (1 − m) · batch."""
+        """Sum gradients, and fold batch normalization's statistics: running = m · running + (1 − m) · batch."""
         self._fold_statistics(graph, tensors, micro_batches)
+        levels = [tensors.gradients, *tensors.partial]
+        for level in range(sums.left(micro_batches) - 1, 0, -1):
+            for edge, newer in levels[level].items():
+                np.add(levels[level - 1][edge], newer, out=levels[level - 1][edge])
         by_parameter: dict[str, list[int]] = {}
         for name, index in sorted(tensors.gradients, key=lambda key: key[1]):
             by_parameter.setdefault(name, []).append(index)

@@ -7,9 +7,7 @@ needs it declares, so that the program keeps only that per micro-batch in flight
 * `keeps`, `keeps_output`: which inputs, and whether y, still hold their values in backward (the others may not);
 * `stash`: arrays of its own that forward fills and backward reads, one set per frame;
 * scratch from the workspace: lasts for one call and is shared by all kernels of a program, since they run one by one;
-* `in_place`: y may lie over inputs[0]; `in_place_backward`: dx[0] may lie over dy;
-* `adds`: inputs whose gradient the kernel can add to what dx[i] holds, as a GEMM that accumulates does. In a step's later
-  micro-batches `call.adds` names those that it must; all others are overwritten.
+* `in_place`: y may lie over inputs[0]; `in_place_backward`: dx[0] may lie over dy.
 
 A program makes each `Call` once, per op, frame and direction, when it first sees the frame's arrays, and from then on runs
 the same Call in every step: its arrays stay, but for parameters (of which each step may have other versions) and `context`. So
@@ -143,8 +141,8 @@ class Call:
     """The arrays of one op's passes in one direction; in forward those from dys on are empty.
 
     ys, dys: one per output (dy is zeros where nothing that a loss sees depends on it); y and dy are the first of them.
-    dx[i] is NOTHING where no gradient is wanted. newest: by position, the fused parameters before the update. adds: see
-    `Kernel.adds`. bound: what `Kernel.bind_…` made.
+    dx[i] is NOTHING where no gradient is wanted. newest: by position, the fused parameters before the update.
+    bound: what `Kernel.bind_…` made.
     """
 
     context: Context
@@ -154,7 +152,6 @@ class Call:
     dys: Sequence[Array] = ()
     dx: list[Array] = field(default_factory=list)
     newest: dict[int, Array] = field(default_factory=dict)
-    adds: tuple[int, ...] = ()
     bound: Any = None
 
     @property
@@ -193,7 +190,6 @@ class Kernel:
     keeps_output = False
     in_place = False
     in_place_backward = False
-    adds: tuple[int, ...] = ()
     stash: tuple[Spec, ...] = ()
 
     def __init__(self, site: Site) -> None:

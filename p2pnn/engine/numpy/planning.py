@@ -73,10 +73,9 @@ class Total:
 class Backward:
     """One op's backward pass.
 
-    totals: one per output. first, later: where dx goes in a step's first micro-batch and in later ones (−1: nowhere).
-    repeated: (into, from) where the op reads one tensor twice. accumulate: (accumulator, fresh) for later micro-batches;
-    adds: the positions in `later` where the kernel itself adds to the accumulator. newest: position → the fused parameter
-    before its update.
+    totals: one per output. first, later: where dx goes in a micro-batch that begins a sum and in one that is added (−1:
+    nowhere). repeated: (into, from) where the op reads one tensor twice. accumulate: (accumulator, fresh) for the latter.
+    newest: position → the fused parameter before its update.
     """
 
     forward: Forward
@@ -85,7 +84,6 @@ class Backward:
     later: tuple[int, ...]
     repeated: tuple[tuple[int, int], ...]
     accumulate: tuple[tuple[int, int], ...]
-    adds: tuple[int, ...]
     newest: dict[int, int]
 
 
@@ -115,8 +113,10 @@ class Planner:
         edges: Edges,
         operands: dict[int, tuple[tuple[Operand, ...], tuple[Operand, ...]]],
         kernels: dict[int, Kernel],
+        micro_batches: int,
     ) -> None:
         self._edges, self._operands, self._kernels = edges, operands, kernels
+        self._alone = micro_batches == 1  # then nothing is ever added to an accumulator
         self._position = {index: n for n, index in enumerate(edges.ops)}
         self._plan = Plan()
         self._local: dict[str | Edge, int] = {}
@@ -217,9 +217,7 @@ class Planner:
         later: list[int] = []
         repeated: list[tuple[int, int]] = []
         accumulate: list[tuple[int, int]] = []
-        adds: list[int] = []
         newest: dict[int, int] = {}
-        names = [operand.name for operand in inputs]
         seen: dict[str, int] = {}
         for n, (operand, wanted) in enumerate(zip(inputs, self._edges.wants(index), strict=True)):
             spec = Spec(operand.shape, operand.dtype)
@@ -236,15 +234,11 @@ class Planner:
                 repeated.append((earlier, extra))
                 first.append(extra)
                 later.append(extra)
-            elif operand.kind == "parameter" and n in kernel.adds and names.count(operand.name) == 1:
-                total = self._plan.accumulators[operand.name, index] = self._register()
-                adds.append(n)
-                first.append(total)
-                later.append(total)
             elif operand.kind == "parameter":
-                total, fresh = self._register(), self._new(spec, Buffer(spec.nbytes, position, position))
-                self._plan.accumulators[operand.name, index] = total
-                accumulate.append((total, fresh))
+                total = fresh = self._plan.accumulators[operand.name, index] = self._register()
+                if not self._alone:
+                    fresh = self._new(spec, Buffer(spec.nbytes, position, position))
+                    accumulate.append((total, fresh))
                 seen[operand.name] = n
                 first.append(total)
                 later.append(fresh)
@@ -256,9 +250,7 @@ class Planner:
                 later.append(register)
         forward = self._plan.forward[self._position[index]]
         self._plan.backward.append(
-            Backward(
-                forward, totals, tuple(first), tuple(later), tuple(repeated), tuple(accumulate), tuple(adds), newest
-            )
+            Backward(forward, totals, tuple(first), tuple(later), tuple(repeated), tuple(accumulate), newest)
         )
 
     def _totals(self, outputs: tuple[Operand, ...], position: int) -> tuple[Total, ...]:

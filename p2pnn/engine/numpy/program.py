@@ -56,7 +56,7 @@ class NumpyProgram:
             kernels[index] = KERNELS[op.kind](
                 Site(index, op, inputs, outputs, wants, training, dtype, workspace, tensors, fused)
             )
-        self._plan = plan = Planner(edges, operands, kernels).plan()
+        self._plan = plan = Planner(edges, operands, kernels, tensors.micro_batches).plan()
         shared = arena(plan.shared_bytes)
         kept = [arena(plan.kept_bytes) for _ in range(frames)]
         self._frames = [Frame(plan, tensors, shared, own, dtype) for own in kept]
@@ -68,6 +68,6 @@ class NumpyProgram:
             raise ModelError(f"a micro-batch has {context.rows} rows, but the program was compiled for {self._rows}")
         self._frames[frame].forward(context, values)
 
-    def backward(self, frame: int, context: Context, gradients: Mapping[Edge, Array], *, first: bool) -> None:
+    def backward(self, frame: int, context: Context, gradients: Mapping[Edge, Array], *, index: int) -> None:
         """Run the ops' gradients in reverse order, over what `forward` left in the frame."""
-        self._frames[frame].backward(context, gradients, first)
+        self._frames[frame].backward(context, gradients, index)

@@ -150,6 +150,7 @@ class Run:
         mode: str = "train",
         engine: NumpyEngine | None = None,
         fuse: bool = False,
+        micro_batches: int = 4,
     ) -> None:
         self.graph, self.rows, self.frames = graph, rows, frames
         self.engine = engine or NumpyEngine()
@@ -157,7 +158,10 @@ class Run:
         owned = {n: [i for i, a in enumerate(assignment) if a == n] for n in sorted(set(assignment))}
         fused = self.engine.fusable(graph) if fuse else frozenset()
         self.tensors = {
-            n: self.engine.allocate(graph, ops, training=mode == "train", fuse=fused) for n, ops in owned.items()
+            n: self.engine.allocate(
+                graph, ops, training=mode == "train", fuse=fused, micro_batches=1 if fuse else micro_batches
+            )
+            for n, ops in owned.items()
         }
         for tensors in self.tensors.values():
             fill(self.engine, graph, tensors)
@@ -212,7 +216,7 @@ class Run:
             if direction == "forward":
                 program.forward(frame, context, self.values[frame])
             else:
-                program.backward(frame, context, self.gradients[frame], first=m == 0)
+                program.backward(frame, context, self.gradients[frame], index=m)
             done[direction, segment] += 1
             while retired < count and all(n > retired for n in done.values()):
                 frame = retired % self.frames

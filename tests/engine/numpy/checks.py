@@ -63,7 +63,7 @@ def check_graph_gradient(graph: Graph, rows: int = ROWS) -> None:
         return float(run.values[0][graph.losses[0]])
 
     loss()
-    program.backward(0, context, {}, first=True)
+    program.backward(0, context, {}, index=0)
     found = {name: array.copy() for name, array in run.engine.end_step(graph, tensors).items()}
     assert set(found) == {p.name for p in graph.parameters}
     for parameter, gradient in found.items():

@@ -43,7 +43,7 @@ def results(attributes: dict[str, Any], method: type, block_bytes: int, monkeypa
     run.load(0, batch(graph, ROWS))
     context = Context(1, 0, 0, ROWS)
     run.programs[0].forward(0, context, run.values[0])
-    run.programs[0].backward(0, context, {}, first=True)
+    run.programs[0].backward(0, context, {}, index=0)
     return [run.values[0][graph.losses[0]].copy(), *run.end_step().values()]
 
 

@@ -41,7 +41,7 @@ def test_the_gradient_of_a_power_is_that_of_torch_at_zero() -> None:
     run.load(0, {value.name: np.zeros((1, 4), np.float32) for value in graph.inputs})
     context = Context(1, 0, 0, 1, loss_scale=2.0)  # the mean's gradient is then y itself, for a target of 0
     run.programs[0].forward(0, context, run.values[0])
-    run.programs[0].backward(0, context, {}, first=True)
+    run.programs[0].backward(0, context, {}, index=0)
     found = run.end_step()
     np.testing.assert_array_equal(found["parameter0"], [0.0, 0.0, 0.0, 0.0])
     np.testing.assert_allclose(found["parameter1"], [0.0, 0.0, 0.0, np.log(2.0)], rtol=1e-6)

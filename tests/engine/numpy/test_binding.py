@@ -50,9 +50,9 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return Watched.seen
 
 
-def step(run: Run, context: Context, first: bool = True) -> dict[str, bytes]:
+def step(run: Run, context: Context, index: int = 0) -> dict[str, bytes]:
     run.programs[0].forward(0, context, run.values[0])
-    run.programs[0].backward(0, context, run.gradients[0], first=first)
+    run.programs[0].backward(0, context, run.gradients[0], index=index)
     return {name: array.tobytes() for (name, _), array in run.tensors[0].gradients.items()}
 
 
@@ -62,7 +62,7 @@ def test_calls_are_bound_once_and_run_often(seen: list[str]) -> None:
     found = [step(run, Context(1, n, 0, ROWS)) for n in range(3)]
     assert found[0] == found[1] == found[2]
     assert [seen.count(what) for what in ("bind forward", "bind backward", "forward")] == [2, 2, 6]
-    step(run, Context(1, 3, 1, ROWS), first=False)
+    step(run, Context(1, 3, 1, ROWS), index=1)
     assert [seen.count(what) for what in ("bind forward", "bind backward", "forward")] == [2, 4, 8]
 
 

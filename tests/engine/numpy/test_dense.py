@@ -114,7 +114,7 @@ def test_fused_updates_take_the_newest_version_to_the_next_wherever_the_passes_r
     wanted = {name: array.copy() for name, array in newest.items() if name in program.fused}
     run.load(0, batch(graph, ROWS))
     program.forward(0, context := Context(1, 0, 0, ROWS, slot=read, rate=RATE, update=(0, 1)), run.values[0])
-    program.backward(0, context, {}, first=True)
+    program.backward(0, context, {}, index=0)
     for name, array in wanted.items():
         np.testing.assert_array_equal(newest[name], array)
     # The same gradients by an update in place of another set, from the same passes.
@@ -125,7 +125,7 @@ def test_fused_updates_take_the_newest_version_to_the_next_wherever_the_passes_r
         other.versions[0][name][...] = array
     again.load(0, batch(graph, ROWS))
     program.forward(0, context := Context(1, 0, 0, ROWS, rate=RATE, update=(1, 1)), again.values[0])
-    program.backward(0, context, {}, first=True)
+    program.backward(0, context, {}, index=0)
     for name, before in wanted.items():
         assert not np.array_equal(tensors.versions[1][name], before), name
         np.testing.assert_array_equal(tensors.versions[1][name], other.versions[1][name], name)
@@ -136,16 +136,16 @@ def test_fused_updates_take_the_newest_version_to_the_next_wherever_the_passes_r
 def test_later_micro_batches_accumulate(dtype: Any) -> None:
     graph = network()
     run = Run(graph, [0] * len(graph.ops), rows=ROWS, engine=NumpyEngine(dtype))
-    sums: dict[tuple[str, int], Array] = {}
+    sums: dict[str, Array] = {}
     for m in range(3):
         run.load(0, batch(graph, ROWS, m))
         run.programs[0].forward(0, Context(1, 0, 0, ROWS), run.values[0])
-        run.programs[0].backward(0, Context(1, 0, 0, ROWS), {}, first=True)
-        for key, array in run.tensors[0].gradients.items():
-            sums[key] = sums.get(key, 0) + array
+        run.programs[0].backward(0, Context(1, 0, 0, ROWS), {}, index=0)
+        for name, array in run.end_step(1).items():
+            sums[name] = sums.get(name, 0) + array
     for m in range(3):
         run.load(0, batch(graph, ROWS, m))
         run.programs[0].forward(0, Context(1, 0, m, ROWS), run.values[0])
-        run.programs[0].backward(0, Context(1, 0, m, ROWS), {}, first=m == 0)
-    for key, array in run.tensors[0].gradients.items():
-        np.testing.assert_allclose(array, sums[key], rtol=1e-4, atol=1e-5)
+        run.programs[0].backward(0, Context(1, 0, m, ROWS), {}, index=m)
+    for name, array in run.end_step(3).items():
+        np.testing.assert_allclose(array, sums[name], rtol=1e-4, atol=1e-5)

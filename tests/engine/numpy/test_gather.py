@@ -43,7 +43,7 @@ def test_both_ways_to_sum_agree(rows: int) -> None:
     data = {"input0": rng.integers(0, 7, (2, 400)) * 70, "input1": rng.standard_normal((2, 400, 3)).astype(np.float32)}
     run.load(0, data)
     run.programs[0].forward(0, Context(0, 0, 0, 2), run.values[0])
-    run.programs[0].backward(0, Context(0, 0, 0, 2), {}, first=True)
+    run.programs[0].backward(0, Context(0, 0, 0, 2), {}, index=0)
     table = run.tensors[0].parameters["parameter0"]
     expected = np.zeros((rows, 3))
     np.add.at(expected, data["input0"], 2 * (table[data["input0"]] - data["input1"]) / data["input1"].size)

@@ -37,7 +37,7 @@ def test_among_equals_the_first_takes_the_whole_gradient(dtype: Any, size: int, 
     values["input0"][...] = places
     values["input1"].fill(0)
     run.programs[0].forward(0, context, values)
-    run.programs[0].backward(0, context, {}, first=True)
+    run.programs[0].backward(0, context, {}, index=0)
     made, shape = values["input0"], values["input1"].shape
     expected = np.zeros(made.shape, dtype)
     for n, row, column, c in np.ndindex(*shape):

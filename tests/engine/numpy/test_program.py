@@ -101,7 +101,7 @@ def test_frames_keep_their_micro_batches_apart(make: Any) -> None:
                 run.load(m % frames, data[m])
                 run.programs[0].forward(m % frames, Context(1, 0, m, ROWS), run.values[m % frames])
             for m in reversed(together):
-                run.programs[0].backward(m % frames, Context(1, 0, m, ROWS), {}, first=True)
+                run.programs[0].backward(m % frames, Context(1, 0, m, ROWS), {}, index=0)
                 found[m] = {key: array.copy() for key, array in run.tensors[0].gradients.items()}
         gradients.append([found[m] for m in range(3)])
     for alone, together_ in zip(*gradients, strict=True):
@@ -176,7 +176,7 @@ def test_steps_allocate_nothing_that_stays_and_little_that_passes(make: Any) -> 
     def step() -> None:
         for m in range(2):
             run.programs[0].forward(0, Context(1, 0, m, 1024, 0.5), run.values[0])
-            run.programs[0].backward(0, Context(1, 0, m, 1024, 0.5), {}, first=m == 0)
+            run.programs[0].backward(0, Context(1, 0, m, 1024, 0.5), {}, index=m)
         run.end_step(2)
 
     step()
@@ -206,7 +206,7 @@ def test_no_kernel_allocates_as_much_as_a_value(name: str) -> None:
 
     def step() -> None:
         run.programs[0].forward(0, context, run.values[0])
-        run.programs[0].backward(0, context, {}, first=True)
+        run.programs[0].backward(0, context, {}, index=0)
         run.end_step()
 
     tracemalloc.start()
@@ -250,9 +250,9 @@ def test_later_micro_batches_add_to_the_first() -> None:
     run.load(0, batch(graph, ROWS))
     context = Context(7, 3, 0, ROWS)
     once: dict[tuple[str, int], Array] = {}
-    for first in (True, False):
+    for index in range(2):
         run.programs[0].forward(0, context, run.values[0])
-        run.programs[0].backward(0, context, {}, first=first)
+        run.programs[0].backward(0, context, {}, index=index)
         once = once or {key: array.copy() for key, array in run.tensors[0].gradients.items()}
     for key, array in run.tensors[0].gradients.items():
         np.testing.assert_array_equal(array, 2 * once[key])

@@ -29,5 +29,5 @@ def test_equal_largest_ones_share_the_gradient() -> None:
     run.tensors[0].parameters["parameter0"][...] = (2, 1, 2, 2)
     run.load(0, {"input0": np.zeros((1, 4), np.float32), "input1": np.zeros(1, np.float32)})
     run.programs[0].forward(0, Context(0, 0, 0, 1), run.values[0])
-    run.programs[0].backward(0, Context(0, 0, 0, 1), {}, first=True)
+    run.programs[0].backward(0, Context(0, 0, 0, 1), {}, index=0)
     np.testing.assert_allclose(run.end_step(1)["parameter0"], np.array([4, 0, 4, 4]) / 3, rtol=1e-6)

@@ -1,0 +1,293 @@
+"""The executor of a data-parallel run's worker: a model replica whose parameters live on the shards of the parameter server.
+
+`ps.Replica` decides when a step may begin and what is pushed; the segment machine computes the step, on parameters that are
+installed before it. What shards send is received into landing places in the arena, one per shard, which are the daemon's while
+they are *lent*; push bodies lie behind them and are sent from there.
+
+The script's Train commands flow into each other. Before any other command the worker pushes what it has left, waits until all is
+acknowledged, and draws a mark (`ps.messages`): so an evaluation and a checkpoint see the parameters after all steps before
+them, the same ones on every worker. Worker 0 writes them, and its own state (running means and variances), as a part.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from itertools import count
+
+import msgspec
+import numpy as np
+
+from p2pnn.errors import JobFailedError, PlanError
+from p2pnn.executor import commands
+from p2pnn.executor.arena import Arena
+from p2pnn.executor.channel import Channel
+from p2pnn.executor.session import Session
+from p2pnn.job import script
+from p2pnn.job.plan import Plan
+from p2pnn.job.spec import JobSpec
+from p2pnn.ps.consistency import settings
+from p2pnn.ps.layout import Bump, worker_layout, workers_of
+from p2pnn.ps.messages import Answer, Refusal, Values
+from p2pnn.ps.port import MarkNote, PullRequest, PushPart
+from p2pnn.ps.worker import Replica
+from p2pnn.train import machine as m
+
+GENERATION = 0
+"""Of the workers within one start of a job: they do not change."""
+
+
+class ReplicaSession(Session):
+    """One worker from Prepare to Finish."""
+
+    def __init__(self, channel: Channel, arena: Arena, prepare: commands.Prepare, spec: JobSpec, plan: Plan) -> None:
+        super().__init__(channel, arena, prepare, spec, plan)
+        assert spec.data is not None  # `read` has seen to it
+        self._number = self._allotment.index
+        layout = worker_layout(spec, plan, prepare.node_index, max(0, prepare.landings))
+        if prepare.landings < 0 or layout.stop > arena.size:
+            raise PlanError(f"the arena has {arena.size:,} bytes, but the plan takes {layout.stop:,}")
+        weights = self._runner.weights
+        self._worker = workers_of(plan)[self._number]
+        self._replica = Replica(
+            self._worker,
+            layout.sharding,
+            settings(spec.data),
+            generation=GENERATION,
+            optimizer=spec.optimizer,
+            steps=self._allotment.local(spec.steps),
+            step=self._machine.step,
+            buffer=Bump(arena.view, layout.bodies, layout.stop),
+            combine=weights.combine,
+        )
+        space = layout.sharding.space
+        held = space.views(self._replica.parameters)
+        self._installs = [(weights.view(name), array) for name, array in held.items()]
+        order = sorted(space.entries, key=lambda entry: entry.needed)
+        gradients = space.views(self._replica.gradient)
+        self._gradients = [(entry.name, gradients[entry.name]) for entry in order]
+        self._landings = {
+            shard: arena.array(offset, (nbytes,), "uint8") for shard, (offset, nbytes) in layout.landings.items()
+        }
+        self._lending = deque(self._landings)
+        self._start = layout.start
+        self._bytes = arena.array(0, (arena.size,), "uint8")
+        self._layout_bytes = layout.nbytes
+        self._tokens = count(1)
+        self._leaving: dict[int, PushPart] = {}
+        self._script: deque[script.Command] = deque()
+        self._given: deque[script.Command] = deque()  # to the machine, and not answered
+        self._until = self._machine.step
+        self._marked = 0  # the newest command that a mark was drawn before
+        self._restored = False
+        self._skips = spec.data.backup > 0
+
+    @property
+    def memory_bytes(self) -> int:
+        """Everything that was allocated, arena included."""
+        return super().memory_bytes + self._layout_bytes + self._replica.memory_bytes
+
+    # what comes in
+
+    def _take(self, message: commands.ToExecutor) -> None:
+        match message:
+            case commands.Answered():
+                self._answered(message)
+            case commands.Left():
+                part = self._leaving.pop(message.token, None)
+                if part is None:
+                    raise JobFailedError(
+                        f"the executor was told that message {message.token} left, which it did not send"
+                    )
+                self._replica.sent(part)
+            case script.Predict() | script.Sample():
+                raise JobFailedError(f"a worker of a data-parallel run was told {type(message).__name__}")
+            case script.Train() | script.Evaluate() | script.Checkpoint() | script.Restore() | script.Finish():
+                self._script.append(message)
+            case _:
+                super()._take(message)
+
+    def _answered(self, message: commands.Answered) -> None:
+        landing = self._landings.get(message.shard)
+        if landing is None or (message.refusal and message.refusal not in Refusal.__members__):
+            raise JobFailedError(f"shard {message.shard} answered {message.refusal!r}, which it cannot")
+        values = None
+        if message.has_values:
+            data = landing[: message.nbytes]
+            values = Values(message.version, message.clock, data, message.whole, message.number)
+        answer = Answer(
+            self._worker,
+            GENERATION,
+            message.sequence,
+            message.request,
+            Refusal[message.refusal] if message.refusal else None,
+            message.log_number,
+            values,
+        )
+        place = self._replica.place(message.shard, answer) if message.landed else None
+        if place is not None:
+            if place.nbytes != message.nbytes:
+                raise JobFailedError(
+                    f"shard {message.shard} sent values of {message.nbytes:,} bytes instead of {place.nbytes:,}"
+                )
+            np.copyto(place, landing[: message.nbytes])
+        if message.landed:
+            self._lending.append(message.shard)
+        self._replica.answered(message.shard, answer, time.perf_counter(), took_values=place is not None)
+
+    # what is done
+
+    def _next_action(self) -> m.Action | None:
+        self._replica.handle_timer(time.perf_counter())
+        self._follow_script()
+        action = super()._next_action()
+        while action is None and self._machine.next_step >= 0 and self._begin_step():
+            action = super()._next_action()
+        self._send_messages()
+        return action
+
+    def _begin_step(self) -> bool:
+        """Let the machine's next step begin, or give it up, if one of that can be."""
+        replica, step = self._replica, self._machine.next_step
+        if replica.ended is not None:
+            self._give_up_steps(replica.ended)
+        elif self._skips and replica.may_begin and step < replica.version:
+            self._skip_to(min(replica.version, self._allotment.local(self._until)))
+        elif replica.begin_step(time.perf_counter()):
+            self._install()
+            self._machine.allow(step)
+        else:
+            return False
+        return True
+
+    def _patience(self) -> float | None:
+        at = self._replica.get_timer()
+        return None if at is None else max(0.0, at - time.perf_counter())
+
+    def _follow_script(self) -> None:
+        """Give the machine the commands whose time has come."""
+        while self._script:
+            command = self._script[0]
+            if isinstance(command, script.Train):
+                self._until = command.until_step
+            elif self._given or not self._is_at(command):
+                return
+            self._script.popleft()
+            self._given.append(command)
+            self._machine.command(self._local(command))
+
+    def _local(self, command: script.Command) -> script.Command:
+        """The command in this worker's own steps."""
+        if not isinstance(command, script.Train):
+            return command
+        return msgspec.structs.replace(command, until_step=self._allotment.local(command.until_step), snapshot_every=0)
+
+    def _is_at(self, command: script.Command) -> bool:
+        """Whether all that comes before a command other than Train is done, and where it needs them the newest values are here."""
+        if isinstance(command, script.Finish):
+            return True
+        replica, now = self._replica, time.perf_counter()
+        if self._marked < command.sequence:
+            if replica.ended is not None:
+                replica.leave()
+            elif not replica.settle(now):
+                return False
+            self._marked = command.sequence
+            replica.mark(command.sequence, now, fetch=self._needs_values(command))
+        if not replica.has_values:
+            return False
+        if isinstance(command, script.Restore):
+            self._restored = True
+        elif not self._restored:
+            replica.install()
+            self._install()
+        return True
+
+    def _needs_values(self, command: script.Command) -> bool:
+        match command:
+            case script.Evaluate():
+                return not self._restored
+            case script.Checkpoint():
+                return self._number == 0 and not self._restored
+            case _:
+                return False
+
+    def _install(self) -> None:
+        """Compute from the parameters that the shards have sent."""
+        self._restored = False
+        for target, source in self._installs:
+            np.copyto(target, source)
+
+    def _update(self, action: m.Update) -> None:
+        """Hand over the step's gradients, those that are needed first first; what is complete leaves meanwhile."""
+        totals, scale = self._runner.weights.gradients()
+        for name, target in self._gradients:
+            if name in totals:
+                np.multiply(totals[name], np.float32(scale), out=target) if scale != 1.0 else np.copyto(
+                    target, totals[name]
+                )
+            self._replica.gradient_ready(name, time.perf_counter())
+            self._send_messages()
+        self._replica.end_step(time.perf_counter())
+        self._machine.done(action)
+
+    def _give_up_steps(self, why: Refusal) -> None:
+        """The shards take nothing more from this worker: its steps that are granted count as done, and it evaluates on."""
+        if why is not Refusal.SET_ASIDE:
+            raise JobFailedError(f"the shards want nothing of worker {self._number}: {why.value}")
+        self._replica.leave()
+        self._skip_to(self._allotment.local(self._until))
+
+    def _skip_to(self, step: int) -> None:
+        """Do no steps before this one: they were made without this worker (`backup`), or it may make none."""
+        self._machine = self._new_machine(step)
+        for command in self._given:
+            self._machine.command(self._local(command))
+
+    # what is told
+
+    def _answer(self, command: script.Command) -> None:
+        self._given.popleft()
+        if isinstance(command, script.Checkpoint) and self._number:
+            self._channel.send(script.Done(command.sequence))
+        else:
+            super()._answer(command)
+
+    def _reached(self) -> int:
+        return min(self._allotment.reached(self._machine.step), self._until)
+
+    def _send(self) -> None:
+        super()._send()
+        self._send_messages()
+
+    def _send_messages(self) -> None:
+        out: list[commands.FromExecutor] = [commands.Lend(shard) for shard in self._lending]
+        self._lending.clear()
+        while (message := self._replica.next_message(time.perf_counter())) is not None:
+            match message:
+                case PushPart():
+                    out.append(self._part(message))
+                case PullRequest(shard, pull):
+                    out.append(commands.FetchValues(shard, pull.request, pull.have, pull.after))
+                case MarkNote(mark):
+                    out.append(commands.SendMark(mark.sequence))
+        if out:
+            self._channel.send(*out)
+
+    def _part(self, message: PushPart) -> commands.PushPart:
+        token, push = next(self._tokens), message.push
+        self._leaving[token] = message
+        return commands.PushPart(
+            token,
+            message.shard,
+            push.sequence,
+            push.part,
+            message.data.ctypes.data - self._bytes.ctypes.data,
+            message.data.nbytes,
+            push.based_on,
+            push.based_clock,
+            push.fetch,
+            push.have,
+            message.needed,
+            push.mark,
+        )

@@ -1,0 +1,316 @@
+"""The executor of a parameter server: some shards of a data-parallel run in one process, from Prepare to Finish.
+
+`ps.Shard` decides; this module brings it what workers sent, whose bytes lie in the arena already, and passes on what it has to
+say. It blocks on the socket only when no shard has anything to do.
+
+The server gets the same script as the workers, and keeps no pace with them: a Train is done at once, a Checkpoint when all
+workers have marked it, so that all pushes of the steps before it are applied and none of a later one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from functools import partial
+from itertools import count
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import numpy as np
+import threadpoolctl
+
+from p2pnn.data.blobs import BlobStore
+from p2pnn.engine.numpy.engine import NumpyEngine
+from p2pnn.errors import JobFailedError, PlanError, StorageError
+from p2pnn.executor import commands
+from p2pnn.executor.arena import Arena
+from p2pnn.executor.channel import Channel
+from p2pnn.executor.pieces import Pieces
+from p2pnn.executor.session import manifest_of
+from p2pnn.executor.tally import PROGRESS_INTERVAL_S
+from p2pnn.job import script
+from p2pnn.job.plan import Plan
+from p2pnn.job.spec import JobSpec
+from p2pnn.model import sums
+from p2pnn.ps.allotment import updates
+from p2pnn.ps.consistency import settings
+from p2pnn.ps.layout import Bump, server_layout, slot_of, workers_of
+from p2pnn.ps.messages import BAD, Answer, Pull, Push, Worker
+from p2pnn.ps.shard import Shard
+
+BAD_IN_A_ROW_MAX: Final = 5
+"""Per worker, how many bad pushes to a shard may follow each other, from any worker, before the run is called broken. A worker
+that is alone in being bad is set aside after fewer (`ps.guard`)."""
+
+
+class Server:
+    """One job's shards on one node."""
+
+    def __init__(self, channel: Channel, arena: Arena, prepare: commands.Prepare, spec: JobSpec, plan: Plan) -> None:
+        self._channel = channel
+        self._spec = spec
+        self._blobs = BlobStore(Path(prepare.blobs))
+        self._limit = threadpoolctl.threadpool_limits(spec.threads)
+        assert spec.data is not None  # `read` has seen to it
+        self._settings = settings(spec.data)
+        self._workers = workers_of(plan)
+        self._numbers = {worker: number for number, worker in enumerate(self._workers)}
+        layout = server_layout(spec, plan, prepare.node_index)
+        if layout.arena_bytes > arena.size:
+            raise PlanError(f"the arena has {arena.size:,} bytes, but the shards take {layout.arena_bytes:,}")
+        self._memory = Bump(arena.view, layout.rest, layout.arena_bytes)
+        self._slots = layout.slots
+        self._ranges = {number: layout.sharding.shards[number] for number in layout.slots}
+        self._saves = Pieces(spec, self._settings, self._ranges)
+        self._shards: dict[int, Shard] = {}
+        manifest = manifest_of(prepare)
+        source = self._saves.source(self._blobs, manifest)
+        engine = NumpyEngine()
+        done = manifest.step if manifest is not None else 0
+        for number, slots in layout.slots.items():
+            arrays = self._saves.read(source, number, with_slots=manifest is not None)
+            self._shards[number] = shard = Shard(
+                self._ranges[number],
+                arrays["parameters"],
+                spec.optimizer,
+                self._settings,
+                self._workers,
+                slot=partial(slot_of, arena.view, slots),
+                buffer=self._memory,
+                steps=updates(self._settings, len(self._workers), spec.steps),
+                combine=engine.combine,
+            )
+            if manifest is not None:
+                shard.resume({**shard.arrays, **arrays}, updates(self._settings, len(self._workers), done))
+        self.memory_bytes = layout.arena_bytes + self._own_bytes()
+        self._check_memory(plan, prepare.node_index)
+        self._script: deque[script.Command] = deque()
+        self._tokens = count(1)
+        self._leaving: dict[int, tuple[int, Answer]] = {}
+        self._told_at = self._since = time.perf_counter()
+        self._told: tuple[script.ShardReport, ...] = ()
+        self._compute_s = 0.0
+        self._bad = dict.fromkeys(self._shards, 0)
+
+    def _own_bytes(self) -> int:
+        """What lies outside the arena: the optimizer's arrays, and what shards sum or decode into."""
+        scratch = int(self._settings.push != "float32")
+        if self._settings.consistency.in_rounds:
+            scratch += sums.most(len(self._workers))
+        return sum(
+            4 * self._ranges[number].size * (len(shard.arrays) - 1 + scratch) for number, shard in self._shards.items()
+        )
+
+    def _check_memory(self, plan: Plan, node_index: int) -> None:
+        limits = (self._spec.memory_bytes_max, plan.nodes[node_index].memory_bytes_max)
+        for limit, whose in zip(limits, ("the job's limit (--memory) is", "this node has"), strict=True):
+            if 0 < limit < self.memory_bytes:
+                raise PlanError(
+                    f"this node's shards of the parameters take {self.memory_bytes:,} bytes, but {whose} {limit:,}; use more"
+                    " shards on more nodes"
+                )
+
+    def run(self, early: Sequence[commands.ToExecutor] = ()) -> None:
+        """Serve until the script ends. early: messages that came with Prepare."""
+        self._channel.send(commands.Prepared(self.memory_bytes))
+        for message in early:
+            self._take(message)
+        with np.errstate(all="ignore"):  # what is no number is refused, not warned of
+            while True:
+                moved = self._follow_script()
+                worked = self._work()
+                self._send_answers()
+                if self._script and isinstance(self._script[0], script.Finish):
+                    self._report()
+                    return
+                self._receive(wait=not (moved or worked))
+
+    # what comes in
+
+    def _receive(self, *, wait: bool) -> None:
+        """Take what has come; where there is nothing to do, wait for it, and report what was not reported in the meantime."""
+        now = time.perf_counter()
+        patience: float | None = max(0.0, self._told_at + PROGRESS_INTERVAL_S - now)
+        if not patience:
+            self._report()
+            patience = None
+        for message in self._channel.receive(patience if wait else 0.0):
+            self._take(message)
+
+    def _take(self, message: commands.ToExecutor) -> None:
+        now = time.perf_counter()
+        match message:
+            case commands.PushArrived():
+                shard = self._shard(message.shard)
+                shard.arrived(self._push(message, shard), now)
+            case commands.Fetched():
+                shard = self._shard(message.shard)
+                worker = self._worker(message.worker)
+                shard.pull(Pull(worker, shard.generation, message.request, message.have, message.after), now)
+            case commands.Marked():
+                self._shard(message.shard).mark(self._worker(message.worker), message.sequence, now)
+            case commands.AnswerLeft():
+                number, answer = self._leaving.pop(message.token, (-1, None))
+                if answer is not None:
+                    self._shards[number].answer_sent(answer, now)
+            case commands.Prepare():
+                raise JobFailedError("the executor was told Prepare twice")
+            case script.Predict() | script.Sample():
+                raise JobFailedError(f"a parameter server was told {type(message).__name__}")
+            case script.Train() | script.Evaluate() | script.Checkpoint() | script.Restore() | script.Finish():
+                self._script.append(message)
+            case _:
+                raise JobFailedError(f"a parameter server was told {type(message).__name__}")
+
+    def _push(self, message: commands.PushArrived, shard: Shard) -> Push:
+        sizes = self._slots[message.shard].parts
+        if not 0 <= message.part < len(sizes):
+            raise JobFailedError(f"shard {message.shard} has no part {message.part}")
+        nbytes = sizes[message.part][1]
+        return Push(
+            self._worker(message.worker),
+            shard.generation,
+            message.sequence,
+            message.part,
+            nbytes,
+            message.based_on,
+            message.based_clock,
+            message.fetch,
+            message.have,
+            message.mark,
+        )
+
+    def _shard(self, number: int) -> Shard:
+        if number not in self._shards:
+            raise JobFailedError(f"shard {number} is not served by this node")
+        return self._shards[number]
+
+    def _worker(self, number: int) -> Worker:
+        if not 0 <= number < len(self._workers):
+            raise JobFailedError(f"the run has no worker {number}")
+        return self._workers[number]
+
+    # what is done
+
+    def _work(self) -> bool:
+        """One decision of each shard that has one to make."""
+        start = time.perf_counter()
+        worked = [shard.work(start) for shard in self._shards.values()]
+        if any(worked):
+            self._compute_s += time.perf_counter() - start
+        return any(worked)
+
+    def _send_answers(self) -> None:
+        out: list[commands.FromExecutor] = []
+        for number, shard in self._shards.items():
+            while (answer := shard.next_answer(time.perf_counter())) is not None:
+                out.append(self._answer(number, shard, answer))
+        if out:
+            self._channel.send(*out)
+
+    def _answer(self, number: int, shard: Shard, answer: Answer) -> commands.SendAnswer:
+        token, values = next(self._tokens), answer.values
+        self._look_at(number, answer)
+        refusal = answer.refusal.name if answer.refusal is not None else ""
+        said = commands.SendAnswer(
+            token,
+            number,
+            self._numbers[answer.worker],
+            answer.sequence,
+            answer.request,
+            refusal,
+            answer.log_number,
+            shard.acknowledged(answer.worker),
+        )
+        if values is None:
+            shard.answer_sent(answer, time.perf_counter())
+            return said
+        self._leaving[token] = number, answer
+        offset, nbytes = self._memory.run(values.data)
+        return msgspec.structs.replace(
+            said,
+            offset=offset,
+            nbytes=nbytes,
+            version=values.version,
+            clock=values.clock,
+            whole=values.whole,
+            number=values.number,
+        )
+
+    def _look_at(self, number: int, answer: Answer) -> None:
+        """Raise JobFailedError where a shard has refused so many pushes in a row for what they hold that nobody can be right."""
+        if not answer.sequence:
+            return
+        if answer.refusal is None:
+            self._bad[number] = 0
+        elif answer.refusal in BAD:
+            self._bad[number] += 1
+            if self._bad[number] >= BAD_IN_A_ROW_MAX * len(self._workers):
+                raise JobFailedError(
+                    f"the last {self._bad[number]} pushes to shard {number} were refused: {answer.refusal.value}; lower the learning"
+                    " rate, clip gradients or scale the data"
+                )
+
+    def _follow_script(self) -> bool:
+        """Carry out the commands whose time has come, in order; True where there was one."""
+        moved = False
+        while self._script:
+            command = self._script[0]
+            match command:
+                case script.Train():
+                    done = script.Done(command.sequence)
+                case script.Evaluate() | script.Restore():
+                    done = script.Done(command.sequence)
+                    self._served(command.sequence)
+                case script.Checkpoint():
+                    if not all(shard.is_marked(command.sequence) for shard in self._shards.values()):
+                        break
+                    self._report()
+                    done = self._checkpoint(command.sequence)
+                    self._served(command.sequence)
+                case _:
+                    break
+            self._script.popleft()
+            self._channel.send(done)
+            moved = True
+        return moved
+
+    def _served(self, sequence: int) -> None:
+        for shard in self._shards.values():
+            shard.served(sequence)
+
+    def _checkpoint(self, sequence: int) -> script.Done:
+        try:
+            part = self._saves.write(self._blobs, {number: shard.arrays for number, shard in self._shards.items()})
+        except StorageError as error:
+            return script.Done(sequence, error=str(error))
+        return script.Done(sequence, msgspec.msgpack.encode(part) if part is not None else b"")
+
+    # what is told
+
+    def _report(self) -> None:
+        """Say how the shards are, where that has changed."""
+        now = time.perf_counter()
+        self._told_at = now
+        served = tuple(self._shard_report(number) for number in self._shards)
+        if served == self._told:
+            return
+        report = script.Progress(0, (0.0, 0), {}, self._compute_s, now - self._since, served=served)
+        self._since, self._compute_s, self._told = now, 0.0, served
+        self._channel.send(report)
+
+    def _shard_report(self, number: int) -> script.ShardReport:
+        found, of = self._shards[number].report(), self._numbers
+        return script.ShardReport(
+            number,
+            found.version,
+            dict(found.staleness.counts),
+            {of[worker]: taken for worker, taken in found.taken.items() if worker in of},
+            tuple(sorted((of[w], why.name, often) for (w, why), often in found.refused.items() if w in of)),
+            tuple(sorted(of[worker] for worker in found.set_aside if worker in of)),
+            found.received_bytes,
+            found.sent_bytes,
+            found.queued,
+        )

@@ -1,0 +1,274 @@
+"""A data-parallel run on real executor processes, with a pump in place of daemons: it moves bytes between arenas, through the gates
+that daemons ask, and messages between workers and servers.
+
+All nodes have one blob store. Node n of the plan is worker n's, or behind the workers a server's; `together` puts both on the same nodes.
+"""
+
+from __future__ import annotations
+
+import random
+import select
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from p2pnn.data.blobs import BlobStore
+from p2pnn.executor import channel, commands
+from p2pnn.executor.process import Spawned
+from p2pnn.job import script
+from p2pnn.job.checkpoint import Manifest, Part
+from p2pnn.job.plan import Plan, Replica, ShardHome
+from p2pnn.job.spec import DataParallel, JobSpec
+from p2pnn.ps.gate import PushGate, ValuesGate
+from p2pnn.ps.layout import ServerLayout, WorkerLayout, server_layout, worker_layout
+from tests.executor.mesh import DEADLINE_S, spawn_warm
+from tests.train.graphs import plan_for
+
+Key = tuple[str, int]
+"""(role, node of the plan)."""
+
+
+def data_plan(
+    spec: JobSpec, workers: int, shards: int, *, servers: int = 0, frames: int = 2, together: bool = False
+) -> Plan:
+    """servers: nodes that the shards are dealt to; 0 for one each."""
+    servers = servers or shards
+    first = 0 if together else workers
+    nodes = max(workers, first + servers)
+    plan = plan_for([0] * len(spec.graph.ops), nodes, frames)
+    return msgspec.structs.replace(
+        plan,
+        replicas=tuple(Replica((worker,)) for worker in range(workers)),
+        shards=tuple(ShardHome((first + shard % servers,)) for shard in range(shards)),
+    )
+
+
+def parallel(spec: JobSpec, consistency: str = "sync", **settings: Any) -> JobSpec:
+    """The same job, data-parallel."""
+    return msgspec.structs.replace(spec, parallel="data", data=DataParallel(consistency, **settings))
+
+
+class Pump:
+    """One start of a job. Use as a context manager. dice: shuffles what waits to be delivered; None for in order.
+
+    slow: workers whose messages wait longer than others'. served: the newest report of each shard.
+    """
+
+    def __init__(
+        self,
+        spec: JobSpec,
+        plan: Plan,
+        blobs: BlobStore,
+        *,
+        checkpoint: Manifest | None = None,
+        dice: random.Random | None = None,
+    ) -> None:
+        self.spec, self.plan, self.blobs, self.dice = spec, plan, blobs, dice
+        self.workers = [replica.nodes[0] for replica in plan.replicas]
+        self.primaries = [home.nodes[0] for home in plan.shards]
+        self.servers = sorted(set(self.primaries))
+        self.landing: dict[int, WorkerLayout] = {node: worker_layout(spec, plan, node) for node in self.workers}
+        self.slots: dict[int, ServerLayout] = {node: server_layout(spec, plan, node) for node in self.servers}
+        self.values_gates = {node: ValuesGate(plan, layout) for node, layout in self.landing.items()}
+        self.push_gates = {node: PushGate(plan, layout) for node, layout in self.slots.items()}
+        sizes: dict[Key, int] = {("compute", n): layout.stop for n, layout in self.landing.items()}
+        sizes |= {("serve", n): layout.arena_bytes for n, layout in self.slots.items()}
+        self.spawned: dict[Key, Spawned] = {key: spawn_warm(size, spec.threads) for key, size in sizes.items()}
+        self.codecs = {key: channel.Codec[commands.FromExecutor](commands.FromExecutor) for key in self.spawned}
+        self.done: dict[Key, dict[int, script.Done]] = {key: {} for key in self.spawned}
+        self.progress: dict[Key, list[script.Progress]] = {key: [] for key in self.spawned}
+        self.prepared: dict[Key, int] = {}
+        self.failed: dict[Key, str] = {}
+        self.served: dict[int, script.ShardReport] = {}
+        self.answers: Counter[str] = Counter()  # refusals as workers got them; "" for none
+        self.dropped = 0  # values for which no place was lent
+        self.spoil: Callable[[int, commands.PushPart, memoryview], None] | None = None
+        self.finishing = False
+        self.sequence = 0
+        self._waiting: list[tuple[Key, Any]] = []  # messages that were received and not acted upon
+        spec_path = blobs.path(blobs.put(msgspec.msgpack.encode(spec)))
+        for role, node in self.spawned:
+            prepare = commands.Prepare(
+                str(spec_path),
+                msgspec.msgpack.encode(plan),
+                node,
+                str(blobs.root),
+                checkpoint=msgspec.msgpack.encode(checkpoint) if checkpoint else b"",
+                role=role,
+                landings=0 if role == "compute" else -1,
+            )
+            self.tell((role, node), prepare)
+
+    def __enter__(self) -> Pump:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for spawned in self.spawned.values():
+            spawned.kill()
+
+    # the coordinator's side
+
+    def prepare(self) -> None:
+        self.route(lambda: len(self.prepared) == len(self.spawned))
+
+    def command(self, make: Callable[[int], Any]) -> int:
+        """Give every executor the command `make(sequence)`; returns the sequence number."""
+        self.sequence += 1
+        message = make(self.sequence)
+        for key in self.spawned:
+            self.tell(key, message)
+        return self.sequence
+
+    def results(self, sequence: int) -> dict[Key, script.Done]:
+        self.route(lambda: all(sequence in done for done in self.done.values()))
+        return {key: done[sequence] for key, done in self.done.items()}
+
+    def train(self, *until_steps: int) -> None:
+        """Train up to the last of these steps, by one command for each, all sent at once."""
+        numbers = [self.command(lambda number, until=until: script.Train(number, until)) for until in until_steps]
+        for number in numbers:
+            self.results(number)
+
+    def evaluate(self, split: str) -> script.Evaluation:
+        """The sum of all workers' shares."""
+        answers = self.results(self.command(lambda number: script.Evaluate(number, split)))
+        found = [
+            msgspec.msgpack.decode(done.result, type=script.Evaluation)
+            for (role, _), done in answers.items()
+            if role == "compute"
+        ]
+        assert not any(done.result for (role, _), done in answers.items() if role == "serve")
+        names = {name for one in found for name in one.metrics}
+        metrics = {
+            name: (sum(e.metrics[name][0] for e in found if name in e.metrics),
+                   sum(e.metrics[name][1] for e in found if name in e.metrics))
+            for name in names
+        }  # fmt: skip
+        return script.Evaluation(sum(e.loss_sum for e in found), sum(e.rows for e in found), metrics)
+
+    def checkpoint(self) -> tuple[Part, ...]:
+        answers = self.results(self.command(script.Checkpoint))
+        assert not any(answer.error for answer in answers.values()), answers
+        written = [answer.result for answer in answers.values() if answer.result]
+        return tuple(msgspec.msgpack.decode(result, type=Part) for result in written)
+
+    def finish(self) -> list[int]:
+        """End the script; the exit statuses."""
+        self.finishing = True
+        for key in self.spawned:
+            self.tell(key, script.Finish())
+        self.route(lambda: all(spawned.socket.fileno() < 0 for spawned in self.spawned.values()))
+        return [spawned.process.wait() for spawned in self.spawned.values()]
+
+    # the daemons' side
+
+    def route(self, until: Callable[[], bool]) -> None:
+        """Carry messages until the condition holds. Raises AssertionError for a failure, or when nothing happens."""
+        deadline = time.monotonic() + DEADLINE_S
+        while not until():
+            assert time.monotonic() < deadline, "the run hangs"
+            by_socket = {s.socket: key for key, s in self.spawned.items() if s.socket.fileno() >= 0}
+            ready, _, _ = select.select(list(by_socket), [], [], 0 if self._waiting else 0.5)
+            for connection in ready:
+                key = by_socket[connection]
+                data = connection.recv(1 << 16)
+                if not data:
+                    connection.close()
+                self._waiting += [(key, message) for message in self.codecs[key].feed(data)]
+            if self._waiting:
+                self.receive(*self._waiting.pop(self._next()))
+            if self.failed:
+                raise AssertionError(str(self.failed))
+
+    def _next(self) -> int:
+        """Which message goes on now: messages of one executor stay in their order."""
+        if self.dice is None:
+            return 0
+        key = self.dice.choice(sorted({key for key, _ in self._waiting}))
+        return next(n for n, (other, _) in enumerate(self._waiting) if other == key)
+
+    def receive(self, key: Key, message: Any) -> None:
+        node = key[1]
+        match message:
+            case commands.PushPart():
+                self.push(node, message)
+            case commands.FetchValues(shard, request, have, after):
+                self.tell_server(shard, commands.Fetched(shard, self.workers.index(node), request, have, after))
+            case commands.Lend(shard):
+                self.values_gates[node].lend(shard)
+            case commands.SendMark(sequence):
+                for shard in range(len(self.primaries)):
+                    self.tell_server(shard, commands.Marked(shard, self.workers.index(node), sequence))
+            case commands.SendAnswer():
+                self.answer(node, message)
+            case commands.Prepared(memory):
+                self.prepared[key] = memory
+            case script.Progress():
+                self.progress[key].append(message)
+                self.served.update({report.shard: report for report in message.served})
+            case script.Done():
+                self.done[key][message.sequence] = message
+            case commands.Failed(error):
+                self.failed[key] = error
+            case _:
+                raise AssertionError(f"{key} sent {message}")
+
+    def push(self, node: int, message: commands.PushPart) -> None:
+        """A part of a push from a worker's arena into its slot on the shard's node."""
+        worker, home = self.workers.index(node), self.primaries[message.shard]
+        gate = self.push_gates[home]
+        header = (message.shard, worker, message.sequence, message.part)
+        assert gate.refusal(worker, node, message.shard, message.sequence, message.part, message.nbytes) == ""
+        if not gate.is_known(*header):
+            offset, nbytes = gate.take(*header)
+            source = self.spawned["compute", node].arena.view[message.offset : message.offset + message.nbytes]
+            target = self.spawned["serve", home].arena.view[offset : offset + nbytes]
+            target[:] = source
+            if self.spoil:
+                self.spoil(worker, message, target)
+            gate.received(*header)
+        arrived = commands.PushArrived(
+            *header, message.based_on, message.based_clock, message.fetch, message.have, message.mark
+        )
+        self.tell_server(message.shard, arrived)
+        self.tell(("compute", node), commands.Left(message.token))
+
+    def answer(self, home: int, message: commands.SendAnswer) -> None:
+        """An answer, its values from a server's arena into the worker's landing place, where that is lent."""
+        node = self.workers[message.worker]
+        self.push_gates[home].acknowledged(message.shard, message.worker, message.acknowledged)
+        place = None
+        if message.nbytes:
+            gate = self.values_gates[node]
+            assert gate.refusal(message.shard, home, message.nbytes, message.whole) == ""
+            place = gate.take(message.shard, message.nbytes)
+            if place is not None:
+                source = self.spawned["serve", home].arena.view[message.offset : message.offset + message.nbytes]
+                self.spawned["compute", node].arena.view[place[0] : place[0] + place[1]] = source
+            self.dropped += place is None
+            self.tell(("serve", home), commands.AnswerLeft(message.token))
+        self.answers[message.refusal] += 1
+        answered = commands.Answered(
+            message.shard, message.sequence, message.request, 0, message.refusal, message.log_number, message.nbytes > 0,
+            message.version, message.clock, message.whole, message.number, place is not None, message.nbytes,
+        )  # fmt: skip
+        self.tell(("compute", node), answered)
+
+    def tell_server(self, shard: int, message: Any) -> None:
+        self.tell(("serve", self.primaries[shard]), message)
+
+    def tell(self, key: Key, message: Any) -> None:
+        """Send to an executor; one that has finished its script may be gone while others still speak."""
+        try:
+            self.spawned[key].socket.sendall(channel.encode(message))
+        except OSError:
+            if not self.finishing:
+                raise
+
+
+def store(folder: Path) -> BlobStore:
+    return BlobStore(folder / "blobs")
