@@ -2,7 +2,7 @@
 
 A buddy is the next living node of the plan, or any other member; where there is nobody else, one copy has to do. A buddy
 that fails is replaced by the next candidate; where the last has failed, the one copy has to do as well, with a warning: it is
-better than none. The same holds for data that only one node has: no checkpoint counts before
+better than none, unless the node that wrote it is lost. The same holds for data that only one node has: no checkpoint counts before
 that has its second copy, because a run cannot go on without its data either.
 """
 
@@ -39,6 +39,14 @@ class Complete:
     manifest: Manifest
     best: bool
     warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Torn:
+    """A checkpoint that will never count: a part of it was on a lost node alone. error: one clause."""
+
+    manifest: Manifest
+    error: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +93,7 @@ class Saver:
         self._number = start * REQUESTS_PER_START + term * REQUESTS_PER_TERM
         self._copies: dict[int, _Copy] = {}
         self._savings: list[_Saving] = []
-        self._outcomes: deque[Complete | DataAlone] = deque()
+        self._outcomes: deque[Complete | Torn | DataAlone] = deque()
 
     @property
     def busy(self) -> bool:
@@ -142,7 +150,7 @@ class Saver:
             if copy.due <= self.now:
                 self.kept(copy.node, request, "it did not answer in time")
 
-    def next_outcome(self) -> Complete | DataAlone | None:
+    def next_outcome(self) -> Complete | Torn | DataAlone | None:
         return self._outcomes.popleft() if self._outcomes else None
 
     def _copy(
@@ -166,8 +174,18 @@ class Saver:
         text = f"only one copy, on node {self._name(copy.source)}, and none on node {self._name(copy.node)}: {error}"
         if copy.saving is None:
             self._outcomes.append(DataAlone(text))
+        elif copy.source not in self._members:
+            self._drop(
+                copy.saving, f"node {self._name(copy.source)} is lost, and nobody else has its part of it: {error}"
+            )
         else:
             copy.saving.warnings += (text,)
+
+    def _drop(self, saving: _Saving, error: str) -> None:
+        self._copies = {request: copy for request, copy in self._copies.items() if copy.saving is not saving}
+        if saving in self._savings:
+            self._savings.remove(saving)
+            self._outcomes.append(Torn(saving.manifest, error))
 
     def _name(self, node: NodeId) -> str:
         return self._members.get(node, node[:8])

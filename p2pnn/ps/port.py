@@ -332,7 +332,12 @@ class Port:
     def _is_news(self, values: Values, answer: Answer) -> bool:
         """Whether they may be taken although later ones are waited for: in `async` any that are newer, so that a worker with several
         pushes under way does not compute from ever older ones; but at a mark only those of the mark."""
-        return self._takes_any and answer.sequence > 0 and values.version > self._floor and not (self._asked and self._after)
+        return (
+            self._takes_any
+            and answer.sequence > 0
+            and values.version > self._floor
+            and not (self._asked and self._after)
+        )
 
     def ask_again(self) -> None:
         """What was to come will not, or cannot be used: pull."""
