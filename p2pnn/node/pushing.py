@@ -67,7 +67,7 @@ class Pushing:
             return None
         place = self._gate.take(message.shard, nbytes)
         if place is None:
-            log.info("values dropped job=%s node=%s shard=%d", message.job, self._company.name(node), message.shard)
+            log.debug("values dropped job=%s node=%s shard=%d", message.job, self._company.name(node), message.shard)
             self._answered(message, 0)
             return None
         self._receiving[message.shard] = nbytes
