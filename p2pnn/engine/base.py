@@ -14,7 +14,7 @@ A step's micro-batches are summed in pairs (`model.sums`), each computed apart a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -162,10 +162,14 @@ class Engine(Protocol):
         frames: int,
         mode: Mode,
         fuse: Set[str] = frozenset(),
+        ready: Callable[[str], None] | None = None,
     ) -> Program:
         """Compile the ops of one segment that are active in `mode` (see `job.segment.Flow`).
 
-        fuse: some of `fusable`, for jobs of plain SGD (no clipping, no decay) with one micro-batch per step.
+        fuse: some of `fusable`, for jobs of plain SGD (no clipping, no decay) with one micro-batch per step. ready: is called
+        with a parameter as soon as its gradient of a step is complete in `Tensors.gradients`, amid the step's last backward
+        pass; not for a parameter that several ops read, and only if a step's micro-batches are a power of two: what is not
+        said to be ready is when `end_step` returns it.
         """
 
     def combine(self, alpha: float, x: Array, beta: float, y: Array) -> None:

@@ -13,17 +13,20 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from functools import partial
 from itertools import count
 
 import msgspec
 import numpy as np
 
+from p2pnn.engine.base import Array
 from p2pnn.errors import JobFailedError, PlanError
-from p2pnn.executor import commands
+from p2pnn.executor import commands, parts
 from p2pnn.executor.arena import Arena
 from p2pnn.executor.channel import Channel
-from p2pnn.executor.session import Session
+from p2pnn.executor.session import Session, manifest_of
 from p2pnn.job import script
+from p2pnn.job.checkpoint import Manifest, Part
 from p2pnn.job.plan import Plan
 from p2pnn.job.spec import JobSpec
 from p2pnn.ps.consistency import settings
@@ -32,6 +35,7 @@ from p2pnn.ps.messages import Answer, Refusal, Values
 from p2pnn.ps.port import MarkNote, PullRequest, PushPart
 from p2pnn.ps.worker import Replica
 from p2pnn.train import machine as m
+from p2pnn.train.optimizers import slot_name
 
 GENERATION = 0
 """Of the workers within one start of a job: they do not change."""
@@ -60,12 +64,15 @@ class ReplicaSession(Session):
             buffer=Bump(arena.view, layout.bodies, layout.stop),
             combine=weights.combine,
         )
-        space = layout.sharding.space
+        space = self._space = layout.sharding.space
+        self._resume(manifest_of(prepare))
         held = space.views(self._replica.parameters)
         self._installs = [(weights.view(name), array) for name, array in held.items()]
         order = sorted(space.entries, key=lambda entry: entry.needed)
         gradients = space.views(self._replica.gradient)
-        self._gradients = [(entry.name, gradients[entry.name]) for entry in order]
+        self._gradients = {entry.name: gradients[entry.name] for entry in order}
+        self._handed: set[str] = set()  # gradients of this step that were
+        self._runner.on_gradient = self._gradient_ready
         self._landings = {
             shard: arena.array(offset, (nbytes,), "uint8") for shard, (offset, nbytes) in layout.landings.items()
         }
@@ -219,17 +226,28 @@ class ReplicaSession(Session):
             np.copyto(target, source)
 
     def _update(self, action: m.Update) -> None:
-        """Hand over the step's gradients, those that are needed first first; what is complete leaves meanwhile."""
+        """Hand over what is left of the step's gradients, those that are needed first first."""
         totals, scale = self._runner.weights.gradients()
-        for name, target in self._gradients:
-            if name in totals:
-                np.multiply(totals[name], np.float32(scale), out=target) if scale != 1.0 else np.copyto(
-                    target, totals[name]
-                )
-            self._replica.gradient_ready(name, time.perf_counter())
-            self._send_messages()
+        for name in self._gradients:
+            if name not in self._handed:
+                self._hand_over(name, totals.get(name), scale)
+        self._handed.clear()
         self._replica.end_step(time.perf_counter())
         self._machine.done(action)
+
+    def _gradient_ready(self, name: str) -> None:
+        """Amid the step's last backward pass: what becomes complete leaves while the rest is computed."""
+        self._handed.add(name)
+        self._hand_over(name, self._runner.weights.gradient(name), 1.0)
+
+    def _hand_over(self, name: str, gradient: Array | None, scale: float) -> None:
+        target = self._gradients[name]
+        if gradient is not None:  # else no loss depends on it, and it stays zero
+            np.copyto(target, gradient)
+            if scale != 1.0:
+                np.multiply(target, np.float32(scale), out=target)
+        self._replica.gradient_ready(name, time.perf_counter())
+        self._send_messages()
 
     def _give_up_steps(self, why: Refusal) -> None:
         """The shards take nothing more from this worker: its steps that are granted count as done, and it evaluates on."""
@@ -241,10 +259,32 @@ class ReplicaSession(Session):
     def _skip_to(self, step: int) -> None:
         """Do no steps before this one: they were made without this worker (`backup`), or it may make none."""
         self._machine = self._new_machine(step)
+        self._replica.skip_to(step)
         for command in self._given:
             self._machine.command(self._local(command))
 
-    # what is told
+    # what is told and kept
+
+    def _resume(self, manifest: Manifest | None) -> None:
+        """Take over the state of the local steps' optimizer (`local:H`), if the checkpoint has it: worker 0's, or one process's."""
+        entries, state = self._space.entries, self._replica.state
+        if manifest is None or not state:
+            return
+        source = parts.Parts(self._blobs, [part.blob for part in manifest.parts])
+        names = [slot_name(slot, entry.name) for slot in state for entry in entries]
+        if all(name in source for name in names):
+            for slot, array in state.items():
+                for entry in entries:
+                    array[entry.start : entry.stop] = source.read(slot_name(slot, entry.name), entry.shape).reshape(-1)
+            self._replica.resume()
+
+    def _save(self) -> Part:
+        held = [
+            (slot_name(slot, entry.name), entry.shape, partial(array.__getitem__, slice(entry.start, entry.stop)))
+            for slot, array in self._replica.state.items()
+            for entry in self._space.entries
+        ]
+        return self._runner.weights.save(self._blobs, held)
 
     def _answer(self, command: script.Command) -> None:
         self._given.popleft()

@@ -8,7 +8,7 @@ because a frame belongs to one micro-batch at a time.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -41,7 +41,11 @@ def modes(spec: JobSpec) -> tuple[Mode, ...]:
 
 
 class Runner:
-    """Everything that one node computes in one start of a job. plan, routes: of its model replica alone, where there are several."""
+    """Everything that one node computes in one start of a job. plan, routes: of its model replica alone, where there are several.
+
+    on_gradient: in a data-parallel run, is called with a parameter when `Weights.gradient` has its gradient of a step, if that is
+    before the step's last backward pass ends (`Engine.compile`).
+    """
 
     def __init__(
         self,
@@ -71,6 +75,8 @@ class Runner:
         self.outputs = Outputs(blobs)
         self._ports = ports(spec.graph) if spec.sampling is not None else None
         self._scores = b""
+        self.on_gradient: Callable[[str], None] | None = None
+        early = spec.data is not None and not spec.optimizer.clip_norm  # else the norm of all comes first
         self._programs = {
             (mode, task.position): engine.compile(
                 spec.graph,
@@ -80,6 +86,7 @@ class Runner:
                 frames=plan.frames,
                 mode=mode,
                 fuse=self.weights.fuse if mode == "train" else frozenset(),
+                ready=self._gradient_ready if mode == "train" and early else None,
             )
             for mode in self._modes
             for task in routes.modes[mode].tasks
@@ -141,6 +148,10 @@ class Runner:
         context = self._context(stage, m)
         program = self._program(stage.mode, task.position)
         program.backward(frame, context, self._gradients[frame], index=stage.at(m)[1])
+
+    def _gradient_ready(self, name: str) -> None:
+        if self.on_gradient is not None:
+            self.on_gradient(name)
 
     def _program(self, mode: Mode, position: int) -> Program:
         program = self._programs.get((mode, position))

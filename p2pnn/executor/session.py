@@ -23,7 +23,7 @@ from p2pnn.executor.snapshots import Snapshots
 from p2pnn.executor.spans import Spans
 from p2pnn.executor.tally import Pace, Sums
 from p2pnn.job import script
-from p2pnn.job.checkpoint import Manifest
+from p2pnn.job.checkpoint import Manifest, Part
 from p2pnn.job.plan import Plan
 from p2pnn.job.segment import delays
 from p2pnn.job.spec import JobSpec
@@ -225,9 +225,12 @@ class Session:
 
     def _checkpoint(self, sequence: int) -> script.Done:
         try:
-            return script.Done(sequence, msgspec.msgpack.encode(self._runner.weights.save(self._blobs)))
+            return script.Done(sequence, msgspec.msgpack.encode(self._save()))
         except StorageError as error:
             return script.Done(sequence, error=str(error))
+
+    def _save(self) -> Part:
+        return self._runner.weights.save(self._blobs)
 
     def _progress(self, now: float) -> None:
         report = self._pace.report(self._reached(), now)

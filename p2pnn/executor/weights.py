@@ -10,7 +10,7 @@ a copy that is installed from outside, and its gradients are taken from here (`g
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -98,10 +98,11 @@ class Weights:
         """Load parameters and state, not the optimizer's arrays, from other parts."""
         self._read(parts.Parts(blobs, [BlobId(blob) for blob in blob_ids]).read)
 
-    def save(self, blobs: BlobStore) -> Part:
-        """Write this node's part of a checkpoint. Raises StorageError; the tensors are untouched either way."""
+    def save(self, blobs: BlobStore, others: Iterable[parts.Entry] = ()) -> Part:
+        """Write this node's part of a checkpoint, with other tensors that do not count for its bits. Raises StorageError; the
+        tensors are untouched either way."""
         named = [(p.name, p.shape, self._exporter(p, self._array(p))) for p in (*self._parameters, *self._state)]
-        more = []
+        more = list(others)
         for slot, arrays in self.slots.items():
             more += [(slot_name(slot, p.name), p.shape, self._exporter(p, arrays[p.name])) for p in self._parameters]
         if self.versions.updates < self._spec.steps:
@@ -118,6 +119,11 @@ class Weights:
     def view(self, name: str) -> Array:
         """A parameter of this node as it is now, in ONNX's layout, without a copy."""
         return self._engine.parameter_view(self._spec.graph, name, self.versions.newest[name])
+
+    def gradient(self, name: str) -> Array:
+        """The accumulator of a parameter that one op reads, in ONNX's layout, without a copy."""
+        found = next(array for (parameter, _), array in self.tensors.gradients.items() if parameter == name)
+        return self._engine.parameter_view(self._spec.graph, name, found)
 
     def gradients(self) -> tuple[dict[str, Array], float]:
         """Sum the step's gradients: parameter name → total in ONNX's layout, without a copy, and what clipping by their own norm

@@ -4,17 +4,15 @@
     ssp:s     no worker is more than s clocks (its pushes) ahead of the slowest; so what worker w's push number c is based on
               holds the first c − s pushes of every worker (Ho et al. 2013). Each push is an update of its own
     sync      one update per step, from one push of each worker, summed in the order of the workers: equal, bit for bit, to one
-              process with as many micro-batches, whose gradients are summed in that order. With `backup:b` the first N − b
+              process that computes all their micro-batches (see `is_bitwise`). With `backup:b` the first N − b
               gradients make the step and the others are dropped (Chen et al. 2016)
     local:H   each worker takes H steps of its own between two rounds of `sync`, whose gradients are then differences of
               parameters (DiLoCo; see `optimizers`)
 
 A worker of `sync` starts its losses' gradients with 1/(N − b), so that sums are means; differences of `local` are averaged here.
 
-Bit for bit holds where a process adds a micro-batch's gradient as a whole to the sum of those before, parameter by parameter.
-The numpy engine does so but in two cases, in which the pushes must be made to match: a parameter that several ops read (their
-gradients are summed per op over all micro-batches first), and a GEMM that accumulates a weight gradient over more rows than its
-BLAS takes at a time (it adds in panels: OpenBLAS on an AMD EPYC gave the same bits with 256 rows, and others with 512).
+Bit for bit rests on two things: a micro-batch's gradient is made apart and then added (a GEMM that accumulates adds in panels,
+to other bits from 512 rows on with OpenBLAS), and sums are made in pairs (`model.sums`), of which a worker's sum is one.
 """
 
 from __future__ import annotations
@@ -158,15 +156,17 @@ def check_spec(spec: JobSpec, workers: int, shards: int) -> None:
 
 
 def is_bitwise(spec: JobSpec, workers: int) -> bool:
-    """Whether the job has the bits of one process with as many micro-batches, if all nodes' arithmetic is the same.
+    """Whether the job has the bits of one process that computes all micro-batches, if all nodes' arithmetic is the same.
 
-    With several micro-batches per worker their sums are summed, (g₀ + g₁) + (g₂ + g₃), where one process adds them one by one.
+    Each worker's share must be a power of two: only such sums are parts of the whole one (`model.sums`). What batch normalization
+    keeps comes from the first worker's micro-batches alone.
     """
     data = spec.data
     if data is None:
         return True
     exact = data.consistency == "sync" and not data.backup and data.push == data.pull == "float32"
-    return exact and workers in (1, spec.micro_batches)
+    share = spec.micro_batches // workers
+    return exact and (workers == 1 or (share.bit_count() == 1 and not spec.graph.state))
 
 
 def check(settings: Settings, workers: int, optimizer: Optimizer) -> None:

@@ -50,9 +50,10 @@ BAD = frozenset({Refusal.NOT_FINITE, Refusal.RUNAWAY, Refusal.SHAPE, Refusal.AHE
 class Push:
     """Header of one part of a push. part: its index; byte_count: of its body.
 
-    based_on, based_clock: `version` and `clock` of the answer whose values the gradient was computed from. fetch: answer with
-    fresh values; have: the number of the newest values that the worker has (for differences; see `compression.Deltas`). mark:
-    the worker's newest, behind which this push is.
+    based_on, based_clock: `version` and `clock` of the answer whose values the gradient was computed from; in `sync`, based_on
+    is the step that it is for, which each shard makes into its update of that number. fetch: answer with fresh values; have:
+    the number of the newest values that the worker has (for differences; see `compression.Deltas`). mark: the worker's newest,
+    behind which this push is.
     """
 
     worker: Worker

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Final
 
@@ -18,7 +17,11 @@ import numpy as np
 from p2pnn.ps.compression import Buffer, Bytes, Feedback, Mirror, codec, new
 from p2pnn.ps.consistency import Settings
 from p2pnn.ps.layout import WINDOW, part_sizes
-from p2pnn.ps.messages import Answer, Mark, Pull, Push, Refusal, Values, Worker
+from p2pnn.ps.messages import Answer, Pull, Push, Refusal, Values, Worker
+from p2pnn.ps.outgoing import MarkNote as MarkNote
+from p2pnn.ps.outgoing import Outgoing
+from p2pnn.ps.outgoing import PullRequest as PullRequest
+from p2pnn.ps.outgoing import PushPart as PushPart
 from p2pnn.ps.sharding import ShardRange
 from p2pnn.ps.space import Flat
 
@@ -29,48 +32,6 @@ BACKOFF: Final = 2.0
 SOON_BACKOFF_MAX: Final = 8
 RETRIES_BACKOFF_MAX: Final = 4
 """Each time that nothing was heard the wait doubles, up to sixteen times the first."""
-
-
-@dataclass(eq=False, frozen=True, slots=True)
-class PushPart:
-    """Send header and data to the shard, then call `Replica.sent`. needed: the lower, the sooner."""
-
-    shard: int
-    push: Push
-    data: Bytes
-    needed: int
-
-
-@dataclass(eq=False, frozen=True, slots=True)
-class PullRequest:
-    shard: int
-    pull: Pull
-    needed: int = -1
-
-
-@dataclass(eq=False, frozen=True, slots=True)
-class MarkNote:
-    """Send the mark to all shards that the replica speaks to."""
-
-    mark: Mark
-    needed: int = -1
-
-
-@dataclass(eq=False, slots=True)
-class _Outgoing:
-    """unsent: parts that are ready to leave; left: those that have left; sending: how many are leaving now."""
-
-    sequence: int
-    body: Bytes
-    based_on: int
-    based_clock: int
-    fetch: bool
-    awaits: list[int]  # per part, parameters whose gradients are not there yet
-    unsent: set[int] = field(default_factory=set)
-    left: set[int] = field(default_factory=set)
-    sending: int = 0
-    tries: int = 0
-    retry_at: float | None = None
 
 
 class Port:
@@ -103,8 +64,8 @@ class Port:
         # What rounding loses is owed to the shard's next push.
         self._feedback = [Feedback(self._codec, p.size) if settings.push != "float32" else None for p in shard.parts]
         self._bodies = [buffer(sum(sizes)) for _ in range(WINDOW)]
-        self._outgoing: deque[_Outgoing] = deque()
-        self._acknowledged: list[_Outgoing] = []  # their bodies are still being sent
+        self._outgoing: deque[Outgoing] = deque()
+        self._acknowledged: list[Outgoing] = []  # their bodies are still being sent
         self._sequence = 0
         self.accrued = np.zeros(shard.size, np.float32)
         self.accrued_steps = 0
@@ -130,7 +91,7 @@ class Port:
 
     @property
     def memory_bytes(self) -> int:
-        """What lies outside of the buffer: the newest values, what is accrued, and with compression what is owed and a difference."""
+        """What lies outside of the buffer: the newest values, what is accrued, with compression what is owed and a difference."""
         owed = sum(8 * part.size for part, owes in zip(self.shard.parts, self._feedback, strict=True) if owes)
         return self.values.nbytes + self.accrued.nbytes + owed + self._delta.nbytes
 
@@ -158,12 +119,14 @@ class Port:
         else:
             np.copyto(target, gradient)
 
-    def begin_push(self, fetch: bool) -> None:
-        """The accrued gradient, with this step's, will be pushed: parts leave as they become ready."""
+    def begin_push(self, fetch: bool, step: int | None = None) -> None:
+        """The accrued gradient, with this step's, will be pushed: parts leave as they become ready. step: of `sync`."""
         self._sequence += 1
         based = self._based if self.accrued_steps else self._installed
+        if step is not None:
+            based = step, based[1]
         awaits = [len(part.entries) for part in self.shard.parts]
-        self._outgoing.append(_Outgoing(self._sequence, self._bodies.pop(), *based, fetch, awaits))
+        self._outgoing.append(Outgoing(self._sequence, self._bodies.pop(), *based, fetch, awaits))
         if fetch:
             self._wanted_with = self._sequence
 
@@ -181,7 +144,7 @@ class Port:
         for entry in dict.fromkeys(piece.entry for piece in self.shard.pieces):
             self.ready(entry)
 
-    def _encode(self, push: _Outgoing, index: int) -> None:
+    def _encode(self, push: Outgoing, index: int) -> None:
         part, feedback = self.shard.parts[index], self._feedback[index]
         (feedback or self._codec).encode(self.accrued[part.start : part.stop], push.body[self._runs[index]])
         push.unsent.add(index)
@@ -262,7 +225,7 @@ class Port:
                 push.sending -= 1
         self._reclaim()
 
-    def _next_push(self) -> _Outgoing | None:
+    def _next_push(self) -> Outgoing | None:
         push = next((push for push in self._outgoing if push.unsent or len(push.left) < len(self._runs)), None)
         return push if push is not None and push.unsent else None
 
@@ -330,8 +293,8 @@ class Port:
         return answer.sequence >= self._wanted_with > 0
 
     def _is_news(self, values: Values, answer: Answer) -> bool:
-        """Whether they may be taken although later ones are waited for: in `async` any that are newer, so that a worker with several
-        pushes under way does not compute from ever older ones; but at a mark only those of the mark."""
+        """Whether they may be taken although later ones are waited for: in `async` any that are newer, so that a worker with
+        several pushes under way does not compute from ever older ones; but at a mark only those of the mark."""
         return (
             self._takes_any
             and answer.sequence > 0
@@ -412,7 +375,7 @@ class Port:
             self._pull_retry_at, self._asking = None, True
             self._pull_tries += 1
 
-    def _send_again(self, pushes: Iterable[_Outgoing]) -> None:
+    def _send_again(self, pushes: Iterable[Outgoing]) -> None:
         for push in pushes:
             push.retry_at = None
             push.unsent |= push.left

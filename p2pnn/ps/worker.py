@@ -38,6 +38,7 @@ from p2pnn.ps.messages import Answer, Mark, Refusal, Worker
 from p2pnn.ps.optimizers import ShardOptimizer
 from p2pnn.ps.port import BACKOFF, RETRIES_BACKOFF_MAX, MarkNote, Port, PullRequest, PushPart
 from p2pnn.ps.sharding import Piece, Sharding
+from p2pnn.ps.space import Flat
 from p2pnn.train.optimizers import Combine, combine
 
 LEFT: Final = 1 << 48
@@ -91,6 +92,7 @@ class Replica:
                 self._pieces[piece.entry].append((port, piece))
         self._worker, self._generation, self._retry_s = worker, generation, retry_s
         self._pushing = False
+        self._began = step  # when the state of the local steps' optimizer was zero
         self._since = 0  # steps since the last push
         self._fetching = 0  # the mark whose values are awaited
         self._mark = 0
@@ -119,7 +121,7 @@ class Replica:
         if pushing:
             fetch = settings.consistency.waits or (step + 1) % settings.n_fetch == 0
             for port in self._ports:
-                port.begin_push(fetch)
+                port.begin_push(fetch, step if settings.consistency.kind == "sync" else None)
         self._pushing, self._missing = pushing, set(range(len(self._pieces)))
         return True
 
@@ -147,7 +149,7 @@ class Replica:
             names = sorted(self._sharding.space.entries[entry].name for entry in self._missing or ())
             raise LocalProtocolError(f"step {self.step} ends without gradients of {names[:3]}")
         if self._inner is not None:
-            rate, update = self._inner.rate(self.step), self.step - self._first  # its state began with this life
+            rate, update = self._inner.rate(self.step), self.step - self._began
             self._inner.apply(self.parameters, self.gradient, update=update, rate=rate)
             if self._pushing:
                 self._push_differences()
@@ -182,6 +184,15 @@ class Replica:
     def version(self) -> int:
         """How many updates the newest values that are here hold, of any shard at least."""
         return min(port.version for port in self._ports)
+
+    def skip_to(self, step: int) -> None:
+        """Do no steps before this one: others have made them without this worker (`backup`, see `version`), or it may make none.
+
+        In `sync` a step's number is that of the update which is made of it, on every shard.
+        """
+        if self._missing is not None or step < self.step:
+            raise LocalProtocolError(f"step {self.step} cannot be left out for step {step}")
+        self.step = step
 
     # marks
 
@@ -322,9 +333,18 @@ class Replica:
         return sum((port.refusals for port in self._ports), Counter[Refusal]())
 
     @property
+    def state(self) -> dict[str, Flat]:
+        """Of the local steps' optimizer, slot → float32 of the whole space; none but with `local:H`."""
+        return self._inner.state if self._inner is not None else {}
+
+    def resume(self) -> None:
+        """`state` holds what it held after the steps that were taken before."""
+        self._began = 0
+
+    @property
     def memory_bytes(self) -> int:
         """What lies outside of `buffer`."""
-        inner = sum(array.nbytes for array in self._inner.state.values()) if self._inner is not None else 0
+        inner = sum(array.nbytes for array in self.state.values())
         return self.parameters.nbytes + self.gradient.nbytes + inner + sum(port.memory_bytes for port in self._ports)
 
     @property

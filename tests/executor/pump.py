@@ -129,7 +129,11 @@ class Pump:
 
     def train(self, *until_steps: int) -> None:
         """Train up to the last of these steps, by one command for each, all sent at once."""
-        numbers = [self.command(lambda number, until=until: script.Train(number, until)) for until in until_steps]
+
+        def upto(step: int) -> Callable[[int], script.Train]:
+            return lambda number: script.Train(number, step)
+
+        numbers = [self.command(upto(step)) for step in until_steps]
         for number in numbers:
             self.results(number)
 

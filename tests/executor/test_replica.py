@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from p2pnn.data.blobs import BlobStore
 from p2pnn.executor import commands
+from p2pnn.job import script
 from p2pnn.job.spec import JobSpec, Optimizer
 from p2pnn.model.graph import Graph
 from tests.executor import models
@@ -65,13 +67,23 @@ def test_sync_over_more_shards_than_nodes_and_shuffled_messages(blobs: BlobStore
     assert {report.version for report in pump.served.values()} == {5}
 
 
+CHANCE = float(np.log(models.CLASSES))
+"""The loss of who knows nothing."""
+
+
+def training_loss(pump: Pump, first: int = 0) -> float:
+    """The mean over all rows that were trained, as reported when this step was done or later."""
+    sums = [p.losses for (role, _), told in pump.progress.items() if role == "compute" for p in told if p.step > first]
+    return sum(loss for loss, _ in sums) / sum(rows for _, rows in sums)
+
+
 LEARNS: list[tuple[str, dict[str, Any]]] = [
     ("async", {}),
     ("async", {"n_push": 2, "n_fetch": 3, "local_rate": 0.01}),
     ("async", {"push": "int8", "pull": "int8"}),
     ("async", {"push": "bf16", "pull": "bf16", "scale_by_staleness": True, "warm_start": 3}),
     ("ssp:1", {}),
-    ("local:3", {}),
+    ("local:8", {}),
     ("sync", {"backup": 1}),
     ("sync", {"push": "int8", "pull": "int8"}),
 ]
@@ -88,19 +100,166 @@ def test_every_kind_learns(consistency: str, settings: dict[str, Any], blobs: Bl
         before = pump.evaluate("test")
         pump.train(5, 21)
         pump.evaluate("validation")
+        pump.train(80)
         pump.train(120)
         after = pump.evaluate("test")
         parts = pump.checkpoint()
         assert set(pump.finish()) == {0}
     assert after.rows == 10
-    print(before.loss_sum, after.loss_sum, pump.answers, pump.dropped, pump.served)
-    assert after.loss_sum < 0.7 * before.loss_sum, (before, after)
+    assert training_loss(pump, 80) < 0.75 * CHANCE
+    assert after.loss_sum < before.loss_sum
     assert after.metrics["accuracy"][1] == 10
     steps = [progress[-1].step for (role, _), progress in pump.progress.items() if role == "compute"]
     assert steps == [120, 120]
     rows = sum(p.losses[1] for (role, _), progress in pump.progress.items() if role == "compute" for p in progress)
-    assert rows == 120 * 16
+    assert rows == 120 * 16 if "backup" not in settings else 0 < rows <= 120 * 16
     names = {p.name for p in (*graph.parameters, *graph.state)}
     assert names <= digests(parts, blobs).keys()
     taken = [report.taken for report in pump.served.values()]
     assert all(min(counts.values()) > 0 for counts in taken), taken
+
+
+def test_backup_workers_do_no_more_steps_than_there_are(blobs: BlobStore) -> None:
+    """The first of two gradients makes the step; who comes late goes on where the others are."""
+    spec = spec_for(models.dense(), blobs, epochs=8)
+    with Pump(parallel(spec, backup=1), data_plan(spec, 2, 2), blobs, dice=random.Random(3)) as pump:
+        pump.train(40)
+        pump.checkpoint()
+        assert set(pump.finish()) == {0}
+    assert all(40 <= report.version <= 42 for report in pump.served.values())
+    assert pump.answers["LATE"] > 0
+
+
+def test_a_run_goes_on_with_other_numbers_of_workers_and_shards_and_without_any(blobs: BlobStore) -> None:
+    """From one process to 2 workers and 3 shards, to 4 workers and 1 shard, and back, with the bits of one that went through."""
+    graph = models.scaled(models.dense())
+    spec = spec_for(graph, blobs, optimizer=ADAM)
+    wanted = alone(spec, blobs, 9)
+    with Mesh(spec, [0] * len(graph.ops), blobs) as mesh:
+        mesh.train(2)
+        parts = mesh.checkpoint()
+    data = parallel(spec)
+    for step, workers, shards in ((2, 2, 3), (4, 4, 1)):
+        with Pump(data, data_plan(data, workers, shards), blobs, checkpoint=manifest(step, parts)) as pump:
+            pump.train(step + 2)
+            parts = pump.checkpoint()
+            assert set(pump.finish()) == {0}
+        assert {f"optimizer/{slot}/{p.name}" for slot in ("mean", "square") for p in graph.parameters} <= {
+            name if name.count("/") < 4 else name.rpartition("/")[0] for name in digests(parts, blobs)
+        }
+    with Mesh(spec, [0] * len(graph.ops), blobs, checkpoint=manifest(6, parts)) as mesh:
+        mesh.train(9)
+        assert trained(graph, mesh.checkpoint(), blobs) == wanted
+
+
+@pytest.mark.parametrize(("consistency", "version"), [("async", 120), ("local:5", 4 + 4)])
+def test_other_kinds_go_on_from_a_checkpoint_too(consistency: str, version: int, blobs: BlobStore) -> None:
+    graph = models.scaled(models.dense())
+    spec = parallel(spec_for(graph, blobs, epochs=24, optimizer=Optimizer("adam", rate=0.02)), consistency)
+    with Pump(spec, data_plan(spec, 2, 2), blobs) as pump:
+        pump.train(60)
+        first = pump.evaluate("test")
+        parts = pump.checkpoint()
+    with Pump(spec, data_plan(spec, 3, 1), blobs, checkpoint=manifest(60, parts)) as pump:
+        again = pump.evaluate("test")
+        pump.train(120)
+        pump.checkpoint()
+        assert set(pump.finish()) == {0}
+    assert again.loss_sum == pytest.approx(first.loss_sum, rel=1e-5)
+    assert training_loss(pump) < 0.75 * CHANCE
+    assert pump.served[0].version == version
+
+
+def test_the_best_epoch_is_restored_and_evaluated_as_it_was(blobs: BlobStore) -> None:
+    graph = models.scaled(models.dense())
+    spec = parallel(spec_for(graph, blobs, optimizer=ADAM), "async")
+    with Pump(spec, data_plan(spec, 2, 2), blobs) as pump:
+        pump.train(4)
+        kept, parts = pump.evaluate("test"), pump.checkpoint()
+        pump.train(8)
+        assert pump.evaluate("test").loss_sum != kept.loss_sum
+        pump.results(pump.command(lambda number: script.Restore(number, tuple(part.blob for part in parts))))
+        assert pump.evaluate("test") == kept
+        pump.train(9)
+        assert pump.evaluate("test").loss_sum != kept.loss_sum
+        assert set(pump.finish()) == {0}
+
+
+def not_a_number(worker: int, first: int) -> Any:
+    """Spoils what a worker pushes from its push number `first` on."""
+
+    def spoil(number: int, message: commands.PushPart, place: memoryview) -> None:
+        if number == worker and message.sequence >= first:
+            place[:4] = np.array([np.nan], np.float32).tobytes()
+
+    return spoil
+
+
+@pytest.mark.parametrize("consistency", ["sync", "async", "ssp:0", "local:2"])
+def test_a_worker_whose_gradients_are_no_numbers_is_refused_counted_and_set_aside(
+    consistency: str, blobs: BlobStore
+) -> None:
+    """The others train on, and all of them evaluate."""
+    graph = models.scaled(models.dense())
+    spec = parallel(spec_for(graph, blobs, epochs=8, optimizer=ADAM, batch_size=12, micro_batches=3), consistency)
+    with Pump(spec, data_plan(spec, 3, 2), blobs) as pump:
+        pump.spoil = not_a_number(1, first=3)
+        pump.train(36)
+        assert pump.evaluate("test").rows == 10
+        pump.train(42)
+        after, parts = pump.evaluate("test"), pump.checkpoint()
+        assert set(pump.finish()) == {0}
+    assert after.rows == 10
+    assert np.isfinite(after.loss_sum)
+    assert all(np.isfinite(array).all() for part in parts for array in load_file(blobs.path(part.blob)).values())
+    for report in pump.served.values():
+        assert report.set_aside == (1,)
+        assert (1, "NOT_FINITE", 3) in report.refused
+        assert report.taken[0] > report.taken[1]
+
+
+def test_a_worker_that_one_shard_sets_aside_keeps_no_other_shard_waiting(blobs: BlobStore) -> None:
+    graph = models.scaled(models.dense())
+    spec = parallel(spec_for(graph, blobs, epochs=8, optimizer=ADAM, batch_size=12, micro_batches=3))
+    spoil = not_a_number(1, first=2)
+    with Pump(spec, data_plan(spec, 3, 2), blobs) as pump:
+        pump.spoil = lambda worker, message, place: spoil(worker, message, place) if message.shard == 1 else None
+        pump.train(20)
+        assert pump.evaluate("test").rows == 10
+        assert set(pump.finish()) == {0}
+    assert [pump.served[shard].set_aside for shard in (0, 1)] == [(), (1,)]
+
+
+def test_a_run_of_which_nothing_is_a_number_ends_with_a_sentence(
+    blobs: BlobStore, capfd: pytest.CaptureFixture[str]
+) -> None:
+    graph = models.dense()
+    spec = parallel(
+        spec_for(graph, blobs, epochs=40, optimizer=Optimizer("sgd", rate=1e30, schedule="constant")), "async"
+    )
+    with (
+        Pump(spec, data_plan(spec, 2, 1), blobs) as pump,
+        pytest.raises(
+            AssertionError, match="pushes to shard 0 were refused: its gradient has NaN .* lower the learning"
+        ),
+    ):
+        pump.train(200)
+
+
+def test_local_steps_keep_their_optimizer_and_a_single_process_goes_on_with_it(blobs: BlobStore) -> None:
+    graph = models.scaled(models.dense())
+    spec = spec_for(graph, blobs, epochs=8, optimizer=Optimizer("adam", rate=0.02))
+    data = parallel(spec, "local:2")
+    with Pump(data, data_plan(data, 2, 2), blobs) as pump:
+        pump.train(8)
+        parts = pump.checkpoint()
+    slots = {f"optimizer/{slot}/{p.name}" for slot in ("mean", "square") for p in graph.parameters}
+    found = digests(parts, blobs)
+    assert slots <= found.keys()
+    with Pump(data, data_plan(data, 1, 1), blobs, checkpoint=manifest(8, parts)) as pump:
+        again = digests(pump.checkpoint(), blobs)
+        assert {name: again[name] for name in slots} == {name: found[name] for name in slots}
+    with Mesh(spec, [0] * len(graph.ops), blobs, checkpoint=manifest(8, parts)) as mesh:
+        again = digests(mesh.checkpoint(), blobs)
+        assert {name: again[name] for name in slots} == {name: found[name] for name in slots}
+        mesh.train(12)

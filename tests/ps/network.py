@@ -224,6 +224,9 @@ class Network:
         if n in self._stopped:
             return
         until = self._draw(n)
+        if self.settings.consistency.backup and replica.step < until and replica.may_begin:
+            replica.skip_to(max(replica.step, min(replica.version, until)))
+            until = self._draw(n)
         if not self._computing[n] and replica.step < until and replica.begin_step(self.now):
             self._computing[n] = True
             used = replica.parameters.copy()

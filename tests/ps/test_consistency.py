@@ -13,6 +13,7 @@ from p2pnn.errors import UsageError
 from p2pnn.job.spec import DataParallel, JobSpec, Optimizer
 from p2pnn.model.graph import Graph
 from p2pnn.ps.consistency import Consistency, Settings, check, check_spec, consistency, is_bitwise, settings
+from p2pnn.ps.summing import Summing
 from tests.engine.numpy.build import RATE, Array, Run, batch
 from tests.engine.numpy.networks import NETWORKS
 from tests.ps.models import mlp
@@ -141,35 +142,50 @@ def test_everything_of_a_spec_reaches_the_settings() -> None:
 def test_which_jobs_have_the_bits_of_one_process() -> None:
     sync = spec_of(consistency="sync")
     assert is_bitwise(sync, 4)
-    assert not is_bitwise(sync, 2)  # sums of sums
+    assert is_bitwise(sync, 2)
+    assert is_bitwise(spec_of(6, consistency="sync"), 3)
+    assert not is_bitwise(spec_of(6, consistency="sync"), 2)  # three each: (g0 + g1) + g2 is no part of the whole sum
     assert is_bitwise(sync, 1)
+    normalized = replace_spec(sync, graph=NETWORKS["resnet"]())
+    assert normalized.graph.state
+    assert is_bitwise(normalized, 1)
+    assert not is_bitwise(normalized, 4)
     for other in (spec_of(), spec_of(consistency="sync", backup=1), spec_of(consistency="sync", push="bf16")):
         assert not is_bitwise(other, 4)
         assert not is_bitwise(other, 1)
     assert is_bitwise(replace_spec(sync, data=None), 3)
 
 
+MICRO_BATCHES = 6
+
+
 def totals(graph: Graph, rows: int, *, apart: bool) -> dict[str, Array]:
-    """A step's gradients over three micro-batches: accumulated by the engine, or each alone and then added in order."""
-    run = Run(graph, [0] * len(graph.ops), rows=rows)
+    """A step's gradients over all micro-batches: summed by the engine, or each by itself and then as a shard sums a round's."""
+    run = Run(graph, [0] * len(graph.ops), rows=rows, micro_batches=1 if apart else MICRO_BATCHES)
     (program,) = run.programs
-    found: dict[str, Array] = {}
-    for m in range(3):
+    found: dict[str, list[Array]] = {}
+    for m in range(MICRO_BATCHES):
         run.load(0, batch(graph, rows, m, classes=5))
-        context = Context(5, 0, m, rows, 1 / 3, rate=RATE)
+        context = Context(5, 0, m, rows, 1 / MICRO_BATCHES, rate=RATE)
         program.forward(0, context, run.values[0])
         program.backward(0, context, run.gradients[0], index=0 if apart else m)
         if apart:
             for name, gradient in run.end_step(1).items():
-                found[name] = found[name] + gradient if name in found else gradient.copy()
-    return found if apart else run.end_step(3)
+                found.setdefault(name, []).append(gradient.copy())
+    if not apart:
+        return run.end_step(MICRO_BATCHES)
+    flat = {name: [gradient.reshape(-1) for gradient in made] for name, made in found.items()}
+    return {name: Summing(made[0].size, len(made)).sum(made, kept=True) for name, made in flat.items()}
 
 
-@pytest.mark.parametrize("name", ["lenet", "resnet", "diamond", "dropout", "reader", "composed", "mlp"])
-def test_the_engine_accumulates_as_a_shard_sums(name: str) -> None:
-    """But for a parameter that several ops read, and for large GEMMs: see the module."""
+@pytest.mark.parametrize(
+    ("name", "rows"),
+    [(name, 16) for name in ("lenet", "resnet", "diamond", "dropout", "reader", "composed", "mlp")] + [("mlp", 600)],
+)
+def test_the_engine_sums_as_a_shard_does(name: str, rows: int) -> None:
+    """Also a parameter that several ops read, and a GEMM over more rows than a BLAS adds at once."""
     graph = mlp(64, 64, inputs=100) if name == "mlp" else NETWORKS[name]()
-    together, apart = totals(graph, 16, apart=False), totals(graph, 16, apart=True)
+    together, apart = totals(graph, rows, apart=False), totals(graph, rows, apart=True)
     assert together.keys() == apart.keys()
     for parameter, gradient in together.items():
         assert np.abs(gradient).max() > 0

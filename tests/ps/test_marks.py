@@ -73,12 +73,13 @@ def run(
     how: str, seed: int, faults: Faults = STORM, slow: dict[int, float] | None = None, **settings: object
 ) -> Network:
     outer = Optimizer("sgd", 1.0, schedule="constant")
+    backup = settings.pop("backup", 0)
     network = Network(
         seed,
         cut(SPACE, 3, POLICIES[seed % 3]),
         np.zeros(SIZE, np.float32),
         SGD,
-        Settings(consistency(how), outer=outer, **settings),  # type: ignore[arg-type]
+        Settings(consistency(how, backup), outer=outer, **settings),  # type: ignore[arg-type]
         WORKERS,
         one_for_each_batch,
         steps=STEPS,
@@ -126,6 +127,18 @@ def test_what_is_not_pushed_yet_is_pushed_before_a_mark(n_push: int) -> None:
 def test_values_at_a_mark_are_whole_also_where_pulls_are_compressed(pull: str) -> None:
     for seed in range(4):
         check(run("async", seed, pull=pull), "async")
+
+
+def test_with_backup_workers_all_see_the_same_at_a_mark() -> None:
+    for seed in range(4):
+        network = run("sync", seed, backup=1)
+        for mark, line in enumerate(SCRIPT, 1):
+            seen = {c.seen[mark].tobytes() for n, c in enumerate(network.courses) if line.is_wanted_by(n)}
+            saved = network.sharding.join([shard[mark]["parameters"] for shard in network.saved])
+            assert seen <= {saved.tobytes()}
+            assert (saved[: line.until] > 0).all()
+            assert not saved[line.until :].any()
+        assert {shard.report().version for shard in network.shards} == {STEPS}
 
 
 def test_a_first_worker_without_steps_does_not_hold_a_warm_start_up() -> None:

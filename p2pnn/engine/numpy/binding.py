@@ -1,13 +1,14 @@
 """Binding a plan to arrays: per frame, flat lists of bound calls, so that a pass is one loop over them.
 
 What an op reads and writes never moves: planned memory and accumulators stay as long as the program, and the caller hands in
-the same border arrays for a frame each time. So each list is made when it is first wanted (backward: two, as the first
-micro-batch overwrites the accumulators), and made anew only if the caller comes with other border arrays. Parameters are the
+the same border arrays for a frame each time. So each list is made when it is first wanted (backward: one for each place that
+a micro-batch takes in the sum of its step), and made anew only if the caller comes with other border arrays. Parameters are the
 exception where several versions of them are kept: those of a pass are put into the Calls before it, and nothing is bound to them.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -57,10 +58,19 @@ class Pass:
 
 
 class Frame:
-    """The registers of one micro-batch in flight, and what was bound to them. `shared` is memory of all frames."""
+    """The registers of one micro-batch in flight, and what was bound to them. `shared` is memory of all frames; ready: see
+    `Engine.compile`."""
 
-    def __init__(self, plan: Plan, tensors: Tensors, shared: Array, own: Array, dtype: np.dtype[np.floating]) -> None:
-        self._plan, self._tensors = plan, tensors
+    def __init__(
+        self,
+        plan: Plan,
+        tensors: Tensors,
+        shared: Array,
+        own: Array,
+        dtype: np.dtype[np.floating],
+        ready: Callable[[str], None] | None = None,
+    ) -> None:
+        self._plan, self._tensors, self._ready = plan, tensors, ready
         self._at = [NOTHING] * plan.registers  # those that the caller binds are empty until then
         for place in plan.places:
             if place.buffer is not None:
@@ -146,14 +156,20 @@ class Frame:
         """A pass that begins a sum, in the accumulators of this level, or (merges > 0) is added to the one of the level below it,
         whereupon sums of equally many are added."""
         steps, levels = Pass(), [self._tensors.gradients, *self._tensors.partial]
+        count, readers = self._tensors.micro_batches, Counter(name for name, _ in self._tensors.gradients)
+        last = sums.left(count) == 1 and (level, merges) == sums.place(count - 1)
         level = level - 1 if merges else level
         for edge, register in self._plan.accumulators.items():
             self._at[register] = levels[level][edge]
         for op in self._plan.backward:
             self._bind_gradient(steps, op, context, not merges)
-        for lower in range(level - 1, level - merges, -1):
             for edge in self._plan.accumulators:
-                steps.add(np.add, levels[lower][edge], levels[lower + 1][edge], out=levels[lower][edge])
+                if edge[1] != op.forward.kernel.site.index:
+                    continue
+                for lower in range(level - 1, level - merges, -1):
+                    steps.add(np.add, levels[lower][edge], levels[lower + 1][edge], out=levels[lower][edge])
+                if self._ready is not None and last and readers[edge[0]] == 1:
+                    steps.add(self._ready, edge[0])
         return steps
 
     def _bind_gradient(self, steps: Pass, op: Backward, context: Context, first: bool) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -131,9 +131,12 @@ class NumpyEngine:
         frames: int,
         mode: Mode,
         fuse: Set[str] = frozenset(),
+        ready: Callable[[str], None] | None = None,
     ) -> NumpyProgram:
         """Compile those of the ops that are active in `mode`. Raises ModelError for an op without a kernel."""
-        return NumpyProgram(graph, ops, tensors, rows=rows, frames=frames, mode=mode, dtype=self._dtype, fuse=fuse)
+        return NumpyProgram(
+            graph, ops, tensors, rows=rows, frames=frames, mode=mode, dtype=self._dtype, fuse=fuse, ready=ready
+        )
 
     def combine(self, alpha: float, x: Array, beta: float, y: Array) -> None:
         """y ← α·x + β·y in place, in one pass where BLAS can be called."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 
 import numpy as np
 
@@ -32,6 +32,7 @@ class NumpyProgram:
         mode: Mode,
         dtype: np.dtype[np.floating],
         fuse: Set[str] = frozenset(),
+        ready: Callable[[str], None] | None = None,
     ) -> None:
         edges = Edges(graph, ops, mode)
         self.values_in, self.values_out = edges.values_in, edges.values_out
@@ -59,7 +60,7 @@ class NumpyProgram:
         self._plan = plan = Planner(edges, operands, kernels, tensors.micro_batches).plan()
         shared = arena(plan.shared_bytes)
         kept = [arena(plan.kept_bytes) for _ in range(frames)]
-        self._frames = [Frame(plan, tensors, shared, own, dtype) for own in kept]
+        self._frames = [Frame(plan, tensors, shared, own, dtype, ready) for own in kept]
         self.memory_bytes = workspace.allocate() + shared.nbytes + sum(own.nbytes for own in kept)
 
     def forward(self, frame: int, context: Context, values: Mapping[str, Array]) -> None:
