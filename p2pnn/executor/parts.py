@@ -3,8 +3,8 @@
 A part holds parameters, state, optimizer arrays as `optimizer/<slot>/<parameter>`, and what else the run goes on from, older
 versions of parameters as `version/<number>/<parameter>`. Shards of the parameter server hold *pieces* of tensors: elements
 [start, stop) of the flattened tensor lie under `<name>/<start>-<stop>`. Reading goes by name over any number of parts, and puts
-pieces together, so a run goes on with another partition, and with another number of shards, than it was cut with. The header's metadata carries the format number
-under `p2pnn`; files from elsewhere have none and are read by their tensor names alone.
+pieces together, so a run goes on with another partition, and with another number of shards, than it was cut with. The header's
+metadata carries the format number under `p2pnn`; files from elsewhere have none and are read by their tensor names alone.
 
 Writing streams tensor by tensor, so a checkpoint takes the memory of its largest tensor, and a full disk is an OSError
 at the byte where it shows. The file is little-endian, as everything here.

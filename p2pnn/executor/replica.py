@@ -64,6 +64,8 @@ class ReplicaSession(Session):
             buffer=Bump(arena.view, layout.bodies, layout.stop),
             combine=weights.combine,
         )
+        self._layout_bytes = layout.nbytes
+        self._runner.check_memory(self.memory_bytes)
         space = self._space = layout.sharding.space
         self._resume(manifest_of(prepare))
         held = space.views(self._replica.parameters)
@@ -77,9 +79,7 @@ class ReplicaSession(Session):
             shard: arena.array(offset, (nbytes,), "uint8") for shard, (offset, nbytes) in layout.landings.items()
         }
         self._lending = deque(self._landings)
-        self._start = layout.start
         self._bytes = arena.array(0, (arena.size,), "uint8")
-        self._layout_bytes = layout.nbytes
         self._tokens = count(1)
         self._leaving: dict[int, PushPart] = {}
         self._script: deque[script.Command] = deque()
@@ -190,7 +190,7 @@ class ReplicaSession(Session):
         return msgspec.structs.replace(command, until_step=self._allotment.local(command.until_step), snapshot_every=0)
 
     def _is_at(self, command: script.Command) -> bool:
-        """Whether all that comes before a command other than Train is done, and where it needs them the newest values are here."""
+        """Whether all that comes before a command other than Train is done, and the values that it needs are here."""
         if isinstance(command, script.Finish):
             return True
         replica, now = self._replica, time.perf_counter()
@@ -266,7 +266,7 @@ class ReplicaSession(Session):
     # what is told and kept
 
     def _resume(self, manifest: Manifest | None) -> None:
-        """Take over the state of the local steps' optimizer (`local:H`), if the checkpoint has it: worker 0's, or one process's."""
+        """Take over the state of the local steps' optimizer (`local:H`), where the checkpoint has one."""
         entries, state = self._space.entries, self._replica.state
         if manifest is None or not state:
             return

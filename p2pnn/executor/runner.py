@@ -104,16 +104,16 @@ class Runner:
         programs = sum(program.memory_bytes for program in self._programs.values())
         return self._layout.arena_bytes + self.weights.memory_bytes + self._own_bytes + programs
 
-    def check_memory(self) -> None:
+    def check_memory(self, taken: int) -> None:
         """Raise PlanError, with both figures, where this part takes more than the plan or the job allows."""
         share = self._plan.nodes[self._routes.node_index]
         for limit, whose in (  # the plan's figure is the job's own limit where that is lower
             (self._spec.memory_bytes_max, "the job's limit (--memory) is"),
             (share.memory_bytes_max, "this node has"),
         ):
-            if 0 < limit < self.memory_bytes:
+            if 0 < limit < taken:
                 raise PlanError(
-                    f"this node's part of the model takes {self.memory_bytes:,} bytes, but {whose} {limit:,}; "
+                    f"this node's part of the model takes {taken:,} bytes, but {whose} {limit:,}; "
                     "use more nodes or a smaller batch"
                 )
 

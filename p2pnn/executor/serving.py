@@ -249,8 +249,8 @@ class Server:
             self._bad[number] += 1
             if self._bad[number] >= BAD_IN_A_ROW_MAX * len(self._workers):
                 raise JobFailedError(
-                    f"the last {self._bad[number]} pushes to shard {number} were refused: {answer.refusal.value}; lower the learning"
-                    " rate, clip gradients or scale the data"
+                    f"the last {self._bad[number]} pushes to shard {number} were refused: {answer.refusal.value}; lower the"
+                    " learning rate, clip gradients or scale the data"
                 )
 
     def _follow_script(self) -> bool:

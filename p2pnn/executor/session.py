@@ -53,7 +53,7 @@ class Session:
         routes = Routes(spec.graph, plan.assignment, node_index, len(plan.nodes))
         engine = NumpyEngine()
         self._runner = Runner(spec, plan, routes, engine, self._blobs, arena, self._allotment)
-        self._runner.check_memory()
+        self._runner.check_memory(self._runner.memory_bytes)
         self._runner.weights.load(self._blobs, manifest)
         splits = {"validation": spec.validation, "test": spec.test}
         micro_batches = len(self._allotment.micro_batches(spec.micro_batches))

@@ -1,9 +1,9 @@
 """In which order the gradients of a step's micro-batches are summed: in pairs, ((g₀ + g₁) + (g₂ + g₃)) + …
 
 Sums of a power of two of them are kept, each of fewer than the one before; a micro-batch is a new one, and as long as the last
-two are of equally many they are added. What is left at the step's end is added from the newest back. So whoever sums 2^k of them that begin at a
-multiple of 2^k has a number that is part of the whole sum: the workers of a data-parallel step make, each of its own
-share, what one process makes of all.
+two are of equally many they are added. What is left at the step's end is added from the newest back. So whoever sums 2^k of them
+that begin at a multiple of 2^k has a number that is part of the whole sum: the workers of a data-parallel step make, each of its
+own share, what one process makes of all.
 """
 
 from __future__ import annotations

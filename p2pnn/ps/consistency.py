@@ -17,6 +17,7 @@ to other bits from 512 rows on with OpenBLAS), and sums are made in pairs (`mode
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Final
 
@@ -159,14 +160,18 @@ def is_bitwise(spec: JobSpec, workers: int) -> bool:
     """Whether the job has the bits of one process that computes all micro-batches, if all nodes' arithmetic is the same.
 
     Each worker's share must be a power of two: only such sums are parts of the whole one (`model.sums`). What batch normalization
-    keeps comes from the first worker's micro-batches alone.
+    keeps comes from the first worker's micro-batches alone. The gradient of a parameter that several ops read is summed per op
+    first, over a worker's micro-batches; and one process with one micro-batch per step makes plain SGD's update as part of a GEMM.
     """
     data = spec.data
     if data is None:
         return True
     exact = data.consistency == "sync" and not data.backup and data.push == data.pull == "float32"
-    share = spec.micro_batches // workers
-    return exact and (workers == 1 or (share.bit_count() == 1 and not spec.graph.state))
+    if workers == 1:
+        return exact and (spec.micro_batches > 1 or spec.optimizer.kind != "sgd")
+    readers = Counter(name for op in spec.graph.ops for name in dict.fromkeys(op.inputs))
+    share, shared = spec.micro_batches // workers, any(readers[p.name] > 1 for p in spec.graph.parameters)
+    return exact and share.bit_count() == 1 and not shared and not spec.graph.state
 
 
 def check(settings: Settings, workers: int, optimizer: Optimizer) -> None:

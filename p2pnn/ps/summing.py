@@ -23,8 +23,8 @@ class Summing:
         self._own += [np.empty(self._size, np.float32) for _ in range(sums.most(workers) - len(self._own))]
 
     def sum(self, gradients: Iterable[Flat], *, kept: bool) -> Flat:
-        """The sum of at least one gradient, each of them only read. kept: they stay as they are until all are summed; else each may
-        lie where the one before did. The sum is valid until the next call, and as long as they are."""
+        """The sum of at least one gradient, each of them only read. kept: they stay as they are until all are summed; else each
+        may lie where the one before did. The sum is valid until the next call, and as long as they are."""
         held: list[Flat] = []
         for index, gradient in enumerate(gradients):
             before, added = sums.place(index)

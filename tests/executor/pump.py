@@ -1,7 +1,7 @@
-"""A data-parallel run on real executor processes, with a pump in place of daemons: it moves bytes between arenas, through the gates
-that daemons ask, and messages between workers and servers.
+"""A data-parallel run on real executor processes, with a pump in place of daemons: it moves bytes between arenas, through the
+gates that daemons ask, and messages between workers and servers.
 
-All nodes have one blob store. Node n of the plan is worker n's, or behind the workers a server's; `together` puts both on the same nodes.
+All nodes have one blob store. Node n of the plan is worker n's; servers are behind the workers, or `together` with them.
 """
 
 from __future__ import annotations
@@ -89,6 +89,7 @@ class Pump:
         self.spoil: Callable[[int, commands.PushPart, memoryview], None] | None = None
         self.finishing = False
         self.sequence = 0
+        self._gone: set[Key] = set()
         self._waiting: list[tuple[Key, Any]] = []  # messages that were received and not acted upon
         spec_path = blobs.path(blobs.put(msgspec.msgpack.encode(spec)))
         for role, node in self.spawned:
@@ -183,6 +184,7 @@ class Pump:
                 if not data:
                     connection.close()
                 self._waiting += [(key, message) for message in self.codecs[key].feed(data)]
+            assert self._waiting or self.finishing or not self._gone, f"{self._gone} are gone and said nothing"
             if self._waiting:
                 self.receive(*self._waiting.pop(self._next()))
             if self.failed:
@@ -266,12 +268,11 @@ class Pump:
         self.tell(("serve", self.primaries[shard]), message)
 
     def tell(self, key: Key, message: Any) -> None:
-        """Send to an executor; one that has finished its script may be gone while others still speak."""
+        """Send to an executor; one that has finished its script, or failed, may be gone while others still speak."""
         try:
             self.spawned[key].socket.sendall(channel.encode(message))
         except OSError:
-            if not self.finishing:
-                raise
+            self._gone.add(key)
 
 
 def store(folder: Path) -> BlobStore:

@@ -16,6 +16,7 @@ from p2pnn.errors import DataError
 from p2pnn.executor.feed import Feed
 from p2pnn.job.spec import JobSpec, Split
 from p2pnn.model.graph import Value
+from p2pnn.ps.allotment import Allotment
 from p2pnn.train.machine import Stage
 from tests.executor import models
 from tests.executor.mesh import spec_for
@@ -141,3 +142,43 @@ def test_the_row_of_a_text_begins_with_its_tokens(blobs: BlobStore) -> None:
     for wrong in ((0,) * 7, (3,), (-1,)):
         with pytest.raises(DataError, match=r"tokens do not go into the input tokens of the shape \(6,\)"):
             feed.fill(Stage("predict", 4, 5, tokens=wrong), 4, arrays, ("tokens",))
+
+
+def test_workers_of_one_step_share_its_micro_batches(blobs: BlobStore) -> None:
+    spec = spec_for(models.dense(), blobs)
+    names = frozenset(value.name for value in spec.graph.inputs)
+    whole = feed_for(spec, blobs)
+    stage = Stage("train", 0, 8, step=1, per_step=4)
+    wanted = [whole.indices(stage, m).tolist() for m in range(8)]
+    found: list[list[int]] = [[] for _ in wanted]
+    for index in range(2):
+        feed = Feed(spec, ENGINE, blobs, names, Allotment(2, index))
+        share = Stage("train", 0, 4, step=1, per_step=2)
+        for m in range(4):
+            step, micro_batch = feed.at(share, m)
+            found[(step - 1) * 4 + micro_batch] = feed.indices(share, m).tolist()
+    assert found == wanted
+
+
+def test_other_workers_take_batches_in_turn(blobs: BlobStore) -> None:
+    spec = spec_for(models.dense(), blobs)
+    feed = Feed(spec, ENGINE, blobs, frozenset({"image"}), Allotment(3, 1, shared=False))
+    stage = Stage("train", 0, 8, step=1, per_step=4)
+    assert [feed.at(stage, m) for m in (0, 3, 4)] == [(4, 0), (4, 3), (7, 0)]
+    whole = feed_for(spec, blobs)
+    np.testing.assert_array_equal(feed.indices(stage, 5), whole.indices(Stage("train", 0, 40, per_step=4), 29))
+
+
+@pytest.mark.parametrize("workers", [2, 3, 5])
+def test_workers_share_out_an_evaluation(workers: int, blobs: BlobStore) -> None:
+    """Ten rows in micro-batches of four: some workers may have none, and the padding is the last one's alone."""
+    spec = spec_for(models.dense(), blobs)
+    whole = feed_for(spec, blobs)
+    wanted = np.concatenate([whole.indices(Stage("evaluate", 0, 3, split="test"), m) for m in range(3)])[:10]
+    rows: list[int] = []
+    for index in range(workers):
+        feed = Feed(spec, ENGINE, blobs, frozenset({"image"}), Allotment(workers, index))
+        stage = Stage("evaluate", 7, 7 + feed.batches("test"), split="test")
+        for m in range(stage.first, stage.end):
+            rows += feed.indices(stage, m)[: feed.valid_rows(stage, m)].tolist()
+    assert rows == wanted.tolist()

@@ -240,7 +240,7 @@ def test_a_run_of_which_nothing_is_a_number_ends_with_a_sentence(
     with (
         Pump(spec, data_plan(spec, 2, 1), blobs) as pump,
         pytest.raises(
-            AssertionError, match="pushes to shard 0 were refused: its gradient has NaN .* lower the learning"
+            AssertionError, match=r"pushes to shard 0 were refused: its gradient has NaN .* lower the learning"
         ),
     ):
         pump.train(200)

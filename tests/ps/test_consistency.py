@@ -150,6 +150,12 @@ def test_which_jobs_have_the_bits_of_one_process() -> None:
     assert normalized.graph.state
     assert is_bitwise(normalized, 1)
     assert not is_bitwise(normalized, 4)
+    shared = replace_spec(sync, graph=NETWORKS["shared"]())
+    assert is_bitwise(shared, 1)
+    assert not is_bitwise(shared, 2)
+    assert not is_bitwise(
+        spec_of(1, Optimizer("sgd"), consistency="sync"), 1
+    )  # one process fuses the update into a GEMM
     for other in (spec_of(), spec_of(consistency="sync", backup=1), spec_of(consistency="sync", push="bf16")):
         assert not is_bitwise(other, 4)
         assert not is_bitwise(other, 1)
@@ -183,10 +189,16 @@ def totals(graph: Graph, rows: int, *, apart: bool) -> dict[str, Array]:
     [(name, 16) for name in ("lenet", "resnet", "diamond", "dropout", "reader", "composed", "mlp")] + [("mlp", 600)],
 )
 def test_the_engine_sums_as_a_shard_does(name: str, rows: int) -> None:
-    """Also a parameter that several ops read, and a GEMM over more rows than a BLAS adds at once."""
+    """Also of a GEMM over more rows than a BLAS adds at once; not of a parameter that several ops read."""
     graph = mlp(64, 64, inputs=100) if name == "mlp" else NETWORKS[name]()
     together, apart = totals(graph, rows, apart=False), totals(graph, rows, apart=True)
     assert together.keys() == apart.keys()
     for parameter, gradient in together.items():
         assert np.abs(gradient).max() > 0
         assert gradient.tobytes() == apart[parameter].tobytes(), parameter
+
+
+def test_a_parameter_that_several_ops_read_is_summed_otherwise() -> None:
+    """Per op first, so `is_bitwise` leaves it out: this test says when it need not any more."""
+    together, apart = (totals(NETWORKS["shared"](), 16, apart=apart) for apart in (False, True))
+    assert any(gradient.tobytes() != apart[name].tobytes() for name, gradient in together.items())

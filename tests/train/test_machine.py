@@ -367,3 +367,34 @@ def test_squares_of_another_length_are_refused() -> None:
     machine = machine_of(first_assignment(), 0, clip=True)
     with pytest.raises(LocalProtocolError, match="sent 99 squares"):
         machine.peer_squares(1, 0, [1.0] * 99)
+
+
+def test_a_gated_machine_begins_no_step_before_it_may() -> None:
+    machine = Machine(Routes(random_graph(random.Random(3), 6), [0] * 6, 0, 1), 3, 2, step=4, gated=True,
+                      split_batches=SPLITS)  # fmt: skip
+
+    def act() -> list[type]:
+        kinds = []
+        while (action := machine.next_action()) is not None:
+            kinds.append(type(action))
+            machine.done(action)
+        return kinds
+
+    assert act() == []
+    assert machine.next_step == -1  # nothing was asked of it
+    machine.command(script.Train(0, 6))
+    machine.command(script.Evaluate(1, "validation"))
+    assert act() == []
+    assert machine.next_step == 4
+    machine.allow(4)
+    assert machine.next_step == -1
+    one = act()
+    assert one.count(Update) == 1
+    assert one[-1] is Update
+    assert (machine.step, machine.next_step) == (5, 5)
+    machine.allow(5)
+    rest = act()
+    assert rest.count(Update) == 1
+    assert rest.count(Answer) == 2
+    assert rest[-1] is Answer
+    assert machine.next_step == -1

@@ -10,10 +10,13 @@ import pytest
 from p2pnn.engine.base import Context
 from p2pnn.engine.numpy import dense, table
 from p2pnn.engine.numpy.binding import BUFFER_ELEMENTS, Pass
+from p2pnn.engine.numpy.engine import NumpyEngine
 from p2pnn.engine.numpy.kernel import Call
-from tests.engine.numpy.build import Array, Build, Run, batch
+from p2pnn.model.flow import Flow
+from tests.engine.numpy.build import Array, Build, Run, batch, fill
 from tests.engine.numpy.cases import CASES
 from tests.engine.numpy.checks import graph_of
+from tests.engine.numpy.networks import NETWORKS
 
 ROWS = 4
 
@@ -126,3 +129,49 @@ def test_the_callers_buffer_size_comes_back() -> None:
     steps.add(lambda: seen.append(np.getbufsize()))
     steps.run(Context(1, 0, 0, ROWS))
     assert seen == [BUFFER_ELEMENTS] != [before] == [np.getbufsize()]
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2, 4])
+@pytest.mark.parametrize("name", ["lenet", "shared"])
+def test_a_gradient_is_ready_amid_the_last_pass_and_complete(name: str, micro_batches: int) -> None:
+    """From the last op to the first, once per step; but for one that several ops read."""
+    graph = NETWORKS[name]()
+    engine = NumpyEngine()
+    told: list[tuple[str, Array]] = []
+    tensors = engine.allocate(graph, range(len(graph.ops)), training=True, micro_batches=micro_batches)
+    fill(engine, graph, tensors)
+    readers = {p.name: [i for n, i in tensors.gradients if n == p.name] for p in graph.parameters}
+
+    def ready(parameter: str) -> None:
+        told.append((parameter, tensors.gradients[parameter, readers[parameter][0]].copy()))
+
+    ops = sorted(Flow(graph).training)
+    program = engine.compile(graph, ops, tensors, rows=ROWS, frames=1, mode="train", ready=ready)
+    values = {v.name: np.zeros(engine.shape(v, ROWS), engine.dtype(v)) for v in (*graph.inputs, *graph.values)}
+    for m in range(micro_batches):
+        assert told == []
+        for value in graph.inputs:
+            engine.import_value(value, batch(graph, ROWS, m)[value.name], values[value.name])
+        program.forward(0, Context(1, 0, m, ROWS), values)
+        program.backward(0, Context(1, 0, m, ROWS), {}, index=m)
+    ended = engine.end_step(graph, tensors, micro_batches=micro_batches)
+    names = [parameter for parameter, _ in told]
+    assert set(names) == {name for name, ops in readers.items() if len(ops) == 1}
+    assert [readers[n][0] for n in names] == sorted((readers[n][0] for n in names), reverse=True)
+    for parameter, gradient in told:
+        np.testing.assert_array_equal(gradient, ended[parameter])
+
+
+def test_no_gradient_is_ready_early_where_sums_are_left() -> None:
+    graph = NETWORKS["lenet"]()
+    engine = NumpyEngine()
+    told: list[str] = []
+    tensors = engine.allocate(graph, range(len(graph.ops)), training=True, micro_batches=3)
+    fill(engine, graph, tensors)
+    ops = sorted(Flow(graph).training)
+    program = engine.compile(graph, ops, tensors, rows=ROWS, frames=1, mode="train", ready=told.append)
+    values = {v.name: np.zeros(engine.shape(v, ROWS), engine.dtype(v)) for v in (*graph.inputs, *graph.values)}
+    for m in range(3):
+        program.forward(0, Context(1, 0, m, ROWS), values)
+        program.backward(0, Context(1, 0, m, ROWS), {}, index=m)
+    assert told == []
