@@ -15,14 +15,18 @@ def _option(*names: str, help: str, metavar: str | None = None) -> Any:
 
 Workers = Annotated[
     int | None,
-    _option("--workers", metavar="N", help="Model replicas, one per node; 0 for all nodes with room.  [default: 0]"),
+    _option(
+        "--workers",
+        metavar="N",
+        help="With --parallel data: model replicas, one per node; 0 for all with room.  [default: 0]",
+    ),
 ]
 Shards = Annotated[
     int | None,
     _option(
         "--shards",
         metavar="N",
-        help="Shards of the parameter server; 0 for as many as make no step slower.  [default: 0]",
+        help="With --parallel data: shards of the parameters; 0 for as many as make no step slower.  [default: 0]",
     ),
 ]
 Consistency = Annotated[
@@ -30,7 +34,8 @@ Consistency = Annotated[
     _option(
         "--consistency",
         metavar="async|ssp:S|sync|local:H",
-        help="async (Downpour), ssp:S (at most S steps apart), sync (one update per step), local:H (DiLoCo).  [default: async]",
+        help="With --parallel data: async (Downpour), ssp:S (at most S pushes apart), sync (one update per step), local:H "
+        "(DiLoCo).  [default: async]",
     ),
 ]
 Backup = Annotated[
@@ -52,12 +57,12 @@ PushCompression = Annotated[
     _option(
         "--push-compression",
         metavar="NAME",
-        help="Of gradients: float32, bf16, int8, or top:F for the largest share F.  [default: float32]",
+        help="What gradients are pushed as: float32, bf16, int8, or top:F for the largest share F.  [default: float32]",
     ),
 ]
 PullCompression = Annotated[
     str | None,
-    _option("--pull-compression", metavar="NAME", help="Of parameters, likewise.  [default: float32]"),
+    _option("--pull-compression", metavar="NAME", help="What parameters are fetched as, likewise.  [default: float32]"),
 ]
 LocalRate = Annotated[
     float | None,

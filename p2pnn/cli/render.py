@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
+from textwrap import wrap
 from typing import Any, Final
 
 from p2pnn.ps.histogram import Histogram
@@ -20,6 +21,14 @@ _NOT_METRICS: Final = ("number", "time", "kind", "epoch", "epochs", "step", "ste
 def label(name: str, text: str) -> str:
     """`Plan         text`: the left column of the first minute."""
     return f"{name:<{LABEL_CELLS}}{text}"
+
+
+def label_lines(name: str, text: str, width: int | None) -> list[str]:
+    """The same over as many lines as it takes; None for one."""
+    if width is None or len(text) + LABEL_CELLS <= width:
+        return [label(name, text)]
+    found = wrap(text, max(20, width - LABEL_CELLS), break_long_words=False, break_on_hyphens=False)
+    return [label("" if number else name, line) for number, line in enumerate(found)]
 
 
 def count(number: float) -> str:

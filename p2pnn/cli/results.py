@@ -21,7 +21,6 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,9 +42,6 @@ from p2pnn.types import BlobId
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-
-ROWS_ADDED_AT_ONCE = 256
-"""A product adds a weight's gradient over more rows than these in panels, so sums over micro-batches may round otherwise."""
 
 FILES = ("model.safetensors", "graph.msgpack", "job.toml", "plan.json", "metrics.jsonl", "load_torch.py", "predict.py")
 
@@ -88,17 +84,10 @@ class Results:
 
     @property
     def equals_one_node(self) -> bool:
-        """Whether a data-parallel run has, bit for bit, what one node with as many micro-batches would have; see
-        `ps.consistency` for the cases where that is not sure."""
-        data, readers = self.spec.data, Counter(v for op in self.spec.graph.ops for v in set(op.inputs))
-        return (
-            data is not None
-            and (data.consistency, data.backup, data.push, data.pull) == ("sync", 0, "float32", "float32")
-            and is_bitwise(self.spec, len((self.plan or {}).get("replicas") or ()))
-            and all(readers[p.name] <= 1 for p in self.spec.graph.parameters)
-            and self.spec.rows_per_micro_batch <= ROWS_ADDED_AT_ONCE
-            and bool((self.plan or {}).get("bitwise"))
-        )
+        """Whether a data-parallel run has, bit for bit, what one node has with as many micro-batches."""
+        plan = self.plan or {}
+        workers = len(plan.get("replicas") or ())
+        return bool(self.spec.data and workers and plan.get("bitwise") and is_bitwise(self.spec, workers))
 
 
 def gather(daemon: Daemon, job: str) -> Results:

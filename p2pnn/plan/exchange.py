@@ -49,6 +49,10 @@ ADD: Final = 12
 """A push to the sum of a round; a gradient to the parameters where a worker applies its own at once."""
 
 
+HANDLING_S: Final = 3e-4
+"""What a worker computes for one shard's push and answer, and the shard likewise, besides passes over parameters."""
+
+
 @dataclass(frozen=True, slots=True)
 class Exchange:
     """How a job's data parallelism exchanges. push_bytes, pull_bytes: per shard, of one push and of one answer with values.
@@ -110,7 +114,7 @@ def worker_s(spec: JobSpec, there: Exchange, profile: Profile) -> tuple[float, f
     step = moved * elements / profile.bytes_per_s
     if there.how.kind == "local":
         step += _update_s(spec.optimizer.kind, elements, profile)
-    push = ENCODE[_kind(data.push)] * elements / profile.bytes_per_s
+    push = ENCODE[_kind(data.push)] * elements / profile.bytes_per_s + HANDLING_S * len(there.push_bytes)
     return step, push, INSTALL[_kind(data.pull)] * elements / profile.bytes_per_s
 
 
@@ -120,7 +124,7 @@ def serve_s(spec: JobSpec, there: Exchange, shard: int, profile: Profile) -> tup
     push = DECODE[_kind(data.push)] + JUDGE + (ADD if there.how.in_rounds else 0)
     kind = OUTER.kind if there.how.kind == "local" else spec.optimizer.kind
     answer = DIFFER[_kind(data.pull)] * elements / profile.bytes_per_s
-    return push * elements / profile.bytes_per_s, _update_s(kind, elements, profile), answer
+    return push * elements / profile.bytes_per_s + HANDLING_S, _update_s(kind, elements, profile), answer
 
 
 def _update_s(kind: str, elements: int, profile: Profile) -> float:

@@ -1,9 +1,9 @@
 """Who computes and who serves: the workers and the shards' homes of a data-parallel run.
 
 Workers are the nodes that are fastest with the whole model, unless all with room take part. A shard lies where nobody computes,
-if there is such a node with links that are not much slower than the others', else beside a worker; every node gets one
-before any gets a second. Of equal nodes the one that moves the shard's bytes in the least time comes first, then the one whose
-name does.
+if there is such a node that is not much slower with a push (over its links, and to apply it) than the others, else beside a
+worker; every node gets one before any gets a second. Of equal nodes the one that takes the least time comes first, then the
+one whose name does.
 """
 
 from __future__ import annotations
@@ -14,11 +14,15 @@ from typing import Final
 
 from p2pnn.job.spec import JobSpec
 from p2pnn.plan.cost import Links, Workload, limits, link, seconds
-from p2pnn.plan.exchange import Exchange, server_bytes, worker_bytes
+from p2pnn.plan.exchange import Exchange, serve_s, server_bytes, worker_bytes
 from p2pnn.plan.profile import Profile
 
 SLOW: Final = 2.0
-"""A node is no good home where its links take this many times as long for a shard's bytes as those of the best one."""
+"""A node is no good home where a push to the shard, its update and its answer take this many times as long as on the best one."""
+
+
+UNEQUAL: Final = 1.2
+"""A node is clearly slower than the next faster one where its passes take this many times as long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +50,12 @@ def by_speed(work: Workload, candidates: Sequence[Profile]) -> list[int]:
     return sorted(range(len(candidates)), key=lambda n: (spent[n], n))
 
 
+def fewer(work: Workload, nodes: Sequence[Profile]) -> list[int]:
+    """Smaller numbers of workers than all these nodes that leave out clearly slower ones; the largest number first."""
+    spent = sorted(pass_s(work, p) for p in nodes)
+    return [n for n in range(len(spent) - 1, 0, -1) if spent[n] > UNEQUAL * spent[n - 1]]
+
+
 def with_room(work: Workload, spec: JobSpec, there: Exchange, candidates: Sequence[Profile]) -> list[int]:
     """The candidates that have the memory for a worker."""
     needed = worker_bytes(work, spec, there)
@@ -68,7 +78,10 @@ def place(
     held: dict[int, list[int]] = {n: [] for n in range(len(candidates))}
     homes: list[int] = []
     for shard in range(len(there.push_bytes)):
-        moving = [_moving_s(there, shard, candidates, workers, n, links) for n in range(len(candidates))]
+        taking = [
+            _moving_s(there, shard, candidates, workers, n, links) + sum(serve_s(spec, there, shard, candidate))
+            for n, candidate in enumerate(candidates)
+        ]
         fits = [
             n
             for n in range(len(candidates))
@@ -76,8 +89,8 @@ def place(
         ]
         if not fits:
             return None
-        bound = SLOW * min((moving[n] for n in fits if moving[n]), default=0.0)
-        home = min(fits, key=lambda n: (len(held[n]), 2 if moving[n] > bound else int(n in workers), moving[n], n))
+        bound = SLOW * min(taking[n] for n in fits)
+        home = min(fits, key=lambda n: (len(held[n]), 2 if taking[n] > bound else int(n in workers), taking[n], n))
         held[home].append(shard)
         homes.append(home)
     used = [*workers, *(n for n in sorted(held) if held[n] and n not in workers)]

@@ -92,7 +92,10 @@ def reasons(spec: JobSpec, there: Exchange, roles: Roles, speed: Pace, fitting: 
 def _bits(spec: JobSpec, workers: int) -> str:
     if is_bitwise(spec, workers):
         return "; the result is, bit for bit, that of one node with as many micro-batches"
-    return "; the result has other bits than one node's, because of how the gradients are rounded when they are added or sent"
+    return (
+        "; the result has other bits than one node's (equal ones take float32, 1, 2, 4 … micro-batches per worker, and no batch "
+        "normalization)"
+    )
 
 
 def bound(found: Bound, roles: Roles) -> str:

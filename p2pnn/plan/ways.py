@@ -20,6 +20,7 @@ from p2pnn.plan.cost import Links, Workload
 from p2pnn.plan.describe import rate
 from p2pnn.plan.exchange import settings_of
 from p2pnn.plan.profile import Profile
+from p2pnn.plan.roles import fewer
 
 GAIN_MIN: Final = 0.05
 """What a way must win by over a plainer one: less is noise of the model."""
@@ -57,16 +58,19 @@ def plan(spec: JobSpec, profiles: Sequence[Profile], links: Links, *, spread: bo
     if cut is not None:
         predicted.append(Predicted("model", tuple(share.name for share in cut.nodes), cut.samples_per_s))
     predicted.append(Predicted("data", tuple(share.name for share in made.nodes), made.samples_per_s))
-    remedy = ""
+    counts = [] if settings_of(spec).workers else fewer(work, dealt.roles.nodes[: dealt.roles.workers])
+    remedy, less = "", ""
     if single and made.samples_per_s < single.samples_per_s:
-        remedy = _remedy(work, spec, candidates, links, single.samples_per_s)
+        remedy = _remedy(work, spec, candidates, links, single.samples_per_s, counts)
+    elif counts:
+        less = _leaner(work, spec, candidates, links, made.samples_per_s, counts)
     because = verdict.bound(dealt.pace.bound, dealt.roles)
     first = verdict.headline(predicted, because, remedy, best)
     return msgspec.structs.replace(
         made,
         best_single_samples_per_s=single.samples_per_s if single else 0.0,
         best_single_node=best,
-        reasons=(first, *made.reasons),
+        reasons=(first, *([less] if less else []), *made.reasons),
         predicted=tuple(predicted),
     )
 
@@ -97,16 +101,42 @@ def _cut(spec: JobSpec, profiles: Sequence[Profile], links: Links) -> Plan | Non
     return None
 
 
-def _remedy(work: Workload, spec: JobSpec, candidates: Sequence[Profile], links: Links, single: float) -> str:
-    """`--push-every 4 --fetch-every 4 would win (16,900)`, or nothing."""
-    for flags, changed in _changes(settings_of(spec)):
-        try:
-            found = data.choose(work, msgspec.structs.replace(spec, data=changed), candidates, links).pace
-        except (PlanError, UsageError):
-            continue
-        if found.samples_per_s > single * (1 + GAIN_MIN):
-            return f"{flags} would win ({rate(found.samples_per_s)})"
+def _remedy(
+    work: Workload, spec: JobSpec, candidates: Sequence[Profile], links: Links, single: float, counts: Sequence[int]
+) -> str:
+    """`--push-every 4 --fetch-every 4 would win (16,900)`, or nothing. counts: numbers of workers to try first."""
+    given = settings_of(spec)
+    some = ((f"--workers {count}", msgspec.structs.replace(given, workers=count)) for count in counts)
+    for flags, changed in (*some, *_changes(given)):
+        found = _reached(work, spec, changed, candidates, links)
+        if found > single * (1 + GAIN_MIN):
+            return f"{flags} would win ({rate(found)})"
     return ""
+
+
+def _leaner(
+    work: Workload, spec: JobSpec, candidates: Sequence[Profile], links: Links, made: float, counts: Sequence[int]
+) -> str:
+    """`--workers 2 would reach 900: the others wait for the slowest`, where leaving slow nodes out is faster; or nothing."""
+    given = settings_of(spec)
+    found = [
+        (_reached(work, spec, msgspec.structs.replace(given, workers=count), candidates, links), count)
+        for count in counts
+    ]
+    reached, count = max(found)
+    if reached <= made * (1 + GAIN_MIN):
+        return ""
+    return f"--workers {count} would reach {rate(reached)} samples/s: all workers wait for the slowest node"
+
+
+def _reached(
+    work: Workload, spec: JobSpec, changed: DataParallel, candidates: Sequence[Profile], links: Links
+) -> float:
+    """Predicted samples/s with other settings; 0 where they cannot be."""
+    try:
+        return data.choose(work, msgspec.structs.replace(spec, data=changed), candidates, links).pace.samples_per_s
+    except UsageError:  # a PlanError is one
+        return 0.0
 
 
 def _changes(given: DataParallel) -> Iterator[tuple[str, DataParallel]]:

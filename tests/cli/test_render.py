@@ -49,6 +49,16 @@ def test_the_plan() -> None:
     assert render.plan_headline(PLAN | {"reasons": []}) == "38,500 samples/s over 3 nodes"
 
 
+def test_a_long_first_line_is_broken_between_words_in_a_terminal() -> None:
+    line = "one node 410 samples/s, data parallel 1,150 over 4 nodes: slower; --push-every 4 would win"
+    assert render.label_lines("Plan", line, None) == render.label_lines("Plan", line, 200) == [f"Plan         {line}"]
+    assert render.label_lines("Plan", line, 60) == [
+        "Plan         one node 410 samples/s, data parallel 1,150",
+        "             over 4 nodes: slower; --push-every 4 would win",
+    ]
+    assert render.label_lines("Plan", line, 5)[0] == "Plan         one node 410"
+
+
 PROGRESS = {
     "kind": "progress",
     "step": 7,

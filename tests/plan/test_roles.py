@@ -5,13 +5,13 @@ from __future__ import annotations
 from p2pnn.plan.cost import Workload, limits
 from p2pnn.plan.exchange import server_bytes, worker_bytes
 from p2pnn.plan.profile import Link
-from p2pnn.plan.roles import by_speed, pass_s, place, with_room
+from p2pnn.plan.roles import by_speed, fewer, pass_s, place, with_room
 from p2pnn.types import NodeId
 
 from .builder import mesh, mlp, node
 from .dealt import ABC, ABCD, dealt, exchanged, placed
 
-SPEC = dealt(mlp(40, 50, 60, 70))
+SPEC = dealt(mlp(1000, 1100, 1200, 1300))
 
 
 def slowed(links: dict[tuple[NodeId, NodeId], Link], name: str, factor: float) -> dict[tuple[NodeId, NodeId], Link]:
@@ -23,6 +23,12 @@ def slowed(links: dict[tuple[NodeId, NodeId], Link], name: str, factor: float) -
 def test_the_fastest_first_and_of_equals_by_name() -> None:
     assert by_speed(Workload(SPEC), [node("a"), node("b", 2.0), node("c", 0.5), node("d")]) == [1, 0, 3, 2]
     assert pass_s(Workload(SPEC), node("a")) > pass_s(Workload(SPEC), node("b", 2.0)) > 0
+
+
+def test_numbers_of_workers_without_the_slow_ones() -> None:
+    work = Workload(SPEC)
+    assert fewer(work, [node("a"), node("b", 0.5), node("c"), node("d", 0.1)]) == [3, 2]
+    assert fewer(work, ABC) == fewer(work, [node("a")]) == []
 
 
 def test_with_as_many_workers_as_nodes_shards_lie_beside_workers_one_each() -> None:
@@ -48,6 +54,13 @@ def test_but_not_over_much_slower_links() -> None:
     links = slowed(mesh(*ABC), "b", 5.0)
     roles = placed(SPEC, ABC, (0, 2), 1, links)
     assert ([p.name for p in roles.nodes], roles.homes) == (["a", "c"], (0,))
+
+
+def test_nor_where_updates_take_much_longer() -> None:
+    nodes = [node("a"), node("b", 0.1), node("c")]
+    assert placed(SPEC, nodes, (0, 2), 1, mesh(*nodes, bytes_per_s=1e12)).homes == (0,)
+    nodes = [node("a"), node("b", 0.8), node("c")]
+    assert placed(SPEC, nodes, (0, 2), 1, mesh(*nodes, bytes_per_s=1e12)).homes == (2,)
 
 
 def test_memory_decides_where_a_shard_can_lie() -> None:

@@ -103,6 +103,22 @@ def test_where_nothing_wins_it_says_that() -> None:
     assert plan.reasons[0].endswith("; no other setting of it would win here, --parallel model --nodes 1 does")
 
 
+def test_a_slow_node_is_named_where_the_others_are_faster_without_it() -> None:
+    nodes = [node("a"), node("b", 0.45), node("c")]
+    plan = made(BIG, nodes, bytes_per_s=1e12)
+    without = made(BIG, nodes, bytes_per_s=1e12, workers=2)
+    assert len(plan.replicas) == 3
+    words = f"--workers 2 would reach {rate(without.samples_per_s)} samples/s: all workers wait for the slowest node"
+    assert plan.reasons[1] == words
+    for other in (without, made(BIG, bytes_per_s=1e12)):
+        assert not any("--workers" in reason for reason in other.reasons)
+
+
+def test_a_much_slower_node_that_makes_it_lose_is_left_out_first() -> None:
+    plan = made(BIG, [node("a"), node("b", 0.05), node("c")], bytes_per_s=1e12)
+    assert "; --workers 2 would win (" in plan.reasons[0]
+
+
 @pytest.mark.parametrize(
     "given",
     [
