@@ -2,8 +2,8 @@
 
 A buddy is the next living node of the plan, or any other member; where there is nobody else, one copy has to do. A buddy
 that fails is replaced by the next candidate; where the last has failed, the one copy has to do as well, with a warning: it is
-better than none, unless the node that wrote it is lost. The same holds for data that only one node has: no checkpoint counts before
-that has its second copy, because a run cannot go on without its data either.
+better than none, unless the node that wrote it is lost. The same holds for data that only one node has: no checkpoint counts
+before that has its second copy, because a run cannot go on without its data either.
 """
 
 from __future__ import annotations
