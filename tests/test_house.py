@@ -44,7 +44,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "ps",
     },
     "api": {"node", "config", "wire", "identity", "cluster", "data", "job", "model"},
-    "cli": {"zoo", "nn", "data", "job", "model", "config", "values", "plan"},
+    "cli": {"zoo", "nn", "data", "job", "model", "config", "values", "plan", "ps"},
     "__main__": {"cli"},
     "__init__": {"cli", "nn", "zoo", "train"},
 }  # fmt: skip

@@ -28,6 +28,7 @@ EXAMPLES: Final = (
     "p2pnn {verb} lenet5 --data ~/mnist --epochs 3",
     "p2pnn {verb} my_model.py:net --data flowers.npz --pin 'head*=a'",
     "p2pnn {verb} mlp --data flowers.csv --label species --local 3",
+    "p2pnn {verb} lenet5 --data ~/mnist --parallel data --workers 3",
     "p2pnn {verb} char-gpt --data shakespeare.txt --optimizer adamw",
     "p2pnn {verb} ~/.local/share/p2pnn/runs/digits-1/job.toml --epochs 40",
 )
@@ -245,8 +246,8 @@ Parallel = Annotated[
     _option(
         "--parallel",
         panel=MESH_PANEL,
-        metavar="model",
-        help="What is spread over the nodes: the model's layers; the only kind.",
+        metavar="model|data|auto",
+        help="What is spread: the model's layers, the data (a whole model on each worker), or the faster one.  [default: model]",
     ),
 ]
 Schedule = Annotated[

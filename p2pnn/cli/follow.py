@@ -158,7 +158,8 @@ class Lines:
                 terminal.remark(render.epoch(event))
             case "plan":
                 headline = render.plan_headline(event["plan"], self._demonstration)
-                for line in [render.label("Plan", headline), *render.plan_table(event["plan"])]:
+                width = _columns() if self._redraw else None
+                for line in [*render.label_lines("Plan", headline, width), *render.plan_table(event["plan"])]:
                     self._line(line)
             case "queued" | "warning" | "recovered":
                 self._line(render.event(event))

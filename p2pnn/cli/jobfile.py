@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import msgspec
 
-from p2pnn.cli.request import FORMAT, Request, check
+from p2pnn.cli.request import FORMAT, Request, TrainPart, check
 from p2pnn.config import unknown
 from p2pnn.errors import UsageError
 from p2pnn.job.spec import Optimizer
@@ -67,6 +67,19 @@ FLAGS: Final[dict[str, tuple[str, ...]]] = {
     "pins": ("mesh", "pins"),
     "threads": ("mesh", "threads"),
     "memory": ("mesh", "memory"),
+    "workers": ("data_parallel", "workers"),
+    "shards": ("data_parallel", "shards"),
+    "consistency": ("data_parallel", "consistency"),
+    "backup": ("data_parallel", "backup"),
+    "push_every": ("data_parallel", "push_every"),
+    "fetch_every": ("data_parallel", "fetch_every"),
+    "push_compression": ("data_parallel", "push_compression"),
+    "pull_compression": ("data_parallel", "pull_compression"),
+    "local_rate": ("data_parallel", "local_rate"),
+    "warm_start": ("data_parallel", "warm_start"),
+    "staleness_max": ("data_parallel", "staleness_max"),
+    "scale_by_staleness": ("data_parallel", "scale_by_staleness"),
+    "shard_policy": ("data_parallel", "shard_policy"),
 }
 """Flag → where it stands in a job file. Paths on the command line are relative to the working folder."""
 
@@ -90,6 +103,7 @@ def resolve(flags: Mapping[str, Any], job_file: Path | None = None) -> Request:
         if isinstance(value, dict) and isinstance(table.get(key), dict):
             value = table[key] | value  # one more argument or pin leaves the file's others
         table[key] = value
+    _set_parallel(tree, flags)
     _set_rate(tree)
     _set_micro_batches(tree)
     try:
@@ -108,6 +122,8 @@ def to_toml(request: Request, remark: str = REPEATS) -> str:
     lines = [f"# {remark}"]
     tree: dict[str, Any] = msgspec.to_builtins(request)
     lines += [f"{key} = {_toml(value)}" for key, value in tree.items() if not isinstance(value, dict)]
+    if not request.deals_data:
+        del tree["data_parallel"]
     for table, values in tree.items():
         if isinstance(values, dict):
             given = (f"{key} = {_toml(value)}" for key, value in values.items() if value is not None)
@@ -127,6 +143,23 @@ def with_cut(text: str, cut: Sequence[int], *, broken: bool) -> str:
         )
     mesh = msgspec.structs.replace(request.mesh, cut=list(cut), nodes=len(set(cut)), pins={})
     return to_toml(msgspec.structs.replace(request, mesh=mesh))
+
+
+def with_roles(text: str, workers: int, shards: int) -> str:
+    """A data-parallel run's job file with the numbers of workers and shards that it ran with."""
+    request = msgspec.convert(tomllib.loads(text), Request)
+    part = msgspec.structs.replace(request.data_parallel, workers=workers, shards=shards)
+    return to_toml(msgspec.structs.replace(request, data_parallel=part))
+
+
+def with_way(text: str, parallel: str, nodes: int | list[str] | None = None) -> str:
+    """A job file that asked for `auto`, with what that came to. nodes: how many or which; None leaves them."""
+    request = msgspec.convert(tomllib.loads(text), Request)
+    part = request.data_parallel if parallel == "data" else type(request.data_parallel)()
+    mesh = msgspec.structs.replace(
+        request.mesh, parallel=parallel, nodes=request.mesh.nodes if nodes is None else nodes
+    )
+    return to_toml(msgspec.structs.replace(request, mesh=mesh, data_parallel=part))
 
 
 def absolute_data(place: str) -> str:
@@ -175,6 +208,19 @@ def _absolute(text: str, folder: Path, key: str) -> str:
     return str((folder / expanded).resolve()) + colon + function
 
 
+def _set_parallel(tree: dict[str, Any], flags: Mapping[str, Any]) -> None:
+    """Refuse flags of data parallelism where the model is spread; a file's settings of it give way to --parallel model."""
+    mesh = tree.get("mesh", {})
+    if (mesh.get("parallel", "model") if isinstance(mesh, dict) else "") != "model":
+        return
+    for flag, value in flags.items():
+        if value is not None and FLAGS[flag][0] == "data_parallel":
+            name = f"--{flag.replace('_', '-')}" + ("" if isinstance(value, bool) else f" {value}")
+            raise UsageError(f"{name} is for data parallelism: add --parallel data, or leave it away")
+    if flags.get("parallel") == "model":
+        tree.pop("data_parallel", None)
+
+
 def _set_rate(tree: dict[str, Any]) -> None:
     train = tree.get("train")
     optimizer = train.get("optimizer") if isinstance(train, dict) else None
@@ -187,12 +233,21 @@ def _set_rate(tree: dict[str, Any]) -> None:
 
 
 def _set_micro_batches(tree: dict[str, Any]) -> None:
-    """With several mini-batches in flight each is one piece, where nothing else is asked for."""
-    mesh = tree.get("mesh")
-    schedule = mesh.get("schedule") if isinstance(mesh, dict) else None
-    train = tree.setdefault("train", {}) if isinstance(schedule, str) and schedule != "sync" else None
+    """With several mini-batches in flight each is one piece, where nothing else is asked for; so is that of a worker which
+    shares it with nobody; and workers that share one have a piece each."""
+    mesh, dealt = tree.get("mesh"), tree.get("data_parallel", {})
+    if not isinstance(mesh, dict) or not isinstance(dealt, dict):
+        return
+    deals, workers = mesh.get("parallel") == "data", dealt.get("workers")
+    alone = deals and dealt.get("consistency", "async") != "sync"
+    schedule = mesh.get("schedule")
+    train = tree.setdefault("train", {}) if alone or (isinstance(schedule, str) and schedule != "sync") else None
     if isinstance(train, dict):
         train.setdefault("micro_batches", 1)
+    elif deals and isinstance(workers, int) and workers > 0:  # sync: a piece for each
+        whole = tree.setdefault("train", {})
+        if isinstance(whole, dict) and isinstance(size := whole.get("batch_size", TrainPart().batch_size), int):
+            whole.setdefault("micro_batches", workers if size % workers == 0 else TrainPart().micro_batches)
 
 
 def _said(error: msgspec.ValidationError) -> str:

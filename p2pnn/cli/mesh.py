@@ -50,8 +50,14 @@ def connect(socket: str | None) -> Daemon:
     return Daemon(client_socket(socket).path)
 
 
-def wants_local(local: int | None, socket: str | None, default: int = LOCAL_NODES, nodes: int | list[str] = 0) -> int:
-    """How many local nodes to start; 0 where a daemon answers. nodes: the job's, how many or which.
+def wants_local(
+    local: int | None,
+    socket: str | None,
+    default: int = LOCAL_NODES,
+    nodes: int | list[str] = 0,
+    workers: int = 0,
+) -> int:
+    """How many local nodes to start; 0 where a daemon answers. nodes: the job's, how many or which; workers: each takes one.
 
     Raises NoDaemonError where one was asked for and does not answer, NotAllowedError where its socket is not ours to open,
     UsageError where both are asked for, or where the local mesh will not have the job's nodes.
@@ -59,6 +65,7 @@ def wants_local(local: int | None, socket: str | None, default: int = LOCAL_NODE
     count = _wants_local(local, socket, default)
     if count:
         _check_nodes(nodes, count)
+        _check_workers(workers, count)
     return count
 
 
@@ -95,6 +102,15 @@ def _check_nodes(nodes: int | list[str], count: int) -> None:
     for name in nodes:
         if name not in names(count):
             raise UsageError(unknown(f"the local mesh of {count} has no node", name, names(count)))
+
+
+def _check_workers(workers: int, count: int) -> None:
+    from p2pnn.errors import UsageError
+
+    if workers > count:
+        raise UsageError(
+            f"--workers {workers} is more than the {count} nodes of the local mesh, and each takes one; add --local {workers}"
+        )
 
 
 @contextmanager

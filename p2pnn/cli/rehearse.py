@@ -37,8 +37,12 @@ class Rehearsal:
     recovered: dict[str, Any] = field(default_factory=dict)
 
 
-def count_for(local: int | None, socket: str | None, *, detach: bool) -> int:
+def count_for(local: int | None, socket: str | None, *, detach: bool, parallel: str = "model") -> int:
     """How many local nodes to start. Raises UsageError for a rehearsal that is none."""
+    if parallel != "model":
+        raise UsageError(
+            f"--rehearse-failure shows how model parallelism goes on; leave --parallel {parallel} or --rehearse-failure away"
+        )
     if socket is not None or detach:
         raise UsageError(
             "--rehearse-failure kills a node, so it takes a mesh of its own: leave --socket and --detach away"

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
+from textwrap import wrap
 from typing import Any, Final
+
+from p2pnn.ps.histogram import Histogram
 
 BAR_CELLS: Final = 30
 BAR_CELLS_MIN: Final = 6
@@ -18,6 +21,14 @@ _NOT_METRICS: Final = ("number", "time", "kind", "epoch", "epochs", "step", "ste
 def label(name: str, text: str) -> str:
     """`Plan         text`: the left column of the first minute."""
     return f"{name:<{LABEL_CELLS}}{text}"
+
+
+def label_lines(name: str, text: str, width: int | None) -> list[str]:
+    """The same over as many lines as it takes; None for one."""
+    if width is None or len(text) + LABEL_CELLS <= width:
+        return [label(name, text)]
+    found = wrap(text, max(20, width - LABEL_CELLS), break_long_words=False, break_on_hyphens=False)
+    return [label("" if number else name, line) for number, line in enumerate(found)]
 
 
 def count(number: float) -> str:
@@ -67,7 +78,10 @@ def plan_headline(plan: Mapping[str, Any], demonstration: bool = False) -> str:
 
 
 def plan_table(plan: Mapping[str, Any]) -> list[str]:
-    """Which layers lie on which node, what it sends per training step, and by how many updates it runs behind, if any do."""
+    """Which layers lie on which node, what it sends per training step, and by how many updates it runs behind, if any do.
+    Of a data-parallel run: who is a worker, who holds which shards, and what a worker exchanges."""
+    if plan.get("replicas"):
+        return _roles_table(plan)
     late = plan.get("delays") or ()
     rows = [["node", "layers", "parameters", "memory", *(["runs behind by"] if any(late) else []), "sends per step"]]
     for index, node in enumerate(plan["nodes"]):
@@ -78,6 +92,15 @@ def plan_table(plan: Mapping[str, Any]) -> list[str]:
         memory = size(node["memory_bytes"])
         behind = [f"{late[index]} update{'s' * (late[index] > 1)}" if late[index] else ""] if any(late) else []
         rows.append([node["name"], node["layers"], count(node["parameters"]), memory, *behind, "; ".join(sends)])
+    return ["  " + line for line in table(rows, right=(2, 3))]
+
+
+def _roles_table(plan: Mapping[str, Any]) -> list[str]:
+    rows = [["node", "roles", "parameters", "memory", "per step"]]
+    for node in plan["nodes"]:
+        pushed, fetched = (sum(row[n] for row in node.get("sends", ())) for n in (1, 2))
+        moves = f"pushes {size(pushed)}, fetches {size(fetched)}" if node.get("sends") else ""
+        rows.append([node["name"], node["layers"], count(node["parameters"]), size(node["memory_bytes"]), moves])
     return ["  " + line for line in table(rows, right=(2, 3))]
 
 
@@ -107,16 +130,20 @@ def bar(fraction: float, cells: int = BAR_CELLS) -> str:
     return "━" * full + "╸" * half + "─" * (cells - full - half)
 
 
+LEAST_FIRST: Final = ("busy", "bytes", "slowest", "staleness", "rate", "metrics", "loss")
+"""What leaves a progress line that is too long, and in which order."""
+
+
 def progress(event: Mapping[str, Any], width: int | None = None) -> str:
-    """One line of a `progress` event. Where it is wider than width, the busy shares go first, then the rate, then the
-    metrics: loss, bar and time left stay as long as they can.
+    """One line of a `progress` event. Where it is wider than width, the busy shares go first, then what a data-parallel run
+    exchanges, then the rate, then the metrics: loss, bar and time left stay as long as they can.
     """
     head, done = f"epoch {event['epoch']}/{event['epochs']}", 0.0
     if event.get("steps"):
         done = event["step"] / event["steps"]
     line = ""
-    for without in ((), ("busy",), ("busy", "rate"), ("busy", "rate", "metrics"), ("busy", "rate", "metrics", "loss")):
-        tail = "  ".join(text for key, text in _measured(event) if key not in without)
+    for gone in range(len(LEAST_FIRST) + 1):
+        tail = "  ".join(text for key, text in _measured(event) if key not in LEAST_FIRST[:gone])
         cells = BAR_CELLS if width is None else min(BAR_CELLS, width - len(head) - len(tail) - 5)
         line = f"{head}  {bar(done, cells)}  {tail}" if cells >= BAR_CELLS_MIN else f"{head}  {tail}"
         if cells >= BAR_CELLS_MIN:
@@ -141,9 +168,31 @@ def _measured(event: Mapping[str, Any]) -> list[tuple[str, str]]:
     parts += [("metrics", text) for text in metrics(event.get("metrics"))]
     if event.get("samples_per_s"):
         parts.append(("rate", f"{count(round(event['samples_per_s']))} samples/s"))
+    behind = staleness(event).rows()
+    if behind:
+        parts.append(("staleness", f"staleness {_median(behind)} (max {behind[-1][0]})"))
+    if event.get("pushed_bytes") is not None:
+        parts.append(("bytes", f"↑{size(event['pushed_bytes'])} ↓{size(event['fetched_bytes'])} a step"))
+    if event.get("slowest"):
+        parts.append(("slowest", f"slowest {event['slowest']}"))
     busy = " ".join(f"{name} {percent(share, 0)}" for name, share in (event.get("busy") or {}).items())
     parts += [("busy", f"{busy} busy")] if busy else []
     return parts + ([] if event.get("left_s") is None else [("left", f"{clock(event['left_s'])} left")])
+
+
+def _median(rows: Sequence[tuple[str, int]]) -> str:
+    """The row in which the middle one is. rows: (name, how many), ascending."""
+    left = sum(number for _, number in rows) / 2
+    for name, number in rows:
+        left -= number
+        if left <= 0:
+            return name
+    return rows[-1][0]
+
+
+def staleness(event: Mapping[str, Any]) -> Histogram:
+    """How many updates pushes were behind, of a `progress` event; empty where there are no shards."""
+    return Histogram({int(behind): number for behind, number in (event.get("staleness") or {}).items()})
 
 
 def epoch(event: Mapping[str, Any]) -> str:

@@ -8,7 +8,12 @@ import msgspec
 
 from p2pnn.config import parse_bytes, unknown
 from p2pnn.errors import PlanError, UsageError
-from p2pnn.job.spec import OPTIMIZERS, SCHEDULES, Optimizer, check_schedule
+from p2pnn.job.spec import OPTIMIZERS, SCHEDULES, DataParallel, Optimizer, check_schedule
+from p2pnn.plan.verdict import shareable
+from p2pnn.plan.ways import HYBRID
+from p2pnn.ps.compression import codec
+from p2pnn.ps.consistency import consistency
+from p2pnn.ps.sharding import POLICIES
 
 FORMAT: Final = 1
 
@@ -85,6 +90,41 @@ class MeshPart(msgspec.Struct, frozen=True):
     cut: list[int] = []
 
 
+class DataParallelPart(msgspec.Struct, frozen=True):
+    """Of parallel = "data" (and "auto"); as the flags of the same names, and as in `job.spec.DataParallel`."""
+
+    consistency: str = "async"
+    workers: int = 0
+    shards: int = 0
+    backup: int = 0
+    push_every: int = 1
+    fetch_every: int = 1
+    push_compression: str = "float32"
+    pull_compression: str = "float32"
+    local_rate: float = 0.0
+    warm_start: int = 0
+    staleness_max: int = 0
+    scale_by_staleness: bool = False
+    shard_policy: str = "equal"
+
+    def spec(self) -> DataParallel:
+        return DataParallel(
+            consistency=self.consistency,
+            backup=self.backup,
+            workers=self.workers,
+            shards=self.shards,
+            cut=self.shard_policy,
+            push=self.push_compression,
+            pull=self.pull_compression,
+            n_push=self.push_every,
+            n_fetch=self.fetch_every,
+            local_rate=self.local_rate,
+            warm_start=self.warm_start,
+            staleness_max=self.staleness_max,
+            scale_by_staleness=self.scale_by_staleness,
+        )
+
+
 class Request(msgspec.Struct, frozen=True):
     """A whole job file. name: of the job and its results' folder; empty for the data's name."""
 
@@ -95,6 +135,12 @@ class Request(msgspec.Struct, frozen=True):
     data: DataPart = DataPart()
     train: TrainPart = TrainPart()
     mesh: MeshPart = MeshPart()
+    data_parallel: DataParallelPart = DataParallelPart()
+
+    @property
+    def deals_data(self) -> bool:
+        """Whether its data may be dealt out to workers."""
+        return self.mesh.parallel in ("data", "auto")
 
     @property
     def memory_bytes_max(self) -> int:
@@ -173,6 +219,76 @@ def check(request: Request) -> None:
     _check_mesh(request)
 
 
+PARALLEL: Final = ("model", "data", "auto")
+
+
+def _check_parallel(request: Request) -> None:
+    """That what is spread is known, and that the settings of one kind do not meet the other."""
+    mesh, data = request.mesh, request.data_parallel
+    if mesh.parallel == "hybrid":
+        raise PlanError(HYBRID)
+    if mesh.parallel not in PARALLEL:
+        raise UsageError(unknown("unknown kind of parallelism", mesh.parallel, PARALLEL))
+    if mesh.parallel == "model":
+        given = [name for name in data.__struct_fields__ if getattr(data, name) != getattr(DataParallelPart(), name)]
+        if given:
+            value = getattr(data, given[0])
+            raise UsageError(
+                f"data_parallel.{given[0]} = {value}: it goes with data parallelism; say --parallel data, or leave it away"
+            )
+        return
+    if mesh.parallel == "data":
+        _check_no_cut(mesh)
+    _check_data_parallel(request)
+
+
+def _check_no_cut(mesh: MeshPart) -> None:
+    """With data parallelism each worker holds the whole model, so nothing says where layers go."""
+    for name, value, instead in (
+        ("pins", ", ".join(f"{pattern}={node}" for pattern, node in mesh.pins.items()), "leave --pin away"),
+        ("schedule", "" if mesh.schedule == "sync" else mesh.schedule, "say --consistency async instead"),
+        ("cut", ", ".join(map(str, mesh.cut[:3])) + " …" if mesh.cut else "", "leave it out of [mesh]"),
+    ):
+        if value:
+            raise UsageError(f"{name} = {value}: it is for model parallelism; with --parallel data {instead}")
+
+
+def _check_data_parallel(request: Request) -> None:
+    data, pieces = request.data_parallel, request.train.micro_batches
+    how = consistency(data.consistency, data.backup)
+    codec(data.push_compression), codec(data.pull_compression)
+    if data.shard_policy not in POLICIES:
+        raise UsageError(unknown("unknown shard policy", data.shard_policy, POLICIES))
+    for name in ("push_every", "fetch_every"):
+        if getattr(data, name) < 1:
+            raise UsageError(f"{name} = {getattr(data, name)}: it must be at least 1")
+        if getattr(data, name) > 1 and how.kind != "async":
+            raise UsageError(
+                f"{name} = {getattr(data, name)} with {how}: it is for async; say --consistency local:H to push every H steps"
+            )
+    for name in ("workers", "shards", "backup", "local_rate", "warm_start", "staleness_max"):
+        if not 0 <= getattr(data, name) <= WHOLE_MAX:
+            raise UsageError(f"{name} = {getattr(data, name)}: it must not be negative")
+    for name in ("local_rate", "warm_start", "staleness_max", "scale_by_staleness"):
+        if getattr(data, name) and how.kind != "async":
+            raise UsageError(f"{name} = {getattr(data, name)} with {how}: it is for async alone")
+    if how.kind == "sync" and request.train.optimizer.clip_norm:
+        raise UsageError(
+            f"clip_norm = {request.train.optimizer.clip_norm:g} with sync: no shard sees the whole gradient; leave it away, or "
+            "use async, ssp or local, where each worker clips its own"
+        )
+    if not data.workers:
+        return
+    if data.backup >= data.workers:
+        raise UsageError(
+            f"backup = {data.backup} with {data.workers} worker{'s' * (data.workers > 1)}: a step needs at least one gradient, "
+            f"so it is from 0 to {data.workers - 1}"
+        )
+    if how.kind == "sync" and pieces % data.workers:
+        ways = shareable(request.train.batch_size, pieces, data.workers)
+        raise UsageError(f"{data.workers} workers cannot share the {pieces} micro-batches of a step evenly: {ways}")
+
+
 def settled(request: Request, *, ordered: bool, validated: bool) -> Request:
     """The request with both fractions given, now that the data is known.
 
@@ -201,8 +317,7 @@ def settled(request: Request, *, ordered: bool, validated: bool) -> Request:
 
 def _check_mesh(request: Request) -> None:
     mesh = request.mesh
-    if mesh.parallel != "model":
-        raise UsageError(f"parallel = {mesh.parallel!r}: this p2pnn has model parallelism alone; write model")
+    _check_parallel(request)
     check_schedule(mesh.schedule, request.train.micro_batches)
     if isinstance(mesh.nodes, int) and mesh.nodes < 0:
         raise PlanError(f"nodes = {mesh.nodes}: a number of nodes is at least 1, or 0 for every node that has room")

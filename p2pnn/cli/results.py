@@ -29,13 +29,14 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from p2pnn.cli.http import Daemon, segment
-from p2pnn.cli.jobfile import with_cut
+from p2pnn.cli.jobfile import with_cut, with_roles
 from p2pnn.cli.terminal import to_json
 from p2pnn.config import Places
 from p2pnn.errors import CheckpointError, StorageError, UsageError
 from p2pnn.job.checkpoint import FORMAT, RECUT, Manifest, Part, add_bits, fingerprint, tensor_bits
 from p2pnn.job.spec import JobSpec
 from p2pnn.model.graph import Graph, encode
+from p2pnn.ps.consistency import is_bitwise
 from p2pnn.types import BlobId
 
 if TYPE_CHECKING:
@@ -74,10 +75,19 @@ class Results:
     @property
     def job_file(self) -> str:
         """What repeats the run, as far as anything does."""
-        request = self.spec.request
+        request, plan = self.spec.request, self.plan or {}
+        if request and self.spec.data is not None and plan.get("replicas"):
+            return with_roles(request, len(plan["replicas"]), len(plan["shards"]))
         if not self.depends_on_cut or not request:
             return request
-        return with_cut(request, (self.plan or {}).get("assignment") or (), broken=self.recut)
+        return with_cut(request, plan.get("assignment") or (), broken=self.recut)
+
+    @property
+    def equals_one_node(self) -> bool:
+        """Whether a data-parallel run has, bit for bit, what one node has with as many micro-batches."""
+        plan = self.plan or {}
+        workers = len(plan.get("replicas") or ())
+        return bool(self.spec.data and workers and plan.get("bitwise") and is_bitwise(self.spec, workers))
 
 
 def gather(daemon: Daemon, job: str) -> Results:

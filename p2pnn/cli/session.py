@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from p2pnn.cli import exchanged, render, results, terminal
 from p2pnn.cli import follow as following
-from p2pnn.cli import render, results, terminal
 from p2pnn.cli import trace as tracing
 from p2pnn.cli.http import segment
 from p2pnn.cli.mesh import Mesh
@@ -153,6 +153,8 @@ class Run:
     def same_bits(self) -> str:
         """What gives the same bits: another cut too, unless nodes work with parameters of some updates ago."""
         found = self._gathered()
+        if found.spec.data is not None:
+            return "the same with --parallel model" if found.equals_one_node else ""
         if found.depends_on_cut:
             return "" if found.recut else "the same wherever its job.toml runs"
         return "the same with --local 1" if self.mesh.local is not None else ""
@@ -204,7 +206,7 @@ def train(
 
     Raises UsageError and its kinds before anything is started.
     """
-    from p2pnn.cli import prepare, submit
+    from p2pnn.cli import auto, prepare, submit
     from p2pnn.cli.jobfile import FLAGS, resolve
     from p2pnn.cli.mesh import opened, wants_local
     from p2pnn.config import unknown
@@ -215,7 +217,7 @@ def train(
     paths = {"data": data} if isinstance(data, str) else {}
     named = {"model": model} if isinstance(model, str) else {}
     request = resolve({**settings, **paths, **named})
-    count = wants_local(local, socket, nodes=request.mesh.nodes)
+    count = wants_local(local, socket, nodes=request.mesh.nodes, workers=request.data_parallel.workers)
     prepared = prepare.training(
         request,
         model=None if isinstance(model, str) else model,
@@ -227,7 +229,7 @@ def train(
     stack = contextlib.ExitStack()
     try:
         mesh = stack.enter_context(opened(count, socket))
-        job = submit.send(mesh.daemon, prepared)
+        job = submit.send(mesh.daemon, auto.settle(mesh.daemon, prepared, request).prepared)
     except BaseException:
         stack.close()
         raise
@@ -271,10 +273,13 @@ def complete(
     folder = run.save()
     if json:
         summary = {"job": run.job, "folder": str(folder), "bits": run.bits, "seconds": round(seconds, 3)}
-        terminal.print_json(summary | {"evaluation": run.evaluation or None, "epochs": run.metrics})
+        summary |= {"evaluation": run.evaluation or None, "epochs": run.metrics}
+        terminal.print_json(summary | exchanged.summary(run.outcome.last))
         return
     if run.evaluation:
         terminal.say(render.evaluation(run.evaluation, seconds))
+    for line in exchanged.lines(run.outcome.last):
+        terminal.say(line)
     for line in result_lines(folder, run.bits, run.same_bits, demonstration=demonstration):
         terminal.say(line)
 

@@ -10,6 +10,21 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from p2pnn.cli.dataflags import (
+    Backup,
+    Consistency,
+    FetchEvery,
+    LocalRate,
+    PullCompression,
+    PushCompression,
+    PushEvery,
+    ScaleByStaleness,
+    ShardPolicy,
+    Shards,
+    StalenessMax,
+    WarmStart,
+    Workers,
+)
 from p2pnn.cli.flags import (
     MESH_PANEL,
     Argument,
@@ -98,6 +113,19 @@ def train(
     pin: PinFlag = None,
     threads: Threads = None,
     memory: Memory = None,
+    workers: Workers = None,
+    shards: Shards = None,
+    consistency: Consistency = None,
+    backup: Backup = None,
+    push_every: PushEvery = None,
+    fetch_every: FetchEvery = None,
+    push_compression: PushCompression = None,
+    pull_compression: PullCompression = None,
+    local_rate: LocalRate = None,
+    warm_start: WarmStart = None,
+    staleness_max: StalenessMax = None,
+    scale_by_staleness: ScaleByStaleness = None,
+    shard_policy: ShardPolicy = None,
     local: Local = None,
     detach: Annotated[
         bool, typer.Option("--detach", help="Submit the job and return; it runs on.", rich_help_panel=MESH_PANEL)
@@ -154,6 +182,19 @@ def plan(
     pin: PinFlag = None,
     threads: Threads = None,
     memory: Memory = None,
+    workers: Workers = None,
+    shards: Shards = None,
+    consistency: Consistency = None,
+    backup: Backup = None,
+    push_every: PushEvery = None,
+    fetch_every: FetchEvery = None,
+    push_compression: PushCompression = None,
+    pull_compression: PullCompression = None,
+    local_rate: LocalRate = None,
+    warm_start: WarmStart = None,
+    staleness_max: StalenessMax = None,
+    scale_by_staleness: ScaleByStaleness = None,
+    shard_policy: ShardPolicy = None,
     local: Local = None,
     socket: SocketFlag = None,
     json: JsonFlag = False,
@@ -202,7 +243,8 @@ def asked_for(flags: dict[str, Any]) -> Asked:
             raise UsageError(f"{model} names no {missing}, and no flag does")
         return Asked(request, demonstration=False)
     if model is None and "data" not in given:
-        whole = given.get("schedule", "sync") != "sync"  # such a schedule has no micro-batches
+        alone = given.get("parallel") == "data" and given.get("consistency") != "sync"
+        whole = alone or given.get("schedule", "sync") != "sync"  # so each batch is one piece
         shown = {key: value for key, value in DEMONSTRATION.items() if not (whole and key == "micro_batches")}
         return Asked(resolve(shown | given), demonstration=True)
     if model is None:
@@ -217,13 +259,13 @@ def _train(
 ) -> None:
     import contextlib
 
-    from p2pnn.cli import prepare, results, session, submit, terminal
+    from p2pnn.cli import auto, prepare, results, session, submit, terminal
     from p2pnn.cli import trace as tracing
     from p2pnn.cli.mesh import opened, wants_local
     from p2pnn.cli.render import label
     from p2pnn.errors import UsageError
 
-    count = wants_local(local, socket, nodes=asked.request.mesh.nodes)
+    count = wants_local(local, socket, nodes=asked.request.mesh.nodes, workers=asked.request.data_parallel.workers)
     if detach and count:
         raise UsageError("--detach needs a daemon that runs on; start one with `p2pnn node start`")
     if detach and trace is not None:
@@ -246,7 +288,10 @@ def _train(
         import time
 
         began = time.monotonic()
-        job = submit.send(mesh.daemon, prepared, terminal.remark)
+        settled = auto.settle(mesh.daemon, prepared, asked.request)
+        if settled.line:
+            terminal.remark(label(auto.LABEL, settled.line))
+        job = submit.send(mesh.daemon, settled.prepared, terminal.remark)
         if detach:
             terminal.print_json({"job": job}) if json else terminal.say(f"{job} is submitted")
             terminal.remark(f"see it with `p2pnn jobs logs --follow {job}`, get it with `p2pnn jobs fetch {job}`")
@@ -261,7 +306,7 @@ def _rehearse(asked: Asked, *, local: int | None, socket: str | None, detach: bo
     from p2pnn.cli.local import LocalMesh
     from p2pnn.cli.mesh import wants_local
 
-    count = rehearse.count_for(local, socket, detach=detach)
+    count = rehearse.count_for(local, socket, detach=detach, parallel=asked.request.mesh.parallel)
     wants_local(count, None, nodes=asked.request.mesh.nodes)
     if asked.demonstration:
         terminal.remark(f"Rehearsing on {DIGITS_IN_WORDS}: no model was named.")
@@ -275,16 +320,20 @@ def _rehearse(asked: Asked, *, local: int | None, socket: str | None, detach: bo
 def _plan(asked: Asked, *, local: int | None, socket: str | None, json: bool) -> None:
     import msgspec
 
-    from p2pnn.cli import prepare, render, terminal
+    from p2pnn.cli import auto, prepare, render, terminal
     from p2pnn.cli.mesh import opened, wants_local
 
-    count = wants_local(local, socket, nodes=asked.request.mesh.nodes)
+    count = wants_local(local, socket, nodes=asked.request.mesh.nodes, workers=asked.request.data_parallel.workers)
     prepared = prepare.training(asked.request)
     with opened(count, socket) as mesh:
-        found = mesh.daemon.post("plan", msgspec.msgpack.encode(prepared.spec))
+        settled = auto.settle(mesh.daemon, prepared, asked.request)
+        found = mesh.daemon.post("plan", msgspec.msgpack.encode(settled.prepared.spec))
     if json:
-        terminal.print_json(found)
+        compared = {"auto": settled.line, "predicted": msgspec.to_builtins(settled.predicted)} if settled.line else {}
+        terminal.print_json(found | compared)
         return
+    if settled.line:
+        terminal.say(render.label(auto.LABEL, settled.line))
     terminal.say(render.plan_headline(found["plan"]))
     for line in render.plan_table(found["plan"]) + render.plan_reasons(found["plan"]):
         terminal.say(line)

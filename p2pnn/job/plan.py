@@ -47,6 +47,14 @@ class ShardHome(msgspec.Struct, frozen=True):
     nodes: tuple[int, ...]
 
 
+class Predicted(msgspec.Struct, frozen=True):
+    """One way to run the job: on one node (`single`), with its `model` cut, or its `data` dealt out; nodes by name."""
+
+    way: str
+    nodes: tuple[str, ...]
+    samples_per_s: float
+
+
 class Plan(msgspec.Struct, frozen=True):
     """assignment[i] is the index into `nodes` of the node that runs ops[i]. frames: micro-batches in flight per node.
 
@@ -54,6 +62,7 @@ class Plan(msgspec.Struct, frozen=True):
     fits (0.0 where it fits on none). `reasons` are sentences: why cut here, what a warning means.
     delays: per node, how many updates behind its mini-batches run (`async:K`, see `job.segment.delays`); () for `sync`.
     bitwise is False when the nodes' numeric fingerprints differ. replicas, shards: of a data-parallel run; () of any other.
+    predicted: the ways that were compared, this plan's among them; () where none were.
     """
 
     nodes: tuple[NodeShare, ...]
@@ -68,12 +77,17 @@ class Plan(msgspec.Struct, frozen=True):
     delays: tuple[int, ...] = ()
     replicas: tuple[Replica, ...] = ()
     shards: tuple[ShardHome, ...] = ()
+    predicted: tuple[Predicted, ...] = ()
 
     def worker_of(self, index: int) -> int:
         """Which replica node `index` computes for; −1 where it computes for none. Without replicas all compute for replica 0."""
         if not self.replicas:
             return 0
         return next((number for number, replica in enumerate(self.replicas) if index in replica.nodes), -1)
+
+    def position(self, index: int) -> int:
+        """Where node `index`, which computes, stands within its replica."""
+        return self.replicas[self.worker_of(index)].nodes.index(index) if self.replicas else index
 
     def served_by(self, index: int) -> tuple[int, ...]:
         """The shards whose primary node `index` is."""

@@ -35,13 +35,13 @@ def plan(spec: JobSpec, profiles: Sequence[Profile], links: Links, *, spread: bo
     Raises PlanError with one sentence: too many or unknown nodes, pins, a batch that micro-batches do not divide, no room.
     """
     work = Workload(spec)
-    candidates = _candidates(spec, profiles)
-    links = _even(links, profiles)
+    candidates = candidates_of(spec, profiles)
+    links = even(links, profiles)
     known = {name: n for n, p in enumerate(profiles) for name in (p.name, p.node)}
     numbers = {name: n for n, p in enumerate(candidates) for name in (p.name, p.node)}
     pinned = pins.resolve(spec.graph, spec.pins, numbers, known)
     asked = _asked(spec, candidates, pinned)
-    single, best = _best_single(work, candidates, links, spec.memory_bytes_max)
+    single, best = best_single(work, candidates, links, spec.memory_bytes_max)
     if spec.cut:
         asked = given.nodes_of(spec.cut)
         frames = _frames(work, asked)
@@ -51,7 +51,7 @@ def plan(spec: JobSpec, profiles: Sequence[Profile], links: Links, *, spread: bo
     return _record(work, spec, choice, links, single, best, asked or len(candidates), bool(pinned))
 
 
-def _even(links: Links, profiles: Sequence[Profile]) -> Links:
+def even(links: Links, profiles: Sequence[Profile]) -> Links:
     """The links with those inside one machine made equal, to their median: what differs there is noise, and noise must
     not decide which of two equal nodes comes first."""
     machine = {p.node: p.machine for p in profiles}
@@ -72,7 +72,7 @@ def headline(made: Plan) -> str:
     return made.reasons[0] if made.reasons else ""
 
 
-def _candidates(spec: JobSpec, profiles: Sequence[Profile]) -> list[Profile]:
+def candidates_of(spec: JobSpec, profiles: Sequence[Profile]) -> list[Profile]:
     """The nodes that the job may use, by name: the same list on whichever node it is planned."""
     there = ", ".join(sorted(p.name for p in profiles)) or "none"
     ordered = sorted(profiles, key=lambda p: (p.name, p.node))
@@ -97,9 +97,7 @@ def _asked(spec: JobSpec, candidates: Sequence[Profile], pinned: Mapping[int, in
     return asked
 
 
-def _best_single(
-    work: Workload, candidates: Sequence[Profile], links: Links, cap: int
-) -> tuple[Prediction | None, str]:
+def best_single(work: Workload, candidates: Sequence[Profile], links: Links, cap: int) -> tuple[Prediction | None, str]:
     whole = [0] * work.count
     needed = memory_bytes(work, whole, 0, 1)
     fitting = [p for p in candidates if needed <= limits([p], cap)[0]]

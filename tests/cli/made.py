@@ -14,7 +14,7 @@ from p2pnn import nn
 from p2pnn.cli import jobfile, request
 from p2pnn.cli.results import to_safetensors
 from p2pnn.job.checkpoint import Manifest, Part, add_bits, fingerprint, tensor_bits
-from p2pnn.job.spec import JobSpec
+from p2pnn.job.spec import DataParallel, JobSpec
 from p2pnn.model.graph import Graph, encode
 from p2pnn.types import BlobId, JobId
 from tests.cli.fake import FakeDaemon
@@ -123,12 +123,24 @@ def events() -> list[dict[str, Any]]:
 class MadeJob:
     """Puts a job on a scripted daemon. parts: its tensors lie in so many blobs; what is set later is served then."""
 
-    def __init__(self, daemon: FakeDaemon, *, parts: int = 2, schedule: str = "sync", **settings: Any) -> None:
+    def __init__(
+        self,
+        daemon: FakeDaemon,
+        *,
+        parts: int = 2,
+        schedule: str = "sync",
+        data: DataParallel | None = None,
+        micro_batches: int = 4,
+        **settings: Any,
+    ) -> None:
         self.daemon = daemon
         self.graph = flowers()
         self.tensors = tensors_of(self.graph)
-        asked = request.Request(name="flowers")
-        spec = JobSpec("flowers", self.graph, {"image": "image"}, request=jobfile.to_toml(asked), schedule=schedule)
+        asked = request.Request(name="flowers", mesh=request.MeshPart(parallel="data" if data else "model"))
+        spec = JobSpec(
+            "flowers", self.graph, {"image": "image"}, micro_batches=micro_batches, schedule=schedule,
+            request=jobfile.to_toml(asked), data=data,
+        )  # fmt: skip
         self.spec = msgspec.msgpack.encode(spec)
         names = list(self.tensors)
         shares = [{name: self.tensors[name] for name in names[start::parts]} for start in range(parts)]

@@ -6,9 +6,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from p2pnn.cli.jobfile import FLAGS, resolve, to_toml, with_cut
+from p2pnn.cli.jobfile import FLAGS, resolve, to_toml, with_cut, with_roles, with_way
 from p2pnn.cli.request import Request
-from p2pnn.errors import P2pnnError
+from p2pnn.errors import P2pnnError, UsageError
 from p2pnn.job.spec import Optimizer
 
 JOB = """
@@ -80,6 +80,41 @@ def test_a_cut_is_added_to_what_is_saved(tmp_path: Path) -> None:
     found = resolve({}, tmp_path / "job.toml")
     assert found.mesh == msgspec.structs.replace(request.mesh, cut=[0, 0, 1], nodes=2)
     assert (found.model, found.data, found.train) == (request.model, request.data, request.train)
+
+
+def test_data_parallelism_in_a_job_file(tmp_path: Path) -> None:
+    flags = {"model": "mlp", "data": "digits", "parallel": "data", "consistency": "local:8", "workers": 2}
+    asked = resolve(flags)
+    assert asked.train.micro_batches == 1, "a worker shares its batch with nobody"
+    assert resolve(flags | {"consistency": "sync"}).train.micro_batches == 2, "a piece for each"
+    assert resolve(flags | {"consistency": "sync", "workers": 0}).train.micro_batches == 4
+    text = to_toml(asked)
+    assert '[data_parallel]\nconsistency = "local:8"\nworkers = 2\nshards = 0\n' in text
+    (tmp_path / "job.toml").write_text(text)
+    assert resolve({}, tmp_path / "job.toml") == asked
+    assert resolve({"push_compression": "bf16"}, tmp_path / "job.toml").data_parallel.push_compression == "bf16"
+    spread = resolve({"parallel": "model"}, tmp_path / "job.toml")
+    assert spread.data_parallel == Request().data_parallel
+    assert "data_parallel" not in to_toml(spread)
+    with pytest.raises(UsageError, match="--workers 3 is for data parallelism"):
+        resolve({"parallel": "model", "workers": 3}, tmp_path / "job.toml")
+    (tmp_path / "job.toml").write_text(text.replace('parallel = "data"', 'parallel = "model"'))
+    with pytest.raises(UsageError, match=r"data_parallel\.consistency = local:8: it goes with data parallelism"):
+        resolve({}, tmp_path / "job.toml")
+
+
+def test_what_is_saved_says_what_a_run_came_to(tmp_path: Path) -> None:
+    def read(text: str) -> Request:
+        (tmp_path / "job.toml").write_text(text)
+        return resolve({}, tmp_path / "job.toml")
+
+    asked = resolve({"model": "mlp", "data": "digits", "parallel": "auto", "consistency": "sync", "nodes": ["a", "b"]})
+    dealt = read(with_roles(with_way(to_toml(asked), "data"), 2, 3))
+    assert (dealt.mesh.parallel, dealt.mesh.nodes) == ("data", ["a", "b"])
+    assert (dealt.data_parallel.workers, dealt.data_parallel.shards) == (2, 3)
+    assert dealt.data_parallel.consistency == "sync"
+    whole = read(with_way(to_toml(asked), "model", 1))
+    assert (whole.mesh.parallel, whole.mesh.nodes, whole.deals_data) == ("model", 1, False)
 
 
 def test_every_flag_has_its_place_in_a_job_file() -> None:

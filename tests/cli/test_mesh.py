@@ -69,6 +69,9 @@ def test_nodes_that_the_local_mesh_will_not_have(daemon: FakeDaemon) -> None:
         wants_local(3, None, nodes=4)
     with pytest.raises(UsageError, match=r"the local mesh of 3 has no node 'd'; there are a, b, c"):
         wants_local(3, None, nodes=["a", "d"])
+    with pytest.raises(UsageError, match=r"--workers 4 is more than the 3 nodes .* each takes one; add --local 4"):
+        wants_local(3, None, workers=4)
+    assert wants_local(None, None, workers=40) == 0
     assert wants_local(None, None, nodes=40) == 0  # a daemon knows itself how many there are
 
 

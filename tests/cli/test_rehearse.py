@@ -17,6 +17,7 @@ from p2pnn.cli.rehearse import Rehearsal, curve
         (["--socket", "x"], "a mesh of its own"),
         (["--detach"], "a mesh of its own"),
         (["--local", "1"], "nobody would be left"),
+        (["--parallel", "data"], "leave --parallel data or --rehearse-failure away"),
         (["--local", "99"], "1 to 26"),
         (["--local", "2", "--nodes", "3"], "--nodes 3"),
     ],

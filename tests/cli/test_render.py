@@ -49,6 +49,16 @@ def test_the_plan() -> None:
     assert render.plan_headline(PLAN | {"reasons": []}) == "38,500 samples/s over 3 nodes"
 
 
+def test_a_long_first_line_is_broken_between_words_in_a_terminal() -> None:
+    line = "one node 410 samples/s, data parallel 1,150 over 4 nodes: slower; --push-every 4 would win"
+    assert render.label_lines("Plan", line, None) == render.label_lines("Plan", line, 200) == [f"Plan         {line}"]
+    assert render.label_lines("Plan", line, 60) == [
+        "Plan         one node 410 samples/s, data parallel 1,150",
+        "             over 4 nodes: slower; --push-every 4 would win",
+    ]
+    assert render.label_lines("Plan", line, 5)[0] == "Plan         one node 410"
+
+
 PROGRESS = {
     "kind": "progress",
     "step": 7,
@@ -82,6 +92,53 @@ def test_progress_in_a_narrow_terminal_keeps_bar_and_time_left() -> None:
         assert line.endswith("  0:04 left")
     assert render.progress(PROGRESS, 60).count("accuracy") == 1
     assert "loss 0.141" in render.progress(PROGRESS, 45)
+
+
+DEALT = PROGRESS | {
+    "staleness": {"0": 2, "1": 5, "2": 6, "16": 1},
+    "pushed_bytes": 104_448.0,
+    "fetched_bytes": 52_224.0,
+    "slowest": "b",
+    "refused": {},
+}
+
+
+def test_progress_of_a_data_parallel_run() -> None:
+    assert render.progress(DEALT).partition("38,912 samples/s  ")[2] == (
+        "staleness 1 (max 16–31)  ↑102 KiB ↓51 KiB a step  slowest b  a 71 % b 64 % busy  0:04 left"
+    )
+    assert render.progress(DEALT, 80) == render.progress(PROGRESS, 80)
+    for width in range(1, 220):
+        assert len(render.progress(DEALT, width)) < width
+    order = ["busy", "a step", "slowest", "staleness", "samples/s", "accuracy"]
+    for width in range(220, 40, -1):
+        shown = [word in render.progress(DEALT, width) for word in order]
+        assert shown == sorted(shown), "what is worth least goes first"
+
+
+def test_the_roles_of_a_data_parallel_plan() -> None:
+    dealt = {
+        "nodes": [
+            {
+                "name": "attic",
+                "layers": "worker 0; shard 0",
+                "parameters": 26122,
+                "memory_bytes": 1258291,
+                "sends": [["attic", 52224, 52224], ["cellar", 52264, 52264]],
+                "why": "1.12 ms of computing per step",
+            },
+            {"name": "cellar", "layers": "shard 1", "parameters": 13066, "memory_bytes": 209000, "sends": []},
+        ],
+        "reasons": ["one node …", "async: …"],
+        "replicas": [{"nodes": [0]}],
+        "shards": [{"nodes": [0]}, {"nodes": [1]}],
+    }
+    assert render.plan_table(dealt) == [
+        "  node    roles              parameters   memory  per step",
+        "  attic   worker 0; shard 0      26,122  1.2 MiB  pushes 102 KiB, fetches 102 KiB",
+        "  cellar  shard 1                13,066  204 KiB",
+    ]
+    assert render.plan_reasons(dealt) == ["  attic: 1.12 ms of computing per step", "  async: …"]
 
 
 def test_preparing() -> None:

@@ -7,6 +7,7 @@ import pytest
 from p2pnn.cli.jobfile import resolve
 from p2pnn.cli.request import Request, settled
 from p2pnn.errors import P2pnnError, UsageError
+from p2pnn.job.spec import DataParallel
 
 
 @pytest.mark.parametrize(
@@ -22,7 +23,51 @@ from p2pnn.errors import P2pnnError, UsageError
         ({"clip_norm": -1.0}, "it must not be negative"),
         ({"seed": -1}, "seed = -1: it must not be negative"),
         ({"validation_fraction": 0.95}, r"it lies from 0 to 0\.9"),
-        ({"parallel": "data"}, "this p2pnn has model parallelism alone"),
+        ({"parallel": "datta"}, r"unknown kind of parallelism 'datta'; did you mean data\?"),
+        ({"parallel": "hybrid"}, "hybrid parallelism .* is not there yet; say --parallel data where a node has room"),
+        (
+            {"parallel": "data", "pins": {"fc*": "a"}},
+            r"pins = fc\*=a: it is for model parallelism; .* leave --pin away",
+        ),
+        ({"parallel": "data", "schedule": "async:2"}, "schedule = async:2: .* say --consistency async instead"),
+        ({"workers": 3}, "--workers 3 is for data parallelism: add --parallel data, or leave it away"),
+        ({"consistency": "async"}, "--consistency async is for data parallelism"),
+        ({"scale_by_staleness": True, "parallel": "model"}, "--scale-by-staleness is for data parallelism"),
+        (
+            {"parallel": "data", "consistency": "ssp"},
+            "there is no consistency 'ssp': write async, ssp:S, sync, or local:H",
+        ),
+        ({"parallel": "data", "push_compression": "fp8"}, "there is no compression 'fp8': write float32, bf16, int8"),
+        ({"parallel": "data", "pull_compression": "top:2"}, "top"),
+        ({"parallel": "data", "shard_policy": "even"}, "unknown shard policy 'even'"),
+        ({"parallel": "data", "push_every": 0}, "push_every = 0: it must be at least 1"),
+        ({"parallel": "data", "workers": -1}, "workers = -1: it must not be negative"),
+        ({"parallel": "data", "local_rate": float("nan")}, "local_rate = nan"),
+        ({"parallel": "data", "backup": 1}, "backup:1 goes with sync alone"),
+        (
+            {"parallel": "data", "consistency": "sync", "push_every": 4},
+            "push_every = 4 with sync: it is for async; say --consistency local:H",
+        ),
+        (
+            {"parallel": "data", "consistency": "ssp:2", "warm_start": 9},
+            "warm_start = 9 with ssp:2: it is for async alone",
+        ),
+        (
+            {"parallel": "data", "consistency": "sync", "clip_norm": 1.0},
+            "clip_norm = 1 with sync: no shard sees the whole",
+        ),
+        (
+            {"parallel": "data", "consistency": "sync", "workers": 4, "backup": 4},
+            "backup = 4 with 4 workers: a step needs at least one gradient, so it is from 0 to 3",
+        ),
+        (
+            {"parallel": "data", "consistency": "sync", "workers": 3, "micro_batches": 4},
+            "3 workers cannot share the 4 micro-batches of a step evenly: take 1 or 2 or 4 workers, or a --batch-size that 3",
+        ),
+        (
+            {"parallel": "data", "consistency": "sync", "workers": 3, "batch_size": 96, "micro_batches": 4},
+            "take 1 or 2 or 4 workers, or --micro-batches 3$",
+        ),
         (
             {"schedule": "async"},
             "schedule = 'async': write sync, or async:K for K mini-batches in flight, from 1 to 64",
@@ -45,6 +90,23 @@ def test_bad_settings(flags: dict[str, Any], sentence: str) -> None:
     with pytest.raises(P2pnnError, match=sentence) as caught:
         resolve(flags)
     assert caught.value.exit_status == 2
+
+
+def test_auto_goes_with_the_settings_of_both() -> None:
+    asked = resolve({"parallel": "auto", "workers": 2, "consistency": "sync", "pins": {"fc*": "a"}})
+    assert (asked.deals_data, asked.data_parallel.workers, asked.train.micro_batches) == (True, 2, 4)
+
+
+def test_the_record_of_data_parallelism() -> None:
+    given: dict[str, Any] = {
+        "consistency": "async", "workers": 3, "shards": 2, "push_every": 4, "fetch_every": 2, "push_compression": "bf16",
+        "pull_compression": "int8", "local_rate": 0.5, "warm_start": 7, "staleness_max": 9, "scale_by_staleness": True,
+        "shard_policy": "greedy",
+    }  # fmt: skip
+    assert resolve({"parallel": "data", **given}).data_parallel.spec() == DataParallel(
+        "async", workers=3, shards=2, n_push=4, n_fetch=2, push="bf16", pull="int8", local_rate=0.5, warm_start=7,
+        staleness_max=9, scale_by_staleness=True, cut="greedy",
+    )  # fmt: skip
 
 
 def test_patience_brings_a_validation_split() -> None:

@@ -17,8 +17,9 @@ from p2pnn.cli.local import LocalMesh
 from p2pnn.cli.mesh import Mesh
 from p2pnn.config import Places
 from p2pnn.errors import JobFailedError, NoDaemonError, StorageError, UsageError
+from p2pnn.job.spec import DataParallel
 from tests.cli.fake import FakeDaemon
-from tests.cli.made import EVALUATION, JOB, MadeJob, flower_data, flowers, state, submitted, take
+from tests.cli.made import EVALUATION, JOB, MadeJob, events, flower_data, flowers, state, submitted, take
 
 
 def run_on(daemon: FakeDaemon, folder: Path, **more: Any) -> session.Run:
@@ -181,6 +182,53 @@ def test_where_nodes_run_behind_the_same_bits_take_the_same_plan(
     assert f"bits         {made.bits}\n" in capsys.readouterr().out
     assert "went on over another cut after a break" in (tmp_path / "t" / "job.toml").read_text()
     assert resolve({}, tmp_path / "t" / "job.toml").mesh.cut == []
+
+
+@pytest.mark.parametrize(
+    ("data", "bitwise", "same"),
+    [
+        (DataParallel("sync"), True, "   (the same with --parallel model)"),
+        (DataParallel("sync"), False, ""),
+        (DataParallel("sync", backup=1), True, ""),
+        (DataParallel("sync", push="bf16"), True, ""),
+        (DataParallel("async"), True, ""),
+    ],
+)
+def test_a_data_parallel_run_says_what_was_exchanged_and_saves_its_roles(
+    tmp_path: Path,
+    daemon: FakeDaemon,
+    capsys: pytest.CaptureFixture[str],
+    data: DataParallel,
+    bitwise: bool,
+    same: str,
+) -> None:
+    made = MadeJob(daemon, data=data, micro_batches=2)
+    results = daemon.answers["GET", f"/api/v1/jobs/{JOB}/results"]
+    dealt = {"replicas": [{"nodes": [0]}, {"nodes": [1]}], "shards": [{"nodes": [0]}], "bitwise": bitwise}
+    results["plan"] = results["plan"] | dealt
+    told = {
+        "kind": "progress",
+        "step": 7,
+        "steps": 8,
+        "epoch": 2,
+        "epochs": 2,
+        "staleness": {"0": 9},
+        "pushed_bytes": 64.0,
+        "fetched_bytes": 32.0,
+    }
+    happened = [
+        {"time": 0.0, **event, "number": n} for n, event in enumerate([state(1, "running"), told, *events()], 1)
+    ]
+    daemon[f"GET jobs/{JOB}/events?after=0"] = lambda body: iter(happened)
+    session.complete(run_on(daemon, tmp_path / "r"))
+    out = capsys.readouterr().out
+    assert f"bits         {made.bits}{same}\n" in out
+    assert "staleness    0 of all 9 pushes\nexchanged    512 B pushed, 256 B fetched\n" in out
+    saved = resolve({}, tmp_path / "r" / "job.toml")
+    assert (saved.mesh.parallel, saved.data_parallel.workers, saved.data_parallel.shards) == ("data", 2, 1)
+    session.complete(run_on(daemon, tmp_path / "s"), json=True)
+    exchange = json.loads(capsys.readouterr().out)["exchange"]
+    assert (exchange["staleness"], exchange["pushed_bytes"], exchange["fetched_bytes"]) == ({"0": 9}, 512, 256)
 
 
 @pytest.mark.usefixtures("warm_processes")

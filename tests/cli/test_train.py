@@ -12,6 +12,7 @@ from p2pnn.cli import main
 from p2pnn.cli.local import LocalMesh
 from p2pnn.cli.train import asked_for
 from p2pnn.errors import UsageError
+from p2pnn.job.spec import JobSpec
 from tests.cli.fake import FakeDaemon
 from tests.cli.made import EVALUATION, FLOWERS_PY, JOB, PLAN, MadeJob, flower_data, submitted, take
 from tests.job.test_trace import FIRST, SECOND
@@ -76,7 +77,10 @@ OWN = ["train", "flowers.py:net", "--data", "flowers.npz"]
         ([*OWN, "--lr-schedule", "cosin"], ["learning rate", "cosin", "cosine"]),
         ([*OWN, "--scale", "much"], ["scale = 'much'"]),
         ([*OWN, "--memory", "plenty"], ["plenty"]),
-        ([*OWN, "--parallel", "data"], ["parallel = 'data'"]),
+        ([*OWN, "--parallel", "hybrid"], ["not there yet", "--parallel data"]),
+        ([*OWN, "--workers", "2"], ["--workers 2", "add --parallel data"]),
+        ([*OWN, "--parallel", "data", "--workers", "4", "--local", "3"], ["--workers 4", "--local 4"]),
+        ([*OWN, "--parallel", "data", "--consistency", "sspp:2"], ["there is no consistency 'sspp:2'", "ssp:S"]),
         ([*OWN, "--nodes", "4", "--local", "3"], ["--nodes 4", "3 nodes"]),
         ([*OWN, "--nodes", "a,,b"], ["--nodes 'a,,b'"]),
         ([*OWN, "--batch-size", "20", "--nodes", "a,a"], ["named twice"]),
@@ -284,6 +288,43 @@ def test_plan_shows_and_trains_nothing(here: Path, daemon: FakeDaemon, capsys: p
     daemon["POST plan"] = (400, {"error": "the pin x matches nothing", "exit": 2})
     assert refused(["plan", *OWN[1:], "--batch-size", "20"], capsys) == "the pin x matches nothing"
     assert not daemon.bodies("POST jobs")
+
+
+DEALT: dict[str, Any] = {
+    "nodes": [
+        {"name": "a", "layers": "worker 0; shard 0", "parameters": 23, "memory_bytes": 4096, "sends": [["a", 92, 92]]},
+        {"name": "b", "layers": "worker 1", "parameters": 23, "memory_bytes": 2048, "sends": [["a", 92, 92]]},
+    ],
+    "samples_per_s": 1500.0,
+    "reasons": ["one node 1,000 samples/s, data parallel 1,500 over 2 nodes: 1.5 times as fast as a alone", "async: …"],
+    "replicas": [{"nodes": [0]}, {"nodes": [1]}],
+    "shards": [{"nodes": [0]}],
+    "predicted": [
+        {"way": "single", "nodes": ["a"], "samples_per_s": 1000.0},
+        {"way": "data", "nodes": ["a", "b"], "samples_per_s": 1500.0},
+    ],
+}
+
+
+def test_auto_is_settled_before_the_plan_is_shown(
+    here: Path, daemon: FakeDaemon, capsys: pytest.CaptureFixture[str]
+) -> None:
+    daemon["POST plan"] = {"plan": DEALT, "lines": []}
+    words = ["plan", *OWN[1:], "--batch-size", "20", "--parallel", "auto", "--workers", "2"]
+    assert main(words) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "Auto         data parallelism: 1,500 samples/s predicted, against 1,000 on one node",
+        DEALT["reasons"][0],
+        "  node  roles              parameters   memory  per step",
+        "  a     worker 0; shard 0          23  4.0 KiB  pushes 92 B, fetches 92 B",
+        "  b     worker 1                   23  2.0 KiB  pushes 92 B, fetches 92 B",
+        "  async: …",
+    ]
+    asked = [msgspec.msgpack.decode(body, type=JobSpec) for body in daemon.bodies("POST plan")]
+    assert [spec.parallel for spec in asked] == ["data", "data"]
+    assert 'parallel = "data"' in asked[1].request
+    assert main([*words, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["predicted"] == DEALT["predicted"]
 
 
 def test_a_real_daemon_plans(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

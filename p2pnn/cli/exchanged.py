@@ -1,0 +1,62 @@
+"""What the workers and shards of a data-parallel run exchanged: the lines at its end, and the same for programs.
+
+A `progress` event of such a run has `staleness` (updates that a push was behind → pushes, since the start; from 16 on a number
+stands for all up to twice it), `pushed_bytes` and `fetched_bytes` (per step, all workers together), `refused` (worker → why →
+pushes), `set_aside` (workers), `slowest` (the worker that the others wait for).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+from p2pnn.cli.render import count, label, percent, size, staleness, table
+from p2pnn.ps.messages import Refusal
+
+BAR_CELLS: Final = 30
+
+
+def lines(last: Mapping[str, Any]) -> Iterator[str]:
+    """Of a run's last progress event; none of a run without shards."""
+    rows = staleness(last).rows()
+    pushes = sum(number for _, number in rows)
+    if len(rows) == 1:
+        yield label("staleness", f"{rows[0][0]} of all {count(pushes)} pushes")
+    elif rows:
+        most = max(number for _, number in rows)
+        shown = [("updates behind", "pushes", "", "")]
+        shown += [
+            (behind, count(number), percent(number / pushes), "━" * max(1, round(BAR_CELLS * number / most)))
+            for behind, number in rows
+        ]
+        for index, line in enumerate(table(shown, right=(0, 1, 2))):
+            yield label("" if index else "staleness", line).rstrip()
+    for worker, whys in sorted((last.get("refused") or {}).items()):
+        for why, number in whys.items():
+            many = f"{count(number)} push{'es' * (number != 1)}"
+            yield label("refused", f"{many} of {worker}: {_reason(why)}")
+    if last.get("set_aside"):
+        yield label("set aside", f"{', '.join(last['set_aside'])}, for bad pushes")
+    if last.get("pushed_bytes") is not None:
+        pushed, fetched = in_all(last)
+        yield label("exchanged", f"{size(pushed)} pushed, {size(fetched)} fetched")
+
+
+def summary(last: Mapping[str, Any]) -> dict[str, Any]:
+    """The same for `--json`; empty of a run without shards."""
+    if last.get("pushed_bytes") is None:
+        return {}
+    pushed, fetched = in_all(last)
+    kept = {name: last.get(name) for name in ("staleness", "refused", "set_aside")}
+    return {"exchange": {**kept, "pushed_bytes": round(pushed), "fetched_bytes": round(fetched)}}
+
+
+def in_all(last: Mapping[str, Any]) -> tuple[float, float]:
+    """Bytes pushed and fetched over all steps, from those per step."""
+    steps = last.get("steps") or last["step"]
+    return last["pushed_bytes"] * steps, last["fetched_bytes"] * steps
+
+
+def _reason(name: str) -> str:
+    """A refusal in words; that of a newer node as it is."""
+    return Refusal[name].value if name in Refusal.__members__ else name

@@ -1,0 +1,59 @@
+"""What a data-parallel run says at its end, word for word."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from p2pnn.cli import exchanged
+
+LAST: dict[str, Any] = {
+    "kind": "progress",
+    "step": 90,
+    "steps": 100,
+    "staleness": {"2": 300, "0": 10, "1": 90, "32": 1},
+    "pushed_bytes": 104_448.0,
+    "fetched_bytes": 52_224.0,
+    "refused": {"b": {"TOO_STALE": 3, "FROM_THE_FUTURE": 1}, "a": {"NOT_FINITE": 1}},
+    "set_aside": ["a"],
+    "slowest": "b",
+}
+
+
+def test_the_end_of_a_run() -> None:
+    assert list(exchanged.lines(LAST)) == [
+        "staleness    updates behind  pushes",
+        "                          0      10   2.5 %  ━",
+        "                          1      90  22.4 %  ━━━━━━━━━",
+        "                          2     300  74.8 %  ━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━",
+        "                      32–63       1   0.2 %  ━",
+        "refused      1 push of a: its gradient has NaN or infinite elements",
+        "refused      3 pushes of b: it is based on parameters that are too old",
+        "refused      1 push of b: FROM_THE_FUTURE",
+        "set aside    a, for bad pushes",
+        "exchanged    10.0 MiB pushed, 5.0 MiB fetched",
+    ]
+
+
+def test_where_nothing_was_stale_one_line_says_so() -> None:
+    last = LAST | {"staleness": {"0": 1234}, "refused": {}, "set_aside": []}
+    assert next(exchanged.lines(last)) == "staleness    0 of all 1,234 pushes"
+    assert len(list(exchanged.lines(last))) == 2
+
+
+def test_a_run_without_shards_says_nothing() -> None:
+    plain = {"kind": "progress", "step": 1, "steps": 2}
+    for last in ({}, plain):
+        assert list(exchanged.lines(last)) == []
+        assert exchanged.summary(last) == {}
+
+
+def test_the_same_for_programs() -> None:
+    assert exchanged.summary(LAST) == {
+        "exchange": {
+            "staleness": LAST["staleness"],
+            "refused": LAST["refused"],
+            "set_aside": ["a"],
+            "pushed_bytes": 10_444_800,
+            "fetched_bytes": 5_222_400,
+        }
+    }
