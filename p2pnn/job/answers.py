@@ -17,17 +17,33 @@ from p2pnn.types import NodeId
 
 Answers = Mapping[NodeId, Done]
 
+_parts = msgspec.msgpack.Decoder(Part | tuple[Part, ...])
+
+
+def of_node(dones: Sequence[Done]) -> Done:
+    """What the processes of one node answered to one command, as one answer: the first error, the one result, or the parts of a
+    checkpoint together."""
+    first = dones[0]
+    results = [done.result for done in dones if done.result]
+    error = next((done.error for done in dones if done.error), "")
+    if len(results) < 2 or error:
+        return Done(first.sequence, b"" if error else b"".join(results), error)
+    return Done(first.sequence, msgspec.msgpack.encode([part for result in results for part in _parts_in(result)]))
+
 
 def evaluation(spec: JobSpec, split: str, nodes: Sequence[NodeId], answers: Answers) -> SplitResult:
-    """The split's loss (mean over its rows) and metrics; each comes from the node that holds it. nodes: in the plan's order."""
+    """The split's loss (mean over its rows) and metrics; each comes from the node that holds it, of each model replica. nodes: in
+    the plan's order."""
     loss_sum, rows = 0.0, 0
     sums: dict[str, tuple[float, float]] = {}
     for node in nodes:
         if answers[node].result:
             found = msgspec.msgpack.decode(answers[node].result, type=Evaluation)
             loss_sum += found.loss_sum
-            rows = max(rows, found.rows)
-            sums.update(found.metrics)
+            rows += found.rows
+            for name, (total, count) in found.metrics.items():
+                before = sums.get(name, (0.0, 0.0))
+                sums[name] = (before[0] + total, before[1] + count)
     metrics = {m.name: finished(m.kind, *sums[m.name]) for m in spec.graph.metrics if m.name in sums}
     loss = loss_sum / rows if spec.graph.losses and rows else None
     counts = {name: round(sums[name][1]) for name in metrics if math.isfinite(sums[name][1])}
@@ -45,6 +61,18 @@ def scores(nodes: Sequence[NodeId], answers: Answers) -> bytes:
     return next((answers[node].result for node in nodes if answers[node].result), b"")
 
 
-def parts(nodes: Sequence[NodeId], answers: Answers) -> tuple[Part, ...]:
-    """The parts of a checkpoint, in the plan's order."""
-    return tuple(msgspec.msgpack.decode(answers[node].result, type=Part) for node in nodes)
+def parts(nodes: Sequence[NodeId], answers: Answers) -> tuple[tuple[Part, ...], tuple[int, ...]]:
+    """The parts of a checkpoint, in the plan's order, and which node of the plan wrote each. A node may have written none, or
+    several, where it computes and holds shards."""
+    found: list[tuple[Part, int]] = []
+    for index, node in enumerate(nodes):
+        if answers[node].result:
+            found += [(part, index) for part in _parts_in(answers[node].result)]
+    if not found:
+        raise msgspec.ValidationError("no node wrote a part of the checkpoint")
+    return tuple(part for part, _ in found), tuple(index for _, index in found)
+
+
+def _parts_in(result: bytes) -> tuple[Part, ...]:
+    found = _parts.decode(result)
+    return (found,) if isinstance(found, Part) else found

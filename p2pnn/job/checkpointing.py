@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
@@ -11,7 +11,7 @@ from p2pnn.job.checkpoint import RECUT, Manifest
 from p2pnn.job.ledger import Ledger
 from p2pnn.job.plan import Plan, cut
 from p2pnn.job.records import KEPT_CHECKPOINTS, term_of
-from p2pnn.job.saving import Complete, DataAlone, Saver
+from p2pnn.job.saving import Complete, DataAlone, Saver, Torn
 from p2pnn.job.script import Done
 from p2pnn.job.spec import JobSpec
 from p2pnn.types import BlobId, NodeId
@@ -44,6 +44,11 @@ class Checkpointing:
         return self._saver.waiting
 
     @property
+    def writers(self) -> tuple[tuple[int, ...], ...]:
+        """For each of `copying`: which node of the plan wrote each part."""
+        return self._saver.writers
+
+    @property
     def oldest_best(self) -> int | None:
         """The step of the oldest of the best epoch that is not complete yet."""
         return oldest_best(self.writing, self.copying)
@@ -68,15 +73,14 @@ class Checkpointing:
         manifest, best = self._writing.pop(number)
         errors = [f"node {self._ledger.name(n)}: {found[n].error}" for n in self._nodes if found[n].error]
         if errors:
-            self.last_error = "; ".join(errors)
-            self._publish(manifest, complete=False, error=self.last_error)
-            self._failed(self.last_error)
+            self._give_up(manifest, "; ".join(errors))
             return
-        self.copy(msgspec.structs.replace(manifest, parts=answers.parts(self._nodes, found)), best=best)
+        parts, writers = answers.parts(self._nodes, found)
+        self.copy(msgspec.structs.replace(manifest, parts=parts), best=best, writers=writers)
 
-    def copy(self, manifest: Manifest, *, best: bool) -> None:
-        """Have a checkpoint that is written copied."""
-        self._saver.save(manifest, best=best)
+    def copy(self, manifest: Manifest, *, best: bool, writers: Sequence[int] = ()) -> None:
+        """Have a checkpoint that is written copied. writers: which node of the plan wrote each part; () for part i by node i."""
+        self._saver.save(manifest, best=best, writers=writers)
         self._settle()
 
     def keep_data(self, source: NodeId, blobs: tuple[BlobId, ...]) -> None:
@@ -114,8 +118,15 @@ class Checkpointing:
                     for text in warnings:
                         self._ledger.publish("warning", text=f"the checkpoint of step {manifest.step} has {text}")
                     self._complete(manifest, best)
+                case Torn(manifest, error):
+                    self._give_up(manifest, error)
                 case DataAlone(error):
                     self._ledger.publish("warning", text=f"the data has {error}")
+
+    def _give_up(self, manifest: Manifest, error: str) -> None:
+        self.last_error = error
+        self._publish(manifest, complete=False, error=error)
+        self._failed(error)
 
     def _complete(self, manifest: Manifest, best: bool) -> None:
         if (

@@ -85,6 +85,10 @@ class Plan(msgspec.Struct, frozen=True):
             return 0
         return next((number for number, replica in enumerate(self.replicas) if index in replica.nodes), -1)
 
+    def position(self, index: int) -> int:
+        """Where node `index`, which computes, stands within its replica."""
+        return self.replicas[self.worker_of(index)].nodes.index(index) if self.replicas else index
+
     def served_by(self, index: int) -> tuple[int, ...]:
         """The shards whose primary node `index` is."""
         return tuple(number for number, home in enumerate(self.shards) if home.nodes[0] == index)

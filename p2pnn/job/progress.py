@@ -8,7 +8,9 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from p2pnn.job.part_log import Totals
+from p2pnn.job.plan import Plan
 from p2pnn.job.script import Progress
+from p2pnn.job.served import Served
 from p2pnn.job.snapshots import Interval
 from p2pnn.job.spec import JobSpec
 
@@ -36,7 +38,8 @@ class ProgressMeter:
         self._step = step
         self._steps: dict[str, int] = {}
         self._busy: dict[str, tuple[float, float]] = {}
-        self.interval = Interval(spec.snapshot_steps)
+        self._served = Served()
+        self.interval = Interval(0 if spec.data is not None else spec.snapshot_steps)
         self.counted: dict[str, Totals] = {}
         self._recent: deque[tuple[float, int]] = deque([(now, step)])
         self._shown_at = -math.inf
@@ -53,37 +56,47 @@ class ProgressMeter:
             if set(lost._steps.values()) == {self._step}:
                 self._since_epoch = lost._since_epoch
 
-    def start(self, now: float, nodes: Iterable[str]) -> None:
-        """Training begins now on these nodes: what passed before does not count."""
-        self._steps = dict.fromkeys(nodes, self._step)
+    def start(self, now: float, nodes: Iterable[str], plan: Plan | None = None) -> None:
+        """Training begins now on these nodes: what passed before does not count. Those of them that compute do, by the plan."""
+        self._begin(now, nodes, plan)
+        self._served.begins(self._step)
+
+    def _begin(self, now: float, nodes: Iterable[str], plan: Plan | None) -> None:
+        self._served = Served(plan)
+        self._steps = dict.fromkeys((name for name in nodes if self._computes(name)), self._step)
         self._recent = deque([(now, self._step)])
         self._epoch_start = (now, self._step)
 
     def add(self, node: str, progress: Progress, now: float) -> dict[str, Any] | None:
         """Count one message; returns the fields of a progress event when it is time for one."""
-        self._steps[node] = progress.step
-        self.interval.add(node, progress)
-        self._busy[node] = (progress.compute_s, progress.wall_s)
+        if self._computes(node):
+            self._steps[node] = progress.step
+            self.interval.add(node, progress)
+        if progress.wall_s > 0:
+            self._busy[node] = (progress.compute_s, progress.wall_s)
         for sums in (self._since_event, self._since_epoch, self.counted.setdefault(node, Totals())):
             sums.add(progress)
-        step = min(self._steps.values())  # the slowest node is what counts
+        step = min(self._steps.values(), default=self._step)  # the slowest node is what counts
         if step > self._step:
             self._step = step
             self._recent.append((now, step))
+        self._served.add(progress.served, self._step)
         while len(self._recent) > 2 and now - self._recent[1][0] > WINDOW_S:
             self._recent.popleft()
         if now - self._shown_at < EVENT_INTERVAL_S or not self._since_event.rows:
             return None
         self._shown_at = now
         rate = self.steps_per_s(now)
+        busy = {name: min(1.0, c / w) for name, (c, w) in sorted(self._busy.items())}
         event = {
             "step": self._step,
             "steps": self._spec.steps,
             "loss": _loss(self._since_event),
             "metrics": _metrics(self._since_event, self._spec),
             "samples_per_s": rate * self._spec.batch_size,
-            "busy": {name: min(1.0, c / w) if w > 0 else 0.0 for name, (c, w) in sorted(self._busy.items())},
+            "busy": busy,
             "left_s": (self._spec.steps - self._step) / rate if rate > 0 else None,
+            **self._served.fields(self._step, self._steps, busy),
         }
         self._since_event = Totals()
         return event
@@ -92,12 +105,17 @@ class ProgressMeter:
         """What a coordinator that goes on needs: what was counted so far by node, and the sums of this epoch."""
         return tuple(self.counted.get(node, Totals()) for node in nodes), self._since_epoch
 
-    def take_over(self, counted: dict[str, Totals], epoch: Totals, step: int, now: float) -> None:
+    def take_over(
+        self, counted: dict[str, Totals], epoch: Totals, step: int, now: float, plan: Plan | None = None
+    ) -> None:
         """Go on from what `tell` gave, in a process that has not seen the steps before. The epoch's rate counts from here."""
         self._step = step
-        self.start(now, counted)
+        self._begin(now, counted, plan)
         self.counted = counted
         self._since_epoch = epoch
+
+    def _computes(self, node: str) -> bool:
+        return not self._served.computing or node in self._served.computing
 
     def steps_per_s(self, now: float) -> float:
         (then, first), (_, last) = self._recent[0], self._recent[-1]

@@ -16,7 +16,7 @@ from p2pnn.job import life
 from p2pnn.job.checkpoint import RECUT, Manifest
 from p2pnn.job.plan import Plan, cut
 from p2pnn.job.script import Predictions
-from p2pnn.job.spec import JobSpec
+from p2pnn.job.spec import DataParallel, JobSpec
 from p2pnn.types import BlobId, JobId, NodeId
 
 FORMAT: Final = 1
@@ -210,7 +210,26 @@ def attainable(spec: JobSpec, members: Mapping[NodeId, str], *, anew: bool) -> t
     if anew and cut != spec.cut:
         remarks.append(f"the job's cut is over {len(set(spec.cut))} nodes, but {len(members)} are here; it is cut anew")
     count = min(spec.node_count, len(members))
-    return msgspec.structs.replace(spec, cut=cut, nodes=nodes, pins=pins, node_count=count), remarks
+    data, more = _fewer_workers(spec, len(members))
+    found = msgspec.structs.replace(spec, cut=cut, nodes=nodes, pins=pins, node_count=count, data=data)
+    return found, remarks + more
+
+
+def _fewer_workers(spec: JobSpec, members: int) -> tuple[DataParallel | None, list[str]]:
+    """As many of the workers that a data-parallel job asks for as there are nodes, and what that changes. In `sync` each takes an
+    equal share of a step's micro-batches."""
+    data = spec.data
+    if data is None or data.workers <= members:
+        return data, []
+    divides = [n for n in range(1, members + 1) if data.consistency != "sync" or spec.micro_batches % n == 0]
+    workers = max(divides, default=1)
+    remarks = [f"the job asks for {data.workers} workers, but {members} nodes are here; it goes on with {workers}"]
+    backup = min(data.backup, workers - 1)
+    if backup != data.backup:
+        remarks.append(
+            f"with {workers} workers, gradients of at most {backup} can be done without: backup is {backup} now"
+        )
+    return msgspec.structs.replace(data, workers=workers, backup=backup), remarks
 
 
 def ended(record: JobRecord, event: str, reason: str) -> JobRecord:

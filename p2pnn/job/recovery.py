@@ -98,8 +98,8 @@ class Attempts:
 
 @dataclass(slots=True)
 class Lost:
-    """What there was to lose. generation: of the start that ran; parts: nodes of its plan; cut: its `job.plan.cut`. reached:
-    the step that it is known to have reached; limit: cuts behind this step cannot be gone on from."""
+    """What there was to lose. generation: of the start that ran; parts: nodes of its plan, 0 where no cuts are taken; cut: its
+    `job.plan.cut`. reached: the step that it is known to have reached; limit: cuts behind this step cannot be gone on from."""
 
     text: str
     generation: int
@@ -136,6 +136,8 @@ class Recovery:
         self._step = -1
         self._due = 0.0
         self._link_due = now + LINK_S
+        if spec.data is not None:
+            lost.parts = 0  # no cuts are taken: parameters lie on shards, and the newest checkpoint is gone on from
         if spec.kind == "train" and lost.parts:
             for node in ledger.members:
                 self._ask(node, now)

@@ -96,7 +96,7 @@ class Run:
     def start(self, now: float) -> None:
         """All nodes are prepared."""
         self._at(now)
-        self.meter.start(now, map(self._ledger.name, self._nodes))
+        self.meter.start(now, map(self._ledger.name, self._nodes), self._ledger.record.plan)
         self._ledger.move("prepared", "", self._step_done)
         if self._spec.kind == "train" and self._over():  # resumed from the last checkpoint of all
             self._stage = "close"
@@ -117,13 +117,14 @@ class Run:
         for number, manifest, best in state.checkpointing:
             self.checkpoints.begin(number, manifest, best=best)
         names = [self._ledger.name(node) for node in self._nodes]
-        self.meter.take_over(dict(zip(names, state.counted, strict=True)), state.epoch_sums, state.step_done, now)
+        by_name = dict(zip(names, state.counted, strict=True))
+        self.meter.take_over(by_name, state.epoch_sums, state.step_done, now, self._ledger.record.plan)
         for name, total, counted in zip(names, totals, state.counted, strict=True):
             self.meter.add(name, Progress(state.step_done, *total.beyond(counted), 0.0, 0.0), now)
         for number in sorted(state.outstanding):
             self._order(commands[number])
-        for manifest, best in state.saving:
-            self.checkpoints.copy(manifest, best=best)
+        for manifest, best, writers in state.copies(len(self._nodes)):
+            self.checkpoints.copy(manifest, best=best, writers=writers)
         self._go_on()
 
     def report(self, node: NodeId, report: Report, now: float) -> None:
@@ -383,6 +384,7 @@ class Run:
             revision=self._ledger.remembered.revision,
             counted=counted,
             epoch_sums=epoch_sums,
+            writers=self.checkpoints.writers,
         )
 
     def _at(self, now: float) -> None:

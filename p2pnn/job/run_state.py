@@ -27,7 +27,8 @@ class RunState(msgspec.Struct, frozen=True, array_like=True):
 
     outstanding: numbers of commands without all answers. checkpointing: (number, manifest without parts, best) of
     those among them that write one. saving: (manifest, best) of checkpoints that wait for copies. counted: by node of the plan,
-    the totals that its epochs hold; epoch_sums: of the epoch under way.
+    the totals that its epochs hold; epoch_sums: of the epoch under way. writers: for each of `saving`, which node of the plan
+    wrote each part; () where part i is node i's.
     """
 
     sequence: int
@@ -52,6 +53,17 @@ class RunState(msgspec.Struct, frozen=True, array_like=True):
     revision: int
     counted: tuple[Totals, ...]
     epoch_sums: Totals
+    writers: tuple[tuple[int, ...], ...] = ()
+
+    def copies(self, nodes: int) -> list[tuple[Manifest, bool, tuple[int, ...]]]:
+        """`saving`, with who of so many nodes wrote each part. Raises CheckpointError where they do not fit together."""
+        writers = self.writers or tuple(tuple(range(nodes)) for _ in self.saving)
+        if len(writers) != len(self.saving) or any(not 0 <= writer < nodes for each in writers for writer in each):
+            raise CheckpointError("the parts of its checkpoints are of other nodes")
+        found = [(manifest, best, each) for (manifest, best), each in zip(self.saving, writers, strict=True)]
+        if any(len(manifest.parts) != len(each) for manifest, _, each in found):
+            raise CheckpointError("its checkpoints have other parts than nodes wrote")
+        return found
 
 
 _encoder: Final = msgspec.msgpack.Encoder()

@@ -2,13 +2,14 @@
 
 A buddy is the next living node of the plan, or any other member; where there is nobody else, one copy has to do. A buddy
 that fails is replaced by the next candidate; where the last has failed, the one copy has to do as well, with a warning: it is
-better than none. The same holds for data that only one node has: no checkpoint counts before
-that has its second copy, because a run cannot go on without its data either.
+better than none, unless the node that wrote it is lost. The same holds for data that only one node has: no checkpoint counts
+before that has its second copy, because a run cannot go on without its data either.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -41,6 +42,14 @@ class Complete:
 
 
 @dataclass(frozen=True, slots=True)
+class Torn:
+    """A checkpoint that will never count: a part of it was on a lost node alone. error: one clause."""
+
+    manifest: Manifest
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
 class DataAlone:
     """Data stays on one node only; error: one clause."""
 
@@ -51,6 +60,7 @@ class DataAlone:
 class _Saving:
     manifest: Manifest
     best: bool
+    writers: tuple[int, ...]
     pending: set[int] = field(default_factory=set)
     warnings: tuple[str, ...] = ()
 
@@ -83,7 +93,7 @@ class Saver:
         self._number = start * REQUESTS_PER_START + term * REQUESTS_PER_TERM
         self._copies: dict[int, _Copy] = {}
         self._savings: list[_Saving] = []
-        self._outcomes: deque[Complete | DataAlone] = deque()
+        self._outcomes: deque[Complete | Torn | DataAlone] = deque()
 
     @property
     def busy(self) -> bool:
@@ -95,12 +105,18 @@ class Saver:
         """The checkpoints that wait for their copies, and whether each holds the best epoch; oldest first."""
         return tuple((saving.manifest, saving.best) for saving in self._savings)
 
-    def save(self, manifest: Manifest, *, best: bool) -> None:
-        """All parts were written, part i by node i of the plan: have each copied to a buddy."""
-        saving = _Saving(manifest, best)
+    @property
+    def writers(self) -> tuple[tuple[int, ...], ...]:
+        """For each of `waiting`: which node of the plan wrote each part."""
+        return tuple(saving.writers for saving in self._savings)
+
+    def save(self, manifest: Manifest, *, best: bool, writers: Sequence[int] = ()) -> None:
+        """All parts were written: have each copied to a buddy. writers: which node of the plan wrote each part; () for part i by
+        node i."""
+        saving = _Saving(manifest, best, tuple(writers) or tuple(range(len(manifest.parts))))
         self._savings.append(saving)
-        for part, source in zip(manifest.parts, self.nodes, strict=True):
-            self._copy((part.blob, self._spec), source, saving, frozenset(), part.size)
+        for part, writer in zip(manifest.parts, saving.writers, strict=True):
+            self._copy((part.blob, self._spec), self.nodes[writer], saving, frozenset(), part.size)
         self._settle()
 
     def keep_data(self, source: NodeId, blobs: tuple[BlobId, ...]) -> None:
@@ -134,7 +150,7 @@ class Saver:
             if copy.due <= self.now:
                 self.kept(copy.node, request, "it did not answer in time")
 
-    def next_outcome(self) -> Complete | DataAlone | None:
+    def next_outcome(self) -> Complete | Torn | DataAlone | None:
         return self._outcomes.popleft() if self._outcomes else None
 
     def _copy(
@@ -158,8 +174,18 @@ class Saver:
         text = f"only one copy, on node {self._name(copy.source)}, and none on node {self._name(copy.node)}: {error}"
         if copy.saving is None:
             self._outcomes.append(DataAlone(text))
+        elif copy.source not in self._members:
+            self._drop(
+                copy.saving, f"node {self._name(copy.source)} is lost, and nobody else has its part of it: {error}"
+            )
         else:
             copy.saving.warnings += (text,)
+
+    def _drop(self, saving: _Saving, error: str) -> None:
+        self._copies = {request: copy for request, copy in self._copies.items() if copy.saving is not saving}
+        if saving in self._savings:
+            self._savings.remove(saving)
+            self._outcomes.append(Torn(saving.manifest, error))
 
     def _name(self, node: NodeId) -> str:
         return self._members.get(node, node[:8])

@@ -55,6 +55,7 @@ def of(record: JobRecord, parts: dict[NodeId, PartState]) -> Takeover | str:
         return "its coordinator left no word where it stood"
     try:
         state = run_state.decode(newest.state)
+        state.copies(len(nodes))
         known = {number: data for part in parts.values() for number, data in part.commands}
         commands = {number: _commands.decode(known[number]) for number in state.outstanding}
         answers: list[tuple[NodeId, Done]] = []

@@ -18,7 +18,7 @@ from typing import Final
 
 from p2pnn.data.blobs import BlobStore, BlobWriter
 from p2pnn.errors import DataError, P2pnnError, PeerGone, StorageError
-from p2pnn.node.links import Post
+from p2pnn.node.links import Post, Priority
 from p2pnn.node.tasks import Tasks, in_thread
 from p2pnn.types import BlobId, NodeId
 from p2pnn.wire.messages import BlobMissing, BlobPiece, BlobRequest, Keep, Kept
@@ -254,7 +254,7 @@ class BlobExchange:
             length = min(message.length, PIECE_BYTES, max(0, size - message.offset))
             data = await asyncio.to_thread(self.blobs.read, blob, message.offset, length)
             await self._post.send_body(
-                node, BlobPiece(message.request, blob, message.offset, size), memoryview(data), 2
+                node, BlobPiece(message.request, blob, message.offset, size), memoryview(data), Priority.BLOB
             )
         except (StorageError, DataError) as error:
             self._post.send(node, BlobMissing(message.request, message.blob, str(error)))

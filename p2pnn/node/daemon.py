@@ -156,7 +156,7 @@ class Daemon:
 
     def body_for(self, node: NodeId, message: wire.Message, nbytes: int) -> memoryview | None:
         match message:
-            case wire.Tensor():
+            case wire.Tensor() | wire.Push() | wire.Values():
                 return self.place.body_for(node, message, nbytes)
             case wire.BlobPiece():
                 return self.blobs.body_for(node, message, nbytes)
@@ -168,7 +168,7 @@ class Daemon:
 
     def body(self, node: NodeId, message: wire.Message) -> None:
         match message:
-            case wire.Tensor():
+            case wire.Tensor() | wire.Push() | wire.Values():
                 self.place.body(node, message)
             case wire.BlobPiece():
                 self.blobs.received(node, message)
@@ -279,6 +279,9 @@ class Daemon:
                 wire.Adopt,
                 wire.Retired,
                 wire.Squares,
+                wire.Pushed,
+                wire.Fetch,
+                wire.Mark,
             ),
             self.jobs.receive: (
                 wire.Waiting,

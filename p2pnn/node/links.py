@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine
+from enum import IntEnum
 from typing import Any, Protocol
 
 from p2pnn.errors import PeerGone
@@ -16,6 +17,26 @@ from p2pnn.types import NodeId
 from p2pnn.wire.messages import LinkKind, Message
 
 log = logging.getLogger("p2pnn.node")
+
+
+class Priority(IntEnum):
+    """Of bodies on a data link: the lower, the sooner; those of one priority take turns.
+
+    Pushes of gradients go from PUSH on, what is needed first, to BLOB: the last part of each takes turns with parts of
+    checkpoints and with values, so that nobody who sends without a pause keeps checkpoints back.
+    """
+
+    TENSOR = 1
+    PUSH = 3
+    BLOB = 6
+    VALUES = 6
+    PROBE = 7
+    SNAPSHOT = 8
+
+    @staticmethod
+    def of_push(rank: int, count: int) -> int:
+        """Of the part of a push that is needed as number `rank` of `count`."""
+        return Priority.BLOB - (count - 1 - rank) * (Priority.BLOB - Priority.PUSH + 1) // count
 
 
 class Outside(Protocol):

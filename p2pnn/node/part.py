@@ -1,7 +1,8 @@
-"""One start of one job on this node: prepare it, then carry tensors and messages between the executor and the peers.
+"""One start of one job on this node: its executors from their beginning to their end, and what passes between them and the
+coordinator: the script's commands, and what answers them.
 
-What the executor has sent leaves from its place in the arena, what comes is received into it, and both are recorded
-(`node.recording`), as is what the executor itself does.
+What passes between executors is in `node.tensors` (tensors of a model that is cut over nodes), `node.pushing` and `node.serving`
+(gradients and parameters of a data-parallel run).
 """
 
 from __future__ import annotations
@@ -9,34 +10,36 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Coroutine
-from typing import Any, Final
+from functools import partial
+from typing import Final
 
 import msgspec
 
-from p2pnn.data.chunks import HEADER_BYTES
 from p2pnn.errors import P2pnnError, PeerGone, StorageError
 from p2pnn.executor import commands
 from p2pnn.job import script
-from p2pnn.job.checkpoint import Manifest
+from p2pnn.job.answers import of_node
 from p2pnn.job.part_log import PartLog, PartState
 from p2pnn.job.plan import Plan
 from p2pnn.job.recovery import Loss
-from p2pnn.job.segment import Transfer, transfers
 from p2pnn.job.spans import RING_BYTES
 from p2pnn.job.spec import JobSpec
-from p2pnn.node import parcels
+from p2pnn.node import parcels, pushing, serving, tensors
 from p2pnn.node.blobs import BlobExchange
+from p2pnn.node.company import Company
 from p2pnn.node.executor import Executor
 from p2pnn.node.links import Post
-from p2pnn.node.recording import Recording, clock
+from p2pnn.node.needs import Needs
+from p2pnn.node.pushing import Pushing
+from p2pnn.node.recording import Recording
 from p2pnn.node.room import Room, check, divide
+from p2pnn.node.serving import Serving
 from p2pnn.node.snapshots import Own, Snapshots
-from p2pnn.node.specs import SPEC_BYTES_MAX, blobs_read_by, decode_spec
-from p2pnn.node.tasks import Tasks, in_thread, saying_so
+from p2pnn.node.tasks import Tasks, in_thread
+from p2pnn.node.tensors import Tensors
 from p2pnn.node.traces import Traces
+from p2pnn.ps.layout import ServerLayout, server_layout
 from p2pnn.train.cuts import COUNTER_BYTES
-from p2pnn.train.gate import Gate
 from p2pnn.types import BlobId, JobId, NodeId
 from p2pnn.wire import messages as wire
 
@@ -45,11 +48,19 @@ log = logging.getLogger("p2pnn.place")
 LINK_GRACE_S: Final = 2.0
 """How long the coordinator has to notice a dead peer before a node that misses it fails the job for a broken link."""
 
+COMPUTE: Final = "compute"
+SERVE: Final = "serve"
+"""Roles of executors (`executor.commands.Prepare`)."""
+
 _commands = msgspec.msgpack.Decoder(list[script.Command])
 
 
 class Part:
-    """One start of one job on this node: prepare, then carry between the executor and the peers until `end`."""
+    """One start of one job on this node: prepare, then carry between the executors and the peers until `end`.
+
+    A node of a data-parallel plan may compute, serve shards, or both: each by an executor of its own. Both get the script's
+    commands; what they answer to one is one answer.
+    """
 
     def __init__(
         self,
@@ -62,6 +73,7 @@ class Part:
     ) -> None:
         self._coordinator = coordinator
         self._message = message
+        self._about = (message.job, message.generation)
         self._post = post
         self._blobs = blobs
         self._traces = traces
@@ -69,39 +81,44 @@ class Part:
         self._own: Own | None = None
         self._recording: Recording | None = None
         self._nodes = [NodeId(n) for n in message.nodes]
-        self._executor: Executor | None = None
-        self._gate: Gate | None = None
-        self._transfers: list[Transfer] = []
         self._names: dict[NodeId, str] = {}
+        self._executors: dict[str, Executor] = {}
+        self._tensors: Tensors | None = None
+        self._pushing: Pushing | None = None
+        self._serving: Serving | None = None
+        self._prepared: dict[str, int] = {}
+        self._answers: dict[int, list[script.Done]] = {}
+        self._step = 0
+        self._room: Room
+        self._served: ServerLayout
         self._held: deque[commands.ToExecutor] | None = None
         self._log = PartLog()
         self._running = False
         self._failure = ""
         self._over = False
-        self._place: Callable[[int, int], tuple[int, int]]
-        self._room: Room
         self._tasks = Tasks(lambda error: self._fail(f"a fault in this program: {error!r}"))
         self._tasks.spawn(self._prepare())
 
     @property
-    def pid(self) -> int | None:
-        return self._executor.pid if self._executor else None
+    def pids(self) -> dict[str, int]:
+        """Of its executors, by role."""
+        return {role: executor.pid for role, executor in self._executors.items()}
 
     def is_about(self, job: str, generation: int) -> bool:
-        return job == self._message.job and generation == self._message.generation
+        return (job, generation) == self._about
 
     def receive(self, node: NodeId, message: wire.Message) -> None:
-        """A command of the coordinator, or what another node of the plan tells the executor here."""
-        executor = self._executor
-        if executor is None:
-            return
+        """A command of the coordinator, or what another node of the plan tells the executors here."""
         match message:
             case wire.Command():
-                self._obey(executor, message)
-            case wire.Retired() if self._is_index(node, message.index):
-                executor.send(commands.PeerRetired(message.index, message.count))
-            case wire.Squares() if self._is_index(node, message.index):
-                executor.send(commands.PeerSquares(message.index, message.step, list(message.squares)))
+                if self._executors:
+                    self._obey(message)
+            case wire.Retired() | wire.Squares() if self._tensors is not None:
+                self._tensors.receive(node, message)
+            case wire.Pushed() if self._pushing is not None:
+                self._pushing.receive(node, message)
+            case wire.Fetch() | wire.Mark() if self._serving is not None:
+                self._serving.receive(node, message)
 
     def adopt(self, coordinator: NodeId, record: bytes) -> None:
         """Another node coordinates from now on: tell it how far this part is, and the job's record as it is known here."""
@@ -113,22 +130,27 @@ class Part:
             state = PartState("ended" if self._over else "preparing", text=text)
         self._tasks.spawn(self._tell(state))
 
-    def body_for(self, node: NodeId, message: wire.Tensor, nbytes: int) -> memoryview | None:
-        if self._gate is None or self._executor is None or self._over or node not in self._nodes:
+    def body_for(self, node: NodeId, message: wire.Message, nbytes: int) -> memoryview | None:
+        if self._over or node not in self._nodes:
             return None
-        assert self._recording is not None
-        refusal = self._gate.refusal(message.transfer, message.micro_batch, self._nodes.index(node), nbytes)
-        if refusal:
-            log.warning("tensor refused job=%s node=%s reason=%s", message.job, node[:8], refusal)
-            return None
-        offset, size = self._gate.take(message.transfer, message.micro_batch)
-        self._recording.begins(message.transfer, message.micro_batch)
-        return self._executor.room(offset, size)
+        match message:
+            case wire.Tensor() if self._tensors is not None:
+                return self._tensors.body_for(node, message, nbytes)
+            case wire.Values() if self._pushing is not None:
+                return self._pushing.body_for(node, message, nbytes)
+            case wire.Push() if self._serving is not None:
+                return self._serving.body_for(node, message, nbytes)
+        return None
 
-    def arrived(self, message: wire.Tensor) -> None:
-        if self._executor is not None and self._recording is not None:
-            self._executor.send(commands.Arrived(message.transfer, message.micro_batch))
-            self._recording.received(message.transfer, message.micro_batch)
+    def arrived(self, node: NodeId, message: wire.Message) -> None:
+        """A body lies whole in the place that was given for it."""
+        match message:
+            case wire.Tensor() if self._tensors is not None:
+                self._tensors.arrived(message)
+            case wire.Values() if self._pushing is not None:
+                self._pushing.arrived(message)
+            case wire.Push() if self._serving is not None:
+                self._serving.arrived(message)
 
     def peer_lost(self, node: NodeId, reason: str) -> None:
         """Messages to and from the node were lost with its link, and nobody says them again: the part fails, unless the
@@ -137,106 +159,85 @@ class Part:
             self._tasks.spawn(self._fail_for_link(node, reason))
 
     async def end(self) -> None:
-        """Stop at once: the executor is killed, what was on its way is dropped."""
+        """Stop at once: the executors are killed, what was on its way is dropped."""
         self._over = True
         if self._own is not None:
             self._own.close()
-        if self._executor is not None:
-            self._executor.kill()  # first: a tensor that is half sent may take its time
+        for executor in self._executors.values():
+            executor.kill()  # first: a tensor that is half sent may take its time
         await self._tasks.close()
         if self._recording is not None:
             self._recording.close()
-        if self._executor is not None:
-            await self._executor.end()
+        await asyncio.gather(*(executor.end() for executor in self._executors.values()))
         if self._recording is not None:
             await self._traces.end(self._recording)
 
     # --- preparing
 
     async def _prepare(self) -> None:
-        message = self._message
         try:
-            sources = [NodeId(n) for n in message.sources]
-            await self._blobs.fetch(BlobId(message.spec), sources, size_max=SPEC_BYTES_MAX)
-            spec_path = self._blobs.blobs.path(BlobId(message.spec))
-            data = await asyncio.to_thread(spec_path.read_bytes)
-            spec = await asyncio.to_thread(decode_spec, data)
-            packed, checkpoint = await self._unpack(message.plan), await self._unpack(message.checkpoint)
-            plan = msgspec.msgpack.decode(packed, type=Plan)
-            manifest = msgspec.msgpack.decode(checkpoint, type=Manifest) if checkpoint else None
+            needs = Needs(self._message, self._coordinator, self._blobs, self._post)
+            spec, plan = await needs.read()
             self._names = {share.node: share.name for share in plan.nodes}
             check(spec, plan, self._nodes, self._message.index, self._post.node)
             # A process takes as long to start as its data to come: both at once.
-            both = (self._spawn(spec, plan), self._fetch(spec, plan, manifest, sources))
+            both = (self._spawn(spec, plan), needs.fetch())
             done = await asyncio.gather(*both, return_exceptions=True)
             if errors := [found for found in done if isinstance(found, BaseException)]:
                 raise errors[0]
-            assert isinstance(done[0], Room)
-            self._begin(spec, plan, done[0], str(spec_path), packed, checkpoint)
+            self._begin(needs)
         except (StorageError, PeerGone, OSError) as error:
             self._fail(str(error), Loss.UNREACHABLE)
         except (P2pnnError, msgspec.MsgspecError, RecursionError) as error:
             self._fail(str(error))
 
-    async def _fetch(self, spec: JobSpec, plan: Plan, manifest: Manifest | None, sources: list[NodeId]) -> None:
-        needed = {b: HEADER_BYTES + n for b, n in blobs_read_by(spec, plan, self._message.index).items()}
-        parts = {part.blob: part.size for part in manifest.parts} if manifest else {}
-        unknown = dict.fromkeys(spec.initial)
-        total, fetched, told = sum(needed.values()) + sum(parts.values()), 0, 0.0
-        loop = asyncio.get_running_loop()
+    async def _spawn(self, spec: JobSpec, plan: Plan) -> None:
+        """Start the processes."""
+        index = self._message.index
+        if plan.worker_of(index) >= 0:
+            self._room = await asyncio.to_thread(divide, spec, plan, index)
+            self._executors[COMPUTE] = await self._start(COMPUTE, self._room.nbytes, spec.threads)
+        if plan.served_by(index):
+            self._served = await asyncio.to_thread(server_layout, spec, plan, index)
+            self._executors[SERVE] = await self._start(SERVE, self._served.arena_bytes, spec.threads)
 
-        def progress(nbytes: int) -> None:
-            nonlocal fetched, told
-            fetched += nbytes
-            if loop.time() - told > 0.2:
-                told = loop.time()
-                about = (self._message.job, self._message.generation)
-                self._post.send(self._coordinator, wire.Preparing(*about, fetched, max(total, fetched)))
+    async def _start(self, role: str, arena_bytes: int, threads: int) -> Executor:
+        return await Executor.start(arena_bytes, threads, partial(self._on_message, role), self._exited)
 
-        def alive() -> None:
-            about = (self._message.job, self._message.generation)
-            self._post.send(self._coordinator, wire.Preparing(*about, fetched, max(total, fetched)))
-
-        fetching = self._blobs.fetch_all({**unknown, **needed, **parts}, sources, progress)
-        await saying_so(fetching, lambda: self._blobs.pieces_received, alive)
-
-    async def _unpack(self, data: bytes) -> bytes:
-        found = await parcels.unpack(data, self._blobs, [self._coordinator])
-        if self._coordinator != self._post.node:
-            await asyncio.to_thread(parcels.forget, found, self._blobs.blobs)
-        return found
-
-    async def _spawn(self, spec: JobSpec, plan: Plan) -> Room:
-        """Start the process."""
-        room = await asyncio.to_thread(divide, spec, plan, self._message.index)
-        self._executor = await Executor.start(room.nbytes, spec.threads, self._on_message, self._exited)
-        return room
-
-    def _begin(self, spec: JobSpec, plan: Plan, room: Room, spec_path: str, packed: bytes, checkpoint: bytes) -> None:
-        """All is here: have the executor load it."""
-        index, executor = self._message.index, self._executor
-        assert executor is not None
-        self._room = room
-        self._place = room.tensors.place
-        self._transfers = transfers(spec.graph, plan.assignment)
-        self._gate = Gate(spec.graph, plan, index, room.tensors)
+    def _begin(self, needs: Needs) -> None:
+        """All is here: have the executors load it."""
+        index, spec, plan = self._message.index, needs.spec, needs.plan
         about = (JobId(self._message.job), self._message.generation)
-        self._recording = Recording(*about, self._coordinator, index, spec, plan)
-        self._recording.watch(executor.room(room.ring, RING_BYTES))
-        self._traces.begin(self._recording)
-        if room.snapshots is not None:
-            self._own = self._snapshots.begin(
-                (*about, index),
-                BlobId(self._message.spec),
-                plan,
-                room.snapshots,
-                executor.room(room.counter, COUNTER_BYTES),
-                lambda slot: executor.send(commands.Freed(slot)),
-            )
+        recording = self._recording = Recording(*about, self._coordinator, index, spec, plan)
+        company = Company(
+            self._about, index, self._nodes, self._names, self._post, self, self._tasks.spawn, self.peer_lost
+        )
         root = str(self._blobs.blobs.root)
-        executor.send(commands.Prepare(spec_path, packed, index, root, checkpoint, room.ring, room.counter))
+        prepare = partial(commands.Prepare, needs.spec_path, needs.packed, index, root, needs.checkpoint)
+        if (executor := self._executors.get(COMPUTE)) is not None:
+            room = self._room
+            self._tensors = Tensors(spec, plan, room.tensors, company, executor, recording)
+            if room.exchange is not None:
+                self._pushing = Pushing(spec, plan, room.exchange, company, executor)
+            if room.snapshots is not None:
+                self._own = self._snapshots.begin(
+                    (*about, index),
+                    BlobId(self._message.spec),
+                    plan,
+                    room.snapshots,
+                    executor.room(room.counter, COUNTER_BYTES),
+                    lambda slot: executor.send(commands.Freed(slot)),
+                )
+            recording.watch(executor.room(room.ring, RING_BYTES))
+            executor.send(prepare(room.ring, room.counter, COMPUTE, room.landings))
+        if (server := self._executors.get(SERVE)) is not None:
+            self._serving = Serving(plan, self._served, company, server)
+            server.send(prepare(role=SERVE))
+        self._traces.begin(recording)
 
-    def _obey(self, executor: Executor, message: wire.Command) -> None:
+    # --- the script
+
+    def _obey(self, message: wire.Command) -> None:
         try:
             found = _commands.decode(message.commands)
         except msgspec.MsgspecError as error:
@@ -246,20 +247,26 @@ class Part:
             if isinstance(command, script.Finish) or self._log.command(
                 command.sequence, msgspec.msgpack.encode(command), message.oldest, message.state
             ):
-                self._command(executor, command)
+                self._command(command)
 
-    def _command(self, executor: Executor, command: script.Command) -> None:
+    def _command(self, command: script.Command) -> None:
         if self._held is not None:
             self._held.append(command)
         elif isinstance(command, script.Restore):
             self._held = deque([command])
-            self._tasks.spawn(self._restore(executor))
+            self._tasks.spawn(self._restore())
         else:
-            self._over |= isinstance(command, script.Finish)
-            executor.send(command)
+            self._pass_on(command)
 
-    async def _restore(self, executor: Executor) -> None:
-        """Fetch the parts before the executor is told to load them. What comes behind waits: a script has an order."""
+    def _pass_on(self, command: commands.ToExecutor) -> None:
+        self._over |= isinstance(command, script.Finish)
+        for executor in self._executors.values():
+            executor.send(command)
+        if self._pushing is not None:
+            self._pushing.begin()
+
+    async def _restore(self) -> None:
+        """Fetch the parts before the executors are told to load them. What comes behind waits: a script has an order."""
         held = self._held
         assert held is not None
         try:
@@ -267,91 +274,69 @@ class Part:
                 command = held[0]
                 if isinstance(command, script.Restore):
                     await self._blobs.fetch_all(dict.fromkeys(map(BlobId, command.parts)), self._nodes)
-                self._over |= isinstance(command, script.Finish)
-                executor.send(held.popleft())
+                self._pass_on(held.popleft())
         except P2pnnError as error:
             self._fail(str(error), Loss.UNREACHABLE)
         self._held = None
 
-    # --- what the executor says
+    # --- what the executors say
 
-    def _on_message(self, message: commands.FromExecutor) -> None:
-        about = (self._message.job, self._message.generation)
-        index = self._message.index
-        match message:
-            case commands.Send():
-                self._send(message)
-            case commands.Retired():
-                if self._gate is not None:
-                    self._gate.retired(message.count)
-                    for sender in self._gate.senders:
-                        self._post.send(self._nodes[sender], wire.Retired(*about, index, message.count))
-            case commands.Squares():
-                for node in self._nodes:
-                    if node != self._post.node:
-                        self._post.send(node, wire.Squares(*about, index, message.step, tuple(message.squares)))
-            case commands.Prepared():
+    def _on_message(self, role: str, message: commands.FromExecutor) -> None:
+        if isinstance(message, tensors.SAID) and self._tensors is not None:
+            self._tensors.says(message)
+        elif isinstance(message, pushing.SAID) and self._pushing is not None:
+            self._pushing.says(message)
+        elif isinstance(message, serving.SAID) and self._serving is not None:
+            self._serving.says(message)
+        elif isinstance(message, commands.Prepared):
+            self._prepared[role] = message.memory_bytes
+            if self._prepared.keys() == self._executors.keys():
                 self._running = True
-                self._post.send(self._coordinator, wire.Prepared(*about, message.memory_bytes))
-            case commands.Snapped():
-                copied = executor.room(*self._room.slot(message.slot)) if (executor := self._executor) else None
-                if self._own is not None and copied is not None:
-                    self._own.snapped(message.step, message.slot, copied)
-            case script.Progress() | script.Done():
-                if self._own is not None and isinstance(message, script.Progress):
-                    message.snapshot_s += self._own.take_seconds()
-                data = msgspec.msgpack.encode(message)
-                if isinstance(message, script.Progress):
-                    self._log.progress(message)
-                    self._report(data)
-                elif len(data) <= parcels.INLINE_BYTES_MAX:
-                    self._answer(message.sequence, data)
-                else:
-                    self._tasks.spawn(self._answer_parcel(message.sequence, data))
-            case commands.Failed():
-                self._fail(message.error)
+                self._post.send(self._coordinator, wire.Prepared(*self._about, sum(self._prepared.values())))
+        elif isinstance(message, commands.Snapped):
+            executor = self._executors[role]
+            if self._own is not None and (copied := executor.room(*self._room.slot(message.slot))) is not None:
+                self._own.snapped(message.step, message.slot, copied)
+        elif isinstance(message, script.Progress):
+            self._progress(role, message)
+        elif isinstance(message, script.Done):
+            self._done(message)
+        elif isinstance(message, commands.Failed):
+            self._fail(message.error)
 
-    def _send(self, message: commands.Send) -> None:
-        """Send a tensor; most have left when this returns, and need no task to wait for them."""
-        executor, start = self._executor, clock()
-        assert executor is not None
-        offset, size = self._place(message.transfer, message.micro_batch)
-        node = self._nodes[self._transfers[message.transfer].target]
-        tensor = wire.Tensor(self._message.job, self._message.generation, message.transfer, message.micro_batch)
-        body = executor.room(offset, size)
-        if body is None:
+    def _progress(self, role: str, message: script.Progress) -> None:
+        if self._own is not None:
+            message.snapshot_s += self._own.take_seconds()
+        if role == COMPUTE:
+            self._step = message.step
+        elif COMPUTE in self._executors:  # how far this node is, and how busy, says the one that computes
+            message = script.Progress(self._step, (0.0, 0), {}, 0.0, 0.0, served=message.served)
+        self._log.progress(message)
+        self._report(msgspec.msgpack.encode(message))
+
+    def _done(self, message: script.Done) -> None:
+        """An executor's answer to a command; the part answers when all have."""
+        found = self._answers.setdefault(message.sequence, [])
+        found.append(message)
+        if len(found) < len(self._executors):
             return
+        del self._answers[message.sequence]
         try:
-            rest = self._post.start_body(node, tensor, body, 1)
-        except PeerGone as error:
-            self._tasks.spawn(self._fail_for_link(node, str(error)))
+            data = msgspec.msgpack.encode(of_node(found))
+        except msgspec.MsgspecError as error:
+            self._fail(f"what its compute processes answered cannot be read: {error}")
             return
-        if rest is None:
-            self._sent(message, start)
+        if len(data) <= parcels.INLINE_BYTES_MAX:
+            self._answer(message.sequence, data)
         else:
-            self._tasks.spawn(self._send_rest(rest, node, message, start))
-
-    async def _send_rest(
-        self, rest: Coroutine[Any, Any, None], node: NodeId, message: commands.Send, start: float
-    ) -> None:
-        try:
-            await rest
-        except PeerGone as error:
-            await self._fail_for_link(node, str(error))
-        else:
-            self._sent(message, start)
-
-    def _sent(self, message: commands.Send, start: float) -> None:
-        """The tensor's memory is free: tell the executor."""
-        assert self._executor is not None
-        assert self._recording is not None
-        self._executor.send(commands.Sent(message.transfer, message.micro_batch))
-        self._recording.sent(message.transfer, message.micro_batch, start)
+            self._tasks.spawn(self._answer_parcel(message.sequence, data))
 
     async def _fail_for_link(self, node: NodeId, reason: str) -> None:
         """Where the peer is dead the coordinator says so by itself, and better; this is for a broken link between two."""
         await asyncio.sleep(LINK_GRACE_S)
         self._fail(f"its link to node {self._names.get(node, node[:8])} broke: {reason}", Loss.UNREACHABLE, node)
+
+    # --- what the coordinator is told
 
     async def _answer_parcel(self, number: int, data: bytes) -> None:
         try:
@@ -364,7 +349,7 @@ class Part:
         self._report(packed)
 
     async def _tell(self, state: PartState) -> None:
-        about, coordinator = (self._message.job, self._message.generation), self._coordinator
+        about, coordinator = self._about, self._coordinator
         try:
             packed = await in_thread(parcels.pack, msgspec.msgpack.encode(state), self._blobs.blobs)
         except StorageError as error:
@@ -372,10 +357,10 @@ class Part:
         self._post.send(coordinator, wire.Adopted(*about, packed))
 
     def _report(self, packed: bytes) -> None:
-        self._post.send(self._coordinator, wire.Report(self._message.job, self._message.generation, packed))
+        self._post.send(self._coordinator, wire.Report(*self._about, packed))
 
     def _exited(self, reason: str) -> None:
-        """The executor is gone; after Finish that is as it should be."""
+        """An executor is gone; after Finish that is as it should be."""
         if not self._over:
             self._fail(reason, Loss.KILLED)
 
@@ -385,9 +370,4 @@ class Part:
             return
         self._over, self._failure = True, text
         log.warning("part failed job=%s reason=%s", self._message.job, text)
-        self._post.send(
-            self._coordinator, wire.JobFailed(self._message.job, self._message.generation, text, kind, peer)
-        )
-
-    def _is_index(self, node: NodeId, index: int) -> bool:
-        return 0 <= index < len(self._nodes) and self._nodes[index] == node
+        self._post.send(self._coordinator, wire.JobFailed(*self._about, text, kind, peer))

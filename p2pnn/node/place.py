@@ -26,6 +26,9 @@ from p2pnn.wire import messages as wire
 
 log = logging.getLogger("p2pnn.place")
 
+OfPart = wire.Tensor | wire.Push | wire.Values
+"""Messages with a body between the parts of one start."""
+
 
 class Place:
     """The adapter of `job.queue.PlaceQueue`, with at most one running part.
@@ -64,8 +67,9 @@ class Place:
         return tuple(ticket.job for ticket in self._queue.waiting)
 
     @property
-    def executor_pid(self) -> int | None:
-        return self._part.pid if self._part else None
+    def executor_pids(self) -> dict[str, int]:
+        """Of what runs here, by role (`node.part`)."""
+        return self._part.pids if self._part else {}
 
     def receive(self, node: NodeId, message: wire.Message) -> None:
         match message:
@@ -81,22 +85,22 @@ class Place:
                 self._release(Ticket(JobId(message.job), message.generation, node))
             case wire.Prepare():
                 self._prepare(node, message)
-            case wire.Command() | wire.Retired() | wire.Squares():
+            case wire.Command() | wire.Retired() | wire.Squares() | wire.Pushed() | wire.Fetch() | wire.Mark():
                 part = self._part
                 if part is not None and part.is_about(message.job, message.generation):
                     part.receive(node, message)
 
-    def body_for(self, node: NodeId, message: wire.Tensor, nbytes: int) -> memoryview | None:
-        """Where a tensor shall be received; None (dropped) for what is not expected."""
+    def body_for(self, node: NodeId, message: OfPart, nbytes: int) -> memoryview | None:
+        """Where a tensor, a push or values shall be received; None (dropped) for what is not expected."""
         part = self._part
         if part is None or not part.is_about(message.job, message.generation):
             return None
         return part.body_for(node, message, nbytes)
 
-    def body(self, node: NodeId, message: wire.Tensor) -> None:
+    def body(self, node: NodeId, message: OfPart) -> None:
         part = self._part
         if part is not None and part.is_about(message.job, message.generation):
-            part.arrived(message)
+            part.arrived(node, message)
 
     def member_lost(self, node: NodeId, reason: str) -> None:
         """What a lost node takes part in cannot go on, even if its link comes back."""

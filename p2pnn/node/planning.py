@@ -26,7 +26,7 @@ from p2pnn.errors import P2pnnError, PeerGone, PlanError, RemoteProtocolError, S
 from p2pnn.executor.memory import available_bytes
 from p2pnn.job.plan import Plan
 from p2pnn.job.spec import JobSpec
-from p2pnn.node.links import Post
+from p2pnn.node.links import Post, Priority
 from p2pnn.node.storage import replace_file
 from p2pnn.node.tasks import Tasks
 from p2pnn.plan.profile import FORMAT, Link, Profile
@@ -224,7 +224,7 @@ class Planning:
             if body is None:
                 self._post.send(node, kind(number))
             else:
-                await self._post.send_body(node, kind(number), body, 3)
+                await self._post.send_body(node, kind(number), body, Priority.PROBE)
             async with asyncio.timeout(ANSWER_TIMEOUT_S):
                 return await future
         finally:

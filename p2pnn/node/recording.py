@@ -57,7 +57,10 @@ class Offset:
 
 
 class Recording:
-    """From the executor's start until the part ends. offset: to the coordinator's clock; whoever measures it sets it."""
+    """From the executor's start until the part ends. offset: to the coordinator's clock; whoever measures it sets it.
+
+    Of a data-parallel plan, what the node's own model replica does; a node that computes for none records nothing so far.
+    """
 
     def __init__(self, job: JobId, generation: int, coordinator: NodeId, index: int, spec: JobSpec, plan: Plan) -> None:
         self.job = job
@@ -66,12 +69,17 @@ class Recording:
         self.offset = Offset()
         self._index = index
         self._names = tuple(share.name for share in plan.nodes)
-        self._segments = tuple(_layers(spec.graph, s.ops) for s in segments(spec.graph, plan.assignment))
+        number = plan.worker_of(index)
+        nodes = plan.replicas[max(0, number)].nodes if plan.replicas else range(len(plan.nodes))
+        assignment = plan.assignment if number >= 0 else ()
+        self._segments = (
+            tuple(_layers(spec.graph, s.ops) for s in segments(spec.graph, assignment)) if assignment else ()
+        )
         sizes = {value.name: nbytes(value, spec.rows_per_micro_batch) for value in spec.graph.values}
         maker = {value: op for op, made in enumerate(spec.graph.ops) for value in made.outputs}
         self._transfers = tuple(
-            Passage(layer(spec.graph, maker[t.value]), sizes[t.value], t.source, t.target, t.backward)
-            for t in transfers(spec.graph, plan.assignment)
+            Passage(layer(spec.graph, maker[t.value]), sizes[t.value], nodes[t.source], nodes[t.target], t.backward)
+            for t in (transfers(spec.graph, assignment) if assignment else ())
         )
         self._computed: memoryview | bytearray = bytearray(spans.HEAD_BYTES + spans.RECORD.size)
         self._moved = bytearray(spans.RING_BYTES)

@@ -38,7 +38,7 @@ from p2pnn.job.records import JobRecord
 from p2pnn.job.spec import JobSpec
 from p2pnn.node.blobs import BlobExchange
 from p2pnn.node.holdings import Holding, Spare
-from p2pnn.node.links import Post
+from p2pnn.node.links import Post, Priority
 from p2pnn.node.specs import SPEC_BYTES_MAX, load
 from p2pnn.node.tasks import Tasks, in_thread
 from p2pnn.train.cuts import Entry, Places, places
@@ -46,9 +46,6 @@ from p2pnn.types import BlobId, JobId, NodeId
 from p2pnn.wire import messages as wire
 
 log = logging.getLogger("p2pnn.snapshots")
-
-PRIORITY: Final = 4
-"""Behind tensors, pieces of blobs and probes."""
 
 HOLDINGS_MAX: Final = 256
 """Parts of others that are kept here; more are dropped."""
@@ -198,7 +195,7 @@ class Snapshots:
         if buddy is None:
             return None
         try:
-            return self._post.start_body(buddy, wire.Snapshot(*key, step), data, PRIORITY)
+            return self._post.start_body(buddy, wire.Snapshot(*key, step), data, Priority.SNAPSHOT)
         except PeerGone as error:
             log.debug("snapshot not sent job=%s node=%s reason=%s", key[0], buddy[:8], error)
             return None

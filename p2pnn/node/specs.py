@@ -14,6 +14,7 @@ from p2pnn.job.plan import Plan
 from p2pnn.job.segment import Flow
 from p2pnn.job.spec import FORMAT, JOB_KINDS, OPTIMIZERS, SCHEDULES, Column, JobSpec, Split, check_schedule
 from p2pnn.model.verify import verify
+from p2pnn.ps import consistency
 from p2pnn.types import BlobId, NodeId
 
 SPEC_BYTES_MAX: Final = 16 << 20
@@ -51,7 +52,7 @@ def check(spec: JobSpec) -> None:
         (spec.kind, JOB_KINDS, "kind of job"),
         (spec.optimizer.kind, OPTIMIZERS, "optimizer"),
         (spec.optimizer.schedule, SCHEDULES, "learning-rate schedule"),
-        (spec.parallel, ("model",), "parallel mode"),
+        (spec.parallel, ("model", "data"), "parallel mode"),
     ):
         if value not in known:
             raise UsageError(f"{value!r} is not a {what} of this p2pnn; take one of: {', '.join(known)}")
@@ -59,6 +60,12 @@ def check(spec: JobSpec) -> None:
     if spec.batch_size < 1 or spec.micro_batches < 1 or spec.batch_size % spec.micro_batches:
         raise UsageError(
             f"batch size {spec.batch_size} is not divisible by {spec.micro_batches} micro-batches; change one of them"
+        )
+    if spec.parallel == "data":
+        consistency.check_spec(spec, spec.data.workers if spec.data else 0, spec.data.shards if spec.data else 0)
+    elif spec.data is not None:
+        raise UsageError(
+            "the job names workers and shards, but is not parallel = data; submit it again with one or the other"
         )
     if not 1 <= spec.threads <= 256 or spec.epochs < 1:
         raise UsageError(f"epochs ({spec.epochs}) and threads ({spec.threads}) must be at least 1, threads at most 256")
@@ -110,8 +117,12 @@ def inputs_read(spec: JobSpec) -> list[str]:
 
 
 def blobs_read_by(spec: JobSpec, plan: Plan, index: int) -> dict[BlobId, int]:
-    """The data chunks that node `index` of the plan reads, with their sizes in bytes (of rows, without header)."""
-    mine = {name for op in active_ops(spec) if plan.assignment[op] == index for name in spec.graph.ops[op].inputs}
+    """The data chunks that node `index` of the plan reads, with their sizes in bytes (of rows, without header). A node that only
+    serves shards reads none."""
+    if plan.worker_of(index) < 0:
+        return {}
+    here = plan.position(index)
+    mine = {name for op in active_ops(spec) if plan.assignment[op] == here for name in spec.graph.ops[op].inputs}
     columns = {spec.inputs.get(value.name, "") for value in spec.graph.inputs if value.name in mine}
     return chunks_of(spec, columns)
 

@@ -1,4 +1,4 @@
-"""The messages between workers and parameter-server shards that are not those of replication: 62–64, on data links.
+"""The messages between workers and parameter-server shards that are not those of replication: 62–64.
 
 They are part of the closed list in `wire.messages`. A worker is named by its number in the plan, a shard by its. A push is
 `wire.replication.Push`, answered by Values or, without values, by `wire.replication.Pushed`.

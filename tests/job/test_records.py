@@ -10,7 +10,7 @@ from p2pnn.job import records
 from p2pnn.job.checkpoint import Manifest, Part, add_bits, fingerprint, tensor_bits
 from p2pnn.job.plan import Plan
 from p2pnn.job.records import JobRecord
-from p2pnn.job.spec import Pin
+from p2pnn.job.spec import DataParallel, Pin
 from p2pnn.types import BlobId, JobId, NodeId
 from tests.job.test_supervisor import make_spec
 
@@ -108,3 +108,20 @@ def test_a_job_that_is_resumed_asks_for_no_more_than_is_here() -> None:
     fitting = msgspec.structs.replace(make_spec(), cut=(0, 1, 1))
     assert records.attainable(fitting, here, anew=True) == (fitting, [])
     assert records.attainable(fitting, here, anew=False)[0].cut == ()
+
+
+def test_a_data_parallel_job_goes_on_with_as_many_workers_as_there_are_nodes() -> None:
+    here = {NodeId(c * 32): c for c in "ab"}
+
+    def wanted(consistency: str, workers: int, micro_batches: int = 6, **more: int) -> tuple[DataParallel | None, int]:
+        data = DataParallel(consistency, workers=workers, shards=4, **more)
+        asked = make_spec(batch_size=12, micro_batches=micro_batches, parallel="data", data=data)
+        found, remarks = records.attainable(asked, here, anew=False)
+        return found.data, len(remarks)
+
+    for workers in (0, 1, 2):
+        assert wanted("sync", workers) == (DataParallel("sync", workers=workers, shards=4), 0)
+    assert wanted("async", 3) == (DataParallel("async", workers=2, shards=4), 1)
+    assert wanted("sync", 3) == (DataParallel("sync", workers=2, shards=4), 1)
+    assert wanted("sync", 3, micro_batches=3) == (DataParallel("sync", workers=1, shards=4), 1)
+    assert wanted("sync", 3, backup=2) == (DataParallel("sync", workers=2, shards=4, backup=1), 2)

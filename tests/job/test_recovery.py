@@ -12,6 +12,7 @@ from p2pnn.job.checkpoint import Manifest, Part
 from p2pnn.job.ledger import Ledger
 from p2pnn.job.records import KEPT_CHECKPOINTS
 from p2pnn.job.recovery import ANSWER_S, LINK_S, MAKE_S, Attempts, Lost, Recovery, taken_back, told
+from p2pnn.job.spec import DataParallel
 from p2pnn.types import BlobId, JobId
 from tests.job.test_supervisor import NAMES, NODES, make_plan, make_record, make_spec
 
@@ -193,3 +194,16 @@ def test_of_two_that_do_not_reach_each_other_twice_one_is_shunned_and_never_the_
     attempts.apart(B, C, A)
     attempts.apart(A, C, A)
     assert attempts.shunned == frozenset(), "another pair"
+
+
+def test_a_data_parallel_run_takes_no_cuts_and_asks_for_none() -> None:
+    bench = Bench()
+    bench.take()
+    spec = msgspec.structs.replace(bench.spec, parallel="data", data=DataParallel())
+    recovery = Recovery(bench.ledger, spec, Lost("b is lost", 5, 3, "", 30, 1.0), {B: "its link broke"}, 2.0, count(7))
+    assert bench.take() == []
+    assert not recovery.finished, "the node may be back soon"
+    recovery.member_joined(B, 2.1)
+    assert bench.take() == []
+    assert recovery.finished
+    assert recovery.manifest is None

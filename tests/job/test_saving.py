@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from p2pnn.job.checkpoint import Manifest, Part
-from p2pnn.job.saving import CHUNK_BYTES, KEEP_BYTES_PER_S, KEEP_S, Complete, DataAlone, Saver
+from p2pnn.job.saving import CHUNK_BYTES, KEEP_BYTES_PER_S, KEEP_S, Complete, DataAlone, Saver, Torn
 from p2pnn.types import BlobId, JobId, NodeId
 
 A, B, C = (NodeId(c) for c in "abc")
@@ -124,3 +124,29 @@ def test_answers_to_an_earlier_start_or_term_are_none_to_this_one(start: int, te
     assert s.busy
     s.kept(B, s.requests[0].request, "")
     assert s.next_outcome() == Complete(manifest(1, 1), False)
+
+
+def test_a_part_that_a_lost_node_alone_has_makes_no_checkpoint() -> None:
+    s = saver([A, B], [A, B, C])
+    s.save(manifest(1, 2), best=False)
+    s.save(manifest(2, 2), best=False)
+    del s._members[A]
+    s.kept(B, 1, "its source is gone")
+    s.kept(C, s.requests[-1].request, "its source is gone")
+    found = s.next_outcome()
+    assert isinstance(found, Torn)
+    assert found.manifest == manifest(1, 2)
+    assert "node a is lost" in found.error
+    s.kept(A, 2, "")  # late, and nobody waits for it
+    assert s.next_outcome() is None
+    s.kept(B, 3, "")
+    s.kept(A, 4, "")
+    assert s.next_outcome() == Complete(manifest(2, 2), False)
+    assert not s.busy
+
+
+def test_parts_that_one_node_wrote_are_copied_from_it_and_another_may_have_written_none() -> None:
+    s = saver([A, B, C], [A, B, C])
+    s.save(manifest(1, 3), best=False, writers=(0, 0, 2))
+    assert [(r.source, r.node) for r in s.requests] == [(A, B), (A, B), (C, A)]
+    assert s.writers == ((0, 0, 2),)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2pnn.job import actions, records, run_state, takeover
-from p2pnn.job.checkpoint import Part
+from p2pnn.job.checkpoint import Manifest, Part
 from p2pnn.job.part_log import PartLog, PartState, Totals
 from p2pnn.job.records import JobRecord
 from p2pnn.job.run_state import RunState
@@ -76,8 +76,13 @@ class Node:
             hits = ACCURACY.get(self.step // 10, 1.0) + len(self.restored)
             result = msgspec.msgpack.encode(Evaluation(float(self.step), 10, {"accuracy": (hits, 10.0)}))
         elif isinstance(command, Checkpoint):
-            blob = BlobId(f"{self.step:063d}{self.node[0]}")
-            result = msgspec.msgpack.encode(Part(blob, 10, bytes(30) + self.step.to_bytes(2, "big")))
+            parts = [
+                Part(BlobId(f"{self.step:062d}{number}{self.node[0]}"), 10, bytes(30) + self.step.to_bytes(2, "big"))
+                for number in range(2)
+            ]
+            result = msgspec.msgpack.encode(parts[0])
+            if self.mesh.uneven:  # as where one node serves shards too, and the other has nothing to write
+                result = msgspec.msgpack.encode(parts) if self.node == NODES[0] else b""
         elif isinstance(command, Restore):
             self.restored = command.parts
         self.say(Done(command.sequence, result))
@@ -93,7 +98,10 @@ class Node:
 class Mesh:
     """Nodes, the links to and from their coordinator, and coordinators that die. One seed decides all."""
 
-    def __init__(self, spec: JobSpec, seed: int, deaths: int, pause_at: int | None = None) -> None:
+    def __init__(
+        self, spec: JobSpec, seed: int, deaths: int, pause_at: int | None = None, uneven: bool = False
+    ) -> None:
+        self.uneven = uneven
         self.spec, self.dice, self.deaths, self.pause_at = spec, random.Random(seed), deaths, pause_at
         self.now, self.term, self.died = 0.0, 1, 0
         self.nodes = {node: Node(self, node) for node in NODES[:2]}
@@ -228,16 +236,18 @@ def job(patience: int) -> JobSpec:
     return make_spec(epochs=6 if patience else 3, patience=patience, monitor="accuracy")
 
 
-UNDISTURBED = {patience: Mesh(job(patience), 0, 0) for patience in (0, 2)}
-EXPECTED = {patience: outcome(mesh.run()) for patience, mesh in UNDISTURBED.items()}
+UNDISTURBED = {
+    (patience, uneven): Mesh(job(patience), 0, 0, uneven=uneven) for patience in (0, 2) for uneven in (False, True)
+}
+EXPECTED = {kind: outcome(mesh.run()) for kind, mesh in UNDISTURBED.items()}
 
 
 @settings(max_examples=150, deadline=None)
-@given(seed=st.integers(0, 2**32), deaths=st.integers(1, 6), patience=st.sampled_from([0, 2]))
-def test_a_run_whose_coordinators_die_ends_as_if_none_had(seed: int, deaths: int, patience: int) -> None:
-    mesh = Mesh(job(patience), seed, deaths)
+@given(seed=st.integers(0, 2**32), deaths=st.integers(1, 6), patience=st.sampled_from([0, 2]), uneven=st.booleans())
+def test_a_run_whose_coordinators_die_ends_as_if_none_had(seed: int, deaths: int, patience: int, uneven: bool) -> None:
+    mesh = Mesh(job(patience), seed, deaths, uneven=uneven)
     found = outcome(mesh.run())
-    assert found == EXPECTED[patience]
+    assert found == EXPECTED[patience, uneven]
     for name, node in mesh.nodes.items():
         while node.queue:
             node.work()
@@ -245,7 +255,7 @@ def test_a_run_whose_coordinators_die_ends_as_if_none_had(seed: int, deaths: int
         ends = [until for _, until in node.trained]
         assert [begin for begin, _ in node.trained] == [0, *ends[:-1]], "every step once, and in its order"
         assert ends[-1] == found["checkpoints"][-1][0]
-        undisturbed = UNDISTURBED[patience].nodes[name]
+        undisturbed = UNDISTURBED[patience, uneven].nodes[name]
         assert [d for d in node.done if not d.startswith("Train")] == [
             d for d in undisturbed.done if not d.startswith("Train")
         ]
@@ -257,8 +267,8 @@ def test_coordinators_did_die_in_such_runs() -> None:
     for mesh in meshes:
         mesh.run()
     assert sum(mesh.died for mesh in meshes) > 40
-    assert EXPECTED[2]["stopped_early"]
-    assert UNDISTURBED[2].nodes[NODES[0]].restored
+    assert EXPECTED[2, False]["stopped_early"]
+    assert UNDISTURBED[2, False].nodes[NODES[0]].restored
 
 
 @settings(max_examples=60, deadline=None)
@@ -325,6 +335,18 @@ def test_a_record_that_is_older_than_the_state_does_not_do() -> None:
     others = run_state.encode(msgspec.structs.replace(state, counted=()))
     other = {node: msgspec.structs.replace(part, state=others) for node, part in parts.items()}
     assert takeover.of(record, other) == "the newest record of it is not here"
+
+
+@pytest.mark.parametrize("writers", [((0, 1),), ((0,), (0,)), ((0, 2),)])
+def test_parts_of_a_checkpoint_that_no_node_wrote_do_not_do(writers: tuple[tuple[int, ...], ...]) -> None:
+    record, parts = bench()
+    state = run_state.decode(max(parts.values(), key=lambda part: part.last).state)
+    part = Part(BlobId("6" * 64), 1, bytes(32))
+    whole = Manifest(record.job, record.spec, 4, 0, (part, part))
+    for given_writers, does in ((((0, 0),), True), (((1, 1),), True), ((), True), (writers, writers == ((0, 1),))):
+        state = msgspec.structs.replace(state, saving=((whole, False),), writers=given_writers)
+        other = {n: msgspec.structs.replace(p, state=run_state.encode(state)) for n, p in parts.items()}
+        assert isinstance(takeover.of(record, other), Takeover) == does
 
 
 @pytest.mark.parametrize("fields", [{"state": "done"}, {"state": "nonsense"}, {"stage": "predict"}, {"stage": ""}])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,8 @@ from p2pnn.cluster.charter import Charter, CharterMember, Version, found
 from p2pnn.config import NodeConfig
 from p2pnn.data.blobs import BlobStore
 from p2pnn.errors import CharterError, PeerGone, ProposalRefused
-from p2pnn.job.plan import NodeShare, Plan
-from p2pnn.job.spec import JobSpec
+from p2pnn.job.plan import NodeShare, Plan, Replica, ShardHome
+from p2pnn.job.spec import DataParallel, JobSpec
 from p2pnn.node.blobs import BlobExchange
 from p2pnn.node.daemon import Daemon
 from p2pnn.node.links import Post
@@ -184,6 +184,18 @@ def plan_of(spec: JobSpec, nodes: list[NodeId], cut: int = 2) -> Plan:
     shares = tuple(NodeShare(n, NAMES[n], "", 0, 0, 0, 0.1) for n in nodes)
     ops = len(spec.graph.ops)
     return Plan(shares, tuple(0 if i < cut else len(nodes) - 1 for i in range(ops)), 2, 1.0, 1.0, reasons=("first",))
+
+
+def toy_of_data(**settings: Any) -> tuple[JobSpec, dict[BlobId, bytes]]:
+    """The same job, data-parallel."""
+    return toy(parallel="data", **({"data": DataParallel()} | settings))
+
+
+def plan_of_data(spec: JobSpec, nodes: Sequence[NodeId], workers: Sequence[int], homes: Sequence[int]) -> Plan:
+    """workers: which nodes compute, each for a replica; homes: where each shard lies."""
+    shares = tuple(NodeShare(n, NAMES[n], "", 0, 0, 0, 0.1) for n in nodes)
+    replicas, shards = tuple(Replica((n,)) for n in workers), tuple(ShardHome((n,)) for n in homes)
+    return Plan(shares, (0,) * len(spec.graph.ops), 2, 1.0, 1.0, reasons=("first",), replicas=replicas, shards=shards)
 
 
 def profile(node: NodeId = A, **changes: Any) -> Profile:

@@ -1,4 +1,5 @@
-"""What a part records of the tensors that it carries, until its end and beyond; the rest of it is in test_place."""
+"""What a part records of the tensors that it carries, until its end and beyond, and how it goes about two executors; the rest
+of it is in test_place."""
 
 from __future__ import annotations
 
@@ -10,17 +11,23 @@ import msgspec
 import pytest
 
 from p2pnn.executor import commands
-from p2pnn.job import trace
+from p2pnn.job import answers, script, trace
+from p2pnn.job.checkpoint import Part
+from p2pnn.job.recovery import Loss
 from p2pnn.job.segment import transfers
 from p2pnn.job.spans import RING_BYTES, Kind, Ring, unpack
 from p2pnn.node import part as module
+from p2pnn.node.room import divide
 from p2pnn.train.cuts import COUNTER_BYTES, places
 from p2pnn.train.frames import layout
+from p2pnn.types import BlobId
 from p2pnn.wire import messages as wire
-from tests.node.nodes import JOB, A, until
+from tests.node.data_bench import DataBench
+from tests.node.nodes import JOB, A, B, until
 from tests.node.test_place import Bench, FakeExecutor
 
 pytestmark = pytest.mark.asyncio
+encode = msgspec.msgpack.encode
 
 
 @pytest.fixture(autouse=True)
@@ -86,3 +93,140 @@ async def test_the_executors_ring_lies_behind_its_tensors_and_is_kept_however_it
     assert [span.kind for span in unpack(kept.computed)] == [Kind.FORWARD]
     assert kept.since == 2.0
     assert msgspec.msgpack.encode(kept)
+
+
+async def test_a_node_that_computes_and_serves_has_an_executor_for_each_and_is_prepared_when_both_are(
+    tmp_path: Path,
+) -> None:
+    bench = DataBench(tmp_path)
+    await bench.begin()
+    computes, serves = bench.prepares
+    assert (computes.role, computes.spans, computes.snapshots, computes.landings > 0) == ("compute", 0, -1, True)
+    assert (serves.role, serves.spans, serves.snapshots, serves.landings) == ("serve", -1, -1, -1)
+    assert (computes.plan, computes.node_index) == (serves.plan, serves.node_index) == (encode(bench.plan), 1)
+    assert (len(bench.compute.memory), len(bench.serve.memory)) == (computes_bytes(bench), bench.served.arena_bytes)
+    assert bench.place.executor_pids == {"compute": 4711, "serve": 4711}
+    bench.serve.say(commands.Prepared(4))
+    assert bench.outside.of(wire.Prepared) == []
+    bench.compute.say(commands.Prepared(3))
+    assert bench.outside.of(wire.Prepared) == [wire.Prepared(JOB, 1, 7)]
+    bench.release()
+    await until(lambda: bench.compute.ended and bench.serve.ended)
+
+
+def computes_bytes(bench: DataBench) -> int:
+    return divide(bench.spec, bench.plan, 1).nbytes
+
+
+async def test_both_executors_get_each_command_and_answer_as_one(tmp_path: Path) -> None:
+    bench = DataBench(tmp_path)
+    await bench.begin()
+    bench.both_ready()
+    orders = [script.Train(1, 4), script.Checkpoint(2)]
+    bench.command(*orders)
+    assert bench.compute.sent == bench.serve.sent == orders
+    bench.serve.say(script.Done(1))
+    bench.serve.say(script.Done(2, encode(Part(BlobId("6" * 64), 1, bytes(32)))))
+    assert bench.outside.of(wire.Report) == []
+    bench.compute.say(script.Done(1))
+    bench.compute.say(script.Done(2, encode(Part(BlobId("7" * 64), 2, bytes(32)))))
+    first, second = (msgspec.msgpack.decode(m.report, type=script.Report) for m in bench.outside.of(wire.Report))
+    assert first == script.Done(1)
+    parts, writers = answers.parts([B], {B: second})
+    assert ({part.size for part in parts}, writers) == ({1, 2}, (0, 0))
+    bench.adopt()
+    state = await bench.adopted()
+    assert [number for number, _ in state.answers] == [1, 2]
+
+
+async def test_an_error_of_either_is_the_nodes_and_an_unreadable_answer_fails_it(tmp_path: Path) -> None:
+    bench = DataBench(tmp_path)
+    await bench.begin()
+    bench.both_ready()
+    bench.command(script.Checkpoint(1), script.Checkpoint(2))
+    bench.compute.say(script.Done(1, encode(Part(BlobId("7" * 64), 2, bytes(32)))))
+    bench.serve.say(script.Done(1, error="the disk is full"))
+    [report] = bench.outside.of(wire.Report)
+    assert msgspec.msgpack.decode(report.report, type=script.Report) == script.Done(1, b"", "the disk is full")
+    for executor in (bench.compute, bench.serve):
+        executor.say(script.Done(2, b"\xc1"))
+    assert "cannot be read" in bench.failures[0]
+
+
+async def test_the_worker_says_how_far_a_node_is_and_the_server_what_its_shards_saw(tmp_path: Path) -> None:
+    bench = DataBench(tmp_path)
+    await bench.begin()
+    bench.both_ready()
+    shard = script.ShardReport(0, 4, {0: 4}, {0: 2, 1: 2}, (), (), 8, 9, 0)
+    bench.compute.say(script.Progress(3, (2.0, 4), {}, 0.1, 0.2))
+    bench.serve.say(script.Progress(0, (0.0, 0), {}, 0.2, 0.2, served=(shard,)))
+    reports = [msgspec.msgpack.decode(m.report, type=script.Report) for m in bench.outside.of(wire.Report)]
+    assert reports == [
+        script.Progress(3, (2.0, 4), {}, 0.1, 0.2),
+        script.Progress(3, (0.0, 0), {}, 0.0, 0.0, served=(shard,)),
+    ]
+    bench.adopt()
+    state = await bench.adopted()
+    assert (state.step, state.totals.rows) == (3, 4)
+
+
+@pytest.mark.parametrize("role", ["compute", "serve"])
+@pytest.mark.parametrize("crashed", [False, True])
+async def test_what_ends_one_executor_ends_the_part_and_both(tmp_path: Path, role: str, crashed: bool) -> None:
+    bench = DataBench(tmp_path)
+    await bench.begin()
+    bench.both_ready()
+    executor = bench.compute if role == "compute" else bench.serve
+    if crashed:
+        executor.exit("its compute process was killed by signal 9")
+    else:
+        executor.say(commands.Failed("the loss became NaN"))
+    [failed] = bench.outside.of(wire.JobFailed)
+    assert (failed.text, failed.kind) == (
+        ("its compute process was killed by signal 9", Loss.KILLED) if crashed else ("the loss became NaN", Loss.FINAL)
+    )
+    assert bench.place.body_for(A, bench.push(), bench.push_bytes) is None
+    bench.release()
+    await until(lambda: bench.compute.ended and bench.serve.ended)
+    assert (bench.compute.killed, bench.serve.killed) == (True, True)
+
+
+async def test_after_finish_both_may_go(tmp_path: Path) -> None:
+    bench = DataBench(tmp_path)
+    await bench.begin()
+    bench.both_ready()
+    bench.command(script.Finish())
+    for executor in (bench.compute, bench.serve):
+        assert executor.sent == [script.Finish()]
+        executor.exit("its compute process ended with exit status 0")
+    assert bench.failures == []
+
+
+async def test_a_worker_and_a_shard_on_one_node_speak_by_copies_from_arena_to_arena(tmp_path: Path) -> None:
+    bench = DataBench(tmp_path)
+    await bench.begin()
+    bench.post._deliver = bench.place.receive  # type: ignore[method-assign]  # as the daemon routes it
+    bench.both_ready()
+    bench.command(script.Train(1, 4))
+    for executor in (bench.compute, bench.serve):
+        executor.sent.clear()
+    start, nbytes = bench.prepares[0].landings, bench.push_bytes
+    body = bytes(number % 251 for number in range(nbytes))
+    bench.compute.memory[start : start + nbytes] = body
+    bench.compute.say(commands.PushPart(11, 0, 1, 0, start, nbytes, 7, 6, True, 5, 2))
+    bench.compute.say(commands.FetchValues(0, 4, 2, 9))
+    await until(lambda: len(bench.serve.sent) == 2)
+    assert bench.outside.bodies == []
+    assert commands.PushArrived(0, 1, 1, 0, 7, 6, True, 5, 0) in bench.serve.sent
+    assert commands.Fetched(0, 1, 4, 2, 9) in bench.serve.sent
+    offset, _ = bench.served.slot(0, 1, 1, 0)
+    assert bytes(bench.serve.memory[offset : offset + nbytes]) == body
+    assert bench.compute.sent == [commands.Left(11)]
+    size = bench.value_bytes(0)
+    bench.serve.memory[bench.served.rest] = 77
+    bench.compute.say(commands.Lend(0))
+    bench.serve.say(commands.SendAnswer(5, 0, 1, 1, 0, "", 1, 1, bench.served.rest, size, 8, 7))
+    await until(lambda: commands.AnswerLeft(5) in bench.serve.sent)
+    assert bench.compute.sent[1:] == [commands.Answered(0, 1, 0, 1, "", 1, True, 8, 7, True, 0, True, size)]
+    place = bench.worked.landings[0][0] - bench.worked.start + start
+    assert bench.compute.memory[place] == 77

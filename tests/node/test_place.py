@@ -16,6 +16,7 @@ from p2pnn.job import script
 from p2pnn.job.part_log import PartState
 from p2pnn.job.queue import PlaceQueue
 from p2pnn.job.segment import transfers
+from p2pnn.job.spec import JobSpec
 from p2pnn.node import parcels
 from p2pnn.node import part as module
 from p2pnn.node.asking import Asking
@@ -72,7 +73,7 @@ def fake_executor(monkeypatch: pytest.MonkeyPatch) -> None:
 class Bench:
     """Node B's place; A coordinates a job that is cut over A and B."""
 
-    def __init__(self, folder: Path, **settings: Any) -> None:
+    def __init__(self, folder: Path, spec: tuple[JobSpec, dict[BlobId, bytes]] | None = None, **settings: Any) -> None:
         self.post, self.outside = post(B)
         self.exchange = exchange(folder, self.post)
         self.storage = Storage(folder / "state")
@@ -89,7 +90,7 @@ class Bench:
             lambda node, term: self.refusal,
             lambda job: f"what it knows of {job}".encode(),
         )
-        self.spec, blobs = toy(**settings)
+        self.spec, blobs = spec or toy(**settings)
         self.spec_blob = stored(self.spec, blobs, self.exchange.blobs)
         self.plan = plan_of(self.spec, [A, B])
 
@@ -188,13 +189,13 @@ async def test_prepare_for_a_place_not_reserved_is_refused(tmp_path: Path) -> No
 async def test_prepare_starts_an_executor_and_release_ends_it(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
     executor = await bench.running()
-    assert bench.place.executor_pid == 4711
+    assert bench.place.executor_pids == {"compute": 4711}
     bench.prepare()  # twice
     assert "was not reserved" in bench.failures[-1]
     executor.say(commands.Prepared(99))
     assert bench.outside.of(wire.Prepared, A) == [wire.Prepared(JOB, 1, 99)]
     bench.release()
-    assert bench.place.executor_pid is None
+    assert bench.place.executor_pids == {}
     await until(lambda: executor.ended)
 
 

@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2pnn.errors import ModelError, UsageError
-from p2pnn.job.spec import Optimizer
+from p2pnn.job.spec import DataParallel, Optimizer
 from p2pnn.node.specs import blobs_read_by, check, decode_spec, held_by_one, inputs_read, read_by_job
 from p2pnn.types import BlobId
 from tests.job.test_sampling import job as sampling_job
-from tests.node.nodes import A, B, C, plan_of, toy
+from tests.node.nodes import A, B, C, plan_of, plan_of_data, toy, toy_of_data
 
 
 def test_a_spec_comes_back_as_it_was() -> None:
@@ -45,7 +45,12 @@ def test_a_newer_spec_is_refused_by_its_format() -> None:
         ({"kind": "dream"}, "'dream' is not a kind of job"),
         ({"optimizer": Optimizer(kind="guess")}, "'guess' is not a optimizer"),
         ({"optimizer": Optimizer(schedule="lunar")}, "'lunar' is not a learning-rate schedule"),
-        ({"parallel": "data"}, "'data' is not a parallel mode"),
+        ({"parallel": "hybrid"}, "'hybrid' is not a parallel mode"),
+        ({"parallel": "data"}, "says nothing about its workers and shards"),
+        ({"data": DataParallel()}, "names workers and shards, but is not parallel = data"),
+        ({"parallel": "data", "data": DataParallel(consistency="eventual")}, "no consistency 'eventual'"),
+        ({"parallel": "data", "data": DataParallel(), "kind": "evaluate"}, "no gradients to push"),
+        ({"parallel": "data", "data": DataParallel("sync", workers=4)}, "write a multiple of 4"),
         ({"schedule": "async"}, "schedule = 'async': write sync, or async:K"),
         ({"schedule": "async:65", "micro_batches": 1}, "from 1 to 64"),
         ({"schedule": "async:2", "micro_batches": 2}, "micro_batches = 2: leave that away or write 1"),
@@ -93,6 +98,15 @@ def test_a_node_reads_the_columns_of_its_ops_only() -> None:
     assert sum(blobs_read_by(spec, plan, 0).values()) == 120 * 6 * 4
     predicting = msgspec.structs.replace(spec, kind="predict")
     assert inputs_read(predicting) == ["x"]
+
+
+def test_only_workers_of_a_data_parallel_job_read_data() -> None:
+    spec, blobs = toy_of_data()
+    plan = plan_of_data(spec, [A, B, C], workers=(0, 2), homes=(1, 2))
+    assert [set(blobs_read_by(spec, plan, index)) for index in range(3)] == [set(blobs), set(), set(blobs)]
+    assert held_by_one(spec, plan, C, set(blobs)) == {}
+    alone = plan_of_data(spec, [A, B], workers=(0,), homes=(1,))
+    assert held_by_one(spec, alone, B, set(blobs)) == {A: tuple(sorted(blobs))}
 
 
 def test_what_only_one_node_will_hold_is_found_wherever_it_lies() -> None:

@@ -57,7 +57,8 @@ EXAMPLES: dict[str, Any] = {
         messages.Fact(NODES[1], "b", "::1", 7701, "b1", 2**48, Life.SUSPECT, NODES[0], "it answers no probe"),
     ),
     "target": NODES[1], "incarnation": 7, "token": "0a1b2c3d", "secret": NODES[0], "key": b"0Y0", "certificate": b"0\x82",
-    "authority": b"0\x82\x01", "again": True, "Command.state": b"\xdc", "answer": b"\x93\x00",
+    "authority": b"0\x82\x01", "again": True, "fetch": True, "whole": False, "refusal": "TOO_STALE", "Push.part": 3,
+    "Command.state": b"\xdc", "answer": b"\x93\x00",
     "members": (messages.Member(NODES[0], "a", "127.0.0.1", 7700, "b0"), messages.Member(NODES[1], "b", "::1", 1, "")),
 }  # fmt: skip
 """A value per field name, or per message and field; numbers that are not here count up from 1000."""
@@ -156,6 +157,10 @@ def evolution_cases() -> list[dict[str, Any]]:
         ("older Voted, without a reason", [75, 8, 8], messages.Voted(8, 8)),
         ("older Held, without a cluster", [71, 8, 7, 3], messages.Held(8, 7, 3)),
         ("older Pushed, without an answer", [96, "j", 2, 9, 7, 5], messages.Pushed("j", 2, 9, 7, 5)),
+        ("older Pushed, without a refusal", [96, "j", 2, 9, 7, 5, b"", "no"], messages.Pushed("j", 2, 9, 7, 5, b"", "no")),
+        ("older Push, of no gradient", [95, "j", 2, 9, 7, 5, 8, 16], messages.Push("j", 2, 9, 7, 5, 8, 16)),
+        ("older Fetch, without a command", [63, "j", 4, 2, 1, 5], messages.Fetch("j", 4, 2, 1, 5)),
+        ("newer Mark, with a text more", [64, "j", 4, 2, 1, 5, "x"], messages.Mark("j", 4, 2, 1, 5)),
         ("newer Beat, with a number more", [101, "j", 2, 9, 4, 6, 5, 8, 3], messages.Beat("j", 2, 9, 4, 6, 5, 8)),
         ("newer Lead, with a text more", [70, 8, 7, 3, 7, 2, "home", "x"], messages.Lead(8, 7, 3, 7, 2, "home")),
     ]  # fmt: skip

@@ -157,7 +157,7 @@ def test_a_long_sentence_is_cut_and_sent() -> None:
 
 def test_bodies_are_told_by_the_class() -> None:
     assert {kind.__name__ for kind in MESSAGES if kind.BODY} == {
-        "BlobPiece", "LinkProbe", "Tensor", "Snapshot", "Push", "Forward", "StatePiece",
+        "BlobPiece", "LinkProbe", "Tensor", "Snapshot", "Values", "Push", "Forward", "StatePiece",
     }  # fmt: skip
 
 

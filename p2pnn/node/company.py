@@ -1,0 +1,105 @@
+"""The nodes of one start of a job, as the part on one of them speaks to the others, and to itself.
+
+A worker and a shard may have their places on one node: what they say to each other goes the same ways as between nodes, through
+the same checks, except that a body is copied from one arena to the other, a little at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Final, Protocol
+
+from p2pnn.errors import PeerGone
+from p2pnn.node.links import Post
+from p2pnn.types import NodeId
+from p2pnn.wire import messages as wire
+
+COPY_BYTES: Final = 1 << 20
+"""Copied at a time: a tenth of a millisecond, in which this node hears nobody."""
+
+
+class Ends(Protocol):
+    """Who takes bodies on this node: the part. See `transport.Events`."""
+
+    def body_for(self, node: NodeId, message: wire.Message, nbytes: int) -> memoryview | None: ...
+
+    def arrived(self, node: NodeId, message: wire.Message) -> None: ...
+
+
+class Company:
+    """about: (job, generation) of every message. index: this node's among `nodes`, in the plan's order.
+
+    spawn: runs what takes time until the part ends. lost(node, reason): what was to go to a node will not arrive.
+    """
+
+    def __init__(
+        self,
+        about: tuple[str, int],
+        index: int,
+        nodes: Sequence[NodeId],
+        names: dict[NodeId, str],
+        post: Post,
+        ends: Ends,
+        spawn: Callable[[Coroutine[Any, Any, None]], None],
+        lost: Callable[[NodeId, str], None],
+    ) -> None:
+        self.about = about
+        self.index = index
+        self._nodes = tuple(nodes)
+        self._names = names
+        self._post = post
+        self._ends = ends
+        self._spawn = spawn
+        self._lost = lost
+
+    def index_of(self, node: NodeId) -> int:
+        """Its place in the plan; −1 for a node that has none."""
+        return self._nodes.index(node) if node in self._nodes else -1
+
+    def name(self, node: NodeId) -> str:
+        return self._names.get(node, node[:8])
+
+    def send(self, index: int, message: wire.Message) -> None:
+        """To the node at this place of the plan, or to this one itself; dropped where it is gone: its loss is told by itself."""
+        self._post.send(self._nodes[index], message)
+
+    def send_body(
+        self, index: int, message: wire.Message, body: memoryview | None, priority: int, left: Callable[[], None]
+    ) -> None:
+        """Send a message with its body; most have left when this returns, and need no task to wait for them.
+
+        left: called when the body's memory is free; never, where its executor is gone (body: None) or the node is lost.
+        """
+        node = self._nodes[index]
+        if body is None:
+            return
+        if index == self.index:
+            self._spawn(self._hand_over(node, message, body, left))
+            return
+        try:
+            rest = self._post.start_body(node, message, body, priority)
+        except PeerGone as error:
+            self._lost(node, str(error))
+            return
+        if rest is None:
+            left()
+        else:
+            self._spawn(self._finish(rest, node, left))
+
+    async def _finish(self, rest: Coroutine[Any, Any, None], node: NodeId, left: Callable[[], None]) -> None:
+        try:
+            await rest
+        except PeerGone as error:
+            self._lost(node, str(error))
+        else:
+            left()
+
+    async def _hand_over(self, node: NodeId, message: wire.Message, body: memoryview, left: Callable[[], None]) -> None:
+        place = self._ends.body_for(node, message, len(body))
+        if place is not None:
+            for start in range(0, len(body), COPY_BYTES):
+                place[start : start + COPY_BYTES] = body[start : start + COPY_BYTES]
+                await asyncio.sleep(0)
+            self._ends.arrived(node, message)
+        left()

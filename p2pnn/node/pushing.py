@@ -1,0 +1,144 @@
+"""A worker's end of its conversations with the shards: pushes leave from its arena, values are received into it.
+
+The executor decides what is sent and when its landing places are lent; here bytes move, and `ps.gate` says which may come in.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from typing import Final
+
+from p2pnn.executor import commands
+from p2pnn.job.plan import Plan
+from p2pnn.job.spec import JobSpec
+from p2pnn.node.company import Company
+from p2pnn.node.executor import Executor
+from p2pnn.node.links import Priority
+from p2pnn.ps.gate import ValuesGate
+from p2pnn.ps.layout import Slots, WorkerLayout, part_sizes
+from p2pnn.types import NodeId
+from p2pnn.wire import messages as wire
+
+log = logging.getLogger("p2pnn.place")
+
+SAID: Final = (commands.PushPart, commands.FetchValues, commands.Lend, commands.SendMark)
+"""What an executor says to shards."""
+
+
+class Pushing:
+    """Of the model replica that this node computes for, which is one node."""
+
+    def __init__(self, spec: JobSpec, plan: Plan, layout: WorkerLayout, company: Company, executor: Executor) -> None:
+        assert spec.data is not None
+        self._worker = plan.worker_of(company.index)
+        self._homes = [home.nodes[0] for home in plan.shards]
+        self._company = company
+        self._executor = executor
+        self._gate = ValuesGate(plan, layout)
+        shards = layout.sharding.shards
+        self._bodies = [Slots.of(part_sizes(shard, spec.data.push), 1) for shard in shards]
+        self._ranks = [sorted({part.needed for part in shard.parts}) for shard in shards]
+        self._early: dict[int, commands.FetchValues] | None = {}  # by shard, until all nodes are known to be prepared
+        self._receiving: dict[int, int] = {}  # by shard: bytes of the values that come into its landing place
+
+    def begin(self) -> None:
+        """The first command has come, so the shards are there: ask them for what the executor wanted as soon as it was ready."""
+        early, self._early = self._early, None
+        for message in (early or {}).values():
+            self.says(message)
+
+    def receive(self, node: NodeId, message: wire.Pushed) -> None:
+        """A shard's answer without values."""
+        home = self._homes[message.shard] if message.shard < len(self._homes) else -1
+        if message.worker != self._worker or home != self._company.index_of(node):
+            self._refuse(node, f"an answer of shard {message.shard} to worker {message.worker}")
+            return
+        about = (message.shard, message.sequence, message.request, message.generation)
+        self._executor.send(commands.Answered(*about, message.refusal, message.log_number, False))
+
+    def body_for(self, node: NodeId, message: wire.Values, nbytes: int) -> memoryview | None:
+        """The landing place, if it is lent; None for values that are dropped. An honest shard's answer counts without them."""
+        refusal = self._gate.refusal(message.shard, self._company.index_of(node), nbytes, message.whole)
+        if message.worker != self._worker and not refusal:
+            refusal = f"values of shard {message.shard} are for worker {message.worker}"
+        if refusal:
+            self._refuse(node, refusal)
+            return None
+        place = self._gate.take(message.shard, nbytes)
+        if place is None:
+            log.debug("values dropped job=%s node=%s shard=%d", message.job, self._company.name(node), message.shard)
+            self._answered(message, 0)
+            return None
+        self._receiving[message.shard] = nbytes
+        return self._executor.room(*place)
+
+    def arrived(self, message: wire.Values) -> None:
+        """The values lie whole in their landing place, which is the executor's until it lends it again."""
+        self._answered(message, self._receiving.pop(message.shard))
+
+    def says(self, message: commands.PushPart | commands.FetchValues | commands.Lend | commands.SendMark) -> None:
+        """The executor has something for shards, or a place for values."""
+        company = self._company
+        match message:
+            case commands.PushPart():
+                self._push(message)
+            case commands.FetchValues(shard) if self._early is not None:
+                self._early[shard] = message
+            case commands.FetchValues(shard, request, have, after):
+                fetch = wire.Fetch(*company.about, shard, self._worker, request, have, after)
+                company.send(self._homes[shard], fetch)
+            case commands.Lend(shard):
+                self._gate.lend(shard)
+            case commands.SendMark(sequence):
+                for shard, home in enumerate(self._homes):
+                    company.send(home, wire.Mark(*company.about, shard, self._worker, sequence))
+
+    def _push(self, message: commands.PushPart) -> None:
+        job, generation = self._company.about
+        body = self._bodies[message.shard]
+        push = wire.Push(
+            job,
+            message.shard,
+            generation,
+            self._worker,
+            message.sequence,
+            body.parts[message.part][0],
+            body.nbytes,
+            message.part,
+            message.based_on,
+            message.based_clock,
+            message.fetch,
+            message.have,
+            message.mark,
+        )
+        ranks = self._ranks[message.shard]
+        priority = (
+            Priority.of_push(ranks.index(message.needed), len(ranks)) if message.needed in ranks else Priority.BLOB
+        )
+        data = self._executor.room(message.offset, message.nbytes)
+        left = partial(self._executor.send, commands.Left(message.token))
+        self._company.send_body(self._homes[message.shard], push, data, priority, left)
+
+    def _answered(self, message: wire.Values, landed: int) -> None:
+        self._executor.send(
+            commands.Answered(
+                message.shard,
+                message.sequence,
+                message.request,
+                message.generation,
+                message.refusal,
+                message.log_number,
+                True,
+                message.version,
+                message.clock,
+                message.whole,
+                message.number,
+                landed > 0,
+                landed,
+            )
+        )
+
+    def _refuse(self, node: NodeId, what: str) -> None:
+        job, _ = self._company.about
+        log.warning("values refused job=%s node=%s reason=%s", job, self._company.name(node), what)

@@ -1,0 +1,117 @@
+"""A server's end of its conversations with the workers: pushes are received into their slots in its arena, answers leave from it.
+
+A push is received straight into its slot once `ps.gate` has allowed it; whether it is taken decides the shard, in the executor.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from typing import Final
+
+from p2pnn.executor import commands
+from p2pnn.job.plan import Plan
+from p2pnn.node.company import Company
+from p2pnn.node.executor import Executor
+from p2pnn.node.links import Priority
+from p2pnn.ps.gate import PushGate
+from p2pnn.ps.layout import ServerLayout
+from p2pnn.types import NodeId
+from p2pnn.wire import messages as wire
+
+log = logging.getLogger("p2pnn.place")
+
+SAID: Final = (commands.SendAnswer,)
+"""What an executor says to workers."""
+
+
+class Serving:
+    """Of the shards whose primary this node is."""
+
+    def __init__(self, plan: Plan, layout: ServerLayout, company: Company, executor: Executor) -> None:
+        self._workers = [replica.nodes[0] for replica in plan.replicas]
+        self._layout = layout
+        self._company = company
+        self._executor = executor
+        self._gate = PushGate(plan, layout)
+
+    def receive(self, node: NodeId, message: wire.Fetch | wire.Mark) -> None:
+        """A worker wants values, or has done its commands up to one."""
+        worker = self._workers[message.worker] if message.worker < len(self._workers) else -1
+        if message.shard not in self._layout.slots or worker != self._company.index_of(node):
+            what = f"{type(message).__name__} of worker {message.worker} to shard {message.shard}"
+            log.warning("refused job=%s node=%s reason=%s", message.job, self._company.name(node), what)
+        elif isinstance(message, wire.Mark):
+            self._executor.send(commands.Marked(message.shard, message.worker, message.sequence))
+        else:
+            about = (message.shard, message.worker, message.request, message.have, message.after)
+            self._executor.send(commands.Fetched(*about))
+
+    def body_for(self, node: NodeId, message: wire.Push, nbytes: int) -> memoryview | None:
+        """The slot of the part; None for one that is known, and, with a line in the log, for what no honest worker would send."""
+        index = self._company.index_of(node)
+        refusal = self._gate.refusal(message.worker, index, message.shard, message.sequence, message.part, nbytes)
+        if refusal:
+            log.warning("push refused job=%s node=%s reason=%s", message.job, self._company.name(node), refusal)
+            return None
+        about = (message.shard, message.worker, message.sequence, message.part)
+        if self._gate.is_known(*about):
+            self._arrived(message)
+            return None
+        return self._executor.room(*self._gate.take(*about))
+
+    def arrived(self, message: wire.Push) -> None:
+        """A part lies whole in its slot."""
+        self._gate.received(message.shard, message.worker, message.sequence, message.part)
+        self._arrived(message)
+
+    def says(self, message: commands.SendAnswer) -> None:
+        """The executor has decided pushes, or has values for a worker."""
+        job, generation = self._company.about
+        shard, worker = message.shard, message.worker
+        self._gate.acknowledged(shard, worker, message.acknowledged)
+        if not message.nbytes:
+            pushed = wire.Pushed(
+                job,
+                shard,
+                generation,
+                worker,
+                message.sequence,
+                refusal=message.refusal,
+                request=message.request,
+                log_number=message.log_number,
+            )
+            self._company.send(self._workers[worker], pushed)
+            return
+        values = wire.Values(
+            job,
+            generation,
+            shard,
+            worker,
+            message.sequence,
+            message.request,
+            message.version,
+            message.clock,
+            message.whole,
+            message.number,
+            message.refusal,
+            message.log_number,
+        )
+        left = partial(self._executor.send, commands.AnswerLeft(message.token))
+        body = self._executor.room(message.offset, message.nbytes)
+        self._company.send_body(self._workers[worker], values, body, Priority.VALUES, left)
+
+    def _arrived(self, message: wire.Push) -> None:
+        self._executor.send(
+            commands.PushArrived(
+                message.shard,
+                message.worker,
+                message.sequence,
+                message.part,
+                message.based_on,
+                message.based_clock,
+                message.fetch,
+                message.have,
+                message.mark,
+            )
+        )

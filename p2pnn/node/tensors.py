@@ -1,0 +1,95 @@
+"""Tensors between the nodes of one model replica: sent from their places in the arena, received into them, and both recorded."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from typing import Final
+
+from p2pnn.executor import commands
+from p2pnn.job.plan import Plan
+from p2pnn.job.segment import transfers
+from p2pnn.job.spec import JobSpec
+from p2pnn.node.company import Company
+from p2pnn.node.executor import Executor
+from p2pnn.node.links import Priority
+from p2pnn.node.recording import Recording, clock
+from p2pnn.train.frames import Layout
+from p2pnn.train.gate import Gate
+from p2pnn.types import NodeId
+from p2pnn.wire import messages as wire
+
+log = logging.getLogger("p2pnn.place")
+
+SAID: Final = (commands.Send, commands.Retired, commands.Squares)
+"""What an executor says of tensors."""
+
+
+class Tensors:
+    """Of the replica that this node computes for. Executors count the nodes of their replica, messages those of the plan."""
+
+    def __init__(
+        self, spec: JobSpec, plan: Plan, layout: Layout, company: Company, executor: Executor, recording: Recording
+    ) -> None:
+        number = plan.worker_of(company.index)
+        self._replica = plan.replicas[number].nodes if plan.replicas else tuple(range(len(plan.nodes)))
+        self._layout = layout
+        self._company = company
+        self._executor = executor
+        self._recording = recording
+        self._transfers = transfers(spec.graph, plan.assignment)
+        self._gate = Gate(spec.graph, plan.replica(number), plan.position(company.index), layout)
+
+    def receive(self, node: NodeId, message: wire.Retired | wire.Squares) -> None:
+        """What another node of the replica tells."""
+        if self._company.index_of(node) != message.index or message.index not in self._replica:
+            return
+        position = self._replica.index(message.index)
+        if isinstance(message, wire.Retired):
+            self._executor.send(commands.PeerRetired(position, message.count))
+        else:
+            self._executor.send(commands.PeerSquares(position, message.step, list(message.squares)))
+
+    def body_for(self, node: NodeId, message: wire.Tensor, nbytes: int) -> memoryview | None:
+        """The tensor's place; None, with a line in the log, for what no honest node would send."""
+        index = self._company.index_of(node)
+        if index not in self._replica:
+            return None
+        source = self._replica.index(index)
+        refusal = self._gate.refusal(message.transfer, message.micro_batch, source, nbytes)
+        if refusal:
+            log.warning("tensor refused job=%s node=%s reason=%s", message.job, self._company.name(node), refusal)
+            return None
+        offset, size = self._gate.take(message.transfer, message.micro_batch)
+        self._recording.begins(message.transfer, message.micro_batch)
+        return self._executor.room(offset, size)
+
+    def arrived(self, message: wire.Tensor) -> None:
+        self._executor.send(commands.Arrived(message.transfer, message.micro_batch))
+        self._recording.received(message.transfer, message.micro_batch)
+
+    def says(self, message: commands.Send | commands.Retired | commands.Squares) -> None:
+        """The executor has something for the other nodes."""
+        company = self._company
+        match message:
+            case commands.Send():
+                place = self._layout.place(message.transfer, message.micro_batch)
+                target = self._replica[self._transfers[message.transfer].target]
+                tensor = wire.Tensor(*company.about, message.transfer, message.micro_batch)
+                sent = partial(self._sent, message, clock())
+                company.send_body(target, tensor, self._executor.room(*place), Priority.TENSOR, sent)
+            case commands.Retired():
+                self._gate.retired(message.count)
+                for sender in self._gate.senders:
+                    retired = wire.Retired(*company.about, company.index, message.count)
+                    company.send(self._replica[sender], retired)
+            case commands.Squares():
+                squares = wire.Squares(*company.about, company.index, message.step, tuple(message.squares))
+                for index in self._replica:
+                    if index != company.index:
+                        company.send(index, squares)
+
+    def _sent(self, message: commands.Send, start: float) -> None:
+        """The tensor's memory is free: tell the executor."""
+        self._executor.send(commands.Sent(message.transfer, message.micro_batch))
+        self._recording.sent(message.transfer, message.micro_batch, start)

@@ -1,0 +1,98 @@
+"""What shards have told, as a person sees it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from p2pnn.job.plan import NodeShare, Plan, Replica, ShardHome
+from p2pnn.job.progress import ProgressMeter
+from p2pnn.job.script import Progress, ShardReport
+from p2pnn.job.served import Served
+from tests.job.test_progress import spec
+from tests.job.test_supervisor import NAMES, NODES
+
+
+def make_plan(workers: int = 2, homes: tuple[int, ...] = (2, 0)) -> Plan:
+    """Workers a, b, …; each shard on the node of `homes`."""
+    shares = tuple(NodeShare(n, NAMES[n], "all", 2, 100, 1000, 0.1) for n in NODES)
+    replicas = tuple(Replica((number,)) for number in range(workers))
+    return Plan(shares, (), 1, 1.0, 1.0, replicas=replicas, shards=tuple(ShardHome((home,)) for home in homes))
+
+
+def report(shard: int, **changes: Any) -> ShardReport:
+    fields: dict[str, Any] = {
+        "shard": shard,
+        "version": 4,
+        "staleness": {},
+        "taken": {},
+        "refused": (),
+        "set_aside": (),
+        "received_bytes": 0,
+        "sent_bytes": 0,
+        "queued": 0,
+    }
+    return ShardReport(**(fields | changes))
+
+
+def test_shards_add_up_and_the_newest_report_of_each_counts() -> None:
+    served = Served(make_plan())
+    served.begins(10)
+    assert served.fields(10, {}, {}) == {}
+    served.add([report(0, staleness={0: 9}, received_bytes=9)], 10)
+    served.add([report(0, staleness={10: 1, 0: 3}, received_bytes=100, refused=((1, "LATE", 2),))], 12)
+    more = ((1, "LATE", 1), (1, "SHAPE", 1), (9, "GAP", 1))
+    served.add([report(1, staleness={0: 1, 2: 1}, received_bytes=60, sent_bytes=80, refused=more, set_aside=(1,))], 13)
+    served.add([report(2, received_bytes=1 << 40)], 13)  # there is no such shard
+    found = served.fields(14, {"a": 14, "b": 14}, {"a": 0.5, "b": 0.9})
+    assert found == {
+        "staleness": {"0": 4, "2": 1, "10": 1},
+        "pushed_bytes": 40.0,
+        "fetched_bytes": 20.0,
+        "refused": {"b": {"LATE": 3, "SHAPE": 1}, "worker 9": {"GAP": 1}},
+        "set_aside": ["b"],
+        "slowest": "b",
+    }
+    assert list(found["staleness"]) == ["0", "2", "10"]
+
+
+def test_the_slowest_is_furthest_behind_and_alone_nobody_is() -> None:
+    served = Served(make_plan())
+    served.add([report(0)], 0)
+    assert served.fields(5, {"a": 4, "b": 6}, {"a": 0.1, "b": 0.9})["slowest"] == "a"
+    alone = Served(make_plan(workers=1))
+    alone.add([report(0)], 0)
+    assert alone.fields(5, {"a": 5}, {})["slowest"] == ""
+
+
+def test_a_coordinator_that_took_over_counts_bytes_from_what_it_heard_first() -> None:
+    served = Served(make_plan())
+    served.add([report(0, received_bytes=1000)], 20)
+    assert served.fields(20, {}, {})["pushed_bytes"] == 0.0
+    served.add([report(1, received_bytes=500)], 20)
+    served.add([report(0, received_bytes=1040)], 24)
+    assert served.fields(24, {}, {})["pushed_bytes"] == 10.0
+
+
+def test_only_nodes_that_compute_count_for_the_step_and_takeovers_keep_it_so() -> None:
+    meter = ProgressMeter(spec(), 0, 0.0)
+    meter.start(0.0, ["a", "b", "c"], make_plan())
+    assert meter.interval.steps == 4
+    assert meter.add("c", Progress(0, (0.0, 0), {}, 0.1, 0.2, served=(report(0, sent_bytes=30),)), 0.1) is None
+    meter.add("b", Progress(3, (0.0, 0), {}, 0.1, 0.2), 0.1)
+    event = meter.add("a", Progress(3, (4.0, 8), {}, 0.2, 0.2, served=(report(1),)), 0.5)
+    assert event is not None
+    assert (event["step"], event["loss"], event["fetched_bytes"]) == (3, 0.5, 10.0)
+    assert event["busy"] == {"a": 1.0, "b": 0.5, "c": 0.5}
+    # What a server's node tells besides does not say that it were idle.
+    meter.add("a", Progress(3, (0.0, 0), {}, 0.0, 0.0, served=(report(1),)), 0.6)
+    event = meter.add("b", Progress(4, (1.0, 8), {}, 0.1, 0.2), 1.0)
+    assert event is not None
+    assert event["busy"]["a"] == 1.0
+    counted, epoch = meter.tell(["a", "b", "c"])
+    again = ProgressMeter(spec(), 0, 2.0)
+    again.take_over(dict(zip("abc", counted, strict=True)), epoch, 3, 2.0, make_plan())
+    again.add("c", Progress(0, (0.0, 0), {}, 0.0, 0.0), 2.0)
+    again.add("b", Progress(5, (0.0, 0), {}, 0.1, 0.2), 2.1)
+    event = again.add("a", Progress(4, (4.0, 8), {}, 0.1, 0.2), 2.5)
+    assert event is not None
+    assert event["step"] == 4

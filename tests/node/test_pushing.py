@@ -1,0 +1,129 @@
+"""A worker's end: what leaves its arena, and which values come into it."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from p2pnn.executor import commands
+from p2pnn.job import script
+from p2pnn.wire import messages as wire
+from tests.node.data_bench import DataBench, fake_executors
+from tests.node.nodes import JOB, A, B, C, until
+
+pytestmark = pytest.mark.asyncio
+
+
+@pytest.fixture(autouse=True)
+def fake_executor(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_executors(monkeypatch)
+
+
+async def test_a_push_leaves_from_the_arena_and_its_memory_is_free_when_it_has_left(tmp_path: Path) -> None:
+    bench = DataBench(tmp_path)
+    await bench.begin()
+    start = bench.prepares[0].landings
+    bench.compute.memory[start : start + 4] = b"abcd"
+    part = commands.PushPart(11, 1, 3, 0, start, 4, 8, 7, True, 5, 2, 6)
+    bench.outside.hold = asyncio.Event()
+    bench.compute.say(part)
+    await until(lambda: bench.outside.bodies)
+    [(node, message, body)] = bench.outside.bodies
+    shard = bench.worked.sharding.shards[1]
+    assert (node, body) == (C, b"abcd")
+    assert message == wire.Push(JOB, 1, 1, 1, 3, 0, shard.byte_count, 0, 8, 7, True, 5, 6)
+    assert bench.compute.sent == []
+    bench.outside.hold.set()
+    await until(lambda: bench.compute.sent)
+    assert bench.compute.sent == [commands.Left(11)]
+
+
+async def test_fetches_go_to_their_shard_and_marks_to_all(tmp_path: Path) -> None:
+    bench = DataBench(tmp_path)
+    await bench.begin()
+    bench.both_ready()
+    bench.command(script.Train(1, 4))
+    bench.compute.say(commands.FetchValues(1, 4, 2, 9))
+    bench.compute.say(commands.SendMark(9))
+    await until(lambda: bench.outside.of(wire.Mark, B))
+    assert bench.outside.of(wire.Fetch) == [wire.Fetch(JOB, 1, 1, 1, 4, 2, 9)]
+    assert bench.outside.of(wire.Fetch, C)
+    assert bench.outside.of(wire.Mark, B) == [wire.Mark(JOB, 1, 0, 1, 9)]
+    assert bench.outside.of(wire.Mark, C) == [wire.Mark(JOB, 1, 1, 1, 9)]
+
+
+async def test_no_shard_is_asked_before_the_first_command_says_that_all_nodes_are_prepared(tmp_path: Path) -> None:
+    bench = DataBench(tmp_path)
+    await bench.begin()
+    bench.both_ready()
+    for request in (1, 2):
+        bench.compute.say(commands.FetchValues(1, request, 0, 0))
+    bench.compute.say(commands.FetchValues(0, 1, 0, 0))
+    assert bench.outside.of(wire.Fetch) == []
+    bench.command(script.Train(1, 4))
+    await until(lambda: bench.outside.of(wire.Fetch, B))
+    assert bench.outside.of(wire.Fetch, C) == [wire.Fetch(JOB, 1, 1, 1, 2)]
+    bench.command(script.Train(2, 8))
+    assert len(bench.outside.of(wire.Fetch, C)) == 1
+
+
+async def test_values_are_received_into_a_lent_place_once(tmp_path: Path) -> None:
+    bench = DataBench(tmp_path)
+    await bench.begin()
+    values, nbytes = bench.values(), bench.value_bytes()
+    bench.compute.say(commands.Lend(1))
+    place = bench.place.body_for(C, values, nbytes)
+    assert place is not None
+    place[:4] = b"abcd"
+    offset = bench.prepares[0].landings + bench.worked.landings[1][0] - bench.worked.start
+    assert bench.compute.memory[offset : offset + 4] == b"abcd"
+    assert bench.compute.sent == []
+    bench.place.body(C, values)
+    told = commands.Answered(1, 3, 0, 1, "LATE", 9, True, 8, 7, True, 4, True, nbytes)
+    assert bench.compute.sent == [told]
+    # Nobody has lent it again: the values are dropped, and the executor has the answer without them.
+    assert bench.place.body_for(C, values, nbytes) is None
+    assert bench.compute.sent[1:] == [commands.Answered(1, 3, 0, 1, "LATE", 9, True, 8, 7, True, 4, False, 0)]
+
+
+async def test_values_that_no_honest_shard_sends_are_dropped_and_their_sender_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench = DataBench(tmp_path, pull="int8")
+    await bench.begin()
+    nbytes = bench.value_bytes()
+    for shard in (0, 1):
+        bench.compute.say(commands.Lend(shard))
+    wrong = [
+        (A, bench.values(), nbytes),  # not the shard's primary
+        (C, bench.values(shard=0), nbytes),
+        (C, bench.values(shard=7), nbytes),
+        (C, bench.values(worker=0), nbytes),
+        (C, bench.values(), nbytes + 4),
+        (C, bench.values(), 0),
+        (C, bench.values(whole=False), nbytes),
+    ]
+    for count, (node, message, size) in enumerate(wrong, 1):
+        assert bench.place.body_for(node, message, size) is None
+        lines = [record.getMessage() for record in caplog.records if "values refused" in record.getMessage()]
+        assert len(lines) == count, "one line each"
+        assert f"node={'a' if node == A else 'c'}" in lines[-1]
+    assert bench.compute.sent == []
+    assert bench.place.body_for(C, bench.values(whole=False), bench.value_bytes(whole=False)) is not None
+    # Of another start nothing is even looked at.
+    assert bench.place.body_for(B, wire.Values(JOB, 2, 0, 1, 3, 0, 8, 7, True, 4), bench.value_bytes(0)) is None
+
+
+async def test_an_answer_without_values_is_taken_from_its_shard_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench = DataBench(tmp_path)
+    await bench.begin()
+    bench.place.receive(C, wire.Pushed(JOB, 1, 1, 1, 3, refusal="LATE", request=2, log_number=9))
+    assert bench.compute.sent == [commands.Answered(1, 3, 2, 1, "LATE", 9, False)]
+    for node, shard, worker, generation in ((A, 1, 1, 1), (C, 0, 1, 1), (C, 1, 0, 1), (C, 9, 1, 1), (C, 1, 1, 2)):
+        bench.place.receive(node, wire.Pushed(JOB, shard, generation, worker, 3))
+    assert len(bench.compute.sent) == 1
+    assert caplog.text.count("values refused") == 4
