@@ -63,13 +63,16 @@ class ReplicaSession(Session):
             step=self._machine.step,
             buffer=Bump(arena.view, layout.bodies, layout.stop),
             combine=weights.combine,
+            parameters=weights.flat,
+            gradient=weights.flat_gradient,
         )
         self._layout_bytes = layout.nbytes
         self._runner.check_memory(self.memory_bytes)
         space = self._space = layout.sharding.space
         self._resume(manifest_of(prepare))
         held = space.views(self._replica.parameters)
-        self._installs = [(weights.view(name), array) for name, array in held.items()]
+        installs = [(weights.view(name), array) for name, array in held.items()]
+        self._installs = [pair for pair in installs if not np.may_share_memory(*pair)]
         order = sorted(space.entries, key=lambda entry: entry.needed)
         gradients = space.views(self._replica.gradient)
         self._gradients = {entry.name: gradients[entry.name] for entry in order}
@@ -176,6 +179,11 @@ class ReplicaSession(Session):
         while self._script:
             command = self._script[0]
             if isinstance(command, script.Train):
+                if self._restored and self._given:
+                    return
+                if self._restored:
+                    self._replica.install(again=True)
+                    self._install()
                 self._until = command.until_step
             elif self._given or not self._is_at(command):
                 return
@@ -243,7 +251,8 @@ class ReplicaSession(Session):
     def _hand_over(self, name: str, gradient: Array | None, scale: float) -> None:
         target = self._gradients[name]
         if gradient is not None:  # else no loss depends on it, and it stays zero
-            np.copyto(target, gradient)
+            if not np.may_share_memory(target, gradient):
+                np.copyto(target, gradient)
             if scale != 1.0:
                 np.multiply(target, np.float32(scale), out=target)
         self._replica.gradient_ready(name, time.perf_counter())

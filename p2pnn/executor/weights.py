@@ -10,8 +10,9 @@ a copy that is installed from outside, and its gradients are taken from here (`g
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,16 +27,19 @@ from p2pnn.job.spec import JobSpec
 from p2pnn.model.flow import Flow
 from p2pnn.model.graph import Parameter
 from p2pnn.model.initial import initial
+from p2pnn.ps.space import Flat, Space
 from p2pnn.train import clipping, rates
 from p2pnn.train.optimizers import Combine, Updater, slot_name
 from p2pnn.train.schedule import Routes
 from p2pnn.types import BlobId
 
+_NONE: Final[Flat] = np.empty(0, np.float32)
+
 
 class Weights:
     """tensors: the engine's; slots: optimizer slot → parameter → float32 array in the engine's layout; fuse: the parameters
     that backward passes update themselves. delay: how many updates behind this node runs. micro_batches: of a step on this node;
-    0 for the job's.
+    0 for the job's. flat, flat_gradient: of a data-parallel run, float32 of the space of all parameters (`ps.space`).
     """
 
     def __init__(self, spec: JobSpec, routes: Routes, engine: Engine, delay: int = 0, micro_batches: int = 0) -> None:
@@ -64,6 +68,23 @@ class Weights:
             slot: {name: np.zeros_like(array) for name, array in self.tensors.parameters.items()} for slot in slots
         }
         self._totals: dict[str, Array] | None = None
+        self.flat, self.flat_gradient = self._lie_flat() if spec.data is not None else (_NONE, _NONE)
+
+    def _lie_flat(self) -> tuple[Flat, Flat]:
+        """The space of all parameters and that of their gradients, in which lie those of this node's tensors whose layout is
+        ONNX's: nothing need be copied for them. Others are copied when they are installed and handed over."""
+        space = Space.of(self._spec.graph)
+        flat, flat_gradient = np.zeros(space.size, np.float32), np.zeros(space.size, np.float32)
+        views, gradients = space.views(flat), space.views(flat_gradient)
+        readers = Counter(name for name, _ in self.tensors.gradients)
+        for name, array in self.tensors.parameters.items():
+            plain = self._engine.parameter_view(self._spec.graph, name, array)
+            if plain.shape == array.shape and plain.strides == array.strides:
+                self.tensors.parameters[name] = views[name]
+        for name, op in self.tensors.gradients:
+            if self.tensors.parameters[name] is views[name] and readers[name] == 1:
+                self.tensors.gradients[name, op] = gradients[name]
+        return flat, flat_gradient
 
     @property
     def memory_bytes(self) -> int:
@@ -71,7 +92,10 @@ class Weights:
         held = [*self.tensors.state.values(), *self.tensors.gradients.values()]
         held += [array for partial in self.tensors.partial for array in partial.values()]
         held += [array for slot in self.slots.values() for array in slot.values()]
-        return self.versions.memory_bytes + sum(array.nbytes for array in held)
+        flat = sum(array.nbytes for array in held if np.may_share_memory(array, self.flat_gradient))
+        flat += sum(array.nbytes for array in self.tensors.parameters.values() if np.may_share_memory(array, self.flat))
+        both = self.flat.nbytes + self.flat_gradient.nbytes
+        return self.versions.memory_bytes + sum(array.nbytes for array in held) - flat + both
 
     def load(self, blobs: BlobStore, manifest: Manifest | None) -> None:
         """Fill everything: from the checkpoint, else from the spec's initial parts, else drawn from the seed.

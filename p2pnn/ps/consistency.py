@@ -161,7 +161,7 @@ def is_bitwise(spec: JobSpec, workers: int) -> bool:
 
     Each worker's share must be a power of two: only such sums are parts of the whole one (`model.sums`). What batch normalization
     keeps comes from the first worker's micro-batches alone. The gradient of a parameter that several ops read is summed per op
-    first, over a worker's micro-batches; and one process with one micro-batch per step makes plain SGD's update as part of a GEMM.
+    first, over a worker's micro-batches; and one process with one micro-batch per step makes plain SGD's updates inside a GEMM.
     """
     data = spec.data
     if data is None:

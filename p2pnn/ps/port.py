@@ -58,6 +58,9 @@ class Port:
         self._worker = worker
         self._retry_s = retry_s
         self._takes_any = not settings.consistency.waits
+        # What is pushed as it is, right after the step that made it, is written where it is sent from.
+        self._plain = settings.push == "float32" and settings.consistency.kind != "local"
+        self._straight = False
         self._codec = codec(settings.push)
         sizes = part_sizes(shard, settings.push)
         self._runs = [slice(end - size, end) for size, end in zip(sizes, accumulate(sizes), strict=True)]
@@ -113,7 +116,8 @@ class Port:
 
     def accrue(self, at: int, gradient: Flat) -> None:
         """Add one piece of this step's gradient; the first step after a push overwrites."""
-        target = self.accrued[at : at + gradient.size]
+        flat = self._outgoing[-1].body.view(np.float32) if self._straight else self.accrued
+        target = flat[at : at + gradient.size]
         if self.accrued_steps:
             np.add(target, gradient, out=target)
         else:
@@ -125,6 +129,7 @@ class Port:
         based = self._based if self.accrued_steps else self._installed
         if step is not None:
             based = step, based[1]
+        self._straight = self._plain and not self.accrued_steps
         awaits = [len(part.entries) for part in self.shard.parts]
         self._outgoing.append(Outgoing(self._sequence, self._bodies.pop(), *based, fetch, awaits))
         if fetch:
@@ -146,12 +151,14 @@ class Port:
 
     def _encode(self, push: Outgoing, index: int) -> None:
         part, feedback = self.shard.parts[index], self._feedback[index]
-        (feedback or self._codec).encode(self.accrued[part.start : part.stop], push.body[self._runs[index]])
+        if not self._straight:
+            (feedback or self._codec).encode(self.accrued[part.start : part.stop], push.body[self._runs[index]])
         push.unsent.add(index)
 
     def end_step(self, pushed: bool) -> None:
         if not self.accrued_steps:
             self._based = self._installed
+        self._straight = False
         self.accrued_steps = 0 if pushed else self.accrued_steps + 1
 
     # messages

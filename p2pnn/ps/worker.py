@@ -49,7 +49,8 @@ RETRY_S: Final = 30.0
 
 
 class Replica:
-    """parameters, gradient: float32 of the whole space; the caller reads the one and writes the other, by `Space.views`.
+    """parameters, gradient: float32 of the whole space; the caller reads the one and writes the other, by `Space.views`. They may
+    be given, so that an engine computes where they lie.
 
     sharding: of this replica's own space (`Space.only` where a replica is cut into segments, each of which is one of these).
     optimizer: of the H local steps, unused otherwise; steps: how many of its own the run will take in all, step: how many were
@@ -66,14 +67,16 @@ class Replica:
         optimizer: Optimizer | None = None,
         steps: int = 0,
         step: int = 0,
+        parameters: Flat | None = None,
+        gradient: Flat | None = None,
         retry_s: float = RETRY_S,
         buffer: Buffer = new,
         combine: Combine = combine,
     ) -> None:
         self.step = self._first = step
         space = sharding.space
-        self.parameters = np.zeros(space.size, np.float32)
-        self.gradient = np.zeros(space.size, np.float32)
+        self.parameters = np.zeros(space.size, np.float32) if parameters is None else parameters
+        self.gradient = np.zeros(space.size, np.float32) if gradient is None else gradient
         self._sharding, self._settings, self._combine = sharding, settings, combine
         self._local = settings.consistency.kind == "local"
         if self._local and optimizer is None:
@@ -263,12 +266,12 @@ class Replica:
         """Whether all values that were asked for are here."""
         return all(port.version >= 0 and not port.wanting and not port.is_receiving for port in self._ports)
 
-    def install(self) -> None:
-        """Put the newest values that are here into `parameters`; `begin_step` does so, too."""
+    def install(self, *, again: bool = False) -> None:
+        """Put the newest values that are here into `parameters`; `begin_step` does so, too. again: also those that were there."""
         if self._missing is not None:
             raise LocalProtocolError(f"step {self.step} has not ended")
         for port in self._ports:
-            if port.fresh and not port.is_receiving:
+            if (port.fresh or again) and not port.is_receiving:
                 self._sharding.put(port.shard.index, port.take(), self.parameters)
 
     # messages
@@ -343,9 +346,8 @@ class Replica:
 
     @property
     def memory_bytes(self) -> int:
-        """What lies outside of `buffer`."""
-        inner = sum(array.nbytes for array in self.state.values())
-        return self.parameters.nbytes + self.gradient.nbytes + inner + sum(port.memory_bytes for port in self._ports)
+        """What lies outside of `buffer`, without `parameters` and `gradient`."""
+        return sum(array.nbytes for array in self.state.values()) + sum(port.memory_bytes for port in self._ports)
 
     @property
     def unacknowledged(self) -> int:

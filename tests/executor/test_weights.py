@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,9 +15,11 @@ from p2pnn.errors import JobFailedError
 from p2pnn.executor.weights import Weights
 from p2pnn.job.spec import JobSpec, Optimizer
 from p2pnn.model.initial import initial
+from p2pnn.ps.space import Space
 from p2pnn.train.schedule import Routes
 from tests.executor import models
 from tests.executor.mesh import interleaved, spec_for
+from tests.executor.pump import parallel
 
 ENGINE = NumpyEngine()
 
@@ -75,3 +79,31 @@ def test_clipping_limits_the_step_and_nan_ends_the_run(blobs: BlobStore) -> None
     next(iter(weights.tensors.gradients.values()))[...] = np.nan
     with pytest.raises(JobFailedError, match="norm became nan at step 2; lower the learning rate"):
         weights.update(1, {0: weights.squares()})
+
+
+@pytest.mark.parametrize("build", [models.dense, models.diamond, models.convolutional])
+def test_a_replicas_parameters_lie_in_one_flat_space_where_their_layout_is_plain(build: Any, blobs: BlobStore) -> None:
+    """Dense ones do, convolutions are in the engine's own layout, and what several ops read is summed elsewhere first."""
+    spec = parallel(spec_for(build(), blobs))
+    weights = Weights(spec, Routes(spec.graph, [0] * len(spec.graph.ops), 0, 1), ENGINE)
+    weights.load(blobs, None)
+    space = Space.of(spec.graph)
+    views, gradients = space.views(weights.flat), space.views(weights.flat_gradient)
+    readers = Counter(name for name, _ in weights.tensors.gradients)
+    for p in spec.graph.parameters:
+        shares = np.shares_memory(weights.view(p.name), views[p.name])
+        assert shares == (len(p.shape) <= 2), p.name
+        if shares:
+            np.testing.assert_array_equal(views[p.name], initial(p, spec.seed))
+        if readers[p.name] == 1:
+            assert np.shares_memory(weights.gradient(p.name), gradients[p.name]) == shares
+    size = 4 * sum(p.size for p in spec.graph.parameters)
+    state = sum(array.nbytes for array in weights.tensors.state.values())
+    apart = sum(4 * p.size for p in spec.graph.parameters if len(p.shape) > 2)
+    sums = sum(
+        array.nbytes
+        for (name, op), array in weights.tensors.gradients.items()
+        if readers[name] > 1 or not np.shares_memory(array, gradients[name])
+    )
+    partial = sum(array.nbytes for held in weights.tensors.partial for array in held.values())
+    assert weights.memory_bytes == 2 * size + state + apart + sums + partial
