@@ -60,7 +60,7 @@ class Part:
         traces: Traces,
         snapshots: Snapshots,
     ) -> None:
-        self._coordinator = coordinator
+        self._coordinator, self._term = coordinator, message.term
         self._message = message
         self._post = post
         self._blobs = blobs
@@ -103,9 +103,10 @@ class Part:
             case wire.Squares() if self._is_index(node, message.index):
                 executor.send(commands.PeerSquares(message.index, message.step, list(message.squares)))
 
-    def adopt(self, coordinator: NodeId, record: bytes) -> None:
-        """Another node coordinates from now on: tell it how far this part is, and the job's record as it is known here."""
-        self._coordinator = coordinator
+    def adopt(self, coordinator: NodeId, term: int, record: bytes) -> None:
+        """Another node coordinates from now on, or the same in another term: tell it how far this part is, and the job's record
+        as it is known here. What was reported in an earlier term is part of that."""
+        self._coordinator, self._term = coordinator, term
         if self._running and not self._over:
             state = self._log.tell(record)
         else:
@@ -372,7 +373,8 @@ class Part:
         self._post.send(coordinator, wire.Adopted(*about, packed))
 
     def _report(self, packed: bytes) -> None:
-        self._post.send(self._coordinator, wire.Report(self._message.job, self._message.generation, packed))
+        about = (self._message.job, self._message.generation)
+        self._post.send(self._coordinator, wire.Report(*about, packed, self._term))
 
     def _exited(self, reason: str) -> None:
         """The executor is gone; after Finish that is as it should be."""

@@ -152,7 +152,7 @@ class Place:
     def _adopt(self, node: NodeId, message: wire.Adopt) -> None:
         part = self._part if self._queue.adopt(JobId(message.job), message.generation, node) else None
         if part is not None and part.is_about(message.job, message.generation):
-            part.adopt(node, self._record(JobId(message.job)))
+            part.adopt(node, message.term, self._record(JobId(message.job)))
         else:
             state = PartState("absent", text="it has no part of this start")
             packed = msgspec.msgpack.encode(state)

@@ -122,6 +122,8 @@ class Succession:
             return isinstance(message, wire.Adopted)
         if isinstance(message, wire.Adopted):
             self._tasks.spawn(self._told(node, message, asking))
+        elif isinstance(message, wire.Report) and 0 < message.term < self._term:
+            pass  # said when this node coordinated before: it is in what the node tells now, and must not count twice
         elif len(asking.held_back) < HELD_BACK_MAX:
             asking.held_back.append((node, message))
         return True

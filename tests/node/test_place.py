@@ -109,6 +109,7 @@ class Bench:
             "nodes": (A, B),
             "index": 1,
             "sources": (A,),
+            "term": 1,
         }
         self.place.receive(node, wire.Prepare(**(fields | changes)))
 
@@ -467,7 +468,8 @@ async def test_the_next_coordinator_learns_how_far_the_part_is_and_is_told_from_
     assert (state.totals.loss_sum, state.totals.rows, state.totals.metrics) == (2.0, 8, {"accuracy": (3.0, 8.0)})
     assert state.record == b"what it knows of toy-1"
     executor.say(script.Done(2))
-    assert bench.outside.of(wire.Report, C) == [wire.Report(JOB, 1, msgspec.msgpack.encode(script.Done(2)))]
+    assert bench.outside.of(wire.Report, C) == [wire.Report(JOB, 1, msgspec.msgpack.encode(script.Done(2)), 2)]
+    assert [report.term for report in bench.outside.of(wire.Report, A)] == [1, 1], "what it had said before"
     bench.command(script.Train(2, 8), script.Train(3, 12), node=C)  # what another node had missed
     assert executor.sent == [script.Train(1, 4), script.Train(2, 8), script.Train(3, 12)]
     assert bench.place.job == JOB
