@@ -18,7 +18,7 @@ from aiohttp import web
 
 from p2pnn.api import membership, views
 from p2pnn.api.request import DAEMON, read_json
-from p2pnn.errors import NotAllowedError, NotFoundError, P2pnnError, StorageError, UsageError
+from p2pnn.errors import BetweenClusters, NotAllowedError, NotFoundError, P2pnnError, StorageError, UsageError
 from p2pnn.node.blobs import writing
 from p2pnn.node.daemon import Daemon
 from p2pnn.node.specs import SPEC_BYTES_MAX
@@ -33,7 +33,12 @@ BODY_BYTES_MAX: Final = SPEC_BYTES_MAX + 4096
 
 READ_BYTES: Final = 1 << 20
 
-STATUS: Final[dict[type[P2pnnError], int]] = {NotFoundError: 404, NotAllowedError: 403, StorageError: 507}
+STATUS: Final[dict[type[P2pnnError], int]] = {
+    NotFoundError: 404,
+    NotAllowedError: 403,
+    StorageError: 507,
+    BetweenClusters: 503,
+}
 """HTTP status by error; 400 for the others."""
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]

@@ -139,7 +139,7 @@ def cluster(daemon: Daemon) -> dict[str, Any]:
     node was admitted; parked: empty, or why nothing can be decided here. A member's state: self, alive, or away, for `away_s` and
     with a reason; gone_s: since when the coordinator, if it is this node, holds it for dead beyond doubt. lost: how many of the
     members were lost at once, while nothing is reassigned because of that. foreign: living nodes of other clusters. Times are in
-    seconds, and as a person reads them."""
+    seconds, and as a person reads them. Raises BetweenClusters for the moments of a move or a recovery."""
     snapshot = daemon.charter.snapshot()
     consensus, charter, presence = snapshot.consensus, snapshot.consensus.charter, snapshot.presence
     now = asyncio.get_running_loop().time()

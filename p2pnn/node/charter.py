@@ -38,7 +38,7 @@ from p2pnn.cluster.parking import Parked
 from p2pnn.cluster.petitions import Change
 from p2pnn.cluster.presence import Lost, Presence
 from p2pnn.cluster.view import Standing
-from p2pnn.errors import CharterError, NotAllowedError, ProposalRefused, StorageError
+from p2pnn.errors import BetweenClusters, CharterError, NotAllowedError, ProposalRefused, StorageError
 from p2pnn.node.charter_file import CharterFile, Founding
 from p2pnn.node.links import Post
 from p2pnn.node.tasks import Tasks, in_thread
@@ -252,7 +252,12 @@ class ClusterCharter:
         self._alive = self._presence.alive
 
     def snapshot(self) -> CharterSnapshot:
-        assert self._core is not None, "asked before the start"
+        """Raises BetweenClusters while this node stands still, for a move or a recovery, or stops."""
+        if self._core is None:
+            raise BetweenClusters(
+                f"node {self._post.name} is on its way to another cluster, or stopping, so it has no charter to show; ask again"
+                " in a moment"
+            )
         return CharterSnapshot(self._core.snapshot(), dict(self._alive), self._disk, self.parked, self._presence)
 
     async def recover(self, cluster: str) -> Charter:

@@ -90,6 +90,17 @@ async def test_node_peers_and_stop(tmp_path: Path) -> None:
         assert a.stop.is_set()
 
 
+async def test_a_cluster_is_not_shown_while_the_node_moves_to_another(tmp_path: Path) -> None:
+    async with api(tmp_path) as a:
+        await a.daemon.charter.stand_still()
+        status, answer = await a.call("GET", "cluster")
+        assert (status, answer["exit"]) == (503, 1)
+        assert "node a is on its way to another cluster" in answer["error"]
+        assert (await a.call("GET", "node"))[0] == (await a.call("GET", "peers"))[0] == 200
+        a.daemon.charter.start()
+        assert (await a.call("GET", "cluster"))[0] == 200
+
+
 async def test_cancel_pause_and_resume(tmp_path: Path) -> None:
     async with api(tmp_path) as a:
         job, _ = await submit(a, epochs=1000)
