@@ -22,7 +22,7 @@ from p2pnn.node.keeping import Keeping
 from p2pnn.node.links import Post
 from p2pnn.types import BlobId, JobId, NodeId
 from p2pnn.wire import messages as wire
-from tests.node.nodes import JOB, A, B, C, Recorder, daemons, stored, toy, until
+from tests.node.nodes import DEADLINE_S, JOB, A, B, C, Recorder, daemons, stored, toy, until
 
 pytestmark = pytest.mark.asyncio
 
@@ -126,7 +126,8 @@ class Bench:
         return {name, *blobs}
 
     async def drain(self, **more: bool) -> list[str]:
-        return [words async for words in self.draining.drain(**({"force": False} | more))]
+        async with asyncio.timeout(DEADLINE_S):
+            return [words async for words in self.draining.drain(**({"force": False} | more))]
 
 
 async def test_it_hands_over_has_its_jobs_moved_and_leaves(tmp_path: Path) -> None:
