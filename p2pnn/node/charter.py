@@ -252,7 +252,11 @@ class ClusterCharter:
         self._alive = self._presence.alive
 
     def snapshot(self) -> CharterSnapshot:
-        assert self._core is not None, "asked before the start"
+        """Raises NotAllowedError while there is nothing to tell of: between two clusters, during a recovery, and at the end."""
+        if self._core is None:
+            raise NotAllowedError(
+                f"node {self._post.name} changes its cluster, or stops, at this moment; ask again in a moment"
+            )
         return CharterSnapshot(self._core.snapshot(), dict(self._alive), self._disk, self.parked, self._presence)
 
     async def recover(self, cluster: str) -> Charter:
