@@ -103,7 +103,10 @@ class Run:
     async def _play(self, folder: Path) -> None:
         cell = self.cell
         disks = self._disks()
-        async with mesh(folder, cell.nodes, secured=self.secured, disks=disks) as m, Witness(m) as seen:
+        async with (
+            mesh(folder, cell.nodes, secured=self.secured, cabled=self.fault.cabled, disks=disks) as m,
+            Witness(m) as seen,
+        ):
             spec, blobs = await self._cast(m)
             async with Job(m, spec, blobs) as job:
                 if cell.phase != "idle":
