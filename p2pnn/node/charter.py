@@ -262,8 +262,8 @@ class ClusterCharter:
     async def recover(self, cluster: str) -> Charter:
         """Begin a new cluster from this node's charter, because the majority of `cluster`'s voters is lost for good.
 
-        The old charter is kept beside it. Raises NotAllowedError as `check_recovery`, StorageError where it cannot be written;
-        then nothing has changed.
+        The old charter is kept beside it. Raises NotAllowedError as `check_recovery`, StorageError or CharterError where the
+        old one cannot be read or the new one written; then nothing has changed.
         """
         self.check_recovery(cluster)
         self._core = None

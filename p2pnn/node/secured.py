@@ -28,9 +28,10 @@ JOURNAL: Final = "JOURNAL_STREAM"
 
 @dataclass(slots=True)
 class Secured:
-    """identity, upkeep, and arrival where a token was given that is of another cluster. founding: None of a node that joined.
+    """identity, upkeep, and arrival where a token was given that is of another cluster.
 
-    joins: which addresses to dial from the start.
+    founds: whether to found a cluster, with `founding`, where the state folder has no charter. joins: which addresses to dial
+    from the start.
     """
 
     identity: Identity
