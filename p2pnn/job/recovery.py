@@ -34,7 +34,6 @@ ANSWER_S: Final = 2.0
 """Members answer at once from memory; who does not is busy, hung or gone."""
 
 MAKE_S: Final = 60.0
-MAKE_BYTES_PER_S: Final = 1e7
 
 LINK_S: Final = 3.0
 """A broken link is dialled again within a second; a dead process is proved so within half of one."""

@@ -166,7 +166,7 @@ class Succession:
             found: Takeover | str = f"it was {record.state} when its coordinator was lost"
             if record.kind == "train" and record.plan is not None and record.state != "queued":
                 await self._ask(record, asking, term)
-                record = _newest([record, *self._told_records(asking, record)])
+                record = max([record, *self._told_records(asking, record)], key=lambda one: one.version)
                 found = takeover.of(record, asking.parts)
             if self._asking.get(job) is not asking:
                 return  # deposed meanwhile
@@ -305,7 +305,3 @@ class Succession:
         """Whether nodes that hold parts of the newest checkpoint may still come after a power cut."""
         is_early = asyncio.get_running_loop().time() < self._started_at + recovering.BOOT_S
         return is_early and record.newest is not None and bool(recovering.absent(record, self._members()))
-
-
-def _newest(known: list[JobRecord]) -> JobRecord:
-    return max(known, key=lambda record: record.version)
