@@ -15,7 +15,6 @@ import numpy as np
 from p2pnn.cluster import Description
 from p2pnn.data.chunks import DTYPES, HEADER_BYTES
 from p2pnn.errors import NotFoundError, StorageError, UsageError
-from p2pnn.job import life
 from p2pnn.job.records import JobRecord
 from p2pnn.job.spec import Dataset, JobSpec
 from p2pnn.node.daemon import SOFTWARE, Daemon, resident_bytes
@@ -78,7 +77,7 @@ def peers(daemon: Daemon) -> list[dict[str, Any]]:
     running = {
         share.node: record.job
         for record in daemon.jobs.records.values()
-        if record.state not in life.ENDED and record.state != "queued" and record.plan
+        if not record.is_over and record.state != "queued" and record.plan
         for share in record.plan.nodes
     }
     own: dict[str, Any] = {
@@ -278,7 +277,7 @@ def datasets(daemon: Daemon) -> list[dict[str, Any]]:
             rows.append((chunks, row))
         if job not in row["jobs"]:
             row["jobs"].append(job)
-            row["active"] += daemon.jobs.get(job).state not in life.ENDED
+            row["active"] += not daemon.jobs.get(job).is_over
     return [row for _, row in rows if row["blobs"]]
 
 

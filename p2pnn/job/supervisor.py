@@ -67,7 +67,7 @@ class Supervisor:
 
     @property
     def ended(self) -> bool:
-        return self.record.state in life.ENDED
+        return self.record.is_over
 
     def next_action(self) -> Action | None:
         return self._ledger.next_action()

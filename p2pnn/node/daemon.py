@@ -18,7 +18,6 @@ from p2pnn import __version__
 from p2pnn.cluster import Description
 from p2pnn.cluster.charter import Charter
 from p2pnn.config import NodeConfig
-from p2pnn.job import life
 from p2pnn.job.work import generations
 from p2pnn.node.blobs import BlobExchange
 from p2pnn.node.charter import ClusterCharter
@@ -243,7 +242,7 @@ class Daemon:
     def _job_that_keeps(self) -> str:
         """A job for which this node stays in its cluster, as a clause; empty for none."""
         for record in self.jobs.records.values():
-            if record.state not in life.ENDED:
+            if not record.is_over:
                 return f"job {record.job} is {record.state}; cancel it or wait for its end"
         return f"job {self.place.job} has its place" if self.place.job else ""
 
