@@ -137,8 +137,8 @@ def cluster(daemon: Daemon) -> dict[str, Any]:
     """The charter as this node knows it, for `cluster show`. coordinator: None while nobody leads; cluster: empty before this
     node was admitted; parked: empty, or why nothing can be decided here. A member's state: self, alive, or away, for `away_s` and
     with a reason; gone_s: since when the coordinator, if it is this node, holds it for dead beyond doubt. lost: how many of the
-    members were lost at once, while nothing is reassigned because of that. foreign: living nodes of other clusters. Times are in
-    seconds, and as a person reads them."""
+    members were lost at once, while nothing is reassigned because of that. foreign: living nodes of other clusters. jobs: those
+    that are parked, and why. Times are in seconds, and as a person reads them."""
     snapshot = daemon.charter.snapshot()
     consensus, charter, presence = snapshot.consensus, snapshot.consensus.charter, snapshot.presence
     now = asyncio.get_running_loop().time()
@@ -167,6 +167,11 @@ def cluster(daemon: Daemon) -> dict[str, Any]:
         }
         if (alarm := presence.alarm) is not None
         else None,
+        "jobs": [
+            {"job": record.job, "reason": record.reason}
+            for record in daemon.jobs.records.values()
+            if record.state == "parked"
+        ],
         "disk": snapshot.disk,
         "foreign": [
             {"node": node, "name": other.name, "cluster": other.theirs, "reason": str(other)}
