@@ -71,7 +71,16 @@ class Daemon:
         self.traces = Traces(self.post, self.storage, self.blobs, self.jobs.asking)
         obeys = lambda node: self.charter.coordinator in (None, node)  # noqa: E731
         self.snapshots = Snapshots(self.post, self.blobs, lambda: self.members.names(), self.jobs.records.get, obeys)
-        self.place = Place(self.post, self.blobs, self.traces, self.snapshots, self.charter.refusal, self.jobs.recorded)
+        charter = self.charter
+        self.place = Place(
+            self.post,
+            self.blobs,
+            self.traces,
+            self.snapshots,
+            charter.refusal,
+            self.jobs.recorded,
+            charter.hear_of_generation,
+        )
         self.jobs.when_changed(self.snapshots.record_changed)
         names = lambda: self.members.names()  # noqa: E731
         self.draining = Draining(
