@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 
 import pytest
@@ -150,3 +151,20 @@ async def test_work_that_moves_says_so_and_work_that_stands_is_silent(monkeypatc
 
 async def _forever() -> None:
     await asyncio.Event().wait()
+
+
+@pytest.mark.asyncio
+async def test_who_is_cancelled_leaves_no_work_and_no_error_behind(caplog: pytest.LogCaptureFixture) -> None:
+    failed = asyncio.Event()
+
+    async def fail() -> None:
+        failed.set()
+        raise NotAllowedError("no")
+
+    saying = asyncio.ensure_future(saying_so(fail(), lambda: 7, lambda: None))
+    await failed.wait()
+    saying.cancel()  # in the moment in which the work has failed, before that is known
+    with pytest.raises(asyncio.CancelledError):
+        await saying
+    gc.collect()
+    assert "never retrieved" not in caplog.text
