@@ -155,16 +155,22 @@ async def _forever() -> None:
 
 @pytest.mark.asyncio
 async def test_who_is_cancelled_leaves_no_work_and_no_error_behind(caplog: pytest.LogCaptureFixture) -> None:
-    failed = asyncio.Event()
+    begun, ended = asyncio.Event(), list[str]()
 
-    async def fail() -> None:
-        failed.set()
-        raise NotAllowedError("no")
+    async def work() -> None:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append("work")
+            raise NotAllowedError("one of several that it does has failed")
 
-    saying = asyncio.ensure_future(saying_so(fail(), lambda: 7, lambda: None))
-    await failed.wait()
-    saying.cancel()  # in the moment in which the work has failed, before that is known
-    with pytest.raises(asyncio.CancelledError):
-        await saying
+    saying = asyncio.ensure_future(saying_so(work(), lambda: 7, lambda: None))
+    await begun.wait()
+    saying.cancel()
+    await asyncio.wait([saying])
+    assert saying.cancelled()
+    assert ended == ["work"]
+    del saying
     gc.collect()
     assert "never retrieved" not in caplog.text
