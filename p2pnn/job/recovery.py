@@ -98,7 +98,8 @@ class Attempts:
 @dataclass(slots=True)
 class Lost:
     """What there was to lose. generation: of the start that ran; parts: nodes of its plan; cut: its `job.plan.cut`. reached:
-    the step that it is known to have reached; limit: cuts behind this step cannot be gone on from."""
+    the step that it is known to have reached; limit: cuts behind this step cannot be gone on from. lacks: what a node needs
+    to begin could not be had."""
 
     text: str
     generation: int
@@ -107,6 +108,7 @@ class Lost:
     reached: int
     since: float
     limit: int | None = None
+    lacks: bool = False
 
 
 class Recovery:
