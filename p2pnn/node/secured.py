@@ -69,7 +69,7 @@ def open_secured(config: NodeConfig, storage: Storage, software: str) -> Secured
     token = Token.parse(config.token) if config.token else None
     peers = PeersFile(storage.root)
     identity = Identity(config.name, software, key, credentials, peers)
-    upkeep = Upkeep(identity, peers, identity.reached)
+    upkeep = Upkeep(identity, peers)
     known = peers.addresses()
     founds = fresh or (credentials.ca is not None and not known)
     first = founds and not CharterFile(storage.root).exists  # also after a start that came no further than its port
