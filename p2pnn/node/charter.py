@@ -133,6 +133,12 @@ class ClusterCharter:
             self._settle(self._core)
             self._look(self._core)
 
+    def hear_of_generation(self, node: NodeId, generation: int) -> None:
+        """A data message of this node bears the generation of a commit that this one may not know: then it is fetched."""
+        if self._core is not None:
+            self._core.hear_of_commit(node, Version.of(generation), self._loop.time())
+            self._settle(self._core)
+
     def member_suspected(self, node: NodeId) -> None:
         """It may refute that."""
         self._presence.departed(node, "it does not answer", self._loop.time())
@@ -170,7 +176,7 @@ class ClusterCharter:
 
     def voters(self) -> tuple[NodeId, ...]:
         """Of the newest charter that holds; none before any."""
-        charter = self._core.snapshot().charter if self._core is not None else None
+        charter = self.committed
         return tuple(map(NodeId, charter.voters)) if charter is not None else ()
 
     def refusal(self, node: NodeId, term: int) -> str:
@@ -214,8 +220,7 @@ class ClusterCharter:
 
     def description(self) -> tuple[str, Version]:
         """The cluster's id and the version of the newest charter that this node knows to be committed, for gossip."""
-        charter = self._core.snapshot().charter if self._core is not None else None
-        cluster = self._core.cluster if self._core is not None else ""
+        charter, cluster = self.committed, self._core.cluster if self._core is not None else ""
         return cluster, NOTHING if charter is None else charter.version
 
     @property
@@ -263,8 +268,8 @@ class ClusterCharter:
     async def recover(self, cluster: str) -> Charter:
         """Begin a new cluster from this node's charter, because the majority of `cluster`'s voters is lost for good.
 
-        The old charter is kept beside it. Raises NotAllowedError as `check_recovery`, StorageError where it cannot be written;
-        then nothing has changed.
+        The old charter is kept beside it. Raises NotAllowedError as `check_recovery`, StorageError or CharterError where the
+        old one cannot be read or the new one written; then nothing has changed.
         """
         self.check_recovery(cluster)
         self._core = None
@@ -331,12 +336,8 @@ class ClusterCharter:
                 self._owner.coordinator_changed(leader)
                 self._look(core)
             case Committed(charter):
-                log.info(
-                    "charter committed version=%s voters=%d members=%d",
-                    charter.version,
-                    len(charter.voters),
-                    len(charter.members),
-                )
+                counts = len(charter.voters), len(charter.members)
+                log.info("charter committed version=%s voters=%d members=%d", charter.version, *counts)
                 self._admit(core)
                 self._owner.charter_committed(charter)
                 self._look(core)

@@ -31,7 +31,8 @@ class Place:
     """The adapter of `job.queue.PlaceQueue`, with at most one running part.
 
     refusal(node, term): why this node does not obey a coordinator's word, as a clause; empty where it does. record(job): the
-    job's record as it is known here, as bytes; none where it is not.
+    job's record as it is known here, as bytes; none where it is not. newer(node, generation): the node works under a commit that
+    may not be known here.
     """
 
     def __init__(
@@ -42,10 +43,13 @@ class Place:
         snapshots: Snapshots,
         refusal: Callable[[NodeId, int], str],
         record: Callable[[JobId], bytes],
+        newer: Callable[[NodeId, int], None],
     ) -> None:
         self._post = post
         self._record = record
         self._refusal = refusal
+        self._newer = newer
+        self._decided = 0
         self._blobs = blobs
         self._traces = traces
         self._snapshots = snapshots
@@ -82,20 +86,16 @@ class Place:
             case wire.Prepare():
                 self._prepare(node, message)
             case wire.Command() | wire.Retired() | wire.Squares():
-                part = self._part
-                if part is not None and part.is_about(message.job, message.generation):
+                if (part := self._about(node, message)) is not None:
                     part.receive(node, message)
 
     def body_for(self, node: NodeId, message: wire.Tensor, nbytes: int) -> memoryview | None:
         """Where a tensor shall be received; None (dropped) for what is not expected."""
-        part = self._part
-        if part is None or not part.is_about(message.job, message.generation):
-            return None
-        return part.body_for(node, message, nbytes)
+        part = self._about(node, message)
+        return part.body_for(node, message, nbytes) if part is not None else None
 
     def body(self, node: NodeId, message: wire.Tensor) -> None:
-        part = self._part
-        if part is not None and part.is_about(message.job, message.generation):
+        if (part := self._about(node, message)) is not None:
             part.arrived(message)
 
     def member_lost(self, node: NodeId, reason: str) -> None:
@@ -108,6 +108,7 @@ class Place:
 
         Ends what runs here and is none of them: this node may have stood still while others went on without it.
         """
+        self._decided = decided
         holder = self._queue.holder
         changes = self._queue.fence(generations, decided)
         if holder is not None and holder != self._queue.holder:
@@ -122,6 +123,14 @@ class Place:
         await self._ending.drain()
 
     # --- how
+
+    def _about(self, node: NodeId, message: wire.Command | wire.Retired | wire.Squares | wire.Tensor) -> Part | None:
+        """The fence: the part that a message is about; None for one of another start, be it over or not known here yet."""
+        if self._part is not None and self._part.is_about(message.job, message.generation):
+            return self._part
+        if message.generation > self._decided:
+            self._newer(node, message.generation)
+        return None
 
     def _reserve(self, ticket: Ticket) -> None:
         holder = self._queue.holder

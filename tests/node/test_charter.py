@@ -192,6 +192,17 @@ async def test_a_node_that_misses_its_coordinator_says_so_and_what_it_can_do(tmp
             await b.charter.recover(b.charter.description()[0])
 
 
+async def test_who_asks_while_there_is_no_charter_is_told_so(tmp_path: Path) -> None:
+    part = ClusterCharter(post()[0], tmp_path, True, FakeOwner())
+    part.start()
+    await part.stand_still()
+    with pytest.raises(BetweenClusters, match="is on its way to another cluster"):
+        part.snapshot()
+    part.start()
+    assert part.snapshot().alive
+    await part.close()
+
+
 async def test_a_cluster_is_begun_anew_with_the_old_work_and_never_given_up_by_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -88,7 +88,9 @@ class Bench:
             self.snapshots,
             lambda node, term: self.refusal,
             lambda job: f"what it knows of {job}".encode(),
+            lambda node, generation: self.newer.append((node, generation)),
         )
+        self.newer: list[tuple[NodeId, int]] = []
         self.spec, blobs = toy(**settings)
         self.spec_blob = stored(self.spec, blobs, self.exchange.blobs)
         self.plan = plan_of(self.spec, [A, B])
@@ -207,8 +209,12 @@ async def test_messages_of_another_start_or_another_coordinator_are_dropped(
     bench = Bench(tmp_path)
     executor = await bench.running()
     order = msgspec.msgpack.encode([script.Train(1, 4)])
-    bench.place.receive(A, wire.Command(JOB, 2, order))
+    bench.place.decided({JOB: 1}, 1)
     bench.place.receive(A, wire.Command("other-1", 1, order))
+    assert bench.newer == []
+    bench.place.receive(A, wire.Command(JOB, 2, order))
+    assert bench.place.body_for(A, wire.Tensor(JOB, 3, 0, 0), 64) is None
+    assert bench.newer == [(A, 2), (A, 3)], "then the committed charter is fetched"
     bench.refusal = "another node coordinates in term 2"
     before = len(bench.outside.sent)
     bench.place.receive(C, wire.Command(JOB, 1, order))
