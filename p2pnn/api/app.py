@@ -87,7 +87,9 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     except web.HTTPException as error:
         return _error(error.status, f"{request.method} {request.path}: {error.reason}", 2)
     except ConnectionError:
-        raise
+        if request.transport is not None and not request.transport.is_closing():
+            raise
+        return web.Response(status=499)  # whoever asked has gone away, as people do who follow a job: nobody reads this
     except Exception as error:
         log.exception("request failed path=%s", request.path)
         return _error(500, f"a fault in the daemon: {error!r}; its log says more", 1)

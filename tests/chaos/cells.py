@@ -273,8 +273,8 @@ class Run:
             self._look_at_disk(job, seen)
         self.outcome.holds("one coordinator per term", not seen.twice_led, f"{seen.twice_led}")
         self.outcome.holds("nothing goes back", not seen.back, "; ".join(seen.back[:3]))
-        broken = [name for name in m.nodes if "Traceback (most recent call last)" in m.log(name)]
-        self.outcome.holds("no fault in a log", not broken, f"the logs of {broken} have a traceback")
+        broken = [f"{name}: {found}" for name in m.nodes if (found := _traceback(m.log(name)))]
+        self.outcome.holds("no fault in a log", not broken, "; ".join(broken))
         if self.cell.fault in ("cut", "mute", "deaf", "partition") and not any(w.held for w in m.switch.ways.values()):
             self.outcome.void = "nothing was on its way where it was cut"
 
@@ -328,3 +328,15 @@ async def undisturbed(folder: Path, epochs: int) -> str:
             await job.submit("a")
             await job.ends(10 * PATIENCE_S)
             return (await job.bits())["a"]
+
+
+def _traceback(log: str) -> str:
+    """How the first one in a log ends: where it was raised, and what; empty where there is none."""
+    _, found, rest = log.partition("Traceback (most recent call last)")
+    raised = ""
+    for line in rest.splitlines()[1:]:
+        if not line.startswith(" "):
+            return f"{raised}: {line}"
+        if line.lstrip().startswith("File "):
+            raised = line.strip()
+    return raised or found
