@@ -16,7 +16,8 @@
     │   │   └── QueueFullError        the peer does not read as fast as we send
     │   └── RemoteProtocolError   the peer erred: carries the close reason that it is sent
     ├── CharterError              the cluster's charter: damaged, newer than this program, too large
-    │   └── ProposalRefused           not here or not now: this node does not lead, another change is under way
+    │   ├── ProposalRefused           not here or not now: this node does not lead, another change is under way
+    │   └── BetweenClusters           for the moments in which this node gives one charter up and takes another
     ├── PeerGone                  a peer that we speak to is not, or no longer, connected
     └── StorageError              a disk that is full, read-only or failing
 
@@ -98,6 +99,10 @@ class CharterError(P2pnnError):
 
 class ProposalRefused(CharterError):
     """The charter does not take this change here or now; the message says who leads or what it waits for."""
+
+
+class BetweenClusters(CharterError):
+    """This node has no charter to show for a moment: it moves to another cluster, begins its own anew, or stops."""
 
 
 class PeerGone(P2pnnError):

@@ -18,7 +18,7 @@ from aiohttp import web
 
 from p2pnn.api import membership, views
 from p2pnn.api.request import DAEMON, read_json
-from p2pnn.errors import NotAllowedError, NotFoundError, P2pnnError, StorageError, UsageError
+from p2pnn.errors import BetweenClusters, NotAllowedError, NotFoundError, P2pnnError, StorageError, UsageError
 from p2pnn.node.blobs import writing
 from p2pnn.node.daemon import Daemon
 from p2pnn.node.specs import SPEC_BYTES_MAX
@@ -33,7 +33,12 @@ BODY_BYTES_MAX: Final = SPEC_BYTES_MAX + 4096
 
 READ_BYTES: Final = 1 << 20
 
-STATUS: Final[dict[type[P2pnnError], int]] = {NotFoundError: 404, NotAllowedError: 403, StorageError: 507}
+STATUS: Final[dict[type[P2pnnError], int]] = {
+    NotFoundError: 404,
+    NotAllowedError: 403,
+    StorageError: 507,
+    BetweenClusters: 503,
+}
 """HTTP status by error; 400 for the others."""
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -82,7 +87,9 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     except web.HTTPException as error:
         return _error(error.status, f"{request.method} {request.path}: {error.reason}", 2)
     except ConnectionError:
-        raise
+        if request.transport is not None and not request.transport.is_closing():
+            raise
+        return web.Response(status=499)  # whoever asked has gone away, as people do who follow a job: nobody reads this
     except Exception as error:
         log.exception("request failed path=%s", request.path)
         return _error(500, f"a fault in the daemon: {error!r}; its log says more", 1)

@@ -15,7 +15,6 @@ import numpy as np
 from p2pnn.cluster import Description
 from p2pnn.data.chunks import DTYPES, HEADER_BYTES
 from p2pnn.errors import NotFoundError, StorageError, UsageError
-from p2pnn.job import life
 from p2pnn.job.records import JobRecord
 from p2pnn.job.spec import Dataset, JobSpec
 from p2pnn.node.daemon import SOFTWARE, Daemon, resident_bytes
@@ -79,7 +78,7 @@ def peers(daemon: Daemon) -> list[dict[str, Any]]:
     running = {
         share.node: record.job
         for record in daemon.jobs.records.values()
-        if record.state not in life.ENDED and record.state != "queued" and record.plan
+        if not record.is_over and record.state != "queued" and record.plan
         for share in record.plan.nodes
     }
     own: dict[str, Any] = {
@@ -139,8 +138,9 @@ def cluster(daemon: Daemon) -> dict[str, Any]:
     """The charter as this node knows it, for `cluster show`. coordinator: None while nobody leads; cluster: empty before this
     node was admitted; parked: empty, or why nothing can be decided here. A member's state: self, alive, or away, for `away_s` and
     with a reason; gone_s: since when the coordinator, if it is this node, holds it for dead beyond doubt. lost: how many of the
-    members were lost at once, while nothing is reassigned because of that. foreign: living nodes of other clusters. Times are in
-    seconds, and as a person reads them."""
+    members were lost at once, while nothing is reassigned because of that. foreign: living nodes of other clusters. jobs: those
+    that are parked, and why. Times are in seconds, and as a person reads them. Raises BetweenClusters for the moments of a
+    move or a recovery."""
     snapshot = daemon.charter.snapshot()
     consensus, charter, presence = snapshot.consensus, snapshot.consensus.charter, snapshot.presence
     now = asyncio.get_running_loop().time()
@@ -169,6 +169,11 @@ def cluster(daemon: Daemon) -> dict[str, Any]:
         }
         if (alarm := presence.alarm) is not None
         else None,
+        "jobs": [
+            {"job": record.job, "reason": record.reason}
+            for record in daemon.jobs.records.values()
+            if record.state == "parked"
+        ],
         "disk": snapshot.disk,
         "foreign": [
             {"node": node, "name": other.name, "cluster": other.theirs, "reason": str(other)}
@@ -279,7 +284,7 @@ def datasets(daemon: Daemon) -> list[dict[str, Any]]:
             rows.append((chunks, row))
         if job not in row["jobs"]:
             row["jobs"].append(job)
-            row["active"] += daemon.jobs.get(job).state not in life.ENDED
+            row["active"] += not daemon.jobs.get(job).is_over
     return [row for _, row in rows if row["blobs"]]
 
 

@@ -35,6 +35,7 @@ def show(socket: SocketFlag = None, json: JsonFlag = False) -> None:
     ]
     if found.get("parked"):
         rows.append(("parked", f"whatever needs a decision of the cluster waits: {found['parked']}"))
+    rows += [("job", f"{one['job']} is {one['reason']}") for one in found.get("jobs", ())]
     for left, right in rows:
         terminal.say(render.label(left, right))
     if found["members"]:

@@ -48,6 +48,11 @@ class Version(NamedTuple):
         """The version as one number of 63 bits that compares in the same way: what data messages carry."""
         return self.term * (REVISION_MAX + 1) + self.revision
 
+    @classmethod
+    def of(cls, generation: int) -> Version:
+        """The version of which this is the generation."""
+        return cls(*divmod(generation, REVISION_MAX + 1))
+
     def __str__(self) -> str:
         return f"{self.term}.{self.revision}"
 

@@ -14,7 +14,7 @@ document, so each change replaces it whole, and only its version is compared. Th
 8. PreVote, CheckQuorum, random timeouts, gossip's veto: `why_no_prevote`, `has_quorum_in_touch`, `is_vetoed`.
 9. and 10.: `view`, `voters`.
 
-(7., the fence, is `charter.Version.generation`.)
+(7., the fence, is `charter.Version.generation`, and `hear_of_commit`.)
 
 What is different here on purpose. The core never tells more than its disk holds: an acknowledgement names the version on
 the disk, so a slow disk delays a commit but loses nobody its place. A charter is sent before the leader's own disk has it (as
@@ -136,6 +136,10 @@ class Consensus(Leading):
         if self._is_foreign(cluster):
             return
         self._view.describe(node, now, uptime_s, lag_s, version)
+        self.hear_of_commit(node, version, now)
+
+    def hear_of_commit(self, node: NodeId, version: Version, now: float) -> None:
+        """Rule 7. A member knows that this version is committed, as the generation of its data messages tells, too."""
         mine = NOTHING if self._acted is None else self._acted.version
         if version > mine and now - self._wanted_at >= self._timing.resend_s:
             self._wanted_at = now

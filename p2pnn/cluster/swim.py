@@ -231,7 +231,7 @@ class Swim:
             self._push_pull_at = now + self._preset.push_pull_interval_s(self.table.size)
             partners = list(
                 self.table.linked
-            )  # also who is dead to us: where the link is open it may only have missed to refute
+            )  # also who is dead to us, with an open link: it may only have missed to refute
             if partners:
                 awaited, self._partner = self._partner, None
                 self.push_pull(awaited if awaited in partners else self._random.choice(partners))

@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from p2pnn.errors import NotAllowedError, StorageError
-from p2pnn.identity.keys import PublicKey
+from p2pnn.identity.keys import PublicKey, load_private, private_pem
 
 DAY_S: Final = 86400.0
 SKEW_S: Final = DAY_S
@@ -81,11 +81,7 @@ class Certificate:
 
     @property
     def key(self) -> PublicKey:
-        return PublicKey(
-            self._parsed()
-            .public_key()
-            .public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
-        )
+        return PublicKey.of(self._parsed().public_key())
 
     def check_issued_by(self, authority: Certificate, now: float) -> None:
         """Raises NotAllowedError where the authority did not sign it ("wrong cluster") or `now` is outside its time ("clock")."""
@@ -131,25 +127,17 @@ class Authority:
     @classmethod
     def load(cls, certificate: Certificate, pem: bytes, name: str) -> Authority:
         """The key in a file (or message) called `name`. Raises StorageError where it is none, or another authority's."""
-        try:
-            key = serialization.load_pem_private_key(pem, None)
-        except (ValueError, TypeError, UnsupportedAlgorithm):
-            key = None
-        if not isinstance(key, ec.EllipticCurvePrivateKey):
+        key = load_private(pem)
+        if key is None:
             raise StorageError(f"{name} holds no key of a cluster")
-        public = key.public_key().public_bytes(
-            serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
-        )
-        if public != certificate.key.der:
+        if PublicKey.of(key.public_key()) != certificate.key:
             raise StorageError(f"{name} holds the key of another cluster")
         return cls(certificate, key)
 
     @property
     def pem(self) -> bytes:
         """The private key: for voters only."""
-        return self._key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
+        return private_pem(self._key)
 
     def issue(self, key: PublicKey, now: float, valid_s: float = VALID_S) -> Certificate:
         """A node's certificate, for both ends of TLS. Its subject is the node id; names play no part in TLS here."""

@@ -15,6 +15,7 @@ from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 
 from p2pnn.errors import NotAllowedError, StorageError
 from p2pnn.types import NodeId
@@ -40,6 +41,11 @@ class PublicKey:
         if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
             raise NotAllowedError(f"{len(self.der)} bytes are no public key of the kind that nodes have (EC P-256)")
 
+    @classmethod
+    def of(cls, key: PublicKeyTypes) -> PublicKey:
+        """Raises NotAllowedError for one of another kind."""
+        return cls(key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo))
+
     @property
     def fingerprint(self) -> str:
         """SHA-256 of the key, as 64 hexadecimal digits."""
@@ -63,11 +69,8 @@ class NodeKey:
     @classmethod
     def load(cls, pem: bytes, name: str) -> NodeKey:
         """The key in a file called `name`. Raises StorageError."""
-        try:
-            key = serialization.load_pem_private_key(pem, None)
-        except (ValueError, TypeError, UnsupportedAlgorithm):
-            key = None
-        if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
+        key = load_private(pem)
+        if key is None:
             raise StorageError(
                 f"{name} holds no key of a node (EC P-256, PEM); restore it, or move the state folder away"
             )
@@ -75,17 +78,11 @@ class NodeKey:
 
     @property
     def pem(self) -> bytes:
-        return self.private.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
+        return private_pem(self.private)
 
     @property
     def public(self) -> PublicKey:
-        return PublicKey(
-            self.private.public_key().public_bytes(
-                serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
-            )
-        )
+        return PublicKey.of(self.private.public_key())
 
 
 def key_of(certificate: bytes) -> PublicKey:
@@ -94,4 +91,20 @@ def key_of(certificate: bytes) -> PublicKey:
         found = x509.load_der_x509_certificate(certificate).public_key()
     except (ValueError, UnsupportedAlgorithm):
         raise NotAllowedError("the peer's certificate holds no key that this node understands") from None
-    return PublicKey(found.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo))
+    return PublicKey.of(found)
+
+
+def load_private(pem: bytes) -> ec.EllipticCurvePrivateKey | None:
+    """The private key (EC P-256) in a PEM file; None where there is none."""
+    try:
+        key = serialization.load_pem_private_key(pem, None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        return None
+    return key if isinstance(key, ec.EllipticCurvePrivateKey) and isinstance(key.curve, ec.SECP256R1) else None
+
+
+def private_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    """Without encryption: the file's mode is what keeps it."""
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )

@@ -79,6 +79,11 @@ class JobRecord(msgspec.Struct, frozen=True):
     vacating: str = ""
 
     @property
+    def is_over(self) -> bool:
+        """Whether the job has ended, whatever way."""
+        return self.state in life.ENDED
+
+    @property
     def newest(self) -> Manifest | None:
         """The checkpoint that a resume starts from."""
         return self.checkpoints[-1] if self.checkpoints else None

@@ -34,7 +34,6 @@ ANSWER_S: Final = 2.0
 """Members answer at once from memory; who does not is busy, hung or gone."""
 
 MAKE_S: Final = 60.0
-MAKE_BYTES_PER_S: Final = 1e7
 
 LINK_S: Final = 3.0
 """A broken link is dialled again within a second; a dead process is proved so within half of one."""
@@ -99,7 +98,8 @@ class Attempts:
 @dataclass(slots=True)
 class Lost:
     """What there was to lose. generation: of the start that ran; parts: nodes of its plan, 0 where no cuts are taken; cut: its
-    `job.plan.cut`. reached: the step that it is known to have reached; limit: cuts behind this step cannot be gone on from."""
+    `job.plan.cut`. reached: the step that it is known to have reached; limit: cuts behind this step cannot be gone on from.
+    lacks: what a node needs to begin could not be had."""
 
     text: str
     generation: int
@@ -108,6 +108,7 @@ class Lost:
     reached: int
     since: float
     limit: int | None = None
+    lacks: bool = False
 
 
 class Recovery:

@@ -67,7 +67,7 @@ class Supervisor:
 
     @property
     def ended(self) -> bool:
-        return self.record.state in life.ENDED
+        return self.record.is_over
 
     def next_action(self) -> Action | None:
         return self._ledger.next_action()
@@ -184,7 +184,8 @@ class Supervisor:
         elif self.record.state == "recovering":
             self._replan(f"{said}; planning again")
         else:
-            self._lose(said, {}, now)
+            lacks = self.record.state == "preparing" and kind == Loss.UNREACHABLE and not peer
+            self._lose(said, {}, now, lacks=lacks)
 
     def member_joined(self, node: NodeId, name: str, now: float) -> None:
         """A member came, or is back after its link broke."""
@@ -233,15 +234,14 @@ class Supervisor:
         taken_back(self._ledger, manifest)
         self._begin_anew(now)
 
-    def unplanned(self, reason: str, now: float) -> None:
-        """There is no plan over who is left. A job that has lost nodes waits for some; one that has not started fails."""
+    def unplanned(self, reason: str, now: float, again_s: float = FREED_S) -> None:
+        """There is no plan over who is left. A job that has lost nodes waits, and looks after `again_s`; a new one fails."""
         self._planning = False
-        if self.record.state not in ("recovering", "parked"):
-            self.fail(reason, now)
-            return
-        self._parked_until = now + (PARKED_S if self.record.state == "parked" else FREED_S)
+        self._parked_until = now + (PARKED_S if self.record.state == "parked" else again_s)
         if self.record.state == "recovering":
             self._ledger.move("park", parked(self._ledger, reason), self._run.step)
+        elif self.record.state != "parked":
+            self.fail(reason, now)
 
     def cancel(self, reason: str, now: float) -> None:
         """End the job at once. UsageError if it has ended already."""
@@ -250,9 +250,7 @@ class Supervisor:
     def pause(self, now: float) -> None:
         """Stop at the end of the granted steps, with a checkpoint there. UsageError where that is not possible."""
         if self.spec.kind != "train":
-            raise UsageError(
-                f"a job of kind {self.spec.kind} cannot be paused, since it keeps nothing on its way; cancel it"
-            )
+            raise UsageError(f"a job of kind {self.spec.kind} cannot be paused, since it keeps nothing; cancel it")
         if self.record.state == "queued":
             self._end("pause", "paused before it started")
         elif self.record.state == "parked" or (self.record.state == "recovering" and self._recovery is None):
@@ -308,14 +306,13 @@ class Supervisor:
             return
         if self.record.state == "parked" and now >= self._parked_until:
             self._plan_again()
-        silent = self._watch.silent(now)
-        if silent is None:
+        if (silent := self._watch.silent(now)) is None:
             self._run.handle_timer(now)
-            return
-        node, seconds = silent
-        begins = self.record.state == "preparing"
-        text = f"its {'preparing' if begins else 'compute process'} has not moved for {seconds:.0f} s"
-        self.node_failed(node, text, now, Loss.FINAL if begins else Loss.UNREACHABLE)
+        elif self.record.state == "preparing":
+            self.node_failed(silent[0], f"its preparing has not moved for {silent[1]:.0f} s", now, Loss.FINAL)
+        else:
+            text = f"its compute process has not moved for {silent[1]:.0f} s"
+            self.node_failed(silent[0], text, now, Loss.UNREACHABLE)
 
     # --- how
 
@@ -341,11 +338,13 @@ class Supervisor:
 
     # --- after a loss
 
-    def _lose(self, text: str, away: dict[NodeId, str], now: float, limit: int | None = None) -> None:
+    def _lose(
+        self, text: str, away: dict[NodeId, str], now: float, limit: int | None = None, *, lacks: bool = False
+    ) -> None:
         """This start is over: end it everywhere, and find out what to go on from."""
         if limit is None and self.spec.patience:  # early stopping may want this checkpoint, which is not complete yet
             limit = self._run.checkpoints.oldest_best
-        lost = Lost(text, *self._ran, self._run.step, now, limit)
+        lost = Lost(text, *self._ran, self._run.step, now, limit, lacks)
         if self._lost is not None:  # the start after an earlier loss did not come to run
             lost.since, lost.reached = self._lost.since, max(self._lost.reached, lost.reached)
         self._ledger.publish("warning", text=text)
@@ -372,7 +371,7 @@ class Supervisor:
         self._lost = recovery.lost
         manifest = recovery.manifest or self.record.newest
         step = manifest.step if manifest else 0
-        if why := self.attempts.ended(step):
+        if (why := self.attempts.ended(step)) and not self._lost.lacks:
             self._end("fail", f"{self._lost.text}; {why}; go on with `p2pnn jobs resume {self.record.job}`")
             return
         taken_back(self._ledger, manifest)
@@ -380,6 +379,8 @@ class Supervisor:
         self._ledger.remember()
         if self.record.pausing:
             self._end("saved", f"paused at step {step}")
+        elif why:  # what it needs may come back, with its node
+            self.unplanned(self._lost.text, now, PARKED_S)
         else:
             self._plan_again()
 

@@ -16,7 +16,7 @@ from typing import Final
 
 from p2pnn.errors import P2pnnError, UsageError
 from p2pnn.identity.tokens import Token
-from p2pnn.node.identity import Identity
+from p2pnn.node.identity import Identity, NotJoined
 from p2pnn.node.tasks import Tasks
 from p2pnn.types import Address
 
@@ -70,17 +70,15 @@ class Arrival:
 
     async def _run(self) -> None:
         pause_s = AGAIN_S
-        while True:
+        while not self._identity.has_joined(self._token):  # or a person has joined it by another address
             try:
                 await self._identity.join(self._token, self._addresses)
+                break
             except P2pnnError as error:
-                reasons = getattr(error, "reasons", None)
-                self._tell(reasons or [str(error)] * len(self._addresses))
-            else:
-                self.unjoined = ()
-                return
+                self._tell(error.reasons if isinstance(error, NotJoined) else [str(error)] * len(self._addresses))
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 1.5, AGAIN_MAX_S)
+        self.unjoined = ()
 
     def _tell(self, reasons: Sequence[str]) -> None:
         now, before = time.monotonic(), {one.address: one for one in self.unjoined}

@@ -14,7 +14,6 @@ from typing import Any, Final
 
 import msgspec
 
-from p2pnn.job import life
 from p2pnn.job.records import JobRecord
 from p2pnn.node.journal import UNWRITTEN, Journals
 from p2pnn.node.links import Post
@@ -80,13 +79,13 @@ class Bulletin:
 
     def learnt(self, record: JobRecord) -> None:
         """A record came. Who follows a job whose end this node has missed learns of it from the record."""
-        if record.state in life.ENDED:
+        if record.is_over:
             asyncio.get_running_loop().call_later(MISSED_S, self._end, record)
 
     def knows_all_of(self, record: JobRecord) -> bool:
         """Whether the journal here can be followed: it has the beginning of the job, and its end where it has ended."""
         journal = self._journals.of(record.job)
-        return journal.begins_with_the_job and (record.state not in life.ENDED or journal.ended)
+        return journal.begins_with_the_job and (not record.is_over or journal.ended)
 
     async def follow(self, job: JobId, after: int) -> AsyncIterator[dict[str, Any]]:
         """Events above this number of the journal here, as they come."""

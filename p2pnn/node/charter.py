@@ -38,7 +38,7 @@ from p2pnn.cluster.parking import Parked
 from p2pnn.cluster.petitions import Change
 from p2pnn.cluster.presence import Lost, Presence
 from p2pnn.cluster.view import Standing
-from p2pnn.errors import CharterError, NotAllowedError, ProposalRefused, StorageError
+from p2pnn.errors import BetweenClusters, CharterError, NotAllowedError, ProposalRefused, StorageError
 from p2pnn.node.charter_file import CharterFile, Founding
 from p2pnn.node.links import Post
 from p2pnn.node.tasks import Tasks, in_thread
@@ -133,6 +133,12 @@ class ClusterCharter:
             self._settle(self._core)
             self._look(self._core)
 
+    def hear_of_generation(self, node: NodeId, generation: int) -> None:
+        """A data message of this node bears the generation of a commit that this one may not know: then it is fetched."""
+        if self._core is not None:
+            self._core.hear_of_commit(node, Version.of(generation), self._loop.time())
+            self._settle(self._core)
+
     def member_suspected(self, node: NodeId) -> None:
         """It may refute that."""
         self._presence.departed(node, "it does not answer", self._loop.time())
@@ -170,7 +176,7 @@ class ClusterCharter:
 
     def voters(self) -> tuple[NodeId, ...]:
         """Of the newest charter that holds; none before any."""
-        charter = self._core.snapshot().charter if self._core is not None else None
+        charter = self.committed
         return tuple(map(NodeId, charter.voters)) if charter is not None else ()
 
     def refusal(self, node: NodeId, term: int) -> str:
@@ -214,8 +220,7 @@ class ClusterCharter:
 
     def description(self) -> tuple[str, Version]:
         """The cluster's id and the version of the newest charter that this node knows to be committed, for gossip."""
-        charter = self._core.snapshot().charter if self._core is not None else None
-        cluster = self._core.cluster if self._core is not None else ""
+        charter, cluster = self.committed, self._core.cluster if self._core is not None else ""
         return cluster, NOTHING if charter is None else charter.version
 
     @property
@@ -252,14 +257,19 @@ class ClusterCharter:
         self._alive = self._presence.alive
 
     def snapshot(self) -> CharterSnapshot:
-        assert self._core is not None, "asked before the start"
+        """Raises BetweenClusters while this node stands still, for a move or a recovery, or stops."""
+        if self._core is None:
+            raise BetweenClusters(
+                f"node {self._post.name} is on its way to another cluster, or stopping, so it has no charter to show; ask again"
+                " in a moment"
+            )
         return CharterSnapshot(self._core.snapshot(), dict(self._alive), self._disk, self.parked, self._presence)
 
     async def recover(self, cluster: str) -> Charter:
         """Begin a new cluster from this node's charter, because the majority of `cluster`'s voters is lost for good.
 
-        The old charter is kept beside it. Raises NotAllowedError as `check_recovery`, StorageError where it cannot be written;
-        then nothing has changed.
+        The old charter is kept beside it. Raises NotAllowedError as `check_recovery`, StorageError or CharterError where the
+        old one cannot be read or the new one written; then nothing has changed.
         """
         self.check_recovery(cluster)
         self._core = None
@@ -326,12 +336,8 @@ class ClusterCharter:
                 self._owner.coordinator_changed(leader)
                 self._look(core)
             case Committed(charter):
-                log.info(
-                    "charter committed version=%s voters=%d members=%d",
-                    charter.version,
-                    len(charter.voters),
-                    len(charter.members),
-                )
+                counts = len(charter.voters), len(charter.members)
+                log.info("charter committed version=%s voters=%d members=%d", charter.version, *counts)
                 self._admit(core)
                 self._owner.charter_committed(charter)
                 self._look(core)

@@ -75,8 +75,14 @@ class CharterFile:
             raise storage_error(error, self._path) from error
 
     def begin_anew(self, node: NodeId, old: str) -> Durable:
-        """Put the charter of a new cluster, whose one member is `node`, in the place of that of cluster `old`, and keep that."""
-        data = self._path.read_bytes()
+        """Put the charter of a new cluster, whose one member is `node`, in the place of that of cluster `old`, and keep that.
+
+        Raises CharterError for a file that is damaged or newer.
+        """
+        try:
+            data = self._path.read_bytes()
+        except OSError as error:
+            raise storage_error(error, self._path) from error
         state = recovery.recovered(durable.decode(data, str(self._path)), node, secrets.token_hex(8))
         replace_file(self._path.with_name(f"{self._path.name}.{old}"), data)
         self.replace(state)

@@ -18,7 +18,6 @@ from p2pnn import __version__
 from p2pnn.cluster import Description
 from p2pnn.cluster.charter import Charter
 from p2pnn.config import NodeConfig
-from p2pnn.job import life
 from p2pnn.job.work import generations
 from p2pnn.node.blobs import BlobExchange
 from p2pnn.node.charter import ClusterCharter
@@ -65,16 +64,17 @@ class Daemon:
         self.members = Members(self.post, self.boot, joins, self.transport, self, self.describe, config.preset)
         founds, founding = (held.founds, held.founding) if held else (not config.join, None)
         self.charter = ClusterCharter(self.post, self.storage.root, founds, self, founding)
-        self.blobs = BlobExchange(self.storage.blobs, self.post, lambda: self.members.names())
+        names = self.members.names
+        self.blobs = BlobExchange(self.storage.blobs, self.post, names)
         cache = config.profile_cache or Path(config.state_dir) / "profile"
-        self.planning = Planning(self.post, lambda: self.members.names(), cache)
-        self.jobs = Jobs(self.post, self.storage, self.blobs, self.planning, lambda: self.members.names(), self.charter)
+        self.planning = Planning(self.post, names, cache)
+        self.jobs = Jobs(self.post, self.storage, self.blobs, self.planning, names, self.charter)
         self.traces = Traces(self.post, self.storage, self.blobs, self.jobs.asking)
         obeys = lambda node: self.charter.coordinator in (None, node)  # noqa: E731
-        self.snapshots = Snapshots(self.post, self.blobs, lambda: self.members.names(), self.jobs.records.get, obeys)
-        self.place = Place(self.post, self.blobs, self.traces, self.snapshots, self.charter.refusal, self.jobs.recorded)
+        self.snapshots = Snapshots(self.post, self.blobs, names, self.jobs.records.get, obeys)
+        fence = (self.charter.refusal, self.jobs.recorded, self.charter.hear_of_generation)
+        self.place = Place(self.post, self.blobs, self.traces, self.snapshots, *fence)
         self.jobs.when_changed(self.snapshots.record_changed)
-        names = lambda: self.members.names()  # noqa: E731
         self.draining = Draining(
             self.post, self.charter, self.jobs, self.place, self.blobs, names, self.planning.usable, self._drains
         )
@@ -243,7 +243,7 @@ class Daemon:
     def _job_that_keeps(self) -> str:
         """A job for which this node stays in its cluster, as a clause; empty for none."""
         for record in self.jobs.records.values():
-            if record.state not in life.ENDED:
+            if not record.is_over:
                 return f"job {record.job} is {record.state}; cancel it or wait for its end"
         return f"job {self.place.job} has its place" if self.place.job else ""
 

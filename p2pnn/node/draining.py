@@ -16,7 +16,6 @@ from typing import Final, Protocol
 from p2pnn.cluster.charter import Version
 from p2pnn.cluster.petitions import Change
 from p2pnn.errors import NotAllowedError, P2pnnError, ProposalRefused, StorageError, UsageError
-from p2pnn.job import life
 from p2pnn.node import specs
 from p2pnn.node.asking import AskAgain
 from p2pnn.node.blobs import BlobExchange
@@ -130,7 +129,7 @@ class Draining:
 
     def _check_alone(self) -> None:
         """Nobody is there who stays: only what is idle may go."""
-        unfinished = [r.job for r in self._jobs.records.values() if r.state not in life.ENDED]
+        unfinished = [r.job for r in self._jobs.records.values() if not r.is_over]
         if unfinished and not self._force:
             alone = "alone" if len(self._members()) == 1 else "the last that is not draining"
             raise NotAllowedError(

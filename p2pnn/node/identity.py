@@ -248,6 +248,10 @@ class Identity:
             )
         return self.part.busy()
 
+    def has_joined(self, token: Token) -> bool:
+        """Whether this node is of the token's cluster, as far as it knows, and its certificate is still of use."""
+        return self._is_member_of(token) and not self.credentials.has_ended(time.time())
+
     async def join(self, token: Token, addresses: Sequence[Address], force: bool = False) -> Address:
         """Join the token's cluster by the first of these addresses where that works, and return it. force: see `cannot_leave`.
 
@@ -293,12 +297,12 @@ class Identity:
 
     def _check_may_join(self, token: Token, force: bool) -> None:
         """Raises NotAllowedError: why not."""
-        if self._is_member_of(token):
-            if not force and not self.credentials.has_ended(time.time()):
-                raise NotAllowedError(
-                    "this node is a member of the token's cluster already; use the token on another machine"
-                )
-        elif why := self.cannot_leave(force or token.cluster == self.credentials.cluster):
+        if self.has_joined(token) and not force:
+            raise NotAllowedError(
+                "this node is a member of the token's cluster already; use the token on another machine"
+            )
+        same = token.cluster == self.credentials.cluster
+        if not self._is_member_of(token) and (why := self.cannot_leave(force or same)):
             raise NotAllowedError(f"this node cannot join another cluster: {why}")
 
     async def _knock(self, token: Token, addresses: Sequence[Address]) -> _Admitted:

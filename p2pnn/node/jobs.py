@@ -34,7 +34,7 @@ from p2pnn.node.records import JOBS_MAX, Records
 from p2pnn.node.recovering import alone
 from p2pnn.node.storage import Storage, valid_job_id
 from p2pnn.node.succession import Succession
-from p2pnn.node.supervision import Supervision, is_over
+from p2pnn.node.supervision import Supervision
 from p2pnn.node.tasks import Tasks
 from p2pnn.node.work import Work
 from p2pnn.types import BlobId, JobId, NodeId
@@ -326,7 +326,7 @@ class Jobs:
                 spec, self._planning, self._planning.usable, anew=record.newest is None
             )
             remarks += dropped
-        if (now := self.records.get(job)) is not None and now is not known and is_over(now):
+        if (now := self.records.get(job)) is not None and now is not known and now.is_over:
             raise UsageError(f"job {job} was {now.state} while it was to be started again")
         left = begin(msgspec.structs.replace(record, checkpoints=whole), self._post.node, self._post.name)
         data = alone(spec, plan, self._post.node, absent, len(self._members()))
@@ -345,7 +345,7 @@ class Jobs:
 
     def _learnt(self, record: JobRecord) -> None:
         self._bulletin.learnt(record)
-        if not is_over(record) and record.job not in self.work.entries:
+        if not record.is_over and record.job not in self.work.entries:
             self._succession.look_for_orphans(self.work.entries)
 
     async def _known(self, job: JobId) -> None:

@@ -71,7 +71,7 @@ class Part:
         traces: Traces,
         snapshots: Snapshots,
     ) -> None:
-        self._coordinator = coordinator
+        self._coordinator, self._term = coordinator, message.term
         self._message = message
         self._about = (message.job, message.generation)
         self._post = post
@@ -120,9 +120,10 @@ class Part:
             case wire.Fetch() | wire.Mark() if self._serving is not None:
                 self._serving.receive(node, message)
 
-    def adopt(self, coordinator: NodeId, record: bytes) -> None:
-        """Another node coordinates from now on: tell it how far this part is, and the job's record as it is known here."""
-        self._coordinator = coordinator
+    def adopt(self, coordinator: NodeId, term: int, record: bytes) -> None:
+        """Another node coordinates from now on, or the same in another term: tell it how far this part is, and the job's record
+        as it is known here. What was reported in an earlier term is part of that."""
+        self._coordinator, self._term = coordinator, term
         if self._running and not self._over:
             state = self._log.tell(record)
         else:
@@ -357,7 +358,7 @@ class Part:
         self._post.send(coordinator, wire.Adopted(*about, packed))
 
     def _report(self, packed: bytes) -> None:
-        self._post.send(self._coordinator, wire.Report(*self._about, packed))
+        self._post.send(self._coordinator, wire.Report(*self._about, packed, self._term))
 
     def _exited(self, role: str, reason: str) -> None:
         """An executor is gone; after Finish that is as it should be."""

@@ -29,12 +29,16 @@ log = logging.getLogger("p2pnn.place")
 OfPart = wire.Tensor | wire.Push | wire.Values
 """Messages with a body between the parts of one start."""
 
+OfScript = wire.Command | wire.Retired | wire.Squares | wire.Pushed | wire.Fetch | wire.Mark
+"""Messages without one, for a part."""
+
 
 class Place:
     """The adapter of `job.queue.PlaceQueue`, with at most one running part.
 
     refusal(node, term): why this node does not obey a coordinator's word, as a clause; empty where it does. record(job): the
-    job's record as it is known here, as bytes; none where it is not.
+    job's record as it is known here, as bytes; none where it is not. newer(node, generation): the node works under a commit that
+    may not be known here.
     """
 
     def __init__(
@@ -45,10 +49,13 @@ class Place:
         snapshots: Snapshots,
         refusal: Callable[[NodeId, int], str],
         record: Callable[[JobId], bytes],
+        newer: Callable[[NodeId, int], None],
     ) -> None:
         self._post = post
         self._record = record
         self._refusal = refusal
+        self._newer = newer
+        self._decided = 0
         self._blobs = blobs
         self._traces = traces
         self._snapshots = snapshots
@@ -86,20 +93,16 @@ class Place:
             case wire.Prepare():
                 self._prepare(node, message)
             case wire.Command() | wire.Retired() | wire.Squares() | wire.Pushed() | wire.Fetch() | wire.Mark():
-                part = self._part
-                if part is not None and part.is_about(message.job, message.generation):
+                if (part := self._about(node, message)) is not None:
                     part.receive(node, message)
 
     def body_for(self, node: NodeId, message: OfPart, nbytes: int) -> memoryview | None:
         """Where a tensor, a push or values shall be received; None (dropped) for what is not expected."""
-        part = self._part
-        if part is None or not part.is_about(message.job, message.generation):
-            return None
-        return part.body_for(node, message, nbytes)
+        part = self._about(node, message)
+        return part.body_for(node, message, nbytes) if part is not None else None
 
     def body(self, node: NodeId, message: OfPart) -> None:
-        part = self._part
-        if part is not None and part.is_about(message.job, message.generation):
+        if (part := self._about(node, message)) is not None:
             part.arrived(node, message)
 
     def member_lost(self, node: NodeId, reason: str) -> None:
@@ -112,6 +115,7 @@ class Place:
 
         Ends what runs here and is none of them: this node may have stood still while others went on without it.
         """
+        self._decided = decided
         holder = self._queue.holder
         changes = self._queue.fence(generations, decided)
         if holder is not None and holder != self._queue.holder:
@@ -126,6 +130,14 @@ class Place:
         await self._ending.drain()
 
     # --- how
+
+    def _about(self, node: NodeId, message: OfPart | OfScript) -> Part | None:
+        """The fence: the part that a message is about; None for one of another start, be it over or not known here yet."""
+        if self._part is not None and self._part.is_about(message.job, message.generation):
+            return self._part
+        if message.generation > self._decided:
+            self._newer(node, message.generation)
+        return None
 
     def _reserve(self, ticket: Ticket) -> None:
         holder = self._queue.holder
@@ -156,7 +168,7 @@ class Place:
     def _adopt(self, node: NodeId, message: wire.Adopt) -> None:
         part = self._part if self._queue.adopt(JobId(message.job), message.generation, node) else None
         if part is not None and part.is_about(message.job, message.generation):
-            part.adopt(node, self._record(JobId(message.job)))
+            part.adopt(node, message.term, self._record(JobId(message.job)))
         else:
             state = PartState("absent", text="it has no part of this start")
             packed = msgspec.msgpack.encode(state)

@@ -21,7 +21,7 @@ import msgspec
 
 from p2pnn.data.blobs import blob_id
 from p2pnn.errors import CheckpointError, P2pnnError, StorageError
-from p2pnn.job import life, records
+from p2pnn.job import records
 from p2pnn.job.records import JobRecord
 from p2pnn.node import parcels
 from p2pnn.node.blobs import BlobExchange
@@ -110,7 +110,7 @@ class Records:
             data = records.encode(before)
             if len(data) > parcels.INLINE_BYTES_MAX:
                 dropped.add(blob_id(data))
-        if record.state in life.ENDED and (before is None or before.state != record.state):
+        if record.is_over and (before is None or before.state != record.state):
             self.sweep()
 
     def new_id(self, name: str) -> JobId:
@@ -198,7 +198,7 @@ class Records:
             self._sweeping = False
 
     def _at_work(self) -> bool:
-        return any(record.state not in life.ENDED and record.state != "queued" for record in self.all.values())
+        return any(not record.is_over and record.state != "queued" for record in self.all.values())
 
     async def _fetch(self, node: NodeId, message: wire.Record) -> None:
         try:

@@ -24,6 +24,7 @@ from p2pnn.types import BlobId, JobId, NodeId
 from p2pnn.wire import messages as wire
 
 REPLANS_MAX: Final = 3
+UNSTEADY: Final = "nodes come and go while the job is planned; wait until they stay, then try again"
 
 BOOT_S: Final = 60.0
 """After this daemon has started, perhaps behind a power cut: for other nodes to boot before what they hold counts as lost."""
@@ -32,7 +33,7 @@ log = logging.getLogger("p2pnn.jobs")
 
 _parts = msgspec.msgpack.Decoder(Part)
 
-Answer = wire.Kept | wire.CutsHeld | wire.PartMade
+Answer = wire.CutsHeld | wire.PartMade
 
 
 def question(job: JobId, action: AskCuts | MakePart) -> wire.CutsWanted | wire.PartWanted:
@@ -46,8 +47,6 @@ def question(job: JobId, action: AskCuts | MakePart) -> wire.CutsWanted | wire.P
 def tell(supervisor: Supervisor, node: NodeId, message: Answer, now: float) -> None:
     """Tell the supervisor what a member answers."""
     match message:
-        case wire.Kept():
-            supervisor.kept(node, message.request, message.error, now)
         case wire.CutsHeld():
             held = list(zip(message.indices, message.steps, strict=False))
             supervisor.cuts(node, message.generation, message.request, message.step, held, now)
@@ -104,7 +103,7 @@ async def planned(spec: JobSpec, planning: Planning, members: Callable[[], Mappi
         plan = await planning.plan(spec)
         if all(share.node in members() for share in plan.nodes):
             return plan
-    raise PlanError("nodes come and go while the job is planned; wait until they stay, then try again")
+    raise PlanError(UNSTEADY)
 
 
 async def planned_without_the_lost(
@@ -119,7 +118,7 @@ async def planned_without_the_lost(
         except PlanError:
             if here.keys() <= members().keys():
                 raise
-    raise PlanError("nodes come and go while the job is planned; wait until they stay, then try again")
+    raise PlanError(UNSTEADY)
 
 
 def keep_data(supervisor: Supervisor, alone: Mapping[NodeId, tuple[BlobId, ...]]) -> None:

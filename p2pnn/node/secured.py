@@ -28,9 +28,10 @@ JOURNAL: Final = "JOURNAL_STREAM"
 
 @dataclass(slots=True)
 class Secured:
-    """identity, upkeep, and arrival where a token was given that is of another cluster. founding: None of a node that joined.
+    """identity, upkeep, and arrival where a token was given that is of another cluster.
 
-    joins: which addresses to dial from the start.
+    founds: whether to found a cluster, with `founding`, where the state folder has no charter. joins: which addresses to dial
+    from the start.
     """
 
     identity: Identity
@@ -68,7 +69,7 @@ def open_secured(config: NodeConfig, storage: Storage, software: str) -> Secured
     token = Token.parse(config.token) if config.token else None
     peers = PeersFile(storage.root)
     identity = Identity(config.name, software, key, credentials, peers)
-    upkeep = Upkeep(identity, peers, identity.reached)
+    upkeep = Upkeep(identity, peers)
     known = peers.addresses()
     founds = fresh or (credentials.ca is not None and not known)
     first = founds and not CharterFile(storage.root).exists  # also after a start that came no further than its port

@@ -246,7 +246,7 @@ class Snapshots:
         """Drop what a job needs no more: it has ended, waits for room, or a newer start of it runs."""
         for key in [key for key in self._holdings if key[0] == record.job]:
             newer = record.generation > key[1] and record.state in life.RUNNING
-            if newer or record.state == "parked" or record.state in life.ENDED:
+            if newer or record.state == "parked" or record.is_over:
                 self._forget(key)
 
     async def close(self) -> None:
@@ -269,7 +269,7 @@ class Snapshots:
     def _admit(self, node: NodeId, key: Key, nbytes: int) -> Holding | None:
         """Begin to keep a part of another node, where this start is known and there is memory for it."""
         record = self._record(key[0])
-        if record is None or record.generation != key[1] or record.plan is None or record.state in life.ENDED:
+        if record is None or record.generation != key[1] or record.plan is None or record.is_over:
             return None
         shares = record.plan.nodes
         if key[2] >= len(shares) or shares[key[2]].node != node or nbytes > shares[key[2]].memory_bytes:

@@ -26,7 +26,7 @@ from p2pnn.node.blobs import BlobExchange
 from p2pnn.node.keeping import NotKept
 from p2pnn.node.links import Post
 from p2pnn.node.records import Records
-from p2pnn.node.supervision import Supervision, is_over
+from p2pnn.node.supervision import Supervision
 from p2pnn.node.tasks import Tasks
 from p2pnn.node.work import NotDecided
 from p2pnn.types import JobId, NodeId
@@ -122,6 +122,8 @@ class Succession:
             return isinstance(message, wire.Adopted)
         if isinstance(message, wire.Adopted):
             self._tasks.spawn(self._told(node, message, asking))
+        elif isinstance(message, wire.Report) and 0 < message.term < self._term:
+            pass  # said when this node coordinated before: it is in what the node tells now, and must not count twice
         elif len(asking.held_back) < HELD_BACK_MAX:
             asking.held_back.append((node, message))
         return True
@@ -153,20 +155,20 @@ class Succession:
                 self._end_if_orphan(record, entries)
 
     def _end_if_orphan(self, record: JobRecord, entries: dict[JobId, work.Entry]) -> None:
-        if record.job not in entries and record.job not in self._supervision.led and not is_over(record):
+        if record.job not in entries and record.job not in self._supervision.led and not record.is_over:
             text = f"the cluster does not know of this start; go on with `p2pnn jobs resume {record.job}`"
             self._supervision.end(records.ended(record, "fail", text))
 
     async def _take_up(self, job: JobId, entry: work.Entry, asking: _Asking, term: int) -> None:
         try:
             record = self._newest(job, entry)
-            if is_over(record):
+            if record.is_over:
                 self._supervision.retire(job)
                 return
             found: Takeover | str = f"it was {record.state} when its coordinator was lost"
             if record.kind == "train" and record.plan is not None and record.state != "queued":
                 await self._ask(record, asking, term)
-                record = _newest([record, *self._told_records(asking, record)])
+                record = max([record, *self._told_records(asking, record)], key=lambda one: one.version)
                 found = takeover.of(record, asking.parts)
             if self._asking.get(job) is not asking:
                 return  # deposed meanwhile
@@ -227,7 +229,7 @@ class Succession:
         if self._asking.get(job) is asking:
             del self._asking[job]
         known = self._records.all.get(job)
-        if self._term == term and job not in self._supervision.led and not (known and is_over(known)):
+        if self._term == term and job not in self._supervision.led and not (known and known.is_over):
             self._lead_from_a_cut(record, spec, reason, asking, term)
 
     def _lead_from_a_cut(self, record: JobRecord, spec: JobSpec, reason: str, asking: _Asking, term: int) -> None:
@@ -239,7 +241,7 @@ class Succession:
         """The job can neither be gone on with nor begun anew."""
         with contextlib.suppress(CheckpointError):  # nobody here can read its record: a newer p2pnn will
             record = self._newest(job, entry)
-            if not is_over(record):
+            if not record.is_over:
                 self._supervision.end(records.ended(record, "fail", reason))
 
     def _newest(self, job: JobId, entry: work.Entry) -> JobRecord:
@@ -305,7 +307,3 @@ class Succession:
         """Whether nodes that hold parts of the newest checkpoint may still come after a power cut."""
         is_early = asyncio.get_running_loop().time() < self._started_at + recovering.BOOT_S
         return is_early and record.newest is not None and bool(recovering.absent(record, self._members()))
-
-
-def _newest(known: list[JobRecord]) -> JobRecord:
-    return max(known, key=lambda record: record.version)

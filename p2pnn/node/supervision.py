@@ -14,7 +14,7 @@ from typing import Any, Final
 import msgspec
 
 from p2pnn.errors import P2pnnError, PlanError, StorageError, UsageError
-from p2pnn.job import life, script, work
+from p2pnn.job import script, work
 from p2pnn.job.actions import (
     Action,
     AskCuts,
@@ -394,7 +394,3 @@ class Supervision:
     @staticmethod
     def _now() -> float:
         return asyncio.get_running_loop().time()
-
-
-def is_over(record: JobRecord) -> bool:
-    return record.state in life.ENDED

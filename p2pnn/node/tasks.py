@@ -97,3 +97,4 @@ async def saying_so(work: Coroutine[Any, Any, None], moved: Callable[[], int], a
         await task
     finally:
         task.cancel()
+        await asyncio.gather(task, return_exceptions=True)  # where this is cancelled the work ends too, however

@@ -12,7 +12,6 @@ from typing import Any, Final
 
 import msgspec
 
-from p2pnn.job import life
 from p2pnn.job.records import JobRecord
 
 PER_START: Final = 1 << 32
@@ -34,7 +33,7 @@ async def follow(
             if event["number"] > after:
                 after = event["number"]
                 yield event
-        if record.state in life.ENDED:
+        if record.is_over:
             return
         await change.wait()
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
 from typing import Final
 
 from p2pnn.cluster.charter import NOTHING
@@ -17,7 +16,6 @@ from p2pnn.identity.authority import Certificate
 from p2pnn.node.identity import Identity
 from p2pnn.node.peers import PeersFile
 from p2pnn.node.tasks import Tasks
-from p2pnn.types import Address, NodeId
 from p2pnn.wire.messages import CharterWanted
 
 log = logging.getLogger("p2pnn.identity")
@@ -27,12 +25,11 @@ RENEW_AGAIN_S: Final = 600.0
 
 
 class Upkeep:
-    """Call `start`, then `close`. addresses: of the members that are connected now, by id."""
+    """Call `start`, then `close`."""
 
-    def __init__(self, identity: Identity, peers: PeersFile, addresses: Callable[[], dict[NodeId, Address]]) -> None:
+    def __init__(self, identity: Identity, peers: PeersFile) -> None:
         self._identity = identity
         self._peers = peers
-        self._addresses = addresses
         self._tasks = Tasks()
         self._renew_at = 0.0
 
@@ -79,5 +76,5 @@ class Upkeep:
             charter = self._identity.charter
             if charter is None:
                 return  # before a node that has joined has one, the file names who vouched for it
-            members, reached = set(charter.nodes()), self._peers.known | self._addresses()
+            members, reached = set(charter.nodes()), self._peers.known | self._identity.reached()
             await self._peers.replace({node: address for node, address in reached.items() if node in members})

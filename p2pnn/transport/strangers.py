@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("p2pnn.transport")
 
 WARNINGS_MAX: Final = 10
-WARNINGS_PER_S: Final = 60.0
+WARNINGS_WITHIN_S: Final = 60.0
 """So many warnings about strangers in so many seconds; the others are counted, and told at level debug."""
 
 
@@ -53,7 +53,7 @@ class Strangers:
 
     def may_warn(self, now: float) -> bool:
         """Whether a warning about a stranger goes into the log; tells, now and then, how many did not."""
-        if now - self._begun >= WARNINGS_PER_S:
+        if now - self._begun >= WARNINGS_WITHIN_S:
             if self._left_out:
                 log.warning("%d more warnings about connections that proved nothing were left out", self._left_out)
             self._begun, self._told, self._left_out = now, 0, 0

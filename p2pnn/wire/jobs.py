@@ -102,11 +102,15 @@ class Command(Message, tag=37):
 
 
 class Report(Message, tag=38):
-    """A MessagePack executor message (Progress, Done) for the coordinator, or the name of a blob that holds it."""
+    """A MessagePack executor message (Progress, Done) for the coordinator, or the name of a blob that holds it.
+
+    term: in which the node obeyed the coordinator when it said so; 0 where it does not tell.
+    """
 
     job: JobText
     generation: Count
     report: Packed
+    term: Count = 0
 
 
 class JobFailed(Message, tag=39):

@@ -10,6 +10,8 @@ from typing import Any
 
 import msgspec
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import make_mocked_request
 
 from p2pnn.api import app as module
 from p2pnn.data.blobs import blob_id
@@ -88,6 +90,17 @@ async def test_node_peers_and_stop(tmp_path: Path) -> None:
         assert [(p["name"], p["state"]) for p in found["peers"]] == [("a", "self")]
         assert await a.call("POST", "node/stop") == (200, {})
         assert a.stop.is_set()
+
+
+async def test_a_cluster_is_not_shown_while_the_node_moves_to_another(tmp_path: Path) -> None:
+    async with api(tmp_path) as a:
+        await a.daemon.charter.stand_still()
+        status, answer = await a.call("GET", "cluster")
+        assert (status, answer["exit"]) == (503, 1)
+        assert "node a is on its way to another cluster" in answer["error"]
+        assert (await a.call("GET", "node"))[0] == (await a.call("GET", "peers"))[0] == 200
+        a.daemon.charter.start()
+        assert (await a.call("GET", "cluster"))[0] == 200
 
 
 async def test_cancel_pause_and_resume(tmp_path: Path) -> None:
@@ -257,3 +270,18 @@ async def test_a_trace_is_lines_of_parts_and_a_job_without_nodes_has_none(tmp_pa
         assert "no node has begun with it" in answer["error"]
         status, answer = await a.call("GET", "jobs/nothing-1/trace")
         assert status == 404
+
+
+@pytest.mark.parametrize("gone", [True, False])
+async def test_who_goes_away_amid_an_answer_is_no_fault_of_the_daemon(gone: bool) -> None:
+    async def writes(request: web.Request) -> web.StreamResponse:
+        raise ConnectionResetError("Cannot write to closing transport")
+
+    request = make_mocked_request("GET", "/api/v1/jobs/made-1/events")
+    assert request.transport is not None
+    request.transport.is_closing.return_value = gone  # type: ignore[attr-defined]
+    if gone:
+        assert (await module._errors(request, writes)).status == 499
+    else:
+        with pytest.raises(ConnectionResetError):
+            await module._errors(request, writes)

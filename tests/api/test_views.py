@@ -104,3 +104,12 @@ async def test_a_peer_is_shown_with_its_trip_and_its_job(tmp_path: Path) -> None
         found = await views.node(a)
         assert found["rss_bytes"] > 0
         assert found["address"] == str(a.address)
+
+
+@pytest.mark.asyncio
+async def test_the_cluster_shows_jobs_that_are_parked(tmp_path: Path) -> None:
+    async with daemons(tmp_path, "a") as (a,):
+        await until(lambda: bool(views.cluster(a)["coordinator"]))
+        a.jobs.records[JOB] = record(state="parked", reason="parked: no room; node b is away")
+        a.jobs.records[JobId("other")] = record(job=JobId("other"), state="running")
+        assert views.cluster(a)["jobs"] == [{"job": JOB, "reason": "parked: no room; node b is away"}]

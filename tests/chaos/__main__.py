@@ -6,8 +6,8 @@
     ./run chaos --list                          the names of all cells: ROLE/FAULT/PHASE
 
 One line per cell; below it each promise that was not kept, and the one command that repeats the cell. Exit status 1 where one
-was not kept. A cell is skipped with the reason where this machine cannot have its fault (a full disk takes root), and void where
-the fault did not happen to anybody or what comes before it failed.
+was not kept. A cell is skipped with the reason where this machine cannot have its fault (a full disk takes root, and so does a
+pulled cable), and void where the fault did not happen to anybody or what comes before it failed.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.chaos.faults import FAULTS, Fault
+from tests.chaos.faults import FAULTS, Fault, spare
 from tests.chaos.findings import Outcome
 from tests.chaos.job import ENDS, Job, training
 from tests.chaos.mesh import Late, Mesh, mesh
@@ -103,7 +103,10 @@ class Run:
     async def _play(self, folder: Path) -> None:
         cell = self.cell
         disks = self._disks()
-        async with mesh(folder, cell.nodes, secured=self.secured, disks=disks) as m, Witness(m) as seen:
+        async with (
+            mesh(folder, cell.nodes, secured=self.secured, cabled=self.fault.cabled, disks=disks) as m,
+            Witness(m) as seen,
+        ):
             spec, blobs = await self._cast(m)
             async with Job(m, spec, blobs) as job:
                 if cell.phase != "idle":
@@ -163,7 +166,7 @@ class Run:
     async def _strike(self, m: Mesh, job: Job, seen: Witness) -> None:
         """Let it happen, look at what is promised meanwhile, and let it be over."""
         fault, victim = self.fault, self.victim
-        apart = {victim} if fault.alone < 2 else {victim, spare_of(m, victim)}
+        apart = {victim} if fault.alone < 2 else {victim, spare(m, victim)}
         job.away |= set(m.nodes) if fault.everybody else apart if fault.gone_s is not None or fault.silent else set()
         led = m.who("coordinator")
         self.outcome.did.append(f"{self.cell.fault} of {victim}")
@@ -214,7 +217,7 @@ class Run:
         """It goes on: at once where no holder is hit, otherwise from a snapshot, in time and with little to do again."""
         struck = self.at
         share = {one.node for one in job.steps.done}
-        apart = {self.victim} if self.fault.alone < 2 else {self.victim, spare_of(m, self.victim)}
+        apart = {self.victim} if self.fault.alone < 2 else {self.victim, spare(m, self.victim)}
         hit = self.fault.everybody or bool(share & apart)
         reached, starts = job.step(), job.steps.starts
         if not hit:
@@ -270,8 +273,8 @@ class Run:
             self._look_at_disk(job, seen)
         self.outcome.holds("one coordinator per term", not seen.twice_led, f"{seen.twice_led}")
         self.outcome.holds("nothing goes back", not seen.back, "; ".join(seen.back[:3]))
-        broken = [name for name in m.nodes if "Traceback (most recent call last)" in m.log(name)]
-        self.outcome.holds("no fault in a log", not broken, f"the logs of {broken} have a traceback")
+        broken = [f"{name}: {found}" for name in m.nodes if (found := _traceback(m.log(name)))]
+        self.outcome.holds("no fault in a log", not broken, "; ".join(broken))
         if self.cell.fault in ("cut", "mute", "deaf", "partition") and not any(w.held for w in m.switch.ways.values()):
             self.outcome.void = "nothing was on its way where it was cut"
 
@@ -317,12 +320,6 @@ class Run:
         return next(name for name, node in m.nodes.items() if node.alive)
 
 
-def spare_of(m: Mesh, victim: str) -> str:
-    from tests.chaos.faults import spare
-
-    return spare(m, victim)
-
-
 async def undisturbed(folder: Path, epochs: int) -> str:
     """The fingerprint of a training's result where nothing happens, on one node."""
     async with mesh(folder, "a", switched=False) as m:
@@ -331,3 +328,15 @@ async def undisturbed(folder: Path, epochs: int) -> str:
             await job.submit("a")
             await job.ends(10 * PATIENCE_S)
             return (await job.bits())["a"]
+
+
+def _traceback(log: str) -> str:
+    """How the first one in a log ends: where it was raised, and what; empty where there is none."""
+    _, found, rest = log.partition("Traceback (most recent call last)")
+    raised = ""
+    for line in rest.splitlines()[1:]:
+        if not line.startswith(" "):
+            return f"{raised}: {line}"
+        if line.lstrip().startswith("File "):
+            raised = line.strip()
+    return raised or found

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from tests.chaos import disk
+from tests.chaos import cables, disk
 from tests.chaos.mesh import Mesh
 
 DEAD_S = 8.0
@@ -21,7 +21,7 @@ class Fault:
 
     gone_s: when the others know that the victim is not there: 0 at once, None never, for they need not. lost: what the victim
     had in memory is lost. unheard: nobody hears the victim. unreachable: the victim cannot serve while it lasts.
-    alone: where the fault parts the mesh, how many are on the victim's side.
+    alone: where the fault parts the mesh, how many are on the victim's side. cabled: the nodes live in network namespaces.
     """
 
     begin: Do
@@ -31,6 +31,7 @@ class Fault:
     alone: int = 0
     everybody: bool = False
     silent: bool = False
+    cabled: bool = False
     needs: Callable[[], str] = lambda: ""
 
 
@@ -56,6 +57,16 @@ async def go_on(m: Mesh, victim: str) -> str:
 
 async def cut(m: Mesh, victim: str) -> str:
     m.isolate(victim)
+    return ""
+
+
+async def unplug(m: Mesh, victim: str) -> str:
+    the_cables(m).pull(victim)
+    return ""
+
+
+async def plug_in(m: Mesh, victim: str) -> str:
+    the_cables(m).plug_in(victim)
     return ""
 
 
@@ -116,6 +127,11 @@ def spare(m: Mesh, victim: str) -> str:
     return next(name for name in reversed(m.nodes) if name != victim)
 
 
+def the_cables(m: Mesh) -> cables.Cables:
+    assert m.cables is not None, "the nodes of this mesh have no cables"
+    return m.cables
+
+
 async def nothing(m: Mesh, victim: str) -> str:
     return ""
 
@@ -127,6 +143,9 @@ FAULTS: dict[str, Fault] = {
     "stop-5": Fault(stop, go_on, lasts_s=5.0, gone_s=DEAD_S, silent=True),
     "stop-30": Fault(stop, go_on, lasts_s=30.0, gone_s=DEAD_S, silent=True),
     "cut": Fault(cut, heal, lasts_s=15.0, gone_s=DEAD_S, alone=1, silent=True),
+    "unplug": Fault(
+        unplug, plug_in, lasts_s=15.0, gone_s=DEAD_S, alone=1, silent=True, cabled=True, needs=cables.missing
+    ),
     "mute": Fault(mute, heal, lasts_s=15.0, gone_s=DEAD_S, alone=1, silent=True),
     "deaf": Fault(deafen, heal, lasts_s=15.0, gone_s=DEAD_S, alone=1, silent=True),
     "reset": Fault(reset, nothing, gone_s=None),

@@ -23,7 +23,7 @@ class Finding:
             if self.figure is None
             else f" {self.figure:.2f} {self.unit}"
             if self.unit == "s"
-            else f" {self.figure:g}"
+            else f" {self.figure:.3g}{' ' * bool(self.unit)}{self.unit}"
         )
         return f"{self.promise}{figure}" if self.kept else f"NOT KEPT: {self.promise}{figure} ({self.said})"
 

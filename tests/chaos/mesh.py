@@ -27,6 +27,8 @@ from typing import Any
 
 import aiohttp
 
+from tests.chaos.agreement import disagreement
+from tests.chaos.cables import Cables
 from tests.chaos.disk import Disk
 from tests.chaos.switch import Switch
 from tests.support import warm
@@ -37,9 +39,6 @@ ANSWER_TIMEOUT_S = 2.0
 CHANGE_TIMEOUT_S = 60.0
 PAUSE_S = 0.004
 """Between two looks at something that is waited for."""
-
-VOTERS = {1: 1, 2: 1, 3: 3, 4: 3}
-"""Members → voters; five from five members on."""
 
 
 class Late(AssertionError):
@@ -67,7 +66,10 @@ class Node:
 
 @dataclass
 class Mesh:
-    """nodes: those that were started, also when they have ended. roles: role → name of a node. secured: with keys and TLS."""
+    """nodes: those that were started, also when they have ended. roles: role → name of a node. secured: with keys and TLS.
+
+    cables: where the nodes live in network namespaces; they are secured then, since others listen on loopback only.
+    """
 
     folder: Path
     nodes: dict[str, Node] = field(default_factory=dict)
@@ -76,6 +78,7 @@ class Mesh:
     switch: Switch = field(default_factory=Switch)
     switched: bool = True
     secured: bool = False
+    cables: Cables | None = None
 
     def who(self, name: str) -> str:
         return self.roles.get(name, name)
@@ -246,9 +249,10 @@ class Mesh:
         before = self.nodes.get(name)
         token = await self._token() if self.secured and before is None and self.nodes else ""
         ready, announce = os.pipe()
-        arguments = ["node", "start", *self._words(name, before), "--ready-fd", str(announce)]
         port = str(self.switch.port if self.switched else 0)
-        command = [sys.executable, "-m", "tests.chaos.node", port, name, *arguments]
+        cable, host = self.cables.lay(name) if self.cables else (0, "127.0.0.1")
+        arguments = ["node", "start", *self._words(name, host, before), "--ready-fd", str(announce)]
+        command = [sys.executable, "-m", "tests.chaos.node", port, str(cable), name, *arguments]
         environ = {key: value for key, value in os.environ.items() if not key.startswith("P2PNN_")}
         environ |= {"P2PNN_CONFIG": os.devnull, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
         if token:
@@ -256,7 +260,12 @@ class Mesh:
         try:
             with (self.folder / f"{name}.log").open("ab") as log:
                 process = (subprocess.Popen if cold else warm.start)(
-                    command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=(announce,), env=environ
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    pass_fds=(announce, cable) if cable else (announce,),
+                    env=environ,
                 )
         finally:
             os.close(announce)
@@ -280,15 +289,11 @@ class Mesh:
         node.ident = str((await self.get(name, "node"))["node"])
         return node
 
-    def _words(self, name: str, before: Node | None) -> list[str]:
-        words = [] if self.secured else ["--plain"]
+    def _words(self, name: str, host: str, before: Node | None) -> list[str]:
+        words = ["--preset", "loopback"] if self.secured else ["--plain"]
         words += ["--name", name, "--state-dir", str(self.folder / name), "--socket", str(self.folder / f"{name}.sock")]
-        words += [
-            "--listen",
-            before.address if before else "127.0.0.1:0",
-            "--profile-cache",
-            str(self.folder / "profile"),
-        ]
+        words += ["--listen", before.address if before else f"{host}:0"]
+        words += ["--profile-cache", str(self.folder / "profile")]
         for other in self.nodes.values():
             words += ["--join", other.address] if other.name != name else []
         return words
@@ -309,17 +314,30 @@ class Mesh:
             node.process.wait(10)
             await node.session.close()
         await self.switch.close()
+        if self.cables:
+            self.cables.close()
         for disk in self.disks.values():
             disk.close()
 
 
 @contextlib.asynccontextmanager
 async def mesh(
-    folder: Path, names: str, *, switched: bool = True, secured: bool = False, disks: dict[str, int] | None = None
+    folder: Path,
+    names: str,
+    *,
+    switched: bool = True,
+    secured: bool = False,
+    cabled: bool = False,
+    disks: dict[str, int] | None = None,
 ) -> AsyncIterator[Mesh]:
-    """Nodes that agree, the first of them founder and coordinator. disks: node → bytes of a disk of its own."""
+    """Nodes that agree, the first of them founder and coordinator. disks: node → bytes of a disk of its own.
+
+    cabled: in network namespaces, in place of the switch and secured (see `cables.missing`).
+    """
     folder.mkdir(parents=True, exist_ok=True)  # noqa: ASYNC240
-    found = Mesh(folder, switched=switched, secured=secured)
+    found = Mesh(
+        folder, switched=switched and not cabled, secured=secured or cabled, cables=Cables() if cabled else None
+    )
     try:
         with warm.measured(folder / "profile"):
             await found.switch.start()
@@ -333,29 +351,6 @@ async def mesh(
     finally:
         await found.close()
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def disagreement(wanted: set[str], seen: dict[str, Any], peers: dict[str, Any]) -> str:
-    """Why these nodes are not of one opinion, empty where they are. seen, peers: their answers to `cluster` and `peers`."""
-    for name in sorted(wanted):
-        if name not in seen or name not in peers:
-            return f"{name} does not answer"
-        alive = {peer["name"] for peer in peers[name]["peers"] if peer["state"] in ("self", "alive")}
-        if missing := wanted - alive:
-            return f"{name} does not see {', '.join(sorted(missing))}"
-    opinions = {(one["coordinator"], one["term"], one["version"]) for one in seen.values()}
-    if len(opinions) > 1:
-        return f"they follow {len(opinions)} different charters or coordinators"
-    one = next(iter(seen.values()))
-    if not one["coordinator"]:
-        return "nobody leads"
-    members = {member["name"] for member in one["members"]}
-    if wanted - members:
-        return f"{', '.join(sorted(wanted - members))} is no member"
-    voters = sum(member["voter"] for member in one["members"])
-    if voters < VOTERS.get(len(members), 5):
-        return f"{voters} of {len(members)} members vote"
-    return ""
 
 
 def children(pid: int) -> list[int]:

@@ -1,6 +1,7 @@
-"""`python -m tests.chaos.node SWITCH NAME node start …`: the program itself, whose connections to peers go through the switch.
+"""`python -m tests.chaos.node SWITCH CABLE NAME node start …`: the program itself, whose links can be cut from outside.
 
-SWITCH is its port, 0 for none; NAME is what this node is called there. The process ends with the one that started it, also while
+SWITCH is the port of what its connections to peers go through, 0 for none, and NAME is what this node is called there. CABLE is
+a descriptor of the network namespace that it shall live in, 0 for none. The process ends with the one that started it, also while
 it is stopped: the system kills it.
 """
 
@@ -17,6 +18,7 @@ import sys
 from p2pnn.executor import process
 from p2pnn.transport import attempt
 from p2pnn.types import Address
+from tests.chaos import cables
 from tests.chaos.switch import CONNECTED, MAGIC, PREAMBLE, REFUSED, behind, door
 
 PR_SET_PDEATHSIG = 1
@@ -43,13 +45,15 @@ async def through(switch: int, name: str, endpoint: Address) -> socket.socket:
 
 
 def main() -> None:
-    switch, name, *arguments = sys.argv[1:]
+    switch, cable, name, *arguments = sys.argv[1:]
     parent = os.getppid()
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:
             os._exit(1)
     process.subprocess = subprocess  # also in a process that was started warm, computing begins as it does for a person
+    if int(cable):
+        cables.enter(int(cable))
     if int(switch):
         assert attempt._connected, "what connects to a peer has another name now"
         attempt._connected = lambda endpoint: through(int(switch), name, endpoint)

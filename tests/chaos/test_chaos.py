@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.__main__ import lines, main, summary
+from tests.chaos.agreement import disagreement
 from tests.chaos.cells import EPOCHS, PHASES, ROLES, Cell, Run, matrix, undisturbed
 from tests.chaos.faults import FAULTS
 from tests.chaos.findings import Outcome
-from tests.chaos.mesh import Mesh, disagreement, mesh
+from tests.chaos.mesh import Mesh, mesh
 from tests.chaos.witness import Witness
 from tests.support.warm import ROOT
 

@@ -19,6 +19,7 @@ FOUND: dict[str, Any] = {
     "alarm": False,
     "lost": None,
     "disk": "",
+    "jobs": [],
     "foreign": [],
     "members": [
         {"node": A, "name": "attic", "voter": True, "state": "self"},
@@ -75,6 +76,14 @@ def test_what_is_wrong_is_said(daemon: FakeDaemon, capsys: pytest.CaptureFixture
     assert "more than half of the members were lost at once (2 of 4, 9 s ago)" in err
     assert "node desk belongs to cluster cafe" in err
     assert "does not vote: the disk is full" in err
+
+
+def test_a_job_that_waits_is_shown_with_what_it_waits_for(
+    daemon: FakeDaemon, capsys: pytest.CaptureFixture[str]
+) -> None:
+    daemon["GET cluster"] = FOUND | {"jobs": [{"job": "digits-3f2a", "reason": "parked: no room; node cellar is away"}]}
+    assert main(["cluster", "show"]) == 0
+    assert "digits-3f2a is parked: no room; node cellar is away" in capsys.readouterr().out
 
 
 def test_a_node_that_nobody_has_admitted_yet(daemon: FakeDaemon, capsys: pytest.CaptureFixture[str]) -> None:

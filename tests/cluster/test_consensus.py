@@ -129,6 +129,15 @@ def test_a_charter_that_gossip_knows_of_is_fetched() -> None:
     assert one.messages(CharterWanted) == [], "another cluster's versions say nothing"
 
 
+def test_a_charter_whose_generation_a_message_bears_is_fetched() -> None:
+    one = follower()
+    version = Version(3, 5)
+    assert Version.of(version.generation) == version
+    one.core.hear_of_commit(C, version, one.now)
+    one.settle()
+    assert one.messages(CharterWanted) == [(C, CharterWanted(0, 0))]
+
+
 def test_what_is_none_of_its_messages_is_ignored() -> None:
     assert follower().receive(A, Ping(1)) == []
 

@@ -398,6 +398,32 @@ def test_starts_that_get_nowhere_end_with_the_reason() -> None:
     assert "3 times without getting further; go on with `p2pnn jobs resume toy-1`" in world.record.reason
 
 
+def test_a_job_whose_data_is_on_a_node_that_is_away_waits_for_it() -> None:
+    world = World(make_spec())
+
+    def lacks() -> None:
+        """It is prepared, which fails for want of a blob."""
+        world.run(lambda: world.record.state == "preparing")
+        world.supervisor.node_failed(NODES[1], "blob 5f… is on no node", world.now, Loss.UNREACHABLE)
+        world.queues.clear()
+        world.take()
+
+    for _ in range(2):
+        lacks()
+        assert world.record.state == "recovering"
+        world.supervisor.planned(make_plan(NODES), world.now)
+        world.take()
+    for _ in range(2):  # it may take a while
+        lacks()
+        assert (world.record.state, world.record.reason) == ("parked", "parked: node b: blob 5f… is on no node")
+        assert world.supervisor.get_timer() == world.now + PARKED_S
+        world.supervisor.member_joined(NODES[0], "a", world.now)
+        world.supervisor.planned(make_plan(NODES), world.now)
+        world.take()
+    world.run()
+    assert world.record.state == "done"
+
+
 def test_a_process_that_is_killed_again_and_again_ends_the_job() -> None:
     world = World(make_spec())
     for _ in range(3):

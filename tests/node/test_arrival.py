@@ -13,7 +13,7 @@ from p2pnn.node import arrival as module
 from p2pnn.node.daemon import Daemon
 from p2pnn.types import Address
 from tests.node.nodes import until
-from tests.node.test_identity import daemons, joined, linked, secured, token_of
+from tests.node.test_identity import daemons, identity, joined, linked, secured, token_of
 
 pytestmark = pytest.mark.asyncio
 CLOSED = Address("127.0.0.1", 1)
@@ -37,6 +37,19 @@ async def test_a_token_that_is_none_is_told_and_a_good_one_joins_later(
         async with daemons(secured(tmp_path, "c", token=str(good), join=(CLOSED, a.address))) as (c,):
             await until(lambda: linked(a, c))
             await until(lambda: not reasons(c))
+
+
+async def test_whom_a_person_has_joined_by_another_address_does_not_go_on_trying(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "AGAIN_S", 0.05)
+    async with daemons(secured(tmp_path, "a")) as (a,):
+        good = await token_of(a)
+        async with daemons(secured(tmp_path, "b", token=str(good), join=(CLOSED,))) as (b,):
+            await until(lambda: reasons(b) == ["refused: nothing listens there"])
+            await identity(b).join(good, [a.address])
+            await until(lambda: linked(a, b))
+            await until(lambda: not reasons(b))
 
 
 async def test_a_token_without_an_address_is_refused_at_the_start(tmp_path: Path) -> None:

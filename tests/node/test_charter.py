@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
+import threading
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -13,15 +16,17 @@ from p2pnn.cluster import Description, recovery
 from p2pnn.cluster.charter import NOTHING, Charter, CharterMember
 from p2pnn.cluster.durable import FORMAT, Durable, decode, encode
 from p2pnn.cluster.election import Role
-from p2pnn.errors import CharterError, NotAllowedError, StorageError
+from p2pnn.errors import BetweenClusters, CharterError, NotAllowedError, StorageError
 from p2pnn.node import charter_file as module
 from p2pnn.node.charter import ClusterCharter
 from p2pnn.node.daemon import Daemon
 from p2pnn.types import NodeId
 from p2pnn.wire.messages import Lead
-from tests.node.nodes import A, B, C, config, daemons, post, until
+from tests.node.nodes import DEADLINE_S, A, B, C, config, daemons, post, until
 
 pytestmark = pytest.mark.asyncio
+
+OLD = Charter(1, "old", 4, 9, (B,), (CharterMember(B, "", "b"), CharterMember(A, "", "a")), b"jobs")
 
 
 class FakeOwner:
@@ -187,15 +192,21 @@ async def test_a_node_that_misses_its_coordinator_says_so_and_what_it_can_do(tmp
             await b.charter.recover(b.charter.description()[0])
 
 
+async def test_who_asks_while_there_is_no_charter_is_told_so(tmp_path: Path) -> None:
+    part = ClusterCharter(post()[0], tmp_path, True, FakeOwner())
+    part.start()
+    await part.stand_still()
+    with pytest.raises(BetweenClusters, match="is on its way to another cluster"):
+        part.snapshot()
+    part.start()
+    assert part.snapshot().alive
+    await part.close()
+
+
 async def test_a_cluster_is_begun_anew_with_the_old_work_and_never_given_up_by_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recovery, "refusal", partial(recovery.refusal, after_s=0.0))
-    one, _ = post()
-    part = ClusterCharter(one, tmp_path, False, FakeOwner())
-    old = Charter(1, "old", 4, 9, (B,), (CharterMember(B, "", "b"), CharterMember(A, "", "a")), b"jobs")
-    (tmp_path / "charter").write_bytes(encode(Durable(5, B, old)))
-    part.start()
+    part = without_its_voters(tmp_path, monkeypatch)
     with pytest.raises(NotAllowedError, match="old, and other was asked for"):
         await part.recover("other")
     part.member_alive(C, "c", "old")
@@ -211,12 +222,40 @@ async def test_a_cluster_is_begun_anew_with_the_old_work_and_never_given_up_by_i
     await until(lambda: members_of_part(part))
     assert members_of_part(part) == {A}, "one of the old cluster is not admitted"
     kept = decode((tmp_path / "charter.old").read_bytes(), "charter.old")
-    assert kept == Durable(5, B, old)
+    assert kept == Durable(5, B, OLD)
     await part.close()
-    again = ClusterCharter(one, tmp_path, False, FakeOwner())
+    again = ClusterCharter(post()[0], tmp_path, False, FakeOwner())
     again.start()
     assert again.description()[0] == charter.cluster, "though it is told to join others"
     await again.close()
+
+
+async def test_nothing_is_shown_while_a_cluster_is_begun_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    part = without_its_voters(tmp_path, monkeypatch)
+    going, real = threading.Event(), module.CharterFile.begin_anew
+
+    def begin_anew(*args: Any) -> Durable:
+        assert going.wait(DEADLINE_S)
+        return real(*args)
+
+    monkeypatch.setattr(module.CharterFile, "begin_anew", begin_anew)
+    recovering = asyncio.ensure_future(part.recover("old"))
+    await until(lambda: not part.description()[0])
+    with pytest.raises(BetweenClusters, match="node a is on its way to another cluster"):
+        part.snapshot()
+    going.set()
+    await recovering
+    assert part.snapshot().alive == {A: "a"}
+    await part.close()
+
+
+def without_its_voters(folder: Path, monkeypatch: pytest.MonkeyPatch) -> ClusterCharter:
+    """A node, started, that may begin its cluster, OLD, anew at once."""
+    monkeypatch.setattr(recovery, "refusal", partial(recovery.refusal, after_s=0.0))
+    (folder / "charter").write_bytes(encode(Durable(5, B, OLD)))
+    part = ClusterCharter(post()[0], folder, False, FakeOwner())
+    part.start()
+    return part
 
 
 def members_of_part(part: ClusterCharter) -> set[NodeId]:

@@ -6,10 +6,10 @@ import asyncio
 
 import pytest
 
-from p2pnn.errors import UsageError
+from p2pnn.errors import PlanError, UsageError
 from p2pnn.node import coordinator as module
 from p2pnn.node.asking import AGAIN, Asking
-from p2pnn.node.coordinator import Coordinator
+from p2pnn.node.coordinator import Coordinator, Once
 from p2pnn.types import NodeId
 from p2pnn.wire import messages as wire
 from tests.node.nodes import NAMES, A, B, C, post, until
@@ -115,3 +115,67 @@ async def test_a_node_that_stops_tells_who_waits() -> None:
     bench.it.close()
     with pytest.raises(UsageError, match="node a is stopping"):
         await waiting
+
+
+class Work:
+    """What several ask for at once. begun: how often it was begun, running: how often it is under way."""
+
+    def __init__(self) -> None:
+        self.once = Once()
+        self.begun = self.running = 0
+        self.result: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    async def ask(self, *keys: str) -> list[asyncio.Task[str]]:
+        """One asker for each key, all of which wait when this returns."""
+        tasks = [asyncio.ensure_future(self.once.do(("toy-1", key), self._do)) for key in keys]
+        await asyncio.sleep(0)
+        return tasks
+
+    async def _do(self) -> str:
+        self.begun += 1
+        self.running += 1
+        try:
+            return await asyncio.shield(self.result)
+        finally:
+            self.running -= 1
+
+
+async def test_what_several_ask_for_at_once_is_done_once_and_something_else_beside_it() -> None:
+    work = Work()
+    askers = await work.ask("resume", "resume", "submit")
+    assert work.begun == 2
+    work.result.set_result("running")
+    assert await asyncio.gather(*askers) == ["running"] * 3
+    await asyncio.gather(*await work.ask("resume"))
+    assert work.begun == 3, "what is over is done again"
+
+
+async def test_all_who_asked_learn_why_it_cannot_be_done() -> None:
+    work = Work()
+    askers = await work.ask("resume", "resume")
+    work.result.set_exception(PlanError("it does not fit"))
+    found = await asyncio.gather(*askers, return_exceptions=True)
+    assert [str(error) for error in found] == ["it does not fit"] * 2
+    assert work.begun == 1
+
+
+async def test_where_who_does_it_goes_away_the_next_asker_does_it_and_the_others_wait_for_that() -> None:
+    work = Work()
+    first, second, third = await work.ask("resume", "resume", "resume")
+    first.cancel()
+    await until(lambda: work.begun == 2)
+    assert (first.cancelled(), work.running) == (True, 1)
+    work.result.set_result("running")
+    assert await asyncio.gather(second, third) == ["running", "running"]
+    assert work.begun == 2
+
+
+async def test_who_only_waits_may_go_away_and_with_the_last_asker_the_work_ends() -> None:
+    work = Work()
+    first, second = await work.ask("resume", "resume")
+    second.cancel()
+    await asyncio.wait([second])
+    assert (work.running, first.done()) == (1, False)
+    first.cancel()
+    await asyncio.wait([first])
+    assert (work.running, work.once._running) == (0, {})

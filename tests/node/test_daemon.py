@@ -7,11 +7,20 @@ from pathlib import Path
 
 import pytest
 
+from p2pnn.cluster import (
+    Event,
+    LinkRestored,
+    MemberFailed,
+    MemberJoined,
+    MemberLeft,
+    MemberRefuted,
+    MemberSuspected,
+)
 from p2pnn.errors import NotAllowedError, UsageError
 from p2pnn.node.daemon import Daemon, resident_bytes
 from p2pnn.types import Address, NodeId
 from p2pnn.wire import messages as wire
-from tests.node.nodes import B, config, daemons, stored, toy, until
+from tests.node.nodes import B, C, config, daemons, stored, toy, until
 
 pytestmark = pytest.mark.asyncio
 
@@ -131,6 +140,26 @@ async def test_garbage_of_a_member_costs_the_job_nothing(tmp_path: Path) -> None
         last = [event async for event in a.jobs.events(job, 0)][-1]
         assert last["state"] == "done", last
         assert NodeId(c.node) in a.members.names()
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        MemberRefuted(B),
+        MemberFailed(B, "no probe was answered"),
+        MemberLeft(B),
+        MemberJoined(wire.Member(B, "b", "127.0.0.1", 1, "boot")),
+        LinkRestored(wire.Member(B, "b", "127.0.0.1", 1, "boot")),
+    ],
+    ids=lambda event: type(event).__name__,
+)
+async def test_who_is_suspected_is_known_to_who_plans_until_it_is_over(tmp_path: Path, event: Event) -> None:
+    async with daemons(tmp_path, "a") as (a,):
+        for suspect in (B, C):
+            a.members._route(MemberSuspected(suspect, a.node, "it answers no probe"))
+        assert a.planning.suspected == {B, C}
+        a.members._route(event)
+        assert a.planning.suspected == {C}
 
 
 async def test_memory_is_told() -> None:

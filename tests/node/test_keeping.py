@@ -1,4 +1,4 @@
-"""Blobs that a majority of the voters holds before the charter names them."""
+"""Blobs that a majority of the voters holds before the charter names them, or one node before another leaves."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from p2pnn.node import keeping as module
 from p2pnn.node.keeping import FIRST_REQUEST, Keeping, NotKept
 from p2pnn.types import BlobId, NodeId
 from p2pnn.wire import messages as wire
-from tests.node.nodes import JOB, NAMES, A, B, C, post, until
+from tests.node.nodes import DEADLINE_S, JOB, NAMES, A, B, C, post, until
 
 pytestmark = pytest.mark.asyncio
 
@@ -30,6 +30,9 @@ class Bench:
 
     def keep(self, blobs: list[BlobId] = BLOBS) -> asyncio.Task[None]:
         return asyncio.ensure_future(self.keeping.on_voters(JOB, blobs))
+
+    def keep_on(self, node: NodeId) -> asyncio.Task[None]:
+        return asyncio.ensure_future(asyncio.wait_for(self.keeping.on_node(JOB, node, tuple(BLOBS)), DEADLINE_S))
 
     def answer(self, node: NodeId, error: str = "", *, source: NodeId | None = None) -> bool:
         question = self.outside.of(wire.Keep, node)[-1]
@@ -109,3 +112,46 @@ async def test_many_blobs_are_asked_for_in_several_messages_and_none_twice(monke
         bench.answer(B)
     await keeping
     assert [question.blobs for question in bench.outside.of(wire.Keep)] == [tuple(BLOBS[:2]), (BLOBS[2],)]
+
+
+async def test_one_node_is_asked_and_what_it_says_counts() -> None:
+    bench = Bench(A)
+    keeping = bench.keep_on(B)
+    await until(lambda: bench.outside.of(wire.Keep))
+    [(node, question)] = bench.outside.sent
+    assert (node, question) == (B, wire.Keep(JOB, FIRST_REQUEST, tuple(BLOBS), A))
+    assert bench.answer(B, source=C), "another node's word is none of B"
+    await asyncio.sleep(0)
+    assert not keeping.done()
+    assert bench.answer(B)
+    await keeping
+    assert bench.keeping._asked == {}
+
+
+@pytest.mark.parametrize("how", ["full", "lost", "away"])
+async def test_one_node_that_cannot_is_named_with_the_reason(how: str) -> None:
+    bench = Bench(A, reachable=(A, C) if how == "away" else (A, B, C))
+    keeping = bench.keep_on(B)
+    if how != "away":
+        await until(lambda: bench.outside.of(wire.Keep))
+    if how == "full":
+        bench.answer(B, "the disk is full")
+    elif how == "lost":
+        bench.keeping.member_lost(C)
+        bench.keeping.member_lost(B)
+    reason = {"full": "node b: the disk is full", "lost": "node b: it is gone", "away": "it is not connected"}[how]
+    with pytest.raises(NotKept, match=f"{reason}$"):
+        await keeping
+    assert bench.keeping._asked == {}
+
+
+async def test_who_no_longer_waits_for_one_node_is_forgotten_and_a_late_answer_is_taken() -> None:
+    bench = Bench(A)
+    keeping, other = bench.keep_on(B), bench.keep_on(C)
+    await until(lambda: len(bench.outside.of(wire.Keep)) == 2)
+    keeping.cancel()
+    await asyncio.wait([keeping])
+    assert [node for node, _ in bench.keeping._asked.values()] == [C]
+    assert bench.answer(B), "it belongs to no checkpoint"
+    bench.answer(C)
+    await other

@@ -89,7 +89,9 @@ class Bench:
             self.snapshots,
             lambda node, term: self.refusal,
             lambda job: f"what it knows of {job}".encode(),
+            lambda node, generation: self.newer.append((node, generation)),
         )
+        self.newer: list[tuple[NodeId, int]] = []
         self.spec, blobs = spec or toy(**settings)
         self.spec_blob = stored(self.spec, blobs, self.exchange.blobs)
         self.plan = plan_of(self.spec, [A, B])
@@ -110,6 +112,7 @@ class Bench:
             "nodes": (A, B),
             "index": 1,
             "sources": (A,),
+            "term": 1,
         }
         self.place.receive(node, wire.Prepare(**(fields | changes)))
 
@@ -207,8 +210,12 @@ async def test_messages_of_another_start_or_another_coordinator_are_dropped(
     bench = Bench(tmp_path)
     executor = await bench.running()
     order = msgspec.msgpack.encode([script.Train(1, 4)])
-    bench.place.receive(A, wire.Command(JOB, 2, order))
+    bench.place.decided({JOB: 1}, 1)
     bench.place.receive(A, wire.Command("other-1", 1, order))
+    assert bench.newer == []
+    bench.place.receive(A, wire.Command(JOB, 2, order))
+    assert bench.place.body_for(A, wire.Tensor(JOB, 3, 0, 0), 64) is None
+    assert bench.newer == [(A, 2), (A, 3)], "then the committed charter is fetched"
     bench.refusal = "another node coordinates in term 2"
     before = len(bench.outside.sent)
     bench.place.receive(C, wire.Command(JOB, 1, order))
@@ -468,7 +475,8 @@ async def test_the_next_coordinator_learns_how_far_the_part_is_and_is_told_from_
     assert (state.totals.loss_sum, state.totals.rows, state.totals.metrics) == (2.0, 8, {"accuracy": (3.0, 8.0)})
     assert state.record == b"what it knows of toy-1"
     executor.say(script.Done(2))
-    assert bench.outside.of(wire.Report, C) == [wire.Report(JOB, 1, msgspec.msgpack.encode(script.Done(2)))]
+    assert bench.outside.of(wire.Report, C) == [wire.Report(JOB, 1, msgspec.msgpack.encode(script.Done(2)), 2)]
+    assert [report.term for report in bench.outside.of(wire.Report, A)] == [1, 1], "what it had said before"
     bench.command(script.Train(2, 8), script.Train(3, 12), node=C)  # what another node had missed
     assert executor.sent == [script.Train(1, 4), script.Train(2, 8), script.Train(3, 12)]
     assert bench.place.job == JOB

@@ -73,6 +73,15 @@ class Bench(JobsBench):
         data = msgspec.msgpack.encode(msgspec.structs.replace(state, **changes))
         self.hear(node, wire.Adopted(self.job, 1, parcels.pack(data, self.exchange.blobs)))
 
+    def progress(self, node: NodeId, *, rows: int, term: int) -> None:
+        """The node has trained on so many rows, and says so to A."""
+        found = script.Progress(4, (0.5 * rows, rows), {}, 0.1, 0.2)
+        self.logs[node].progress(found)
+        self.hear(node, wire.Report(self.job, 1, msgspec.msgpack.encode(found), term))
+
+    def rows_counted(self, name: str) -> int:
+        return self.jobs._supervision.led[self.job]._run.meter.counted[name].rows
+
     @property
     def is_led(self) -> bool:
         return self.job in self.jobs._supervision.led
@@ -126,6 +135,20 @@ async def test_what_nodes_say_before_all_have_told_is_held_back_in_its_order(tmp
         bench.hear(C, message)
     assert len(bench.commands(C)) > sent, "the answers of both were taken"
     assert bench.state(bench.job) == "running"
+    await bench.close()
+
+
+async def test_what_was_told_to_this_node_when_it_coordinated_before_counts_once(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    await bench.led()
+    bench.succeed()
+    await bench.asked()
+    bench.progress(B, rows=8, term=1)
+    for node in (B, C):
+        bench.adopted(node)
+    bench.progress(B, rows=4, term=3)
+    await until(lambda: bench.is_led)
+    assert bench.rows_counted("b") == 8 + 4
     await bench.close()
 
 

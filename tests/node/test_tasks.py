@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 
 import pytest
@@ -150,3 +151,26 @@ async def test_work_that_moves_says_so_and_work_that_stands_is_silent(monkeypatc
 
 async def _forever() -> None:
     await asyncio.Event().wait()
+
+
+@pytest.mark.asyncio
+async def test_who_is_cancelled_leaves_no_work_and_no_error_behind(caplog: pytest.LogCaptureFixture) -> None:
+    begun, ended = asyncio.Event(), list[str]()
+
+    async def work() -> None:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append("work")
+            raise NotAllowedError("one of several that it does has failed")
+
+    saying = asyncio.ensure_future(saying_so(work(), lambda: 7, lambda: None))
+    await begun.wait()
+    saying.cancel()
+    await asyncio.wait([saying])
+    assert saying.cancelled()
+    assert ended == ["work"]
+    del saying
+    gc.collect()
+    assert "never retrieved" not in caplog.text

@@ -47,7 +47,7 @@ async def test_where_members_are_is_written_down_and_removed_ones_are_forgotten(
 async def test_who_has_no_charter_yet_asks_whoever_it_has_a_link_to(tmp_path: Path) -> None:
     rest = Rest()
     one = lone(tmp_path, rest)
-    upkeep = Upkeep(one, PeersFile(tmp_path), one.reached)
+    upkeep = Upkeep(one, PeersFile(tmp_path))
     upkeep.ask_for_charter()
     assert {node for node, message in rest.sent if message == CharterWanted(0, 0)} == rest.peers
     rest.committed, rest.sent = charter(ME, B), []

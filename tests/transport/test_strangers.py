@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 
 from p2pnn.transport.limits import Limits
-from p2pnn.transport.strangers import WARNINGS_MAX, WARNINGS_PER_S, Strangers
+from p2pnn.transport.strangers import WARNINGS_MAX, WARNINGS_WITHIN_S, Strangers
 from p2pnn.types import Address
 from p2pnn.wire.messages import LinkKind
 
@@ -60,5 +60,5 @@ def test_very_many_are_told_in_few_lines(caplog: pytest.LogCaptureFixture) -> No
         for number in range(1000):
             assert strangers.refuses(cast(Any, Accepted("10.0.0.1")), crowd, number / 1000)
         assert len(caplog.records) == WARNINGS_MAX
-        assert strangers.may_warn(WARNINGS_PER_S)
+        assert strangers.may_warn(WARNINGS_WITHIN_S)
     assert caplog.messages[-1].startswith(f"{1000 - WARNINGS_MAX} more warnings")

@@ -140,6 +140,7 @@ def evolution_cases() -> list[dict[str, Any]]:
          messages.Prepare("j", 4, BLOBS[0], b"p", b"", (NODES[0],), 0, (NODES[1],))),
         ("older Command, without term, oldest and state", [37, "j", 4, b"c"], messages.Command("j", 4, b"c")),
         ("older Ask, without a blob", [47, 1, "j", "cancel"], messages.Ask(1, "j", "cancel")),
+        ("older Report, without a term", [38, "j", 4, b"r"], messages.Report("j", 4, b"r")),
         ("newer Retired, with a number and a map more", [40, "j", 4, 1, 9, 77, {"k": [1, 2.5]}], Retired("j", 4, 1, 9)),
         ("newer Ping, with nil and binary more", [4, 5, None, b"\x00"], Ping(5)),
         ("newer Ping, with an extension type more", [4, 6, msgpack.ExtType(5, b"xyz")], Ping(6)),
