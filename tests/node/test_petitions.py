@@ -21,7 +21,8 @@ from p2pnn.node import petitions as module
 from p2pnn.node.door import BadToken
 from p2pnn.node.petitions import Petitions
 from p2pnn.node.tasks import Tasks
-from p2pnn.wire.messages import Petition, Ruling
+from p2pnn.types import NodeId
+from p2pnn.wire.messages import Message, Petition, Ruling
 from tests.node.nodes import A, B, post, until
 from tests.node.test_identity import coordinating, daemons, identity, joined, members, secured
 
@@ -51,7 +52,15 @@ async def test_a_coordinator_answers_members_only_and_bounds_what_is_under_way(
     async with daemons(secured(tmp_path, "a"), secured(tmp_path, "b")) as (a, b):
         await joined(a, b)
         sent: list[Ruling] = []
-        monkeypatch.setattr(a.post, "send", lambda node, message: sent.append(message))
+        send = a.post.send  # what else a says, b must hear
+
+        def keep(node: NodeId, message: Message) -> None:
+            if isinstance(message, Ruling):
+                sent.append(message)
+            else:
+                send(node, message)
+
+        monkeypatch.setattr(a.post, "send", keep)
         identity(a).petitions.asked(b.node, Petition(1, b"garbage"))
         await until(lambda: len(sent) == 1)
         assert "cannot be read" in sent[0].error
