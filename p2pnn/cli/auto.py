@@ -17,7 +17,7 @@ from p2pnn.cli.http import Daemon
 from p2pnn.cli.jobfile import with_way
 from p2pnn.cli.request import Request
 from p2pnn.cli.submit import Prepared
-from p2pnn.errors import UsageError
+from p2pnn.errors import P2pnnError, UsageError
 from p2pnn.job.plan import Predicted
 from p2pnn.job.spec import JobSpec
 from p2pnn.plan import best
@@ -49,6 +49,10 @@ def settle(daemon: Daemon, prepared: Prepared, request: Request) -> Settled:
     except UsageError as error:
         return _model(prepared, f"model parallelism, because data parallelism cannot be: {error}")
     predicted = msgspec.convert(found["plan"].get("predicted") or (), tuple[Predicted, ...])
+    if not predicted:
+        raise P2pnnError(
+            "the daemon compares no ways to run a job; it is of an older version: say --parallel model or data"
+        )
     chosen = best(predicted)
     line = _line(chosen, predicted)
     if chosen.way == "data":

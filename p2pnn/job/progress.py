@@ -43,6 +43,7 @@ class ProgressMeter:
         self.counted: dict[str, Totals] = {}
         self._recent: deque[tuple[float, int]] = deque([(now, step)])
         self._shown_at = -math.inf
+        self._shown: dict[str, Any] = {}
         self._since_event = Totals()
         self._since_epoch = Totals()
         self._epoch_start = (now, step)
@@ -83,16 +84,19 @@ class ProgressMeter:
         self._served.add(progress.served, self._step)
         while len(self._recent) > 2 and now - self._recent[1][0] > WINDOW_S:
             self._recent.popleft()
-        if now - self._shown_at < EVENT_INTERVAL_S or not self._since_event.rows:
+        # Nothing tells later what shards saw in all.
+        last = bool(progress.served and self._shown) and self._step >= self._spec.steps
+        if not last and (now - self._shown_at < EVENT_INTERVAL_S or not self._since_event.rows):
             return None
         self._shown_at = now
+        if self._since_event.rows:
+            self._shown = {"loss": _loss(self._since_event), "metrics": _metrics(self._since_event, self._spec)}
         rate = self.steps_per_s(now)
         busy = {name: min(1.0, c / w) for name, (c, w) in sorted(self._busy.items())}
         event = {
             "step": self._step,
             "steps": self._spec.steps,
-            "loss": _loss(self._since_event),
-            "metrics": _metrics(self._since_event, self._spec),
+            **self._shown,
             "samples_per_s": rate * self._spec.batch_size,
             "busy": busy,
             "left_s": (self._spec.steps - self._step) / rate if rate > 0 else None,

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
+from heapq import heappop, heappush
+from itertools import count
 from typing import Any, Final, Protocol
 
 from p2pnn.errors import PeerGone
@@ -17,6 +19,13 @@ from p2pnn.wire import messages as wire
 
 COPY_BYTES: Final = 1 << 20
 """Copied at a time: a tenth of a millisecond, in which this node hears nobody."""
+
+
+AT_ONCE: Final = 128
+"""Bodies that the transport has for one node; it takes some more, for other parts of this node."""
+
+Waiting = tuple[int, int, wire.Message, memoryview, Callable[[], None]]
+"""Priority, number, and what `Company.send_body` got."""
 
 
 class Ends(Protocol):
@@ -52,6 +61,9 @@ class Company:
         self._ends = ends
         self._spawn = spawn
         self._lost = lost
+        self._numbers = count()
+        self._waiting: list[list[Waiting]] = [[] for _ in nodes]  # heaps; as much as executors have places for
+        self._leaving = [0 for _ in nodes]
 
     def index_of(self, node: NodeId) -> int:
         """Its place in the plan; −1 for a node that has none."""
@@ -71,29 +83,41 @@ class Company:
 
         left: called when the body's memory is free; never, where its executor is gone (body: None) or the node is lost.
         """
-        node = self._nodes[index]
         if body is None:
             return
         if index == self.index:
-            self._spawn(self._hand_over(node, message, body, left))
+            self._spawn(self._hand_over(self._nodes[index], message, body, left))
             return
-        try:
-            rest = self._post.start_body(node, message, body, priority)
-        except PeerGone as error:
-            self._lost(node, str(error))
-            return
-        if rest is None:
-            left()
-        else:
-            self._spawn(self._finish(rest, node, left))
+        heappush(self._waiting[index], (priority, next(self._numbers), message, body, left))
+        self._start(index)
 
-    async def _finish(self, rest: Coroutine[Any, Any, None], node: NodeId, left: Callable[[], None]) -> None:
+    def _start(self, index: int) -> None:
+        """Give the transport what it may have at once, the rest later: a push of many parts is more than it takes."""
+        node, waiting = self._nodes[index], self._waiting[index]
+        while waiting and self._leaving[index] < AT_ONCE:
+            priority, _, message, body, left = heappop(waiting)
+            try:
+                rest = self._post.start_body(node, message, body, priority)
+            except PeerGone as error:
+                waiting.clear()
+                self._lost(node, str(error))
+                return
+            if rest is None:
+                left()
+            else:
+                self._leaving[index] += 1
+                self._spawn(self._finish(rest, index, left))
+
+    async def _finish(self, rest: Coroutine[Any, Any, None], index: int, left: Callable[[], None]) -> None:
         try:
             await rest
         except PeerGone as error:
-            self._lost(node, str(error))
+            self._waiting[index].clear()
+            self._lost(self._nodes[index], str(error))
         else:
+            self._leaving[index] -= 1
             left()
+            self._start(index)
 
     async def _hand_over(self, node: NodeId, message: wire.Message, body: memoryview, left: Callable[[], None]) -> None:
         place = self._ends.body_for(node, message, len(body))

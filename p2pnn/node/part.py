@@ -202,7 +202,7 @@ class Part:
             self._executors[SERVE] = await self._start(SERVE, self._served.arena_bytes, spec.threads)
 
     async def _start(self, role: str, arena_bytes: int, threads: int) -> Executor:
-        return await Executor.start(arena_bytes, threads, partial(self._on_message, role), self._exited)
+        return await Executor.start(arena_bytes, threads, partial(self._on_message, role), partial(self._exited, role))
 
     def _begin(self, needs: Needs) -> None:
         """All is here: have the executors load it."""
@@ -359,10 +359,10 @@ class Part:
     def _report(self, packed: bytes) -> None:
         self._post.send(self._coordinator, wire.Report(*self._about, packed))
 
-    def _exited(self, reason: str) -> None:
+    def _exited(self, role: str, reason: str) -> None:
         """An executor is gone; after Finish that is as it should be."""
         if not self._over:
-            self._fail(reason, Loss.KILLED)
+            self._fail(f"{reason}, which served shards of the parameters" if role == SERVE else reason, Loss.KILLED)
 
     def _fail(self, text: str, kind: Loss = Loss.FINAL, peer: str = "") -> None:
         """Tell the coordinator, once; it releases the place."""

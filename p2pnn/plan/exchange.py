@@ -17,6 +17,7 @@ from typing import Final
 
 from p2pnn.errors import UsageError
 from p2pnn.job.spec import DataParallel, JobSpec
+from p2pnn.model import sums
 from p2pnn.plan.cost import UPDATE_CALLS, Workload, memory_bytes
 from p2pnn.plan.profile import Profile
 from p2pnn.ps.compression import codec
@@ -152,7 +153,7 @@ def server_bytes(spec: JobSpec, there: Exchange, shards: Sequence[int], workers:
     """Upper bound of what the server that holds these shards takes, for so many workers; 0 for none."""
     data, how = settings_of(spec), there.how
     slots = len(SLOTS[OUTER.kind if how.kind == "local" else spec.optimizer.kind])
-    scratch = how.in_rounds + (data.push != "float32")
+    scratch = (sums.most(workers) if how.in_rounds else 0) + (data.push != "float32")
     differences = workers * (data.pull != "float32")
     size = sum(there.sharding.shards[shard].byte_count for shard in shards)
     layout = ServerLayout.of(there.sharding, shards, settings(data), workers)

@@ -12,7 +12,7 @@ from p2pnn.cli import auto
 from p2pnn.cli.http import Daemon
 from p2pnn.cli.jobfile import resolve, to_toml
 from p2pnn.cli.submit import Prepared
-from p2pnn.errors import NoDaemonError
+from p2pnn.errors import NoDaemonError, P2pnnError
 from p2pnn.job.spec import JobSpec
 from tests.cli.fake import FakeDaemon
 from tests.cli.made import flowers
@@ -103,6 +103,11 @@ def test_a_daemon_that_is_gone_is_no_reason_for_a_way(daemon: FakeDaemon) -> Non
     daemon["POST plan"] = lambda body: None
     with pytest.raises(NoDaemonError):
         settled(daemon)
+
+
+def test_a_daemon_that_compares_nothing(daemon: FakeDaemon) -> None:
+    with pytest.raises(P2pnnError, match="say --parallel model or data"):
+        settled(daemon, [])
 
 
 def test_the_mesh_is_asked_about_data_parallelism_with_the_settings_given(daemon: FakeDaemon) -> None:

@@ -16,6 +16,7 @@ from p2pnn.job.spec import DataParallel, JobSpec, Optimizer
 from p2pnn.job.trace import View, chrome, summary
 from p2pnn.types import BlobId
 from tests.integration.mesh import Mesh, blobs_of, make_job, mesh, wait_until
+from tests.integration.test_draining import drain
 
 Job = tuple[JobSpec, dict[BlobId, bytes]]
 ADAM = Optimizer(kind="adam", rate=1e-3, warmup_steps=3, weight_decay=1e-4)
@@ -255,3 +256,20 @@ def test_a_run_outlives_the_coordinator_that_has_no_part_in_it(tmp_path: Path, u
         assert not events(m, "b", number, "recovered")
         if how == "sync":
             assert found["result"]["bits"] == undisturbed
+
+
+@pytest.mark.parametrize("leaving", ["b", "c"])
+def test_a_node_that_is_drained_hands_its_role_over_and_costs_no_step(
+    tmp_path: Path, undisturbed: str, leaving: str
+) -> None:
+    with mesh(tmp_path, 3) as m:
+        number = m.submit("a", *job(plain(), "sync", epochs=EPOCHS))
+        wait_until(lambda: step(m, "a", number) > 10, "it trains")
+        assert drain(m, leaving)[-1] == {"drained": True}
+        assert m.nodes[leaving].process.wait(15) == 0
+        found = m.await_state("a", number, "done")
+        [told] = events(m, "a", number, "recovered")
+        assert told["redone"] == 0
+        assert f"node {leaving} is draining: went on from step" in told["text"]
+        assert leaving not in {share["name"] for share in found["plan"]["nodes"]}
+        assert found["result"]["bits"] == undisturbed

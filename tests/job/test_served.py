@@ -88,6 +88,11 @@ def test_only_nodes_that_compute_count_for_the_step_and_takeovers_keep_it_so() -
     event = meter.add("b", Progress(4, (1.0, 8), {}, 0.1, 0.2), 1.0)
     assert event is not None
     assert event["busy"]["a"] == 1.0
+    for node in "ab":
+        meter.add(node, Progress(spec().steps, (1.0, 8), {}, 0.1, 0.2), 2.0)
+    event = meter.add("c", Progress(0, (0.0, 0), {}, 0.1, 0.2, served=(report(0, staleness={0: 7}),)), 2.01)
+    assert event is not None, "of a run that is through everything is told"
+    assert (event["staleness"], event["loss"]) == ({"0": 7}, 0.125)
     counted, epoch = meter.tell(["a", "b", "c"])
     again = ProgressMeter(spec(), 0, 2.0)
     again.take_over(dict(zip("abc", counted, strict=True)), epoch, 3, 2.0, make_plan())

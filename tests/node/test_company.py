@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from p2pnn.node.company import COPY_BYTES, Company
+from p2pnn.node.company import AT_ONCE, COPY_BYTES, Company
 from p2pnn.types import NodeId
 from p2pnn.wire import messages as wire
 from tests.node.nodes import JOB, NAMES, A, B, C, post, until
@@ -74,6 +74,21 @@ async def test_a_body_to_a_node_that_is_gone_is_told_and_never_free() -> None:
     assert here.lost == [(B, "it is not connected")]
     assert here.left == 1
     here.company.send_body(1, MESSAGE, None, 1, lambda: pytest.fail("nothing was sent"))
+
+
+async def test_the_transport_has_few_bodies_at_once_and_then_those_that_are_needed_first() -> None:
+    here = Here()
+    here.outside.hold = asyncio.Event()
+    for number in range(AT_ONCE + 3):
+        here.company.send_body(1, MESSAGE, memoryview(bytes([number % 256])), 9 - number % 3, lambda: None)
+    here.send(1, b"urgent")
+    await until(lambda: len(here.outside.bodies) == AT_ONCE)
+    await asyncio.sleep(0)
+    assert len(here.outside.bodies) == AT_ONCE
+    here.outside.hold.set()
+    await until(lambda: len(here.outside.bodies) == AT_ONCE + 4)
+    assert here.outside.bodies[AT_ONCE][2] == b"urgent"
+    assert here.left == 1
 
 
 async def test_nodes_are_known_by_their_place_and_messages_go_to_any() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,9 @@ from p2pnn.plan.cost import Workload, memory_bytes
 from p2pnn.plan.exchange import HANDLING_S, check_tensors, serve_s, server_bytes, worker_bytes, worker_s
 from p2pnn.ps.consistency import Settings
 from p2pnn.ps.layout import WorkerLayout, part_sizes
+from tests.executor import models
+from tests.executor.mesh import spec_for, store
+from tests.executor.pump import Pump, data_plan, parallel
 
 from .builder import mlp, node
 from .dealt import dealt, exchanged
@@ -103,3 +107,30 @@ def test_compressing_costs_passes_and_local_steps_cost_updates() -> None:
     assert serve_s(halves, exchanged(halves), 0, at)[2] > 0
     fast = serve_s(plain, exchanged(plain), 0, node("b", 4.0))
     assert fast[1] == pytest.approx(update / 4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "pieces", "data"),
+    [
+        ("sgd", 1, {"consistency": "async"}),
+        ("adam", 1, {"consistency": "async", "push": "bf16", "pull": "int8"}),
+        ("adam", 4, {"consistency": "sync"}),
+        ("momentum", 2, {"consistency": "local:3", "push": "int8"}),
+        ("adagrad", 2, {"consistency": "ssp:1", "pull": "bf16"}),
+    ],
+)
+def test_no_executor_takes_more_than_the_planner_counts(
+    kind: str, pieces: int, data: dict[str, Any], tmp_path: Path
+) -> None:
+    """And not much less: what executors say when they are prepared."""
+    spec = spec_for(models.dense(), store(tmp_path), optimizer=Optimizer(kind), micro_batches=pieces)
+    spec = parallel(spec, **data)
+    there, work = exchanged(spec, 2), Workload(spec)
+    with Pump(spec, data_plan(spec, 2, 2, servers=1, frames=1), store(tmp_path)) as pump:
+        pump.prepare()
+        taken = pump.prepared
+        assert len(taken) == 3
+        for (role, _), nbytes in taken.items():
+            serves = role == "serve"
+            counted = server_bytes(spec, there, [0, 1], 2) if serves else worker_bytes(work, spec, there)
+            assert counted / 3 < nbytes <= counted, (role, nbytes, counted)
