@@ -161,8 +161,8 @@ class ReplicaSession(Session):
         return action
 
     def _answer_cold(self) -> None:
-        """Answer what was granted before it is done, while worker 0 trains alone (`warm_start`): the coordinator grants worker 0 no
-        more steps before all have answered. They are done later, before any other command."""
+        """Answer what was granted before it is done, while worker 0 trains alone (`warm_start`): the coordinator grants
+        no more steps before all have answered. They are done later, before any other command."""
         for command in self._given:
             if isinstance(command, script.Train) and command.sequence not in self._answered_early:
                 self._answered_early.add(command.sequence)
