@@ -91,6 +91,8 @@ class ReplicaSession(Session):
         self._marked = 0  # the newest command that a mark was drawn before
         self._restored = False
         self._skips = spec.data.backup > 0
+        self._warm_start = spec.data.warm_start
+        self._answered_early: set[int] = set()
 
     @property
     def memory_bytes(self) -> int:
@@ -153,8 +155,18 @@ class ReplicaSession(Session):
         action = super()._next_action()
         while action is None and self._machine.next_step >= 0 and self._begin_step():
             action = super()._next_action()
+        if action is None and self._replica.version < 0 and self._number and self._warm_start:
+            self._answer_cold()
         self._send_messages()
         return action
+
+    def _answer_cold(self) -> None:
+        """Answer what was granted before it is done, while worker 0 trains alone (`warm_start`): the coordinator grants
+        no more steps before all have answered. They are done later, before any other command."""
+        for command in self._given:
+            if isinstance(command, script.Train) and command.sequence not in self._answered_early:
+                self._answered_early.add(command.sequence)
+                self._channel.send(script.Done(command.sequence))
 
     def _begin_step(self) -> bool:
         """Let the machine's next step begin, or give it up, if one of that can be."""
@@ -209,7 +221,7 @@ class ReplicaSession(Session):
                 return False
             self._marked = command.sequence
             replica.mark(command.sequence, now, fetch=self._needs_values(command))
-        if not replica.has_values:
+        if replica.awaits_mark:
             return False
         if isinstance(command, script.Restore):
             self._restored = True
@@ -297,7 +309,10 @@ class ReplicaSession(Session):
 
     def _answer(self, command: script.Command) -> None:
         self._given.popleft()
-        if isinstance(command, script.Checkpoint) and self._number:
+        if isinstance(command, script.Train) and command.sequence in self._answered_early:
+            self._answered_early.remove(command.sequence)
+            self._progress(time.perf_counter())
+        elif isinstance(command, script.Checkpoint) and self._number:
             self._channel.send(script.Done(command.sequence))
         else:
             super()._answer(command)

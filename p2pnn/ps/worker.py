@@ -262,6 +262,11 @@ class Replica:
             port.mark = mark
 
     @property
+    def awaits_mark(self) -> bool:
+        """Whether the values that were asked for at a mark are yet to come."""
+        return self._fetching > 0
+
+    @property
     def has_values(self) -> bool:
         """Whether all values that were asked for are here."""
         return all(port.version >= 0 and not port.wanting and not port.is_receiving for port in self._ports)

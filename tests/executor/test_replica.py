@@ -263,3 +263,18 @@ def test_local_steps_keep_their_optimizer_and_a_single_process_goes_on_with_it(b
         again = digests(mesh.checkpoint(), blobs)
         assert {name: again[name] for name in slots} == {name: found[name] for name in slots}
         mesh.train(12)
+
+
+def test_a_warm_start_that_is_longer_than_what_is_granted_keeps_nobody_waiting(blobs: BlobStore) -> None:
+    """Worker 0 trains alone for six updates, over several commands and a checkpoint, although one command grants it one step."""
+    spec = parallel(spec_for(models.dense(), blobs, epochs=8), "async", warm_start=6)
+    with Pump(spec, data_plan(spec, 3, 2), blobs) as pump:
+        assert pump.checkpoint()
+        for until in range(1, 13):
+            pump.train(until)
+        pump.checkpoint()
+        assert pump.evaluate("test").rows == 10
+        pump.train(30)
+        pump.checkpoint()
+        assert set(pump.finish()) == {0}
+    assert [pump.served[shard].taken for shard in (0, 1)] == [{0: 10, 1: 10, 2: 10}] * 2

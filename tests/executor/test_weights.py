@@ -107,3 +107,18 @@ def test_a_replicas_parameters_lie_in_one_flat_space_where_their_layout_is_plain
     )
     partial = sum(array.nbytes for held in weights.tensors.partial for array in held.values())
     assert weights.memory_bytes == 2 * size + state + apart + sums + partial
+
+
+def test_a_replica_clips_by_its_own_norm_and_leaves_what_is_no_number_to_the_shards(blobs: BlobStore) -> None:
+    spec = parallel(spec_for(models.dense(), blobs, optimizer=Optimizer("sgd", clip_norm=0.5)), "async")
+    weights = Weights(spec, Routes(spec.graph, [0] * len(spec.graph.ops), 0, 1), ENGINE, micro_batches=1)
+    assert not weights.slots
+    assert not weights.fuse
+    for array in weights.tensors.gradients.values():
+        array[...] = 3.0
+    totals, scale = weights.gradients()
+    norm = 3.0 * float(np.sqrt(sum(array.size for array in totals.values())))
+    assert scale == pytest.approx(0.5 / norm, rel=1e-5)
+    assert {name: array.shape for name, array in totals.items()} == {p.name: p.shape for p in spec.graph.parameters}
+    next(iter(weights.tensors.gradients.values()))[...] = np.nan
+    assert weights.gradients()[1] == 1.0

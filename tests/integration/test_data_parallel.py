@@ -140,14 +140,12 @@ def test_progress_says_how_stale_pushes_were_what_they_cost_and_who_is_slowest(t
     number = three.submit("b", *job(plain(), "sync", epochs=20))
     last = progressed(three, "b", number)
     found = three.await_state("b", number, "done")
-    assert list(last["staleness"]) == ["0"]
-    parameters = found["plan"]["nodes"][0]["parameters"]
-    # Two workers push all gradients in each step; one that is under way may be counted already.
-    assert last["pushed_bytes"] == pytest.approx(2 * 4 * parameters, rel=0.2)
-    assert last["fetched_bytes"] >= 0.8 * last["pushed_bytes"]
+    assert last["step"] == last["steps"] == 200
+    assert last["staleness"] == {"0": 2 * 2 * 200}, "of two workers, to two shards, in each step"
+    assert last["pushed_bytes"] == 2 * 4 * found["plan"]["nodes"][0]["parameters"]
+    assert last["fetched_bytes"] >= last["pushed_bytes"], "also for what is evaluated and saved"
     assert (last["refused"], last["set_aside"]) == ({}, [])
     assert last["slowest"] in ("a", "b")
-    assert 0 < last["step"] <= last["steps"]
 
 
 @pytest.mark.parametrize("how", ["sync", "async"])

@@ -17,6 +17,7 @@ from p2pnn.cluster import (
     MemberSuspected,
 )
 from p2pnn.errors import NotAllowedError, UsageError
+from p2pnn.job.spec import DataParallel
 from p2pnn.node.daemon import Daemon, resident_bytes
 from p2pnn.types import Address, NodeId
 from p2pnn.wire import messages as wire
@@ -179,3 +180,40 @@ async def test_a_table_of_jobs_that_cannot_be_read_ends_nothing_that_runs(
         for work in (b"", b"\xc1"):
             a.charter_committed(charter.successor(work=work))
         assert len(fenced) == 1
+
+
+async def test_what_a_member_without_a_part_in_it_pushes_and_sends_disturbs_no_data_parallel_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with daemons(tmp_path, "a", "b", "c") as (a, b, c):
+        spec, blobs = toy(nodes=("a",), epochs=20)
+        job = await a.jobs.submit(stored(spec, blobs, a.storage.blobs))
+        await until(lambda: a.jobs.get(job).state == "done")
+        bits = a.jobs.get(job).bits
+        data = DataParallel("sync", workers=2, shards=1)
+        spec, blobs = toy(parallel="data", data=data, nodes=("a", "b"), epochs=20)
+        job = await a.jobs.submit(stored(spec, blobs, a.storage.blobs))
+        await until(lambda: a.jobs.get(job).state == "running")
+        body = memoryview(bytes(1000))
+
+        async def harm() -> None:
+            """As a worker and as a shard that it is not, and of other sizes."""
+            generation = a.jobs.get(job).generation
+            for node in (a.node, b.node):
+                for number in range(2):
+                    await c.transport.send_body(node, wire.Push(job, 0, generation, number, 1, 0, 1000), body)
+                    values = wire.Values(job, generation, 0, number, 1, 0, 9, 9, True, 0)
+                    await c.transport.send_body(node, values, body)
+                    c.transport.send(node, wire.Pushed(job, 0, generation, number, 99))
+                    c.transport.send(node, wire.Mark(job, generation, 0, number, 99))
+                    c.transport.send(node, wire.Fetch(job, generation, 0, number, 99))
+
+        for _ in range(30):
+            await harm()
+        await until(lambda: a.jobs.get(job).state in ("done", "failed"))
+        assert (a.jobs.get(job).state, a.jobs.get(job).bits) == ("done", bits), a.jobs.get(job).reason
+        for kind in ("push refused", "values refused"):
+            lines = [record.getMessage() for record in caplog.records if kind in record.getMessage()]
+            assert lines
+            assert all(f"node={c.node[:8]}" in line for line in lines)
+        assert len(c.members.names()) == 3, "and nobody is cut off for what a race could have sent"

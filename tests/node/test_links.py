@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from p2pnn.node.links import Post
+from p2pnn.node.links import Post, Priority
 from p2pnn.types import NodeId
 from p2pnn.wire.messages import Message, Ping
 from tests.node.nodes import A, B, Recorder
@@ -50,3 +50,11 @@ async def test_nodes_are_called_by_their_names_while_they_are_connected() -> Non
     assert post.name_of(B) == "b"
     outside.peers.clear()
     assert post.name_of(B) == "bbbbbbbb"
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 100])
+def test_parts_of_a_push_go_as_they_are_needed_behind_tensors_and_the_last_with_checkpoints(count: int) -> None:
+    found = [Priority.of_push(rank, count) for rank in range(count)]
+    assert found == sorted(found)
+    assert Priority.TENSOR < found[0] <= found[-1] == Priority.BLOB == Priority.VALUES
+    assert (found[0] == Priority.PUSH) == (count >= 4)

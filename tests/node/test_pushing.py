@@ -9,11 +9,13 @@ import pytest
 
 from p2pnn.executor import commands
 from p2pnn.job import script
+from p2pnn.types import NodeId
 from p2pnn.wire import messages as wire
 from tests.node.data_bench import DataBench, fake_executors
 from tests.node.nodes import JOB, A, B, C, until
 
 pytestmark = pytest.mark.asyncio
+STRANGER = NodeId("d" * 32)
 
 
 @pytest.fixture(autouse=True)
@@ -98,6 +100,7 @@ async def test_values_that_no_honest_shard_sends_are_dropped_and_their_sender_na
         bench.compute.say(commands.Lend(shard))
     wrong = [
         (A, bench.values(), nbytes),  # not the shard's primary
+        (STRANGER, bench.values(), nbytes),
         (C, bench.values(shard=0), nbytes),
         (C, bench.values(shard=7), nbytes),
         (C, bench.values(worker=0), nbytes),
@@ -109,7 +112,7 @@ async def test_values_that_no_honest_shard_sends_are_dropped_and_their_sender_na
         assert bench.place.body_for(node, message, size) is None
         lines = [record.getMessage() for record in caplog.records if "values refused" in record.getMessage()]
         assert len(lines) == count, "one line each"
-        assert f"node={'a' if node == A else 'c'}" in lines[-1]
+        assert f"node={ {A: 'a', C: 'c'}.get(node, 'dddddddd') } " in lines[-1]
     assert bench.compute.sent == []
     assert bench.place.body_for(C, bench.values(whole=False), bench.value_bytes(whole=False)) is not None
     # Of another start nothing is even looked at.

@@ -9,11 +9,13 @@ import pytest
 
 from p2pnn.executor import commands
 from p2pnn.ps.layout import WINDOW
+from p2pnn.types import NodeId
 from p2pnn.wire import messages as wire
 from tests.node.data_bench import DataBench, fake_executors
 from tests.node.nodes import JOB, A, C, until
 
 pytestmark = pytest.mark.asyncio
+STRANGER = NodeId("d" * 32)
 
 
 @pytest.fixture(autouse=True)
@@ -50,6 +52,7 @@ async def test_pushes_that_no_honest_worker_sends_are_dropped_and_their_sender_n
         (A, bench.push(2), 0),
         (A, bench.push(2, worker=1), nbytes),  # another's
         (C, bench.push(2), nbytes),  # a node that computes nothing
+        (STRANGER, bench.push(2), nbytes),
         (A, bench.push(2, worker=2), nbytes),
         (A, bench.push(2, shard=1), nbytes),  # C's
         (A, bench.push(2, part=1), nbytes),
@@ -60,7 +63,7 @@ async def test_pushes_that_no_honest_worker_sends_are_dropped_and_their_sender_n
         assert bench.place.body_for(node, message, size) is None
         lines = [record.getMessage() for record in caplog.records if "push refused" in record.getMessage()]
         assert len(lines) == count, "one line each"
-        assert f"node={'a' if node == A else 'c'}" in lines[-1]
+        assert f"node={ {A: 'a', C: 'c'}.get(node, 'dddddddd') } " in lines[-1]
     assert bench.serve.sent == []
 
 
