@@ -185,7 +185,6 @@ class Daemon:
     # --- members.Owner
 
     def member_usable(self, node: NodeId, name: str) -> None:
-        self.planning.suspected.discard(node)
         self.charter.member_alive(node, name, self.members.cluster_of(node))
         self.jobs.member_usable(node, name)
 
