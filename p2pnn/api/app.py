@@ -20,7 +20,7 @@ from p2pnn.api import membership, views
 from p2pnn.api.request import DAEMON, read_json
 from p2pnn.errors import BetweenClusters, NotAllowedError, NotFoundError, P2pnnError, StorageError, UsageError
 from p2pnn.node.blobs import writing
-from p2pnn.node.daemon import Daemon
+from p2pnn.node.daemon import PLAIN_STAYS, Daemon
 from p2pnn.node.specs import SPEC_BYTES_MAX
 from p2pnn.node.tasks import in_thread
 from p2pnn.node.traces import Missing
@@ -109,10 +109,13 @@ async def _stop(request: web.Request) -> web.Response:
 
 
 async def _drain(request: web.Request) -> web.StreamResponse:
-    """Lines of JSON: what is waited for, then, once this node has drained, `drained`; it stops then, also where who asked has
-    gone away."""
-    force = (await read_json(request)).get("force") is True
-    words = request.app[DAEMON].draining.drain(force=force)
+    """{"force", "leave"} → lines of JSON: what is waited for, then, once this node has drained, `drained`, and, where it was to,
+    whether it has `left` its cluster; it stops then, also where who asked has gone away."""
+    body, daemon = await read_json(request), request.app[DAEMON]
+    leave = body.get("leave") is True
+    if leave and daemon.secured is None:
+        raise UsageError(PLAIN_STAYS)
+    words = daemon.draining.drain(force=body.get("force") is True, leave=leave)
     first = await anext(words, None)  # what cannot be is refused before the answer begins
     response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
     await response.prepare(request)
@@ -124,7 +127,9 @@ async def _drain(request: web.Request) -> web.StreamResponse:
     except P2pnnError as error:
         await response.write(json.dumps({"error": str(error), "exit": error.exit_status}).encode() + b"\n")
         return response
-    await response.write(b'{"drained": true}\n')
+    await response.write(
+        json.dumps({"drained": True} | ({"left": daemon.draining.has_left} if leave else {})).encode() + b"\n"
+    )
     return response
 
 

@@ -140,6 +140,14 @@ def install(at: Layout, origin: Origin, present: Present, caller: str | None) ->
     ]
 
 
+def leave(at: Layout, force: bool, for_good: bool) -> Step:
+    """What comes before the steps back, while the daemon runs. for_good: it leaves its cluster, too."""
+    flags = (*(("--leave",) if for_good else ()), *(("--force",) if force else ()))
+    why = "other nodes take over its work, it leaves its cluster and stops" if for_good else "others take over its work"
+    program = str(at.environment / "bin/p2pnn")
+    return Step(why, (program, "node", "drain", *flags, "--socket", str(at.socket)))
+
+
 def remove(at: Layout, present: Present, purge: bool) -> list[Step]:
     """The steps back. purge: delete state and configuration too. Raises UsageError where there is nothing to remove."""
     others = present.units - {at.unit}

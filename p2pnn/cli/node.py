@@ -141,28 +141,28 @@ def drain(
     force: Annotated[
         bool, typer.Option("--force", help="Also where nobody can take something over; such jobs wait or are lost.")
     ] = False,
+    leave: Annotated[
+        bool,
+        typer.Option(
+            "--leave", help="Leave the cluster for good, too: the others list it no more; revokes all tokens."
+        ),
+    ] = False,
     socket: SocketFlag = None,
 ) -> None:
     """Have other nodes take over this node's work, without losing a step, then stop it. Ctrl-C stops the waiting alone."""
-    from p2pnn.cli import terminal
-    from p2pnn.cli.http import of_exit
-    from p2pnn.errors import NoDaemonError
+    from p2pnn.cli import leaving, terminal
 
     daemon = connect(socket)
-    name, drained = daemon.get("node")["name"], False
+    name = daemon.get("node")["name"]
     try:
-        for line in daemon.stream("node/drain", body={"force": force}):
-            if "error" in line:
-                raise of_exit(line["exit"], line["error"])
-            if "waits_for" in line:
-                terminal.remark(f"waiting for {line['waits_for']} …")
-            drained |= "drained" in line
+        if leaving.drain(daemon, name, force=force, leave=leave) or not leave:
+            terminal.say(f"node {name} has drained{' and left its cluster' * leave} and is stopping")
+        else:
+            terminal.say(f"node {name} has drained and is stopping; {leaving.stays_member(name)}")
     except KeyboardInterrupt:
-        terminal.remark(f"node {name} goes on draining, and stops then; `p2pnn node drain` shows it again")
+        again = "p2pnn node drain" + " --leave" * leave
+        terminal.remark(f"node {name} goes on draining, and stops then; `{again}` shows it again")
         raise typer.Exit(130) from None
-    if not drained:
-        raise NoDaemonError(f"node {name} ended before it had drained; its log says why")
-    terminal.say(f"node {name} has drained and is stopping")
 
 
 @app.command()

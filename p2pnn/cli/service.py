@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
+    from p2pnn.cli.http import Daemon
     from p2pnn.cli.installation import Layout, Present, Step
 
 app = typer.Typer(help="The node as a service of this machine (systemd).", no_args_is_help=True)
@@ -42,48 +43,104 @@ def install(name: NameFlag = "", dry_run: DryRunFlag = False, root: RootFlag = "
 def remove(
     name: NameFlag = "",
     purge: Annotated[bool, typer.Option("--purge", help="Delete its state and configuration, too.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also where nobody can take its work over, or the cluster cannot decide.")
+    ] = False,
     dry_run: DryRunFlag = False,
     root: RootFlag = "/",
 ) -> None:
-    """Stop and remove the service; its state stays, and so does its place in the cluster."""
+    """Have the node's work taken over, leave the cluster, then stop and remove the service; its state stays.
+
+    Whatever breaks off in between, the same command goes on from there.
+    """
     from p2pnn.cli import installation, terminal
 
     at = installation.Layout(name, Path(root).absolute())
     _check(at, dry_run)
     present = _survey(at)
-    steps, still = installation.remove(at, present, purge), _membership(at)
-    _carry_out(steps, dry_run)
-    if present.unit and still:
-        terminal.say(still)
+    steps = installation.remove(at, present, purge)
+    done, remains = _leave(at, force, dry_run) if present.unit else ("", "")
+    if done:
+        terminal.say(done)
+    _carry_out(steps, dry_run, done)
+    if remains:
+        terminal.say(remains)
     if not dry_run and not purge:
         terminal.say(f"state stays in {at.state}, the configuration in {at.configuration}; --purge deletes both")
 
 
-def _membership(at: Layout) -> str:
-    """What remains to be done in the cluster by somebody else, as this node's daemon tells while it runs; empty for nothing.
+def _leave(at: Layout, force: bool, dry_run: bool) -> tuple[str, str]:
+    """Have the node drain, leave its cluster and stop. What has been done and what remains, each a sentence, or empty.
 
-    A service that is stopped stays a member, as it should over a restart, and only a member that stays can remove it.
+    Where the daemon runs and may not go, or what becomes of it is unknown, raises P2pnnError: nothing has been removed then.
     """
-    import os
-
+    from p2pnn.cli import leaving
     from p2pnn.cli.http import Daemon
-    from p2pnn.errors import P2pnnError
+    from p2pnn.errors import NoDaemonError, P2pnnError
 
-    name, others = at.name or os.uname().nodename.split(".")[0], "if it has others, "
     daemon = Daemon(at.socket)
     try:
-        name = daemon.get("node")["name"]
-        if len(daemon.get("cluster")["members"]) < 2:
-            return ""
-        others = ""
-    except (P2pnnError, OSError):
-        pass  # it does not run
+        node = daemon.get("node")
+        others = len(daemon.get("cluster")["members"]) > 1
+    except NoDaemonError:
+        name = _name(at)
+        return "", (
+            f"node {name} did not run, so it could not leave by itself; where `p2pnn cluster show` on another machine lists it"
+            f" still, type there: p2pnn cluster remove {name}"
+        )
+    except P2pnnError as error:
+        if not force:
+            raise type(error)(
+                f"{error}; nothing was removed, and with --force it is removed without leaving its cluster"
+            ) from error
+        return "", leaving.stays_member(_name(at))
     finally:
         daemon.close()
-    return (
-        f"its cluster still counts it as a member that is away; to end that, {others}type on another member:"
-        f" p2pnn cluster remove {name}"
-    )
+    return _drain(daemon, at, node, others, force, dry_run)
+
+
+def _drain(
+    daemon: Daemon, at: Layout, node: Mapping[str, Any], others: bool, force: bool, dry_run: bool
+) -> tuple[str, str]:
+    """As `_leave`, of a node that runs. others: whether it has a cluster to leave."""
+    from p2pnn.cli import installation, leaving, terminal
+    from p2pnn.errors import NoDaemonError, P2pnnError
+
+    name, secured = node["name"], node.get("secured") is not None
+    step = installation.leave(at, force, for_good=others and secured)
+    terminal.say(f"# {step.why}")
+    terminal.say(step.line)
+    left, plain = False, ""
+    if others and not secured:
+        plain = f"the other nodes of its plain mesh list {name} as away from now on; nothing waits for it"
+    if dry_run:
+        return "", plain
+    try:
+        left = leaving.drain(daemon, name, force=force, leave=others and secured)
+    except NoDaemonError as error:
+        raise NoDaemonError(f"{error}; nothing was removed, and the same command goes on") from error
+    except P2pnnError as error:
+        raise type(error)(f"node {name} works on, and nothing was removed: {error}") from error
+    except KeyboardInterrupt:
+        terminal.remark(f"node {name} goes on draining, and stops then; nothing was removed, the same command goes on")
+        raise typer.Exit(130) from None
+    if left:
+        return f"node {name} has drained and left its cluster", ""
+    return f"node {name} has drained", plain or (leaving.stays_member(name) if others else "")
+
+
+def _name(at: Layout) -> str:
+    """What the node is called, as far as its files tell while it does not run."""
+    import os
+    import tomllib
+
+    if at.name:
+        return at.name
+    try:
+        found = tomllib.loads(at.configuration.read_text("utf-8")).get("name")
+    except (OSError, ValueError):
+        found = None
+    return found if isinstance(found, str) and found else os.uname().nodename.split(".")[0]
 
 
 def _check(at: Layout, dry_run: bool) -> None:
@@ -141,8 +198,8 @@ def _ports(at: Layout) -> frozenset[int]:
     return frozenset(ports)
 
 
-def _carry_out(steps: Sequence[Step], dry_run: bool) -> None:
-    """Print each step, and do it. Raises P2pnnError with the first that fails; those before it stay done."""
+def _carry_out(steps: Sequence[Step], dry_run: bool, done: str = "") -> None:
+    """Print each step, and do it. Raises P2pnnError with the first that fails; those before it stay done, and so does `done`."""
     import os
     import subprocess
 
@@ -150,6 +207,7 @@ def _carry_out(steps: Sequence[Step], dry_run: bool) -> None:
     from p2pnn.cli.installation import UMASK
     from p2pnn.errors import P2pnnError
 
+    done = f"{done}; " if done else ""
     terminal.say(f"umask {UMASK:04o}")
     if not dry_run:
         os.umask(UMASK)
@@ -162,11 +220,11 @@ def _carry_out(steps: Sequence[Step], dry_run: bool) -> None:
             status = subprocess.run(step.command, stdin=subprocess.DEVNULL).returncode
         except OSError as error:
             raise P2pnnError(
-                f"{step.command[0]} cannot be run: {error.strerror}; install it and run the same again"
+                f"{done}{step.command[0]} cannot be run: {error.strerror}; install it and run the same again"
             ) from error
         if status:
             raise P2pnnError(
-                f"`{step.line}` ended with status {status} and said why above; mend it and run the same again"
+                f"{done}`{step.line}` ended with status {status} and said why above; mend it and run the same again"
             )
 
 

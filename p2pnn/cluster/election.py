@@ -72,7 +72,9 @@ class Timing:
         assert self.learners_per_beat > 0
 
 
-HEALTH_MAX: Final = 8.0
+HEALTH_MAX: Final = 2.0
+"""Being cut off looks like being slow, since probes go unanswered in both: a node that waited eight times as long as others
+would not even notice that nobody leads it. To wait too little costs a PreVote."""
 
 
 class Election(ABC):

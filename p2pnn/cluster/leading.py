@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from random import Random
-from typing import Final
 
 from p2pnn.cluster import charter as charters
 from p2pnn.cluster import pieces, voters
@@ -20,8 +19,6 @@ from p2pnn.errors import ProposalRefused
 from p2pnn.identity.tokens import TokenRecord
 from p2pnn.types import NodeId
 from p2pnn.wire.charter import Handover, Lead
-
-QUORUM_HEALTH_MAX: Final = 2.0
 
 
 class Leading(Election):
@@ -102,8 +99,8 @@ class Leading(Election):
         return charter.version == self._known and charter is self._stable.disk.charter
 
     def has_quorum_in_touch(self, charter: Charter, leadership: Leadership, now: float) -> bool:
-        """Rule 8, CheckQuorum. Health stretches it little: being cut off worsens it too, and to step down costs one election."""
-        silence_s = self._timing.quorum_silence_s * min(self._health, QUORUM_HEALTH_MAX)
+        """Rule 8, CheckQuorum."""
+        silence_s = self._timing.quorum_silence_s * self._health
         return charter.has_quorum(leadership.in_touch(charter.voters, now - silence_s))
 
     # --- leading

@@ -48,6 +48,10 @@ class _Asked:
     buffer: bytearray | None = None
 
 
+class _Absent(StorageError):
+    """A peer that was asked has no such blob."""
+
+
 class BlobExchange:
     """members gives every living peer, for blobs whose holder is not known.
 
@@ -173,7 +177,7 @@ class BlobExchange:
     def missing(self, node: NodeId, message: BlobMissing) -> None:
         asked = self._asked.get(message.request)
         if asked is not None and asked.node == node and not asked.answer.done():
-            asked.answer.set_exception(StorageError(message.text or "it has no such blob"))
+            asked.answer.set_exception(StorageError(message.text) if message.text else _Absent("it has no such blob"))
 
     def keep(self, node: NodeId, message: Keep) -> None:
         """A coordinator wants blobs kept here."""
@@ -194,17 +198,25 @@ class BlobExchange:
     # --- how
 
     async def _fetch_from_any(self, blob: BlobId, sources: Iterable[NodeId], size_max: int | None) -> None:
-        reasons = []
+        absent, reasons = list[str](), list[str]()
         for node in dict.fromkeys([*sources, *self._members()]):
             if node == self._post.node or not self._post.reachable(node):
                 continue
             try:
                 await self._fetch_from(blob, node, size_max)
                 return
+            except _Absent:
+                absent.append(self._post.name_of(node))
             except StorageError as error:
-                reasons.append(f"node {self._post.name_of(node)}: {error}")
-        detail = "; ".join(reasons) or "no peer is connected"
-        raise StorageError(f"blob {blob[:12]}… is on no node that can be reached ({detail})")
+                reasons.append(f"node {self._post.name_of(node)} did not give it: {error}")
+        where = f"is on none of {', '.join(absent)}" if absent else "is not here, and no other node can be reached"
+        if reasons:
+            raise StorageError(
+                f"blob {blob[:12]}… was not fetched; " + "; ".join([*([where] if absent else ()), *reasons])
+            )
+        raise StorageError(
+            f"blob {blob[:12]}… {where}: start the node that has it (`p2pnn cluster show` tells who is away)"
+        )
 
     async def _fetch_from(self, blob: BlobId, node: NodeId, size_max: int | None) -> None:
         size, first = await self._ask(node, blob, 0)
@@ -256,8 +268,14 @@ class BlobExchange:
             await self._post.send_body(
                 node, BlobPiece(message.request, blob, message.offset, size), memoryview(data), Priority.BLOB
             )
-        except (StorageError, DataError) as error:
+        except DataError as error:
             self._post.send(node, BlobMissing(message.request, message.blob, str(error)))
+        except StorageError as error:  # paths of this machine tell its people something, and nobody else
+            is_here = await asyncio.to_thread(self.blobs.has, BlobId(message.blob))
+            if is_here:
+                log.warning("blob not read blob=%s reason=%s", message.blob[:12], error)
+            why = "it cannot read its copy, and its log says why" if is_here else ""
+            self._post.send(node, BlobMissing(message.request, message.blob, why))
         except PeerGone as error:
             log.debug("piece not sent node=%s reason=%s", node[:8], error)
         finally:

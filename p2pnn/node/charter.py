@@ -24,16 +24,7 @@ from p2pnn.cluster.charter import NOTHING, Charter, CharterMember, Version
 from p2pnn.cluster.consensus import Consensus, ConsensusSnapshot
 from p2pnn.cluster.durable import Durable
 from p2pnn.cluster.election import Role
-from p2pnn.cluster.outcomes import (
-    Alarm,
-    AlarmOver,
-    Committed,
-    DiskFailed,
-    Gone,
-    LeaderChanged,
-    Outcome,
-    Persist,
-)
+from p2pnn.cluster.outcomes import Alarm, AlarmOver, Committed, DiskFailed, Gone, LeaderChanged, Outcome, Persist
 from p2pnn.cluster.parking import Parked
 from p2pnn.cluster.petitions import Change
 from p2pnn.cluster.presence import Lost, Presence
@@ -105,12 +96,11 @@ class ClusterCharter:
         self._look(core)
 
     async def close(self) -> None:
-        """A write that is under way is finished; its answer reaches nobody."""
-        core, self._core = self._core, None
+        """A write or a recovery that is under way is finished; its answer reaches nobody, and nothing starts again by itself."""
+        self._core = None
         if self._timer is not None:
             self._timer.cancel()
-        if core is not None:
-            await self._tasks.close()
+        await self._tasks.close()
 
     def receive(self, node: NodeId, message: Message) -> None:
         if self._core is not None:
@@ -272,12 +262,8 @@ class ClusterCharter:
         old one cannot be read or the new one written; then nothing has changed.
         """
         self.check_recovery(cluster)
-        self._core = None
-        try:
-            await self._tasks.drain()
-            state = await in_thread(self._file.begin_anew, self._post.node, cluster)
-        finally:
-            self.start()  # from what is on the disk now, be it the old or the new
+        self._core, writes, self._tasks = None, self._tasks, Tasks()
+        state = await self._tasks.finish(self._begin_anew(cluster, writes, self._tasks))
         assert state.charter is not None
         log.warning("cluster recovered old=%s new=%s version=%s", cluster, state.charter.cluster, state.charter.version)
         return state.charter
@@ -289,6 +275,15 @@ class ClusterCharter:
             raise NotAllowedError(why)
 
     # --- how
+
+    async def _begin_anew(self, cluster: str, writes: Tasks, mine: Tasks) -> Durable:
+        """writes: those of before, which end first. mine: closed where this node is closed meanwhile."""
+        try:
+            await writes.drain()
+            return await in_thread(self._file.begin_anew, self._post.node, cluster)
+        finally:
+            if not mine.closed:
+                self.start()  # from what is on the disk now, be it the old or the new
 
     def _observe(self, node: NodeId, standing: Standing) -> None:
         if self._core is not None:

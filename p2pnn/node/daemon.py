@@ -18,6 +18,7 @@ from p2pnn import __version__
 from p2pnn.cluster import Description
 from p2pnn.cluster.charter import Charter
 from p2pnn.config import NodeConfig
+from p2pnn.errors import UsageError
 from p2pnn.job.work import generations
 from p2pnn.node.blobs import BlobExchange
 from p2pnn.node.charter import ClusterCharter
@@ -40,6 +41,11 @@ if TYPE_CHECKING:
 log = logging.getLogger("p2pnn.node")
 
 SOFTWARE: Final = f"p2pnn {__version__}"
+
+PLAIN_STAYS: Final = (
+    "this is a plain node (--plain), which cannot leave for good: whoever runs on this machine may join its mesh, and who is"
+    " stopped stays in its list as away; drain it without --leave"
+)
 
 
 class Daemon:
@@ -75,9 +81,8 @@ class Daemon:
         fence = (self.charter.refusal, self.jobs.recorded, self.charter.hear_of_generation)
         self.place = Place(self.post, self.blobs, self.traces, self.snapshots, *fence)
         self.jobs.when_changed(self.snapshots.record_changed)
-        self.draining = Draining(
-            self.post, self.charter, self.jobs, self.place, self.blobs, names, self.planning.usable, self._drains
-        )
+        about = (names, self.planning.usable, self._drains, self._leave, lambda: self._removed)
+        self.draining = Draining(self.post, self.charter, self.jobs, self.place, self.blobs, *about)
         if held:
             held.identity.attach(self.post, self.transport, self.members, self.charter, self._job_that_keeps)
         self.address = config.listen
@@ -180,7 +185,6 @@ class Daemon:
     # --- members.Owner
 
     def member_usable(self, node: NodeId, name: str) -> None:
-        self.planning.suspected.discard(node)
         self.charter.member_alive(node, name, self.members.cluster_of(node))
         self.jobs.member_usable(node, name)
 
@@ -199,6 +203,16 @@ class Daemon:
     def _drains(self, active: bool) -> None:
         """This node begins to drain, or does not any more."""
         (self.planning.draining.add if active else self.planning.draining.discard)(self.node)
+
+    @property
+    def _removed(self) -> bool:
+        return self.secured is not None and bool(self.secured.identity.removed)
+
+    async def _leave(self) -> None:
+        """Raises UsageError for a plain node, else as `Identity.leave`."""
+        if self.secured is None:
+            raise UsageError(PLAIN_STAYS)
+        await self.secured.identity.leave()
 
     def member_described(self, node: NodeId, about: Description, uptime_s: float) -> None:
         (self.planning.draining.add if about.draining else self.planning.draining.discard)(node)

@@ -2,15 +2,16 @@
 
 In this order: it says that it is draining, so nobody plans on it any more; it hands over what it coordinates; the coordinator,
 which is another node now, has each job with a part here stop where its granted steps end, with a checkpoint there, and go on
-elsewhere; and what checkpoints and data only this node holds is copied to another. Who asked may stop waiting: it goes on. Where
-nobody can take something over it says so and is as before.
+elsewhere; and what checkpoints and data only this node holds is copied to another. Where that is asked for it leaves the
+cluster then: it has itself removed, and the others list it no more. Who asked may stop waiting: it goes on. Where nobody can take
+something over or the cluster does not decide, it says so and is as before.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Final, Protocol
 
 from p2pnn.cluster.charter import Version
@@ -50,7 +51,9 @@ class Coordination(Protocol):
 class Draining:
     """active: whether this node is draining, or has drained. told: called when that changes. when_drained: called then.
 
-    members: name by node id of every living member, this node included. usable: of those that are not draining.
+    members: name by node id of every living member, this node included. usable: of those that are not draining. has_left: whether
+    it is no member any more, by `leave`, which raises P2pnnError where the cluster does not remove this node. removed: whether it
+    was removed before, so that what it knows of jobs is of the past.
     """
 
     def __init__(
@@ -63,8 +66,11 @@ class Draining:
         members: Callable[[], dict[NodeId, str]],
         usable: Callable[[], dict[NodeId, str]],
         told: Callable[[bool], None],
+        leave: Callable[[], Awaitable[None]],
+        removed: Callable[[], bool],
     ) -> None:
         self.active = False
+        self.has_left = False
         self.when_drained: Callable[[], None] = lambda: None
         self._post = post
         self._charter = charter
@@ -74,17 +80,21 @@ class Draining:
         self._members = members
         self._usable = usable
         self._told = told
+        self._leave = leave
+        self._removed = removed
         self._task: asyncio.Task[None] | None = None
-        self._force = False  # a second caller may add it
+        self._force = self._leaves = False  # a second caller may add them
         self._words = ""
         self._changed = asyncio.Event()
 
-    async def drain(self, *, force: bool) -> AsyncIterator[str]:
+    async def drain(self, *, force: bool, leave: bool = False) -> AsyncIterator[str]:
         """What is waited for, sentence by sentence, until nothing is. A second caller follows the same draining.
 
-        force: leave what nobody can take over. Raises NotAllowedError where somebody must and nobody can; then it works on.
+        force: leave what nobody can take over. leave: have this node removed from the cluster, too. Raises NotAllowedError where
+        somebody must take over, or remove it, and nobody can; then it works on.
         """
         self._force = force or (self._force and self.active)
+        self._leaves = leave or (self._leaves and self.active)
         if self._task is None or (self._task.done() and (self._task.cancelled() or self._task.exception())):
             self._say("")
             self._task = asyncio.get_running_loop().create_task(self._drain())
@@ -108,24 +118,36 @@ class Draining:
     async def _drain(self) -> None:
         self._set(active=True)
         try:
-            if not self._others():
+            if self._leaves and self._removed():
+                log.info("was removed from its cluster before node=%s", self._post.name)
+            elif not self._others():
                 self._check_alone()
             else:
-                await self._give_all_away()
+                forced = "with --force it is drained nevertheless"
+                await self._do((self._hand_over, self._move_jobs, self._copy), forced)
+            if self._leaves:
+                await self._do((self._go,), "with --force it stops nevertheless, and stays a member that is away")
         except BaseException:
             self._set(active=False)
             raise
         log.info("drained node=%s", self._post.name)
         asyncio.get_running_loop().call_soon(self.when_drained)
 
-    async def _give_all_away(self) -> None:
-        for step in (self._hand_over, self._move_jobs, self._copy):
+    async def _do(self, steps: Iterable[Callable[[], Awaitable[None]]], forced: str) -> None:
+        """forced: what comes of it by force, as a clause."""
+        for step in steps:
             try:
                 await step()
             except P2pnnError as error:
                 if not self._force:
-                    raise NotAllowedError(f"{error}; with --force it is drained nevertheless") from error
+                    raise NotAllowedError(f"{error}; {forced}") from error
                 log.warning("drained by force reason=%s", error)
+
+    async def _go(self) -> None:
+        """Last, because whoever is no member can hand nothing over."""
+        self._say("the other members to remove it from the cluster")
+        await self._leave()
+        self.has_left = True
 
     def _check_alone(self) -> None:
         """Nobody is there who stays: only what is idle may go."""

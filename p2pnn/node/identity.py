@@ -91,6 +91,7 @@ class Identity:
         self._peers = peers
         self._joining = asyncio.Lock()
         self._closed = self._founding_again = False
+        self._leaving: asyncio.Future[None] | None = None
         self._vouching = frozenset(peers.nodes())  # before this node has a charter; nobody once it has had one
         self._door = ClusterDoor(
             lambda: self.charter,
@@ -198,7 +199,10 @@ class Identity:
 
     def told_removed(self, words: str) -> None:
         """A member has refused this node, because it was removed."""
-        if not self.removed:
+        if self._leaving is not None:
+            if not self._leaving.done():
+                self._leaving.set_result(None)
+        elif not self.removed:
             log.error("this node is no member any more: %s; join again with a new token (p2pnn join)", words)
         self.removed = words
 
@@ -231,6 +235,24 @@ class Identity:
     async def remove(self, member: str) -> None:
         """Have a member removed, by its name or id. Raises as `Petitions.ask`."""
         await self.petitions.ask(Remove(member))
+
+    async def leave(self) -> None:
+        """Have this node itself removed; harmless where it is no member of others. Raises as `Petitions.ask`."""
+        charter, me = self.charter, self.part.post.node
+        if charter is None or charter.nodes() == [me] or self.removed:
+            return
+        removed = self._leaving = asyncio.get_running_loop().create_future()
+        asking = asyncio.ensure_future(self.petitions.ask(Remove(me)))
+        try:
+            # Its links end with the decision, so that its answer may be the word by which a member closes one.
+            await asyncio.wait([asking, removed], return_when=asyncio.FIRST_COMPLETED)
+            if not removed.done():
+                asking.result()
+            log.info("left cluster=%s", self.credentials.cluster[:8])
+        finally:
+            self._leaving = None
+            asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)
 
     def join_line(self, token: Token, advertise: Sequence[str], listen: Address) -> str:
         """What to type on a machine that is to join. listen: where this node listens. Raises UsageError for no address."""

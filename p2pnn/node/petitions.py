@@ -38,8 +38,6 @@ KEY_S: Final = 2.0
 UNDER_WAY_MAX: Final = 64
 """Petitions that a coordinator works on; more are told to come again."""
 
-_BAD_TOKEN: Final = "bad token"
-
 
 class Again(P2pnnError):
     """Not now, or not here."""
@@ -70,7 +68,7 @@ class Petitions:
             if ruling is not None and not ruling.error:
                 return ruling.record
             if ruling is not None and not ruling.again:
-                raise (BadToken if ruling.error.startswith(_BAD_TOKEN) else NotAllowedError)(ruling.error)
+                raise (BadToken if ruling.bad_token else NotAllowedError)(ruling.error)
             trouble = ruling.error if ruling is not None else trouble
             await asyncio.sleep(AGAIN_S)
         raise TimedOutError(f"the cluster decided nothing in {DEADLINE_S:g} s: {trouble}")
@@ -137,7 +135,7 @@ class Petitions:
         except Again as error:
             return Ruling(request, error=str(error), again=True)
         except P2pnnError as error:
-            return Ruling(request, error=str(error))
+            return Ruling(request, error=str(error), bad_token=isinstance(error, BadToken))
 
     async def _decide(self, source: NodeId, petition: Petition) -> bytes:
         """Raises Again, or P2pnnError: why not."""
@@ -173,13 +171,13 @@ class Petitions:
             raise NotAllowedError(too_soon(wait_s))
 
     def _judge(self, petition: Admit) -> None:
-        """Raises NotAllowedError for a token that admits nobody by the charter of this moment."""
+        """Raises BadToken for one that admits nobody by the charter of this moment."""
         charter = self._charter.committed
         known = charter.tokens if charter is not None else ()
         trouble = tokens.judge(known, petition.token, petition.secret, time.time())
         if trouble:
             self._guesses.wrong(petition.host, self._loop.time())
-            raise NotAllowedError(trouble)
+            raise BadToken(trouble)
 
     def _change(self, source: NodeId, petition: Petition, key: PublicKey | None) -> Change:
         charter = self._charter.committed

@@ -26,8 +26,9 @@ from p2pnn.wire import messages as wire
 REPLANS_MAX: Final = 3
 UNSTEADY: Final = "nodes come and go while the job is planned; wait until they stay, then try again"
 
-BOOT_S: Final = 60.0
-"""After this daemon has started, perhaps behind a power cut: for other nodes to boot before what they hold counts as lost."""
+BACK_S: Final = 60.0
+"""After this daemon has started, perhaps behind a power cut, or a node was lost, perhaps for a moment: for nodes to come back
+before a checkpoint that only they hold is given up for an older one."""
 
 log = logging.getLogger("p2pnn.jobs")
 
@@ -68,16 +69,16 @@ async def replan(
     blobs: BlobExchange,
     here: NodeId,
     members: Callable[[], dict[NodeId, str]],
-    boots_until: float = 0.0,
+    back_until: float = 0.0,
 ) -> None:
     """Plan a job again, over who is left, and tell its supervisor; have data copied that only one node would hold.
 
-    boots_until: in the loop's time; before it no checkpoint is given up because of nodes that are not here yet.
+    back_until: in the loop's time; before it no checkpoint is given up because of nodes that are not here yet.
     """
     began, now = supervisor.record.state != "queued", asyncio.get_running_loop().time
     try:
         if began:
-            await _find_checkpoint(supervisor, blobs, now(), members() if now() < boots_until else None)
+            await _find_checkpoint(supervisor, blobs, now(), members() if now() < back_until else None)
         wanted, remarks = records.attainable(supervisor.spec, members(), anew=not began)
         if shunned := supervisor.attempts.shunned & members().keys():
             allowed = [

@@ -305,5 +305,5 @@ class Succession:
 
     def _boots(self, record: JobRecord) -> bool:
         """Whether nodes that hold parts of the newest checkpoint may still come after a power cut."""
-        is_early = asyncio.get_running_loop().time() < self._started_at + recovering.BOOT_S
+        is_early = asyncio.get_running_loop().time() < self._started_at + recovering.BACK_S
         return is_early and record.newest is not None and bool(recovering.absent(record, self._members()))

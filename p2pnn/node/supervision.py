@@ -88,7 +88,7 @@ class Supervision:
         self._undecided: set[Supervisor] = set()  # whose first start is
         self._deciding: list[Supervisor] = []  # whose next start is, once for each that is under way
         self._timers: dict[JobId, asyncio.TimerHandle] = {}
-        self._boots_until = self._now() + recovering.BOOT_S
+        self._back_until = self._now() + recovering.BACK_S
         self._tasks = Tasks()
 
     async def begin(
@@ -212,6 +212,7 @@ class Supervision:
     def member_lost(self, node: NodeId, reason: str) -> None:
         """It is gone, or lives but what was on its way to and from it is lost."""
         self._keeping.member_lost(node)
+        self._back_until = self._now() + recovering.BACK_S
         for job, supervisor in list(self.led.items()):
             supervisor.member_lost(node, reason, self._now())
             self._carry_out(job)
@@ -352,7 +353,7 @@ class Supervision:
             supervisor.unplanned(alarm, self._now())
         else:
             await recovering.replan(
-                supervisor, self._planning, self._blobs, self._post.node, self._planning.usable, self._boots_until
+                supervisor, self._planning, self._blobs, self._post.node, self._planning.usable, self._back_until
             )
         if self.led.get(job) is supervisor:
             self._carry_out(job)

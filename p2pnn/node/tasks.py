@@ -41,8 +41,13 @@ class Tasks:
 
     def __init__(self, on_fault: Callable[[BaseException], None] | None = None) -> None:
         self._on_fault = on_fault
-        self._running: set[asyncio.Task[None]] = set()
+        self._running: set[asyncio.Task[Any]] = set()
         self._closed = False
+
+    @property
+    def closed(self) -> bool:
+        """Whether the owner has closed: who is cancelled by that begins nothing more."""
+        return self._closed
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Run it in the background until it ends or the owner closes; nothing is begun once it has closed."""
@@ -53,8 +58,8 @@ class Tasks:
         self._running.add(task)
         task.add_done_callback(self._ended)
 
-    async def finish(self, work: Coroutine[Any, Any, None]) -> None:
-        """Do the work and return at its end: only `close` cancels it, not whoever waits here. Raises what it raises, and
+    async def finish(self, work: Coroutine[Any, Any, R]) -> R:
+        """Do the work and return what it returns: only `close` cancels it, not whoever waits here. Raises what it raises, and
         NotAllowedError where the owner has closed."""
         if self._closed:
             work.close()
@@ -62,7 +67,7 @@ class Tasks:
         task = asyncio.get_running_loop().create_task(work)
         self._running.add(task)
         task.add_done_callback(self._running.discard)
-        await _to_its_end(task)
+        return await _to_its_end(task)
 
     async def drain(self) -> None:
         """Wait until all have ended by themselves."""

@@ -49,12 +49,16 @@ class Petition(Message, tag=90):
 
 
 class Ruling(Message, tag=91):
-    """Coordinator → member. record: what was asked for. error: why not. again: it may be asked again, here or of the next one."""
+    """Coordinator → member. record: what was asked for. error: why not. again: it may be asked again, here or of the next one.
+
+    bad_token: the joiner's token admits nobody, which its door counts as a guess.
+    """
 
     request: Count
     record: Packed = b""
     error: Sentence = ""
     again: bool = False
+    bad_token: bool = False
 
 
 class AuthorityWanted(Message, tag=92):

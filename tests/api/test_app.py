@@ -148,7 +148,7 @@ async def test_what_is_not_there(tmp_path: Path) -> None:
         assert (status, answer["exit"]) == (404, 2)
         status, answer = await a.call("GET", f"blobs/{'0' * 64}")
         assert status == 404
-        assert "is on no node that can be reached" in answer["error"]
+        assert "is not here, and no other node can be reached" in answer["error"]
         for method, path, expected in (
             ("GET", "nowhere", 404),
             ("PATCH", "jobs", 405),

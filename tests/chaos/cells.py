@@ -21,6 +21,9 @@ PHASES = ("idle", "preparing", "training", "checkpointing", "ending")
 
 ELECTED_S = 3.0
 RESUMED_S = 5.0
+COPIES = 2
+"""Of a part of a snapshot or checkpoint."""
+
 REDONE_MAX = 8
 AGREED_S = 10.0
 PAUSE_MAX_S = 1.0
@@ -232,6 +235,8 @@ class Run:
                 self.outcome.measured(SLOWED, 100 * (1 - after / before), "%")
             return
         limit = RESUMED_S + self._known_s()
+        if self.fault.alone >= COPIES:  # who is cut off may have all copies of a part: then it is waited for
+            limit = max(limit, RESUMED_S + self.fault.lasts_s)
 
         def further() -> bool:
             return job.step() > reached + 1 or job.state in ENDS

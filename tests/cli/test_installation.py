@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from p2pnn.cli.installation import Layout, Origin, Present, free_port, install, remove
+from p2pnn.cli.installation import Layout, Origin, Present, free_port, install, leave, remove
 from p2pnn.errors import UsageError
 
 ORIGIN = Origin(source="/src/p2 pnn", units=Path("/src/systemd"), python="/usr/bin/python3.11")
@@ -115,6 +115,17 @@ def test_what_a_broken_installation_left_can_be_removed() -> None:
         lines([*remove(Layout(), Present(environment=True), purge=False)])[0]
         == "rm --recursive --force /opt/p2pnn/venv"
     )
+
+
+def test_before_that_it_leaves_by_its_own_program() -> None:
+    program = "/opt/p2pnn/venv/bin/p2pnn node drain"
+    found = [leave(Layout("b"), force, for_good).line for for_good in (True, False) for force in (False, True)]
+    assert found == [
+        f"{program} --leave --socket /run/p2pnn-b/p2pnn.sock",
+        f"{program} --leave --force --socket /run/p2pnn-b/p2pnn.sock",
+        f"{program} --socket /run/p2pnn-b/p2pnn.sock",
+        f"{program} --force --socket /run/p2pnn-b/p2pnn.sock",
+    ]
 
 
 def test_places() -> None:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import subprocess
 import tempfile
 import tomllib
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from p2pnn.cli import main, origin
 from p2pnn.cli.installation import Layout, Origin
-from tests.cli.fake import fake_daemon
+from tests.cli.fake import FakeDaemon, fake_daemon
 
 NOTE = 'echo "$(basename "$0") $*" >> "$P2PNN_NOTES"\n'
 SYSTEMCTL = """
@@ -91,22 +94,167 @@ def test_from_nothing_to_a_service_and_back(machine: Machine, monkeypatch: pytes
     assert not (machine.root / "etc/p2pnn").exists()
 
 
-@pytest.mark.parametrize(("members", "said"), [(2, True), (1, False), (None, True)], ids=["others", "alone", "stopped"])
-def test_who_removes_a_service_is_told_how_it_leaves_its_cluster(
-    machine: Machine, monkeypatch: pytest.MonkeyPatch, members: int | None, said: bool
-) -> None:
+class Node:
+    """The daemon of the service b. members: how many its cluster has; lines: what its drain tells; asked: how it was asked to."""
+
+    def __init__(self, daemon: FakeDaemon, members: int, secured: bool) -> None:
+        self.lines: list[Any] = [{"drained": True, "left": True}]
+        self.daemon = daemon
+        daemon["GET node"] = {"name": "attic", "node": "0" * 32, "secured": {"removed": ""} if secured else None}
+        daemon["GET cluster"] = {"members": [{"name": f"n{number}"} for number in range(members)]}
+        daemon["POST node/drain"] = lambda body: iter(self.lines)
+
+    @property
+    def asked(self) -> list[dict[str, Any]]:
+        return [json.loads(body) for body in self.daemon.bodies("POST node/drain")]
+
+
+@pytest.fixture
+def start(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Node]]:
+    """Install the service b, whose daemon is a scripted one."""
     assert machine.run("install", "--name", "b")[0] == 0
     with tempfile.TemporaryDirectory() as short, contextlib.ExitStack() as stack:
         monkeypatch.setattr(Layout, "socket", property(lambda _: Path(short) / "s"))
-        if members is not None:
-            daemon = stack.enter_context(fake_daemon(Path(short) / "s"))
-            daemon["GET node"] = {"name": "attic", "node": "0" * 32}
-            daemon["GET cluster"] = {"members": [{"name": f"n{number}"} for number in range(members)]}
-        for words in (["--dry-run"], []):
-            status, out, _ = machine.run("remove", "--name", "b", *words)
-            assert status == 0
-            line = f"p2pnn cluster remove {'b' if members is None else 'attic'}"
-            assert any(one.endswith(line) for one in out.splitlines()) is said
+
+        def started(members: int = 3, secured: bool = True) -> Node:
+            return Node(stack.enter_context(fake_daemon(Path(short) / "s")), members, secured)
+
+        yield started
+
+
+STOPPED = ["disable --now p2pnn@b.service", "daemon-reload"]
+
+
+def test_a_service_leaves_its_cluster_before_it_is_removed(machine: Machine, start: Callable[..., Node]) -> None:
+    node = start()
+    node.lines.insert(0, {"waits_for": "job digits-1, until it runs elsewhere"})
+    status, out, err = machine.run("remove", "--name", "b", "--dry-run")
+    line = f"{machine.root}/opt/p2pnn/venv/bin/p2pnn node drain --leave --socket {node.daemon.path}"
+    assert (status, err, node.asked, line in out.splitlines()) == (0, "", [], True)
+    status, out, err = machine.run("remove", "--name", "b")
+    assert (status, err) == (0, "waiting for job digits-1, until it runs elsewhere …\n")
+    assert node.asked == [{"force": False, "leave": True}]
+    assert machine.called("systemctl") == STOPPED
+    said = out.splitlines()
+    assert said.index("node attic has drained and left its cluster") < said.index(
+        "systemctl disable --now p2pnn@b.service"
+    )
+    assert "cluster remove" not in out
+
+
+def test_a_node_that_may_not_go_stays_a_service_unless_forced(machine: Machine, start: Callable[..., Node]) -> None:
+    node = start()
+    before = machine.files()
+    why = "job digits-1 cannot run without it; with --force it is drained nevertheless"
+    node.lines = [{"error": why, "exit": 4}]
+    assert machine.run("remove", "--name", "b") == (
+        4,
+        "\n".join(machine_lines(machine, node)) + "\n",
+        f"p2pnn: node attic works on, and nothing was removed: {why}\n",
+    )
+    assert (machine.called("systemctl"), machine.files()) == ([], before)
+    node.lines = [{"drained": True, "left": False}]
+    status, out, _ = machine.run("remove", "--name", "b", "--force")
+    assert (status, machine.called("systemctl")) == (0, STOPPED)
+    assert node.asked[-1] == {"force": True, "leave": True}
+    assert "type on another member: p2pnn cluster remove attic" in out
+
+
+def machine_lines(machine: Machine, node: Node) -> list[str]:
+    program = f"{machine.root}/opt/p2pnn/venv/bin/p2pnn"
+    return [
+        "# other nodes take over its work, it leaves its cluster and stops",
+        f"{program} node drain --leave --socket {node.daemon.path}",
+    ]
+
+
+def test_a_daemon_that_ends_while_it_drains_leaves_a_service_that_is_removed_by_the_same_command(
+    machine: Machine, start: Callable[..., Node]
+) -> None:
+    node = start()
+    node.lines = [{"waits_for": "job digits-1, until it runs elsewhere"}, None]
+    status, _, err = machine.run("remove", "--name", "b")
+    assert (status, machine.called("systemctl")) == (3, [])
+    assert err.endswith(
+        "node attic ended before it had drained; its log says why; nothing was removed, and the same command goes on\n"
+    )
+    node.daemon["GET node"] = None
+    status, out, _ = machine.run("remove", "--name", "b")
+    assert (status, machine.called("systemctl")) == (0, STOPPED)
+    assert "type there: p2pnn cluster remove b" in out
+
+
+def test_a_step_that_fails_after_it_has_left_says_so_and_is_done_by_the_same_command(
+    machine: Machine, start: Callable[..., Node]
+) -> None:
+    node = start()
+    tool = Path(os.environ["PATH"].partition(os.pathsep)[0]) / "systemctl"
+    whole = tool.read_text()
+    tool.write_text("#!/bin/sh\nexit 1\n")
+    status, _, err = machine.run("remove", "--name", "b")
+    assert (status, err) == (
+        1,
+        "p2pnn: node attic has drained and left its cluster; `systemctl disable --now p2pnn@b.service` ended with status 1"
+        " and said why above; mend it and run the same again\n",
+    )
+    tool.write_text(whole)
+    node.daemon["GET node"] = None
+    assert machine.run("remove", "--name", "b")[0] == 0
+    assert machine.called("systemctl") == STOPPED
+
+
+@pytest.mark.parametrize(
+    ("members", "secured", "said"),
+    [(1, True, ""), (2, False, "list attic as away from now on"), (0, True, "")],
+    ids=["the-only-member", "plain", "none-yet"],
+)
+def test_a_node_without_a_cluster_to_leave_only_drains(
+    machine: Machine, start: Callable[..., Node], members: int, secured: bool, said: str
+) -> None:
+    node = start(members, secured)
+    node.lines = [{"drained": True}]
+    status, out, _ = machine.run("remove", "--name", "b")
+    assert (status, node.asked, machine.called("systemctl")) == (0, [{"force": False}], STOPPED)
+    assert "node attic has drained" in out.splitlines()
+    assert "cluster remove" not in out
+    assert said in out
+
+
+def test_a_daemon_of_before_that_cannot_leave_stays_a_member_and_the_line_is_said(
+    machine: Machine, start: Callable[..., Node]
+) -> None:
+    start().lines = [{"drained": True}]
+    status, out, _ = machine.run("remove", "--name", "b")
+    assert status == 0
+    assert out.splitlines()[-2].endswith("type on another member: p2pnn cluster remove attic")
+
+
+def test_a_daemon_that_cannot_tell_who_it_is_is_removed_by_force_alone(
+    machine: Machine, start: Callable[..., Node]
+) -> None:
+    node = start()
+    node.daemon["GET cluster"] = (503, {"error": "node attic is on its way to another cluster", "exit": 1})
+    status, _, err = machine.run("remove", "--name", "b")
+    assert (status, machine.called("systemctl")) == (1, [])
+    assert "on its way to another cluster; nothing was removed, and with --force it is removed without leaving" in err
+    status, out, _ = machine.run("remove", "--name", "b", "--force")
+    assert (status, machine.called("systemctl")) == (0, STOPPED)
+    assert "type on another member: p2pnn cluster remove b" in out
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_node_that_does_not_run_is_named_as_its_configuration_does(machine: Machine, named: bool) -> None:
+    machine.run("install")
+    name = "attic-pc" if named else os.uname().nodename.split(".")[0]
+    if named:
+        (machine.root / CONFIGURATION).write_text('name = "attic-pc"\n')
+    for words in (["--dry-run"], []):
+        status, out, _ = machine.run("remove", *words)
+        assert status == 0
+        assert (
+            f"node {name} did not run, so it could not leave by itself; where `p2pnn cluster show` on another machine lists it"
+            f" still, type there: p2pnn cluster remove {name}"
+        ) in out.splitlines()
 
 
 def test_several_nodes_share_an_environment(machine: Machine) -> None:

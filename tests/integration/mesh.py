@@ -113,6 +113,10 @@ class Mesh:
     def alive(self, name: str) -> set[str]:
         return {p["name"] for p in self[name].get("peers")["peers"] if p["state"] in ("self", "alive")}
 
+    def members(self, name: str) -> set[str]:
+        """Who is in, by the charter that this node knows."""
+        return {member["name"] for member in self[name].get("cluster")["members"]}
+
     def submit(self, name: str, spec: JobSpec, blobs: dict[BlobId, bytes]) -> str:
         """Put the data and the spec on node `name` and submit the job there; its id."""
         daemon = self[name]

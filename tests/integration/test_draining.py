@@ -12,6 +12,7 @@ import pytest
 from p2pnn.errors import P2pnnError
 from tests.integration.mesh import Mesh, blobs_of, make_job, mesh, wait_until
 from tests.integration.test_failures import long_job, small
+from tests.integration.test_identity import connected, rest_of
 from tests.integration.test_recovery import await_step, told
 
 
@@ -68,6 +69,48 @@ def test_the_only_node_does_not_leave_its_job_unless_forced(tmp_path: Path) -> N
         assert m.job("a", job)["state"] == "running"
         assert drain(m, "a", force=True)[-1] == {"drained": True}
         assert m.nodes["a"].process.wait(15) == 0
+
+
+@pytest.mark.parametrize("leaving", ["a", "c"], ids=["the-coordinator", "another"])
+def test_a_node_that_leaves_is_listed_by_nobody_its_links_are_refused_and_its_run_goes_on(
+    tmp_path: Path, leaving: str
+) -> None:
+    with mesh(tmp_path, 3, secured=True) as m:
+        wait_until(lambda: len(m["a"].get("cluster")["members"]) == 3, "all are members")
+        stay = sorted({"a", "b", "c"} - {leaving})
+        job = m.submit("b", *long_job(checkpoint_steps=0, node_count=3))
+        await_step(m, "b", job, 30)
+        assert drain(m, leaving, leave=True)[-1] == {"drained": True, "left": True}
+        assert m.nodes[leaving].process.wait(15) == 0
+        for name in stay:
+            wait_until(lambda name=name: m.members(name) == set(stay), f"{name} lists it no more")
+            with connected(m, leaving, name) as sock:
+                assert b"was removed from the cluster" in rest_of(sock)
+        done = m.await_state("b", job, "done")
+        assert leaving not in {share["name"] for share in done["plan"]["nodes"]}
+        (event,) = told(m, "b", job)
+        assert event["redone"] == 0
+        m.start(leaving, join="b")  # what it was is kept, and it knows soon that it is no member
+        wait_until(lambda: m[leaving].get("node")["secured"]["removed"], "it knows that it was removed")
+        assert drain(m, leaving, leave=True)[-1] == {"drained": True, "left": True}
+        assert m.nodes[leaving].process.wait(15) == 0
+
+
+def test_a_node_does_not_leave_where_the_cluster_cannot_decide_nor_a_plain_one_ever(tmp_path: Path) -> None:
+    (tmp_path / "secured").mkdir()
+    with mesh(tmp_path / "secured", 2, secured=True) as m:
+        wait_until(lambda: len(m["b"].get("cluster")["members"]) == 2, "both are members")
+        m.nodes["a"].kill()
+        *_, last = drain(m, "b", leave=True)
+        assert "the cluster decided nothing" in last["error"]
+        assert last["error"].endswith("; with --force it stops nevertheless, and stays a member that is away")
+        assert m.nodes["b"].process.poll() is None
+        assert m.members("b") == {"a", "b"}
+    (tmp_path / "plain").mkdir()
+    with mesh(tmp_path / "plain", 1) as m:
+        *_, last = drain(m, "a", leave=True)
+        assert "this is a plain node" in last["error"]
+        assert m.nodes["a"].process.poll() is None
 
 
 def test_a_job_that_fits_on_nobody_else_keeps_its_node(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 from collections.abc import Coroutine
 from pathlib import Path
@@ -19,7 +20,7 @@ from p2pnn.transport import LinkSnapshot
 from p2pnn.types import BlobId, NodeId
 from p2pnn.wire.messages import BlobMissing, BlobPiece, BlobRequest, Keep, Kept, Message
 
-A, B, C = (NodeId(c) for c in "abc")
+A, B, C, D = (NodeId(c) for c in "abcd")
 
 
 class Wire:
@@ -28,7 +29,7 @@ class Wire:
     def __init__(self, here: NodeId, nodes: dict[NodeId, BlobExchange]) -> None:
         self.here = here
         self.nodes = nodes
-        self.tamper = False
+        self.tamper = self.is_cut = False
         self.kept: asyncio.Queue[Kept] = asyncio.Queue()
 
     def start_body(
@@ -37,7 +38,7 @@ class Wire:
         return self.send_body(node, message, body, priority)
 
     def connected(self, node: NodeId) -> bool:
-        return node in self.nodes
+        return node in self.nodes and not self.is_cut
 
     def snapshot(self) -> tuple[LinkSnapshot, ...]:
         return ()
@@ -101,10 +102,37 @@ async def test_a_peer_without_it_or_with_wrong_bytes_is_passed_over(tmp_path: Pa
     assert nodes[C].blobs.has(blob)
     wires[B].tamper = True
     nodes[C].blobs.remove(blob)
-    with pytest.raises(StorageError, match=r"is on no node that can be reached.*has the hash"):
+    with pytest.raises(
+        StorageError, match=r"was not fetched; node a did not give it: .*has the hash.*; node b did not"
+    ):
         await nodes[C].fetch(blob)
     assert not nodes[C].blobs.has(blob)
     assert not any((tmp_path / "c/temporary").iterdir())
+
+
+@pytest.mark.asyncio
+async def test_a_blob_that_nobody_has_is_told_with_what_to_do_and_without_their_paths(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes, wires = make_nodes(tmp_path, [A, B, C, D])
+    blob = nodes[A].blobs.put(b"x" * 10)
+    nodes[A].blobs.path(blob).write_bytes(b"")  # whoever reads it finds it shorter than it was said to be
+    monkeypatch.setattr(nodes[A].blobs, "size", lambda blob: 10)
+    to_do = "start the node that has it (`p2pnn cluster show` tells who is away)"
+    for asked, sentence in (
+        (blob_id(b"nowhere"), f"is on none of a, b, c: {to_do}"),
+        (
+            blob,
+            "was not fetched; is on none of b, c; node a did not give it: it cannot read its copy, and its log says why",
+        ),
+    ):
+        with pytest.raises(StorageError) as caught:
+            await nodes[D].fetch(asked)
+        assert str(caught.value) == f"blob {asked[:12]}… {sentence}"
+        assert str(tmp_path) not in str(caught.value)
+    wires[D].is_cut = True
+    with pytest.raises(StorageError, match=f"is not here, and no other node can be reached: {re.escape(to_do)}"):
+        await nodes[D].fetch(blob)
 
 
 @pytest.mark.asyncio
@@ -137,7 +165,9 @@ async def test_keep_answers_with_the_outcome(tmp_path: Path) -> None:
     async with asyncio.timeout(5):
         outcomes = {k.request: k.error for k in [await wires[B].kept.get() for _ in range(3)]}
     assert outcomes[1] == ""
-    assert "is on no node" in outcomes[2]
+    assert outcomes[2] == (
+        f"blob {blob_id(b'nowhere')[:12]}… is on none of a: start the node that has it (`p2pnn cluster show` tells who is away)"
+    )
     assert "is not a blob's name" in outcomes[3]
 
 

@@ -249,6 +249,47 @@ async def test_nothing_is_shown_while_a_cluster_is_begun_anew(tmp_path: Path, mo
     await part.close()
 
 
+async def test_a_node_that_is_closed_while_its_cluster_is_begun_anew_waits_for_the_disk_and_stays_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part = without_its_voters(tmp_path, monkeypatch)
+    begun, going, real = threading.Event(), threading.Event(), module.CharterFile.begin_anew
+
+    def begin_anew(*args: Any) -> Durable:
+        begun.set()
+        assert going.wait(DEADLINE_S)
+        return real(*args)
+
+    monkeypatch.setattr(module.CharterFile, "begin_anew", begin_anew)
+    recovering = asyncio.ensure_future(part.recover("old"))
+    await until(begun.is_set)
+    closing = asyncio.ensure_future(part.close())
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert not closing.done(), "the state folder is not let go while it is written to"
+    going.set()
+    await closing
+    await asyncio.gather(recovering, return_exceptions=True)
+    with pytest.raises(BetweenClusters):
+        part.snapshot()
+    assert part._core is None
+    again = ClusterCharter(post()[0], tmp_path, False, FakeOwner())
+    again.start()
+    assert again.description()[0] != "old"
+    await again.close()
+
+
+async def test_who_asked_for_a_recovery_may_go_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    part = without_its_voters(tmp_path, monkeypatch)
+    recovering = asyncio.ensure_future(part.recover("old"))
+    await until(lambda: not part.description()[0])
+    recovering.cancel()
+    await asyncio.gather(recovering, return_exceptions=True)
+    await until(lambda: members_of_part(part) == {A})
+    assert part.description()[0] not in ("", "old")
+    await part.close()
+
+
 def without_its_voters(folder: Path, monkeypatch: pytest.MonkeyPatch) -> ClusterCharter:
     """A node, started, that may begin its cluster, OLD, anew at once."""
     monkeypatch.setattr(recovery, "refusal", partial(recovery.refusal, after_s=0.0))

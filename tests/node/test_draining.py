@@ -7,11 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from p2pnn.cluster.petitions import Change
 from p2pnn.data.blobs import BlobStore
-from p2pnn.errors import NotAllowedError
+from p2pnn.errors import NotAllowedError, TimedOutError
 from p2pnn.job.records import JobRecord
 from p2pnn.node import draining as module
 from p2pnn.node.asking import AskAgain
@@ -107,16 +108,26 @@ class Bench:
         self.job: str | None = None
         self.told: list[bool] = []
         self.left = asyncio.Event()
+        self.removals, self.undecided, self.out = 0, False, False
+        self.heard = asyncio.Event()
         coordinator = Coordinator(self.post, self.charter, self.asking, lambda: self.members, lambda: True)  # type: ignore[arg-type]
         parts = {"coordinator": coordinator, "records": self.records, "keeping": self.keeping}
         jobs: Any = type("Jobs", (), parts)()
-        self.draining = Draining(
-            self.post, self.charter, jobs, self, self.exchange, lambda: self.members, self.usable, self.told.append  # type: ignore[arg-type]
-        )  # fmt: skip
+        goes = (lambda: self.members, self.usable, self.told.append, self.leave, lambda: self.out)
+        self.draining = Draining(self.post, self.charter, jobs, self, self.exchange, *goes)  # type: ignore[arg-type]
         self.draining.when_drained = self.left.set
 
     def usable(self) -> dict[NodeId, str]:
         return {node: name for node, name in self.members.items() if node not in self.leaving}
+
+    async def leave(self) -> None:
+        """Once nothing is left here that others need."""
+        self.removals += 1
+        assert self.charter.coordinator == C
+        assert self.job is None
+        await self.heard.wait()
+        if self.undecided:
+            raise TimedOutError("the cluster decided nothing")
 
     def knows_a_job(self) -> set[BlobId]:
         """Its blobs, all of which lie here."""
@@ -127,7 +138,12 @@ class Bench:
 
     async def drain(self, **more: bool) -> list[str]:
         async with asyncio.timeout(DEADLINE_S):
-            return [words async for words in self.draining.drain(**({"force": False} | more))]
+            found = []
+            async for words in self.draining.drain(**({"force": False} | more)):
+                found.append(words)
+                if "remove it" in words:
+                    self.heard.set()
+            return found
 
 
 async def test_it_hands_over_has_its_jobs_moved_and_leaves(tmp_path: Path) -> None:
@@ -158,6 +174,53 @@ async def test_without_an_heir_it_stays_and_works_on_unless_forced(
     assert not bench.draining.active
     await bench.drain(force=True)
     await bench.left.wait()
+
+
+async def test_it_leaves_the_cluster_last_and_only_where_it_shall(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    blobs = bench.knows_a_job()
+    words = await bench.drain(leave=True)
+    assert words[-1] == "the other members to remove it from the cluster"
+    assert (bench.removals, bench.draining.has_left) == (1, True)
+    assert bench.others.holds[B] == blobs
+    await bench.left.wait()
+    (tmp_path / "2").mkdir()
+    stays = Bench(tmp_path / "2")
+    await stays.drain()
+    assert (stays.removals, stays.draining.has_left) == (0, False)
+
+
+async def test_one_that_was_removed_before_is_free_to_go(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    bench.knows_a_job()
+    bench.records[JOB] = msgspec.structs.replace(bench.records[JOB], state="running")
+    bench.members, bench.charter.coordinator, bench.out = {A: "a"}, C, True
+    with pytest.raises(NotAllowedError, match="node a is alone"):
+        await bench.drain()
+    await bench.drain(leave=True)
+    await bench.left.wait()
+
+
+async def test_where_the_cluster_does_not_remove_it_it_works_on_and_is_asked_again(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    bench.undecided = True
+    with pytest.raises(
+        NotAllowedError, match="the cluster decided nothing; with --force it stops nevertheless, and stays a member"
+    ):
+        await bench.drain(leave=True)
+    assert bench.told == [True, False]
+    assert not bench.left.is_set()
+    await bench.drain(leave=True, force=True)
+    await bench.left.wait()
+    assert (bench.removals, bench.draining.has_left) == (2, False)
+    (tmp_path / "2").mkdir()
+    again = Bench(tmp_path / "2")
+    again.undecided = True
+    with pytest.raises(NotAllowedError):
+        await again.drain(leave=True)
+    again.undecided = False
+    await again.drain(leave=True)
+    assert again.draining.has_left
 
 
 async def test_one_that_is_elected_again_hands_over_again(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 from p2pnn.cluster import recovery
 from p2pnn.cluster.petitions import Admit
 from p2pnn.config import NodeConfig
-from p2pnn.errors import NotAllowedError, P2pnnError, StorageError, UsageError
+from p2pnn.errors import NotAllowedError, P2pnnError, StorageError, TimedOutError, UsageError
 from p2pnn.identity.authority import VALID_S as CERTIFICATE_VALID_S
 from p2pnn.identity.authority import Authority
 from p2pnn.identity.keys import NodeKey
@@ -201,6 +201,40 @@ async def test_a_removed_member_is_out_at_once_and_comes_back_with_a_new_token_o
         await identity(c).join(await token_of(a), [b.address])
         await until(lambda: linked(a, b, c))
         assert identity(c).removed == ""
+
+
+@pytest.mark.parametrize("leaving", [0, 1], ids=["the-founder", "another"])
+@pytest.mark.parametrize("count", [2, 3])
+async def test_a_member_leaves_by_its_own_word(tmp_path: Path, count: int, leaving: int) -> None:
+    async with daemons(*(secured(tmp_path, name) for name in "abc"[:count])) as nodes:
+        await joined(*nodes)
+        others = [node for node in nodes if node is not nodes[leaving]]
+        await identity(nodes[leaving]).leave()
+        await until(lambda: all(members(other) == {one.config.name for one in others} for other in others))
+        await until(lambda: not any(other.transport.connected(nodes[leaving].node) for other in others))
+        for other in others:
+            assert await refusal(other, nodes[leaving]) == CloseReason.REMOVED
+        await until(lambda: identity(nodes[leaving]).removed)
+        await identity(nodes[leaving]).leave()  # again: it is no member
+        await identity(nodes[leaving]).join(
+            await token_of(*[o for o in others if o.charter.coordinates]), [others[0].address]
+        )
+        await until(lambda: linked(*nodes))
+
+
+async def test_the_only_member_has_nothing_to_leave_and_without_a_majority_none_leaves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("p2pnn.node.petitions.DEADLINE_S", 0.5)
+    async with daemons(secured(tmp_path, "a"), secured(tmp_path, "b")) as (a, b):
+        await coordinating(a)
+        await identity(a).leave()
+        assert members(a) == {"a"}
+        await joined(a, b)
+        await a.close("gone")
+        with pytest.raises(TimedOutError, match="nobody coordinates the cluster"):
+            await identity(b).leave()
+        assert identity(b).removed == ""
 
 
 async def refusal(listener: Daemon, caller: Daemon) -> int:

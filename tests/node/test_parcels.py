@@ -30,7 +30,7 @@ async def test_a_record_comes_back_and_leaves_nothing(tmp_path: Path, size: int)
 async def test_a_name_that_nobody_has_or_too_large_a_record_is_an_error(tmp_path: Path) -> None:
     the_post, _ = post()
     blobs = exchange(tmp_path, the_post)
-    with pytest.raises(StorageError, match="on no node"):
+    with pytest.raises(StorageError, match="no other node can be reached"):
         await parcels.unpack(msgspec.msgpack.encode("0" * 64), blobs, [])
     packed = parcels.pack(bytes(100_000), blobs.blobs)
     with pytest.raises(StorageError, match="at most 99,999 are read"):

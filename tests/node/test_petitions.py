@@ -29,6 +29,20 @@ from tests.node.test_identity import coordinating, daemons, identity, joined, me
 pytestmark = pytest.mark.asyncio
 
 
+async def test_a_door_counts_a_guess_by_the_rulings_flag_and_not_by_its_words() -> None:
+    charter = SimpleNamespace(coordinator=B)
+    here, outside = post(A)
+    found = Petitions(here, cast(Any, charter), lambda: None, Tasks())
+    admit = Admit("0" * 8, "0" * 32, b"key", "x", "192.0.2.1")
+    for flag, words, kind in ((True, "no luck", BadToken), (False, "bad token weather", NotAllowedError)):
+        asking = asyncio.ensure_future(found.ask(admit))
+        await until(lambda flag=flag: len(outside.of(Petition)) == 2 - flag)
+        found.answered(B, Ruling(outside.of(Petition)[-1].request, error=words, bad_token=flag))
+        with pytest.raises(NotAllowedError, match=words) as caught:
+            await asking
+        assert type(caught.value) is kind
+
+
 async def test_many_at_once_on_all_nodes_are_all_decided(tmp_path: Path) -> None:
     async with daemons(*(secured(tmp_path, name) for name in "abc")) as (a, b, c):
         await joined(a, b, c)

@@ -362,8 +362,8 @@ async def test_an_executor_that_cannot_start_fails_the_job_and_leaves_the_place_
         ({"index": 0}, "does not fit the job's model and nodes"),
         ({"index": 7}, "does not fit the job's model and nodes"),
         ({"nodes": (B, A)}, "does not fit the job's model and nodes"),
-        ({"spec": "0" * 64}, "on no node that can be reached"),
-        ({"checkpoint": msgspec.msgpack.encode("0" * 64)}, "on no node that can be reached"),
+        ({"spec": "0" * 64}, "no other node can be reached"),
+        ({"checkpoint": msgspec.msgpack.encode("0" * 64)}, "no other node can be reached"),
     ],
 )
 async def test_a_prepare_that_makes_no_sense_is_one_sentence(
@@ -421,7 +421,7 @@ async def test_a_restore_of_parts_that_nobody_has_fails_the_job(tmp_path: Path) 
     bench.exchange._post._outside = NoBlobs(bench)  # type: ignore[assignment]
     bench.command(script.Restore(1, ("0" * 64,)))
     await until(lambda: bench.failures)
-    assert "on no node" in bench.failures[0]
+    assert "no other node can be reached" in bench.failures[0]
     await bench.place.close()
 
 

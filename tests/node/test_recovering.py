@@ -57,9 +57,9 @@ class Bench:
         self.supervisor = Supervisor(self.record, self.spec, {A: "a", C: "c"}, 0.0, begins=False)
         self.planning = FakePlanning()
 
-    async def replan(self, boots_until: float = 0.0) -> None:
+    async def replan(self, back_until: float = 0.0) -> None:
         members = {A: "a", C: "c"}
-        await recovering.replan(self.supervisor, self.planning, self.exchange, A, lambda: members, boots_until)  # type: ignore[arg-type]
+        await recovering.replan(self.supervisor, self.planning, self.exchange, A, lambda: members, back_until)  # type: ignore[arg-type]
 
     def warnings(self) -> list[str]:
         found = []
@@ -104,17 +104,17 @@ async def test_it_goes_back_to_the_newest_checkpoint_of_which_all_parts_can_be_h
     assert bench.supervisor.record.step == 6
 
 
-async def test_after_a_power_cut_the_newest_checkpoint_is_waited_for_before_an_older_one_is_taken(
+async def test_the_newest_checkpoint_is_waited_for_before_an_older_one_is_taken(
     tmp_path: Path,
 ) -> None:
     here = exchange(tmp_path, post(A)[0]).blobs.put(b"part")
     bench = Bench(tmp_path, parts=(here.encode(), b"9" * 64))
-    await bench.replan(boots_until=asyncio.get_running_loop().time() + 1000)
+    await bench.replan(back_until=asyncio.get_running_loop().time() + 1000)
     record = bench.supervisor.record
     assert record.state == "parked"
     assert "not all parts of the checkpoint of step 12 are here yet; it waits for b" in record.reason
     assert [manifest.step for manifest in record.checkpoints] == [6, 12]
-    await bench.replan(boots_until=asyncio.get_running_loop().time())
+    await bench.replan(back_until=asyncio.get_running_loop().time())
     assert [manifest.step for manifest in bench.supervisor.record.checkpoints] == [6]
     assert bench.supervisor.record.state == "recovering"
 

@@ -435,7 +435,7 @@ async def test_a_queued_job_does_not_go_back_while_who_holds_its_checkpoint_may_
     await until(lambda: bench.state(bench.job) == "parked")
     assert "it waits for b" in bench.jobs.get(bench.job).reason
     assert bench.jobs.get(bench.job).checkpoints == manifests
-    bench.jobs._supervision._boots_until = 0.0
+    bench.jobs._supervision._back_until = 0.0
     bench.jobs.member_usable(C, "c")
     await until(lambda: bench.jobs.get(bench.job).generation > 1)
     assert bench.jobs.get(bench.job).checkpoints == manifests[:1]

@@ -14,7 +14,7 @@ from p2pnn.errors import StorageError, UsageError
 from p2pnn.job import records as codec
 from p2pnn.job import script, watch
 from p2pnn.job.plan import Plan
-from p2pnn.node import parcels
+from p2pnn.node import parcels, recovering
 from p2pnn.node import supervision as module
 from p2pnn.node.keeping import NotKept
 from p2pnn.node.work import NotDecided
@@ -154,6 +154,27 @@ async def test_a_parcel_that_comes_when_its_start_is_over_is_no_report_of_the_ne
     old = wire.Report(job, supervisor.record.generation - 1, msgspec.msgpack.encode("0" * 64))
     await bench.jobs._supervision._fetch_report(B, old, supervisor)
     assert heard == []
+    await bench.close()
+
+
+async def test_what_a_lost_node_holds_is_waited_for_before_an_older_checkpoint_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(tmp_path)
+    job = await bench.running()
+    bench.jobs._supervision._back_until = 0.0  # this daemon has run for long
+    waits: list[float] = []
+
+    async def replan(*arguments: Any) -> None:
+        waits.append(arguments[-1] - asyncio.get_running_loop().time())
+
+    monkeypatch.setattr(recovering, "replan", replan)
+    bench.jobs.member_lost(B, "connection reset")
+    await until(lambda: bench.outside.of(wire.CutsWanted))
+    for number, node in enumerate((A, C)):
+        bench.hear(node, wire.CutsHeld(job, 1, 1 + number, 0, (), ()))
+    await until(lambda: waits)
+    assert waits[0] > recovering.BACK_S / 2
     await bench.close()
 
 

@@ -66,12 +66,19 @@ async def test_what_is_to_be_finished_ends_with_its_owner_and_its_error_arrives(
     with pytest.raises(NotAllowedError, match="no"):
         await tasks.finish(fail())
 
+    async def answer() -> int:
+        return 7
+
+    assert await tasks.finish(answer()) == 7
+
     async def wait() -> None:
         await asyncio.Event().wait()
 
     waiting = asyncio.ensure_future(tasks.finish(wait()))
     await asyncio.sleep(0)
+    assert not tasks.closed
     await tasks.close()
+    assert tasks.closed
     with pytest.raises(asyncio.CancelledError):
         await waiting
 

@@ -129,12 +129,12 @@ async def test_who_has_nothing_or_is_away_or_refuses_is_named(tmp_path: Path) ->
         (wire.Answered(0, "", "this p2pnn cannot trace a job for a peer; update it"), "update it"),
         (wire.Answered(0, "done"), "answered something else"),
         (wire.Traced(0, 1, b"\xc1"), "is not a readable trace"),
-        (wire.Traced(0, 1, msgspec.msgpack.encode("0" * 64)), "on no node"),
+        (wire.Traced(0, 1, msgspec.msgpack.encode("0" * 64)), "is on none of b: start"),
         (wire.Traced(0, 1, msgspec.msgpack.encode(bench.recording().part())), "of other nodes than the job's"),
     ):
         collecting = asyncio.ensure_future(collected(bench))
         await bench.answer("trace", message)
-        if "no node" in reason:
+        if "none of" in reason:
             await until(lambda: bench.outside.of(wire.BlobRequest, B))
             bench.exchange.missing(B, wire.BlobMissing(bench.outside.of(wire.BlobRequest, B)[0].request, "0" * 64))
         [_, missing] = await collecting

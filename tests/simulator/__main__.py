@@ -1,4 +1,4 @@
-"""`./run sim`: many seeds of a simulation, on all cores, and what came of them: of the charter, or of replicated shards.
+"""`./run sim`: many seeds of a simulation, on all cores, and what came of them: of the charter, replicated shards, or membership.
 
 ./run sim                       200 seeds
 ./run sim --seeds 10000         seeds 1 to 10000
@@ -6,6 +6,7 @@
 ./run sim --seed 7              seed 7 alone: what repeats a failure
 ./run sim --without "rule 4"    with a rule switched off, which must be caught
 ./run sim --shards              the same for replicated shards
+./run sim --membership          the same for membership (SWIM), which has no rules to switch off here
 """
 
 from __future__ import annotations
@@ -22,13 +23,16 @@ from typing import TypeVar
 from p2pnn.cluster.consensus import Consensus
 from tests.simulator.ablations import SAFETY, DoesNotRewrite
 from tests.simulator.cluster import Result, one_seed
+from tests.simulator.member_seeds import Result as MemberResult
+from tests.simulator.member_seeds import one_seed as one_member_seed
 from tests.simulator.shard_ablations import SHARD_RULES, Ablation
 from tests.simulator.shard_seeds import one_seed as one_shard_seed
 from tests.simulator.shards import Result as ShardResult
 
 FSYNC = "rule 1, fsync"
 WITHOUT: dict[str, type[Consensus]] = {**SAFETY, "rule 2": DoesNotRewrite, FSYNC: Consensus}
-AnyResult = TypeVar("AnyResult", Result, ShardResult)
+AnyResult = TypeVar("AnyResult", Result, ShardResult, MemberResult)
+AnyResults = Sequence[Result] | Sequence[ShardResult] | Sequence[MemberResult]
 CHUNK = 20
 """Seeds that a process takes at once."""
 
@@ -49,6 +53,13 @@ def play_shards(seeds: range, without: str = "") -> Iterator[ShardResult]:
         yield one_shard_seed(seed, *ablation, command=f"./run sim --shards --seed {seed}{suffix}")
 
 
+def play_members(seeds: range, without: str = "") -> Iterator[MemberResult]:
+    """The same of membership. without: empty."""
+    assert not without
+    for seed in seeds:
+        yield one_member_seed(seed)
+
+
 def run_seeds(seeds: range, without: str = "") -> list[Result]:
     """The seeds at once: what a process is given."""
     return list(play(seeds, without))
@@ -59,10 +70,15 @@ def run_shard_seeds(seeds: range, without: str = "") -> list[ShardResult]:
     return list(play_shards(seeds, without))
 
 
+def run_member_seeds(seeds: range, without: str = "") -> list[MemberResult]:
+    """The same of membership."""
+    return list(play_members(seeds, without))
+
+
 def run_parallel(
     run: Callable[[range, str], list[AnyResult]], seeds: range, without: str, processes: int
 ) -> Iterator[AnyResult]:
-    """The seeds over processes, in their order. run: one of the two above."""
+    """The seeds over processes, in their order. run: one of those above."""
     chunks = [seeds[at : at + CHUNK] for at in range(0, len(seeds), CHUNK)]
     with ProcessPoolExecutor(processes) as pool:
         for results in pool.map(run, chunks, [without] * len(chunks)):
@@ -79,7 +95,8 @@ def main(arguments: list[str]) -> int:
         + (f", without {options.without}" * bool(options.without))
     )
     began = time.perf_counter()
-    broken = (_run_shards if options.shards else _run)(seeds, options.without, processes, began)
+    run = _run_shards if options.shards else _run_members if options.membership else _run
+    broken = run(seeds, options.without, processes, began)
     return int(broken != bool(options.without))
 
 
@@ -113,13 +130,29 @@ def _run_shards(seeds: range, without: str, processes: int, began: float) -> boo
     return _report_violations(results)
 
 
+def _run_members(seeds: range, without: str, processes: int, began: float) -> bool:
+    """The same of membership."""
+    play_here = processes == 1
+    found = play_members(seeds, without) if play_here else run_parallel(run_member_seeds, seeds, without, processes)
+    results = list(_shown(found))
+    _report(results, time.perf_counter() - began)
+    print(f"suspicions  {sum(result.suspicions for result in results):,}")
+    print(f"deaths      {sum(result.deaths for result in results):,} told")
+    print(f"joins       {sum(result.joins for result in results):,}")
+    if whole := [result for result in results if not result.violation]:
+        print(f"whole       after the last fault: {_spread(sorted(result.whole_after_s for result in whole))}")
+    return _report_violations(results)
+
+
 def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="./run sim", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seeds", type=int, help="how many; 200, or 1 with --seed alone")
     parser.add_argument("--seed", type=int, help="the first; 1")
-    parser.add_argument("--shards", action="store_true", help="of replicated shards instead of the charter")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--shards", action="store_true", help="of replicated shards instead of the charter")
+    what.add_argument("--membership", action="store_true", help="of membership instead of the charter")
     told = f"{'; '.join(WITHOUT)}; with --shards {'; '.join(SHARD_RULES)}"
     parser.add_argument("--without", default="", metavar="RULE", help=told)
     parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)), help="all cores")
@@ -127,6 +160,8 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     if options.seeds is None:
         options.seeds = 200 if options.seed is None else 1
     options.seed = 1 if options.seed is None else options.seed
+    if options.without and options.membership:
+        parser.error("--without switches no rule of membership off; tests/simulator/test_membership.py does")
     rules = SHARD_RULES if options.shards else WITHOUT
     if options.without and options.without not in rules:
         parser.error(f"--without {options.without!r} is no rule; one of: {'; '.join(rules)}")
@@ -145,7 +180,7 @@ def _shown(results: Iterator[AnyResult]) -> Iterator[AnyResult]:
         yield result
 
 
-def _report(results: Sequence[Result] | Sequence[ShardResult], seconds: float) -> None:
+def _report(results: AnyResults, seconds: float) -> None:
     fired: Counter[str] = Counter()
     for result in results:
         fired.update(result.fired)
@@ -156,7 +191,7 @@ def _report(results: Sequence[Result] | Sequence[ShardResult], seconds: float) -
     print("fired       " + ", ".join(f"{name} {count:,}" for name, count in sorted(fired.items())))
 
 
-def _report_violations(results: Sequence[Result] | Sequence[ShardResult]) -> bool:
+def _report_violations(results: AnyResults) -> bool:
     violations = [result for result in results if result.violation]
     print(f"violations  {len(violations)}")
     for result in violations[:3]:

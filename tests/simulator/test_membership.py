@@ -22,8 +22,9 @@ from p2pnn.cluster import PRESETS, MemberFailed, MemberJoined, MemberState, Memb
 from p2pnn.cluster.detector import Detector
 from p2pnn.cluster.swim import SILENT, Swim
 from p2pnn.types import NodeId
-from tests.simulator.faults import Storm
-from tests.simulator.mesh import Mesh, address_of, node_id
+from tests.simulator.__main__ import main, run_member_seeds
+from tests.simulator.member_seeds import STRIKES, storm
+from tests.simulator.mesh import Mesh, node_id
 from tests.simulator.network import Conditions
 
 LAN = PRESETS["lan"]
@@ -185,31 +186,76 @@ def test_one_direction_cut_for_a_while_heals() -> None:
     assert mesh.world.run_until(mesh.complete, 10.0)
 
 
-def storm(seed: int, count: int) -> None:
-    """All kinds of faults for 40 s, then the calm: within 20 s everybody has everybody."""
-    mesh = Mesh(seed, "loopback")
-    nodes = mesh.full(count)
-    for node in nodes:
-        mesh.joins[node] = [address_of(other) for other in nodes[:2] if other != node]
-    mesh.watch_links()
-    faults = ["crash", "freeze", "partition", "one-way partition", "broken link", "loss", "duplication", "reordering"]
-    Storm(mesh.world, faults, mesh.world.now + 40.0, every_s=2.0, lasts_s=4.0)
-    mesh.world.run(mesh.world.now + 40.0)
-    if not mesh.world.run_until(mesh.complete, 20.0):
-        raise mesh.world.violation({node[-2:]: mesh.states(node) for node in mesh.living()})
+def without(self: Any, *arguments: Any) -> None:
+    """The rule is switched off."""
+
+
+KINDS = ("crash", "freeze", "partition", "one-way partition", "broken link", "loss", "duplication", "reordering")
 
 
 @pytest.mark.parametrize(("seed", "count"), [*((seed, 5) for seed in range(6)), (1018, 2)])
 def test_a_storm_of_faults_leaves_a_whole_mesh(seed: int, count: int) -> None:
     """1018: both of two call each other dead over a link that stays open, and each has missed the other's refutation."""
-    storm(seed, count)
+    assert storm(seed, count, KINDS).violation == ""
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("count", [2, 3, 5, 9])
 def test_many_storms_leave_a_whole_mesh(count: int) -> None:
     for seed in range(1000, 1200):
-        storm(seed, count)
+        assert storm(seed, count, KINDS).violation == ""
+
+
+def test_no_seed_of_the_command_leaves_a_broken_mesh() -> None:
+    results = run_member_seeds(range(1, 25))
+    assert [result.violation for result in results if result.violation] == []
+    assert set(STRIKES) <= {name for result in results for name in result.fired}, "every fault fired somewhere"
+    assert {result.nodes for result in results} == {2, 3, 4, 5, 9}
+    for told in ("suspicions", "deaths", "joins"):
+        assert sum(getattr(result, told) for result in results) > len(results), told
+
+
+def test_the_command_tells_what_it_did(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--membership", "--seeds", "2", "--seed", "1", "--processes", "1"]) == 0
+    told = capsys.readouterr().out
+    for word in ("seeds", "fired", "suspicions", "deaths", "joins", "whole", "violations  0"):
+        assert word in told
+    for more in (["--without", "rule 4"], ["--shards"]):
+        with pytest.raises(SystemExit):
+            main(["--membership", *more])
+    assert "not allowed with argument" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "instead", "why"),
+    [
+        (Swim, "_hear_of_me", without, "not whole within 20 s of the last fault"),
+        (Mesh, "complete", lambda mesh: True, "called dead in the calm"),
+    ],
+    ids=["without-refutation", "calm-too-early"],
+)
+def test_what_the_command_promises_breaks_where_it_is_broken_and_one_command_repeats_it(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    owner: type[Any],
+    name: str,
+    instead: Callable[..., object],
+    why: str,
+) -> None:
+    monkeypatch.setattr(owner, name, instead)
+    assert main(["--membership", "--seeds", "8", "--processes", "1"]) == 1
+    told = capsys.readouterr().out
+    first = next(line for line in told.splitlines() if why in line)
+    seed = first.split(":")[0].removeprefix("violation in seed ")
+    assert main(["--membership", "--seed", seed, "--processes", "1"]) == 1
+    again = capsys.readouterr().out
+    assert f"violation in seed {seed}: {why}" in again
+    assert again.endswith(f"repeat: ./run sim --membership --seed {seed}\n")
+
+
+@pytest.mark.long
+def test_many_seeds() -> None:
+    assert main(["--membership", "--seeds", "10000"]) == 0
 
 
 # --- ablations: without each of these, something above must fail
@@ -217,10 +263,6 @@ def test_many_storms_leave_a_whole_mesh(count: int) -> None:
 
 def without_helpers(self: Detector, pending: Any) -> None:
     pending.asked = True
-
-
-def without(self: Any, *arguments: Any) -> None:
-    """The rule is switched off."""
 
 
 def suspicions_of_a_cut_pair() -> int:

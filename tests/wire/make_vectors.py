@@ -58,7 +58,7 @@ EXAMPLES: dict[str, Any] = {
     ),
     "target": NODES[1], "incarnation": 7, "token": "0a1b2c3d", "secret": NODES[0], "key": b"0Y0", "certificate": b"0\x82",
     "authority": b"0\x82\x01", "again": True, "fetch": True, "whole": False, "refusal": "TOO_STALE", "Push.part": 3,
-    "Command.state": b"\xdc", "answer": b"\x93\x00",
+    "bad_token": True, "Command.state": b"\xdc", "answer": b"\x93\x00",
     "members": (messages.Member(NODES[0], "a", "127.0.0.1", 7700, "b0"), messages.Member(NODES[1], "b", "::1", 1, "")),
 }  # fmt: skip
 """A value per field name, or per message and field; numbers that are not here count up from 1000."""
