@@ -152,7 +152,7 @@ def test_no_process_outlives_the_harness_not_even_a_stopped_one(tmp_path: Path, 
             harness.send_signal(number)
             assert len(watched) == 2
             for one in watched:
-                assert select.select([one], [], [], 20)[0], "it is still there"
+                assert select.select([one], [], [], 60)[0], "it is still there"
         finally:
             harness.kill()  # where the test itself ended early
             for one in watched:

@@ -282,7 +282,7 @@ async def test_a_node_that_is_closed_while_its_cluster_is_begun_anew_waits_for_t
 async def test_who_asked_for_a_recovery_may_go_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     part = without_its_voters(tmp_path, monkeypatch)
     recovering = asyncio.ensure_future(part.recover("old"))
-    await until(lambda: not part.description()[0])
+    await until(lambda: part.description()[0] != "old")
     recovering.cancel()
     await asyncio.gather(recovering, return_exceptions=True)
     await until(lambda: members_of_part(part) == {A})

@@ -145,7 +145,11 @@ def test_ours_runs_an_op_an_optimizer_and_steps() -> None:
         for case in cases:
             assert worker.ask("prepare", **tiny, **case) == {"count": 1}
             assert worker.ask("round", count=2)["seconds"] > 0
-        assert min(worker.ask("about").values()) > 0
+        about = worker.ask("about")
+        assert about.keys() == {"bytes", "allocated", "predicted_s"}
+        assert min(about["allocated"], about["predicted_s"]) > 0, (
+            "the process itself may shrink by more than a tiny model takes"
+        )
 
 
 def test_a_worker_that_ends_is_told() -> None:
