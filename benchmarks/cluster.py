@@ -76,6 +76,8 @@ def _sent(m: Mesh) -> float:
 def _kills(m: Mesh, report: Report, kind: str, count: int) -> None:
     contest = Contest(f"{kind}, coordinator killed: until there is another", "s")
     for _ in range(count):
+        # A node that came back a moment ago may know nobody but the one that is killed next, and then of nobody else.
+        wait_until(lambda: all(m.alive(name) == set(NODES) for name in NODES), "all see all", 60.0)
         wait_until(lambda: _coordinator(m, *NODES) is not None, "all nodes name one coordinator", 60.0)
         victim = _coordinator(m, *NODES)
         assert victim is not None
