@@ -17,6 +17,7 @@ compute for eight, so computing is replaced by a wait of a fixed time there; all
 from __future__ import annotations
 
 import json
+import signal
 import socket
 import statistics
 import sys
@@ -101,6 +102,7 @@ class Theirs:
 
 def main() -> int:
     options = arguments(__doc__ or "", extend=extend)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # and leave nothing behind
     report = Report("ps", quick=options.quick)
     parts = options.only or PARTS
     rows = work.make_up(4_096 if options.quick else 32_768)
