@@ -4,28 +4,17 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from benchmarks import _classification as work
 from benchmarks import _jobs
-from benchmarks.mesh import RATE, Effort, slope, told
+from benchmarks._jobs import Mesh
+from benchmarks.mesh import RATE, Effort, told
 from p2pnn.cli import prepare, submit
-from p2pnn.cli.http import Daemon
 from p2pnn.cli.request import DataParallelPart
 from p2pnn.errors import P2pnnError
 from p2pnn.zoo import mlp
-
-
-class Mesh(Protocol):
-    """A local one, or one whose links are shaped."""
-
-    @property
-    def daemon(self) -> Daemon: ...
-
-    @property
-    def fallen(self) -> Callable[[], str]: ...
 
 
 @dataclass(frozen=True)
@@ -50,7 +39,7 @@ def prepared(rows: work.Rows, kind: Kind, steps: int) -> submit.Prepared:
 def train(mesh: Mesh, job: submit.Prepared) -> Effort:
     """Run a job to its end. Raises P2pnnError where a worker's node holds a shard as well, which the planner chooses."""
     began, seen = time.time(), list[dict[str, Any]]()
-    _jobs.run(mesh, job, seen.append)  # type: ignore[arg-type]
+    _jobs.run(mesh, job, seen.append)
     _check_roles(next((event["plan"] for event in seen if event["kind"] == "plan"), {}))
     steps = [event for event in seen if event["kind"] == "progress"]
     firsts = {event["step"]: event for event in reversed(steps)}
@@ -63,6 +52,3 @@ def _check_roles(plan: dict[str, Any]) -> None:
     shared = workers & {home["nodes"][0] for home in plan.get("shards", ())}
     if shared:
         raise P2pnnError(f"the planner let a worker's node hold a shard as well ({plan['reasons']})")
-
-
-__all__ = ["Effort", "Kind", "Mesh", "prepared", "slope", "train"]

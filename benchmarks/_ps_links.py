@@ -8,8 +8,10 @@ from itertools import pairwise
 
 from benchmarks import _classification as work
 from benchmarks import _shaped
+from benchmarks._jobs import Mesh
 from benchmarks._measure import Contest, Report, Target
-from benchmarks._ps_jobs import Effort, Kind, Mesh, prepared, train
+from benchmarks._ps_jobs import Kind, prepared, train
+from benchmarks.mesh import Effort
 from p2pnn.cli.request import DataParallelPart
 from p2pnn.errors import P2pnnError
 

@@ -52,7 +52,7 @@ def main() -> int:
             names = [parameter.name for parameter in graph.parameters][::-1]
             return Waiting(program, seconds, names, how.get("ready") or (lambda name: None))
 
-    session.NumpyEngine = Engine  # type: ignore[misc]
+    session.NumpyEngine = Engine  # type: ignore[attr-defined]
     return executor.main()
 
 
