@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from p2pnn.cli.request import DataPart, MeshPart, Request, TrainPart
+from p2pnn.cli.request import DataParallelPart, DataPart, MeshPart, Request, TrainPart
 from p2pnn.cli.request import check as check_request
 from p2pnn.data.batches import epoch_order
 from p2pnn.data.source import DIGITS, open_source
@@ -75,8 +75,16 @@ def make_up(rows: int) -> Rows:
     return {"image": np.tanh(image).astype(np.float32), "label": label.astype(np.int64)}
 
 
-def request(batch: int, micro_batches: int, epochs: int, rate: float, nodes: int, schedule: str) -> Request:
-    """A job for all rows, without validation or test. Raises UsageError for what cannot be."""
+def request(
+    batch: int,
+    micro_batches: int,
+    epochs: int,
+    rate: float,
+    nodes: int,
+    schedule: str,
+    data: DataParallelPart | None = None,
+) -> Request:
+    """A job for all rows, without validation or test. data: of a data-parallel one. Raises UsageError for what cannot be."""
     asked = Request(
         name="bench",
         seed=SEED,
@@ -87,7 +95,8 @@ def request(batch: int, micro_batches: int, epochs: int, rate: float, nodes: int
             micro_batches=micro_batches,
             optimizer=Optimizer("sgd", rate=rate, schedule="constant"),
         ),
-        mesh=MeshPart(nodes=nodes, schedule=schedule),
+        mesh=MeshPart(nodes=nodes, schedule=schedule, parallel="model" if data is None else "data"),
+        data_parallel=data or DataParallelPart(),
     )
     check_request(asked)
     return asked

@@ -76,8 +76,9 @@ class Freed(_Message, tag=13):
 
 
 class Answered(_Message, tag=14):
-    """To a worker: a shard's answer, as `wire.Values` or `wire.Pushed` brought it. landed: its values lie in the shard's
-    landing place, nbytes of them, which is the executor's until it lends it again; else they were dropped, or there are none."""
+    """To a worker: a shard's answer, as `wire.Values` or `wire.Pushed` brought it. landed: its values lie in the landing place of
+    the shard whose turn it is, nbytes of them, which is the executor's until it lends it again; else they were dropped, or there
+    are none."""
 
     shard: int
     sequence: int
@@ -203,7 +204,7 @@ class FetchValues(_Message, tag=29):
 
 
 class Lend(_Message, tag=30):
-    """Of a worker: values of the shard may be received into its landing place, once."""
+    """Of a worker: values of the shard may be received into the landing place of it whose turn it is (`ps.layout`), once."""
 
     shard: int
 

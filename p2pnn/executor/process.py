@@ -24,6 +24,9 @@ NICE: Final = 5
 SECRET_VARIABLES: Final = ("P2PNN_TOKEN", "CREDENTIALS_DIRECTORY")
 """A join token, and where one lies: nothing that an executor needs."""
 
+PROGRAM = ["-m", "p2pnn.executor"]
+"""What of Python's arguments says that a process is an executor; measurements put one of their own in its place."""
+
 THREAD_VARIABLES: Final = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 
 
@@ -62,7 +65,7 @@ def spawn(arena_bytes: int, threads: int = 1) -> Spawned:
     ours, theirs = socket.socketpair()
     reading, writing = os.pipe()
     inherited = (theirs.fileno(), arena.descriptor, reading)
-    command = [sys.executable, "-m", "p2pnn.executor"]
+    command = [sys.executable, *PROGRAM]
     for name, descriptor in zip(("--socket", "--arena", "--lifeline"), inherited, strict=True):
         command += [name, str(descriptor)]
     try:

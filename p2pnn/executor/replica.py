@@ -1,7 +1,7 @@
 """The executor of a data-parallel run's worker: a model replica whose parameters live on the shards of the parameter server.
 
 `ps.Replica` decides when a step may begin and what is pushed; the segment machine computes the step, on parameters that are
-installed before it. What shards send is received into landing places in the arena, one per shard, which are the daemon's while
+installed before it. What shards send is received into landing places in the arena, some per shard, which are the daemon's while
 they are *lent*; push bodies lie behind them and are sent from there.
 
 The script's Train commands flow into each other. Before any other command the worker pushes what it has left, waits until all is
@@ -30,7 +30,7 @@ from p2pnn.job.checkpoint import Manifest, Part
 from p2pnn.job.plan import Plan
 from p2pnn.job.spec import JobSpec
 from p2pnn.ps.consistency import settings
-from p2pnn.ps.layout import Bump, worker_layout, workers_of
+from p2pnn.ps.layout import LANDINGS, Bump, worker_layout, workers_of
 from p2pnn.ps.messages import Answer, Refusal, Values
 from p2pnn.ps.port import MarkNote, PullRequest, PushPart
 from p2pnn.ps.worker import Replica
@@ -78,10 +78,14 @@ class ReplicaSession(Session):
         self._gradients = {entry.name: gradients[entry.name] for entry in order}
         self._handed: set[str] = set()  # gradients of this step that were
         self._runner.on_gradient = self._gradient_ready
-        self._landings = {
-            shard: arena.array(offset, (nbytes,), "uint8") for shard, (offset, nbytes) in layout.landings.items()
+        self._landings = {  # by shard; the first is where the next values land
+            shard: deque(
+                arena.array(offset, (nbytes,), "uint8")
+                for offset, nbytes in (layout.landing(shard, turn) for turn in range(LANDINGS))
+            )
+            for shard in layout.landings
         }
-        self._lending = deque(self._landings)
+        self._lending = deque(shard for shard in self._landings for _ in range(LANDINGS))
         self._bytes = arena.array(0, (arena.size,), "uint8")
         self._tokens = count(1)
         self._leaving: dict[int, PushPart] = {}
@@ -120,9 +124,10 @@ class ReplicaSession(Session):
                 super()._take(message)
 
     def _answered(self, message: commands.Answered) -> None:
-        landing = self._landings.get(message.shard)
-        if landing is None or (message.refusal and message.refusal not in Refusal.__members__):
+        landings = self._landings.get(message.shard)
+        if landings is None or (message.refusal and message.refusal not in Refusal.__members__):
             raise JobFailedError(f"shard {message.shard} answered {message.refusal!r}, which it cannot")
+        landing = landings[0]
         values = None
         if message.has_values:
             data = landing[: message.nbytes]
@@ -144,6 +149,7 @@ class ReplicaSession(Session):
                 )
             np.copyto(place, landing[: message.nbytes])
         if message.landed:
+            landings.rotate(-1)
             self._lending.append(message.shard)
         self._replica.answered(message.shard, answer, time.perf_counter(), took_values=place is not None)
 

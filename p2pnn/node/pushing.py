@@ -40,7 +40,7 @@ class Pushing:
         self._bodies = [Slots.of(part_sizes(shard, spec.data.push), 1) for shard in shards]
         self._ranks = [sorted({part.needed for part in shard.parts}) for shard in shards]
         self._early: dict[int, commands.FetchValues] | None = {}  # by shard, until all nodes are known to be prepared
-        self._receiving: dict[int, int] = {}  # by shard: bytes of the values that come into its landing place
+        self._receiving: dict[int, int] = {}  # by shard: bytes of the values that are coming in
 
     def begin(self) -> None:
         """The first command has come, so the shards are there: ask them for what the executor wanted as soon as it was ready."""
@@ -58,7 +58,8 @@ class Pushing:
         self._executor.send(commands.Answered(*about, message.refusal, message.log_number, False))
 
     def body_for(self, node: NodeId, message: wire.Values, nbytes: int) -> memoryview | None:
-        """The landing place, if it is lent; None for values that are dropped. An honest shard's answer counts without them."""
+        """The landing place whose turn it is, if it is lent; None for values that are dropped. An honest shard's answer counts
+        without them."""
         refusal = self._gate.refusal(message.shard, self._company.index_of(node), nbytes, message.whole)
         if message.worker != self._worker and not refusal:
             refusal = f"values of shard {message.shard} are for worker {message.worker}"

@@ -1,20 +1,26 @@
 """The answers of a shard on their way out: read from the parameters as late as possible, compressed per worker where asked.
 
 An answer with values names memory that must keep what it holds until it is sent: the version that it was read from, or the
-worker's own buffer of a compressed difference. `next` passes over a worker whose last one has not left yet. There is at most one
-answer per worker and push, and one per worker for pulls.
+worker's own buffer of a compressed difference. `next` passes over a worker whose last one has not left yet, so that a slow link
+carries the newest values, once, and not those of every push behind each other. There is at most one answer per worker and push,
+and one per worker for pulls.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
 from p2pnn.ps.compression import Buffer, Bytes, Deltas, codec, new
+from p2pnn.ps.layout import WINDOW
 from p2pnn.ps.messages import Answer, Refusal, Values, Worker
 from p2pnn.ps.versions import Versions
+
+BEHIND: Final = WINDOW - 1
+"""A push leaves while the answers to those before it are yet to come: what it says of the newest values is so many behind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +56,7 @@ class Answers:
         self._due: dict[tuple[Worker, bool], Due] = {}
         self._streams: dict[Worker, _Stream] = {}
         self._unused: list[_Stream] = []
+        self._busy: set[Worker] = set()  # values for these are leaving
         self._leaving: dict[int, tuple[Answer, int, _Stream | None]] = {}  # by identity: an answer and what it holds
         self.sent_bytes = 0
 
@@ -74,13 +81,13 @@ class Answers:
     def next(self, generation: int) -> Answer | None:
         """An answer to send now; `sent` is called when it has left, or when its link has broken."""
         for key, due in self._due.items():
-            stream = self._streams.get(due.worker)
-            if due.fetch and stream is not None and stream.busy:
+            if due.fetch and due.worker in self._busy:
                 continue
             del self._due[key]
             values, pin = self._read(due) if due.fetch else (None, -1)
             answer = Answer(due.worker, generation, due.sequence, due.request, due.refusal, due.log_number, values)
             if values is not None:
+                self._busy.add(due.worker)
                 self._leaving[id(answer)] = answer, pin, self._streams.get(due.worker)
                 self.sent_bytes += values.data.nbytes
             return answer
@@ -88,7 +95,10 @@ class Answers:
 
     def sent(self, answer: Answer) -> None:
         """Its bytes are not needed any more. An answer is given back once; without values there is nothing to give back."""
-        _, pin, stream = self._leaving.pop(id(answer), (answer, -1, None))
+        if id(answer) not in self._leaving:
+            return
+        _, pin, stream = self._leaving.pop(id(answer))
+        self._busy.discard(answer.worker)
         self._versions.unpin(pin)
         if stream is not None:
             stream.busy = False
@@ -100,7 +110,8 @@ class Answers:
         stream = self._streams.get(due.worker)
         if stream is None:
             stream = self._streams[due.worker] = self._new_stream()
-        stream.busy, whole = True, not stream.deltas.follows(due.have)
+        behind = 0 if due.request else BEHIND
+        stream.busy, whole = True, not stream.deltas.follows(due.have, behind)
         data = stream.out
         if whole:
             data = stream.deltas.restart(versions.newest)

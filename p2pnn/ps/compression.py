@@ -280,9 +280,10 @@ class Deltas:
         self.held = buffer(4 * count).view(np.float32)
         self._delta = np.empty(count, np.float32)
 
-    def follows(self, have: int) -> bool:
-        """Whether a receiver that has message `have` can be sent a difference."""
-        return have == self.number > 0
+    def follows(self, have: int, behind: int = 0) -> bool:
+        """Whether a receiver that had message `have` when it spoke can be sent a difference. behind: how many messages may have
+        been under way to it then; if one of them does not arrive, it finds that the difference is not the next one."""
+        return 0 < have <= self.number <= have + behind
 
     def encode(self, x: Flat, out: Bytes) -> None:
         """The next message for a receiver that has the last one. out: uint8[codec.byte_count(count)]."""

@@ -7,8 +7,10 @@ that it is answered again. All of it is O(1), and its memory is bounded by the p
 
 from __future__ import annotations
 
+from collections import Counter
+
 from p2pnn.job.plan import Plan
-from p2pnn.ps.layout import WINDOW, Run, ServerLayout, WorkerLayout
+from p2pnn.ps.layout import LANDINGS, WINDOW, Run, ServerLayout, WorkerLayout
 
 _Key = tuple[int, int]
 
@@ -78,7 +80,8 @@ class PushGate:
 
 
 class ValuesGate:
-    """Of a worker: values come only from a shard's primary, and only into its landing place while that is lent.
+    """Of a worker: values come only from a shard's primary, and only into a landing place of it that is lent; its places are
+    taken in turn.
 
     Of values that are announced: ask `refusal`; where it is empty, `take` gives the place, or None: read and drop them, and tell
     the executor the answer without them.
@@ -87,11 +90,12 @@ class ValuesGate:
     def __init__(self, plan: Plan, layout: WorkerLayout) -> None:
         self._layout = layout
         self._primaries = [home.nodes[0] for home in plan.shards]
-        self._lent: set[int] = set()
+        self._lent: Counter[int] = Counter()
+        self._taken: Counter[int] = Counter()
 
     def lend(self, shard: int) -> None:
-        """The landing place is the daemon's, until values lie in it whole."""
-        self._lent.add(shard)
+        """The place whose turn it is next, of those that are not lent, is the daemon's until values lie in it whole."""
+        self._lent[shard] = min(self._lent[shard] + 1, LANDINGS)
 
     def refusal(self, shard: int, node: int, nbytes: int, whole: bool) -> str:
         """Why values from the plan's node `node` may not come in, as one sentence; empty where they may, if there is room."""
@@ -103,12 +107,14 @@ class ValuesGate:
         return "" if nbytes == size else f"values of shard {shard} have {nbytes:,} bytes instead of {size:,}"
 
     def take(self, shard: int, nbytes: int) -> Run | None:
-        """(offset, bytes) for values that were not refused, which takes the loan; None where the place is not lent."""
-        if shard not in self._lent:
+        """(offset, bytes) for values that were not refused, which takes the loan; None where no place is lent."""
+        if not self._lent[shard]:
             return None
-        self._lent.remove(shard)
-        return self._layout.landing(shard)[0], nbytes
+        self._lent[shard] -= 1
+        self._taken[shard] += 1
+        return self._layout.landing(shard, self._taken[shard] - 1)[0], nbytes
 
     def broken(self, shard: int) -> None:
         """The rest of the values will not come: the place is lent as before."""
-        self._lent.add(shard)
+        self._taken[shard] -= 1
+        self.lend(shard)

@@ -3,8 +3,9 @@
 Memory is static, as in `train.frames`: what comes from a peer has one place, which daemon and executor compute alike, so a body
 is received straight into it. In a server's arena each shard has `WINDOW` slots per worker; push number n lies in slot n mod
 WINDOW, part behind part. Its worker makes push n only when push n − WINDOW is acknowledged, so the slot is free. In a worker's
-arena each shard has one landing place for values. What only the executor writes lies behind them: versions and compressed answers
-of a server, push bodies of a worker. It is handed out front to back (`Bump`), and travels as (offset, bytes) in commands.
+arena each shard has LANDINGS places for values, which are used in turn. What only the executor writes lies behind them: versions
+and compressed answers of a server, push bodies of a worker. It is handed out front to back (`Bump`), and travels as (offset,
+bytes) in commands.
 
 A model replica is one worker, a node of the plan; its number is its place in `Plan.replicas`.
 """
@@ -30,6 +31,9 @@ from p2pnn.ps.versions import buffers
 
 WINDOW: Final = 2
 """Pushes of a worker that a shard can hold: one is on its way in while the one before is decided."""
+
+LANDINGS: Final = 2
+"""Values of a shard that a worker's arena holds: while it computes, or takes the last ones over, the next come in behind them."""
 
 ALIGNMENT_BYTES: Final = 64
 
@@ -125,7 +129,8 @@ class ServerLayout:
 
 @dataclass(frozen=True, slots=True)
 class WorkerLayout:
-    """What a worker's arena holds for its shards, from `start` on. landings: by shard; bodies: where push bodies begin.
+    """What a worker's arena holds for its shards, from `start` on. landings: by shard, the first of its LANDINGS places; bodies:
+    where push bodies begin.
 
     values: by shard, the bytes of values that are whole, and of those that are a difference.
     """
@@ -146,15 +151,17 @@ class WorkerLayout:
         for shard in sharding.shards:
             values[shard.index] = shard.byte_count, _difference_bytes(shard, settings)
             landings[shard.index] = end, max(values[shard.index])
-            end += _aligned(landings[shard.index][1])
+            end += LANDINGS * _aligned(landings[shard.index][1])
         bodies = sum(_aligned(sum(part_sizes(shard, settings.push))) for shard in sharding.shards)
         return cls(sharding, start, landings, values, end, end + WINDOW * bodies)
 
-    def landing(self, shard: int) -> Run:
-        """(offset, bytes) of the place for a shard's values. Raises LocalProtocolError for a shard that there is not."""
+    def landing(self, shard: int, turn: int = 0) -> Run:
+        """(offset, bytes) of the place for a shard's values number `turn`: places are used in turn. Raises LocalProtocolError
+        for a shard that there is not."""
         if shard not in self.landings:
             raise LocalProtocolError(f"there is no shard {shard}")
-        return self.landings[shard]
+        first, nbytes = self.landings[shard]
+        return first + turn % LANDINGS * _aligned(nbytes), nbytes
 
     @property
     def nbytes(self) -> int:

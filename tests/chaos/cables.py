@@ -20,6 +20,9 @@ from functools import cache
 
 CLONE_NEWNET = 0x40000000
 NODES_MAX = 250
+BURST_BYTES_MIN = 128 << 10
+QUEUE_MS = 30
+"""For how long a packet may wait for a shaped link, before it is dropped."""
 
 
 @cache
@@ -68,6 +71,16 @@ class Cables:
     def plug_in(self, name: str) -> None:
         _ip(self._room, f"link set {self._port(name)} up")
 
+    def shape(self, name: str, bits_per_s: int) -> None:
+        """What leaves the node, and what comes to it, passes at this rate at most (`tc-tbf(8)`), whatever passed before.
+
+        Needs the program `tc`, of the same package as `ip`.
+        """
+        burst = max(BURST_BYTES_MIN, bits_per_s // 8 // 500)  # two milliseconds, or what the kernel hands over at once
+        shaping = f"root tbf rate {bits_per_s}bit burst {burst} latency {QUEUE_MS}ms"
+        for namespace, port in ((self._namespaces[name], "eth0"), (self._room, self._port(name))):
+            _ip(namespace, f"qdisc replace dev {port} {shaping}", program="tc")
+
     def close(self) -> None:
         for namespace in (self._room, *self._namespaces.values()):
             os.close(namespace)
@@ -101,9 +114,9 @@ def _unshare() -> int:
     return os.open("/proc/thread-self/ns/net", os.O_RDONLY)
 
 
-def _ip(namespace: int, words: str, *descriptors: int) -> None:
-    """Run `ip` in a namespace; it inherits the descriptors."""
-    command = ["nsenter", f"--net=/proc/self/fd/{namespace}", "ip", *words.split()]
+def _ip(namespace: int, words: str, *descriptors: int, program: str = "ip") -> None:
+    """Run `ip`, or `tc`, in a namespace; it inherits the descriptors."""
+    command = ["nsenter", f"--net=/proc/self/fd/{namespace}", program, *words.split()]
     done = subprocess.run(command, pass_fds=(namespace, *descriptors), capture_output=True, text=True)
     if done.returncode != 0:
-        raise OSError(f"ip {words}: {done.stderr.strip()}")
+        raise OSError(f"{program} {words}: {done.stderr.strip()}")

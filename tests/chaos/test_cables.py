@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -38,6 +40,15 @@ def within(namespace: int, do: Callable[[], Any]) -> Any:
     return found[0]
 
 
+def received(sock: socket.socket) -> int:
+    """How many bytes come until for a while none do."""
+    came = 0
+    with contextlib.suppress(TimeoutError):
+        while got := len(sock.recv(1 << 20)):
+            came += got
+    return came
+
+
 def test_bytes_pass_until_the_cable_is_pulled_and_wait_until_it_is_back(room: cables.Cables) -> None:
     one, _ = room.lay("a")
     other, host = room.lay("b")
@@ -56,6 +67,25 @@ def test_bytes_pass_until_the_cable_is_pulled_and_wait_until_it_is_back(room: ca
             room.plug_in("b")
             far.settimeout(20)
             assert far.recv(8) == b"b"
+
+
+@pytest.mark.skipif(shutil.which("tc") is None, reason="the program tc is not installed (package iproute2)")
+def test_a_shaped_cable_holds_bytes_back_in_both_directions(room: cables.Cables) -> None:
+    one, _ = room.lay("a")
+    other, host = room.lay("b")
+    room.shape("b", 8_000_000)
+    room.shape("b", 8_000)  # a second one takes the place of the first
+    much = bytes(4 * cables.BURST_BYTES_MIN)
+    with within(other, lambda: socket.create_server((host, 0))) as listener:
+        near = within(one, lambda: socket.create_connection(listener.getsockname(), 10))
+        far, _ = listener.accept()
+        for sender, receiver in ((near, far), (far, near)):
+            sender.setblocking(False)
+            sender.send(much)
+            receiver.settimeout(0.2)
+            assert received(receiver) < len(much)
+        near.close()
+        far.close()
 
 
 def test_nothing_of_it_is_seen_outside(room: cables.Cables) -> None:

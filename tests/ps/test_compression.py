@@ -213,6 +213,9 @@ def test_a_mirror_that_missed_one_takes_no_other_and_starts_anew() -> None:
     sender.encode(w + 2, data)
     assert not mirror.add(data, sender.number)
     assert not sender.follows(mirror.number)
+    assert sender.follows(mirror.number, behind=2)
+    assert not sender.follows(0, behind=9)
+    assert not sender.follows(sender.number + 1, behind=9)
     whole = sender.restart(w + 2)
     assert mirror.restart(whole, sender.number)
     assert not mirror.restart(whole, sender.number)  # a duplicate

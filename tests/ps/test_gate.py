@@ -8,7 +8,7 @@ import pytest
 
 from p2pnn.ps.consistency import Settings
 from p2pnn.ps.gate import PushGate, ValuesGate
-from p2pnn.ps.layout import WINDOW, ServerLayout, WorkerLayout
+from p2pnn.ps.layout import LANDINGS, WINDOW, ServerLayout, WorkerLayout
 from p2pnn.ps.sharding import cut
 from p2pnn.ps.space import Space
 from tests.ps.models import mlp
@@ -149,6 +149,23 @@ def test_values_come_from_the_primary_into_a_lent_place_only() -> None:
     assert gate.take(1, size) is None
     gate.broken(1)
     assert gate.take(1, size) == (layout.landing(1)[0], size)
+
+
+def test_a_shards_landing_places_take_turns_also_where_values_break_off() -> None:
+    layout = WorkerLayout.of(SHARDING, Settings(), 0)
+    gate = ValuesGate(PLAN, layout)
+    size = SHARDING.shards[0].byte_count
+    places = [layout.landing(0, turn)[0] for turn in range(LANDINGS)]
+    assert len(set(places)) == LANDINGS > 1
+    for _ in range(LANDINGS + 1):  # once more than there are
+        gate.lend(0)
+    assert [gate.take(0, size) for _ in range(LANDINGS + 1)] == [*((place, size) for place in places), None]
+    gate.lend(0)
+    assert gate.take(0, size) == (places[0], size)
+    gate.broken(0)
+    assert gate.take(0, size) == (places[0], size)
+    gate.lend(0)
+    assert gate.take(0, size) == (places[1], size)
 
 
 def test_where_values_are_not_compressed_none_are_differences() -> None:

@@ -15,6 +15,7 @@ from p2pnn.ps.compression import Bytes
 from p2pnn.ps.consistency import settings
 from p2pnn.ps.layout import (
     ALIGNMENT_BYTES,
+    LANDINGS,
     WINDOW,
     Bump,
     Slots,
@@ -131,12 +132,14 @@ def test_landings_hold_values_whole_and_as_differences_and_bodies_fit_behind(dat
     assert layout.start == 1024
     end = layout.start
     for shard in layout.sharding.shards:
-        offset, nbytes = layout.landing(shard.index)
-        assert offset % ALIGNMENT_BYTES == 0
-        assert offset >= end
-        assert nbytes >= max(layout.values[shard.index])
+        for turn in range(LANDINGS):
+            offset, nbytes = layout.landing(shard.index, turn)
+            assert layout.landing(shard.index, turn + LANDINGS) == (offset, nbytes)
+            assert offset % ALIGNMENT_BYTES == 0
+            assert offset >= end
+            assert nbytes >= max(layout.values[shard.index])
+            end = offset + nbytes
         assert layout.values[shard.index][0] == 4 * shard.size
-        end = offset + nbytes
     assert end <= layout.bodies
     arena = memoryview(bytearray(layout.stop))
     bump = Bump(arena, layout.bodies, layout.stop)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -228,6 +229,40 @@ def test_all_sides_of_a_mesh_do_as_many_steps_on_the_same_rows(tmp_path: Path) -
         assert order.max() < len(np.load(tmp_path / "x.npy")) == 256
     with pytest.raises(UsageError, match="--batch 6: it is cut into 4 micro-batches, and the data has 256 rows"):
         mesh.check(6, 256)
+
+
+def test_parameter_servers_are_judged_by_who_took_part() -> None:
+    ps = pytest.importorskip("benchmarks.ps")
+    names = [*ps.JOBS, *ps.CALLS, ps.TENSORFLOW]
+    judged = {
+        (contest.ours, target.against, target.at_least)
+        for contest, targets in ps.contests({name: [1.0] for name in names})
+        for target, _ in contest.judge(targets)
+    }
+    each = {(ps.EACH, ps.TORCH, 1.0), (ps.EACH, ps.TORCH_AHEAD, 1.0), (ps.EACH, ps.TENSORFLOW, 1.4)}
+    assert judged == each | {(ps.FOURTH, ps.ONE, 1.5)}
+    alone = [(contest.ours, contest.judge(targets)) for contest, targets in ps.contests({ps.EACH: [1.0]})]
+    assert alone == [(ps.EACH, [])]
+
+
+def test_a_parameter_servers_jobs_do_as_many_steps_as_asked() -> None:
+    ps = pytest.importorskip("benchmarks.ps")
+    rows = ps.work.make_up(256)
+    for kind in ps.JOBS.values():
+        spec = ps.prepared(rows, kind, 5).spec
+        assert (spec.steps >= 5, spec.batch_size, spec.micro_batches) == (True, ps.BATCH, 1)
+        assert (spec.data is None) == (kind.data is None)
+    assert spec.data is not None
+    assert (spec.data.n_push, spec.data.n_fetch) == (4, 4)
+
+
+def test_a_process_that_waits_makes_zeros_and_says_what_is_ready() -> None:
+    waiting = pytest.importorskip("benchmarks._waiting")
+    said: list[str] = []
+    program: Any = waiting.Waiting(SimpleNamespace(memory_bytes=7), 0.0, ["b", "a"], said.append)
+    program.forward(0, None, {})
+    program.backward(0, None, {}, index=0)
+    assert (said, program.memory_bytes) == (["b", "a"], 7)
 
 
 def test_data_of_other_images_is_refused_before_a_mesh_is_measured(tmp_path: Path) -> None:
