@@ -36,6 +36,11 @@ def undisturbed(three: Mesh) -> str:
     return str(done(three, alone(plain(), epochs=EPOCHS))["result"]["bits"])
 
 
+def long(*values: Any) -> Any:
+    """A parameter set that differs little from others, for long runs only."""
+    return pytest.param(*values, marks=pytest.mark.long)
+
+
 def normalized(width: int = 8) -> nn.Model:
     """Convolutions with batch statistics and dropout: what an update leaves behind besides parameters."""
     image = nn.Input("image", (1, 8, 8))
@@ -116,7 +121,7 @@ def test_sync_has_the_bits_of_one_node_however_workers_and_shards_are_dealt(thre
         assert [entry["step"] for entry in found["history"]] == [entry["step"] for entry in one["history"]]
 
 
-@pytest.mark.parametrize("how", ["async", "ssp:1", "local:2", "sync"])
+@pytest.mark.parametrize("how", ["async", long("ssp:1"), "local:2", long("sync")])
 def test_every_kind_learns(three: Mesh, how: str) -> None:
     found = done(three, job(normalized(), how, epochs=6))
     assert found["result"]["evaluation"][0]["metrics"]["accuracy"] > 0.9
@@ -124,7 +129,9 @@ def test_every_kind_learns(three: Mesh, how: str) -> None:
     assert found["history"][-1]["validation_loss"] < found["history"][0]["validation_loss"]
 
 
-@pytest.mark.parametrize("compressed", [{"push": "int8"}, {"push": "bf16", "pull": "int8"}, {"push": "top:0.25"}])
+@pytest.mark.parametrize(
+    "compressed", [long({"push": "int8"}), {"push": "bf16", "pull": "int8"}, long({"push": "top:0.25"})]
+)
 def test_compressed_gradients_and_parameters_learn_and_cost_fewer_bytes(
     three: Mesh, compressed: dict[str, str]
 ) -> None:
@@ -148,7 +155,7 @@ def test_progress_says_how_stale_pushes_were_what_they_cost_and_who_is_slowest(t
     assert last["slowest"] in ("a", "b")
 
 
-@pytest.mark.parametrize("how", ["sync", "async"])
+@pytest.mark.parametrize("how", ["sync", long("async")])
 def test_a_run_that_is_paused_goes_on_with_other_shards_on_other_nodes(three: Mesh, undisturbed: str, how: str) -> None:
     number = three.submit("a", *job(plain(), how, shards=3, epochs=EPOCHS, checkpoint_steps=7))
     wait_until(lambda: step(three, "a", number) > 10, "it trains")
@@ -214,7 +221,10 @@ def test_each_node_gives_a_trace_also_one_that_only_serves(three: Mesh) -> None:
     assert list(summary(found))
 
 
-@pytest.mark.parametrize(("victim", "how"), [("a", "sync"), ("b", "sync"), ("c", "sync"), ("b", "async")])
+@pytest.mark.parametrize(
+    ("victim", "how"),
+    [("a", "sync"), long("b", "sync"), long("c", "sync"), ("b", "async")],
+)
 def test_a_run_that_loses_a_node_goes_on_by_itself_from_the_newest_checkpoint(
     tmp_path: Path, undisturbed: str, victim: str, how: str
 ) -> None:
@@ -237,7 +247,7 @@ def test_a_run_that_loses_a_node_goes_on_by_itself_from_the_newest_checkpoint(
             assert found["result"]["bits"] == undisturbed
 
 
-@pytest.mark.parametrize("how", ["sync", "async"])
+@pytest.mark.parametrize("how", ["sync", long("async")])
 def test_a_run_outlives_the_coordinator_that_has_no_part_in_it(tmp_path: Path, undisturbed: str, how: str) -> None:
     with mesh(tmp_path, 3) as m:
         number = m.submit("b", *job(plain(), how, nodes=("b", "c"), epochs=EPOCHS))
@@ -256,7 +266,7 @@ def test_a_run_outlives_the_coordinator_that_has_no_part_in_it(tmp_path: Path, u
             assert found["result"]["bits"] == undisturbed
 
 
-@pytest.mark.parametrize("leaving", ["b", "c"])
+@pytest.mark.parametrize("leaving", ["b", long("c")])
 def test_a_node_that_is_drained_hands_its_role_over_and_costs_no_step(
     tmp_path: Path, undisturbed: str, leaving: str
 ) -> None:

@@ -10,10 +10,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from p2pnn.errors import StorageError, UsageError
+from p2pnn.errors import PlanError, StorageError, UsageError
 from p2pnn.job import records as codec
 from p2pnn.job import script, watch
 from p2pnn.job.plan import Plan
+from p2pnn.job.spec import JobSpec
 from p2pnn.node import parcels, recovering
 from p2pnn.node import supervision as module
 from p2pnn.node.keeping import NotKept
@@ -154,6 +155,31 @@ async def test_a_parcel_that_comes_when_its_start_is_over_is_no_report_of_the_ne
     old = wire.Report(job, supervisor.record.generation - 1, msgspec.msgpack.encode("0" * 64))
     await bench.jobs._supervision._fetch_report(B, old, supervisor)
     assert heard == []
+    await bench.close()
+
+
+@pytest.mark.parametrize("fits", [True, False])
+async def test_who_asks_to_move_its_jobs_is_not_planned_on_though_gossip_has_not_told_yet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fits: bool
+) -> None:
+    bench = Bench(tmp_path)
+    await bench.running()
+    usable: list[set[str]] = []
+
+    async def plan(spec: JobSpec) -> Plan:
+        usable.append(set(bench.planning.usable()))
+        if not fits:
+            raise PlanError("needs 2.1 GiB more")
+        return plan_of(spec, [A, C])
+
+    monkeypatch.setattr(bench.planning, "plan", plan)
+    if fits:
+        await bench.jobs._supervision.vacate(B)
+    else:
+        with pytest.raises(PlanError, match=r"cannot run without it: needs 2\.1 GiB more"):
+            await bench.jobs._supervision.vacate(B)
+    assert usable[0] == {A, C}
+    assert (B in bench.planning.draining) == fits
     await bench.close()
 
 
