@@ -246,7 +246,6 @@ class Jobs:
             raise AskAgain(f"node {self._post.name} does not coordinate any more")
         job = JobId(message.job)
         if message.verb == "drain":
-            self._planning.draining.add(node)
             await self._supervision.vacate(node)
             return wire.Answered(message.request, "draining")
         if message.verb != "submit":

@@ -43,6 +43,9 @@ ANSWER_TIMEOUT_S: Final = 10.0
 SUSPECTS_S: Final = 1.0
 """For a member that is suspected to be dead to answer; a plan need not wait for it any longer."""
 
+GOSSIP_S: Final = 10.0
+"""Until then all members know what one says of itself; before that, what gossip tells of it may be older than what it asks."""
+
 LOOK_S: Final = 0.1
 """Suspicions tell nothing here."""
 
@@ -68,6 +71,7 @@ class Planning:
     def __init__(self, post: Post, members: Callable[[], dict[NodeId, str]], cache: Path) -> None:
         self.draining: set[NodeId] = set()
         self.suspected: set[NodeId] = set()
+        self._leaving: dict[NodeId, float] = {}  # who asked to drain, and until when that counts without gossip
         self._post = post
         self._members = members
         self._cache = cache
@@ -97,7 +101,16 @@ class Planning:
 
     def usable(self) -> dict[NodeId, str]:
         """The members that may be planned on: those that are not draining."""
-        return {node: name for node, name in self._members().items() if node not in self.draining}
+        now = time.monotonic()
+        leaving = self.draining | {node for node, until in self._leaving.items() if now < until}
+        return {node: name for node, name in self._members().items() if node not in leaving}
+
+    def asked_to_drain(self, node: NodeId) -> None:
+        """A member asks this node for it, maybe before gossip tells that it drains."""
+        self._leaving[node] = time.monotonic() + GOSSIP_S
+
+    def cannot_drain(self, node: NodeId) -> None:
+        self._leaving.pop(node, None)
 
     async def plan(self, spec: JobSpec) -> Plan:
         """Ask every member and plan over those that answer. Raises PlanError where nothing fits."""

@@ -153,13 +153,13 @@ class Supervision:
         """Have the parts of jobs on a node that is draining run elsewhere. Raises PlanError, with the job, for one that fits on
         no others; then nothing has changed."""
         jobs = [job for job, supervisor in self.led.items() if node in supervisor.nodes]
-        self._planning.draining.add(node)  # it has told all members, but what it asks may be here before that
+        self._planning.asked_to_drain(node)
         for job in jobs:
             wanted, _ = attainable(self.led[job].spec, self._planning.usable(), anew=False)
             try:
                 await self._planning.plan(wanted)
             except PlanError as error:
-                self._planning.draining.discard(node)
+                self._planning.cannot_drain(node)
                 raise PlanError(f"job {job} cannot run without it: {error}") from error
         for job in jobs:
             if job in self.led:

@@ -35,6 +35,12 @@ class FakePlanning:
     def usable(self) -> dict[NodeId, str]:
         return {node: name for node, name in self.members.items() if node not in self.draining}
 
+    def asked_to_drain(self, node: NodeId) -> None:
+        self.draining.add(node)
+
+    def cannot_drain(self, node: NodeId) -> None:
+        self.draining.discard(node)
+
     async def plan(self, spec: JobSpec) -> Plan:
         self.asked += 1
         return plan_of(spec, self.nodes)

@@ -253,3 +253,18 @@ async def test_nobody_waits_for_who_is_suspected_to_be_dead(
     assert "node b is left out: it has not answered, and may be dead" in plan.reasons
     assert bench.planning._answers == {}
     await bench.planning.close()
+
+
+async def test_older_gossip_does_not_undo_what_a_member_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(tmp_path)
+    bench.planning.asked_to_drain(B)
+    bench.planning.draining.discard(B)  # as told by gossip from before
+    assert set(bench.planning.usable()) == {A}
+    monkeypatch.setattr(module, "GOSSIP_S", -1.0)
+    bench.planning.asked_to_drain(B)
+    assert set(bench.planning.usable()) == {A, B}, "from then on gossip says it"
+    bench.planning.draining.add(B)
+    assert set(bench.planning.usable()) == {A}
+    await bench.planning.close()
