@@ -1,4 +1,5 @@
-"""The executor of a data-parallel run's worker: a model replica whose parameters live on the shards of the parameter server.
+"""The executor of a data-parallel run's worker: a model replica whose parameters live on the shards of the parameter server, or
+one node's segment of such a replica.
 
 `ps.Replica` decides when a step may begin and what is pushed; the segment machine computes the step, on parameters that are
 installed before it. What shards send is received into landing places in the arena, some per shard, which are the daemon's while
@@ -7,6 +8,10 @@ they are *lent*; push bodies lie behind them and are sent from there.
 The script's Train commands flow into each other. Before any other command the worker pushes what it has left, waits until all is
 acknowledged, and draws a mark (`ps.messages`): so an evaluation and a checkpoint see the parameters after all steps before
 them, the same ones on every worker. Worker 0 writes them, and its own state (running means and variances), as a part.
+
+Where a replica is cut over nodes, each of them is a worker by itself to the shards of its own layers, under the replica's number;
+all have the same steps, and tensors between them keep them together as in a model-parallel run. A node whose shards have set it
+aside computes on for the others of its replica, and pushes nothing.
 """
 
 from __future__ import annotations
@@ -95,6 +100,8 @@ class ReplicaSession(Session):
         self._marked = 0  # the newest command that a mark was drawn before
         self._restored = False
         self._skips = spec.data.backup > 0
+        self._is_cut = len(plan.replicas[self._number].nodes) > 1
+        self._muted = False  # in the step that is under way
         self._warm_start = spec.data.warm_start
         self._answered_early: set[int] = set()
 
@@ -178,7 +185,7 @@ class ReplicaSession(Session):
         """Let the machine's next step begin, or give it up, if one of that can be."""
         replica, step = self._replica, self._machine.next_step
         if replica.ended is not None:
-            self._give_up_steps(replica.ended)
+            self._give_up_steps(replica.ended, step)
         elif self._skips and replica.may_begin and step < replica.version:
             self._skip_to(min(replica.version, self._allotment.local(self._until)))
         elif replica.begin_step(time.perf_counter()):
@@ -253,7 +260,11 @@ class ReplicaSession(Session):
 
     def _update(self, action: m.Update) -> None:
         """Hand over what is left of the step's gradients, those that are needed first first."""
-        totals, scale = self._runner.weights.gradients()
+        totals, scale = self._runner.weights.gradients(action.squares)
+        if self._muted:
+            self._muted = False
+            self._machine.done(action)
+            return
         for name in self._gradients:
             if name not in self._handed:
                 self._hand_over(name, totals.get(name), scale)
@@ -263,6 +274,8 @@ class ReplicaSession(Session):
 
     def _gradient_ready(self, name: str) -> None:
         """Amid the step's last backward pass: what becomes complete leaves while the rest is computed."""
+        if self._muted:
+            return
         self._handed.add(name)
         self._hand_over(name, self._runner.weights.gradient(name), 1.0)
 
@@ -276,12 +289,18 @@ class ReplicaSession(Session):
         self._replica.gradient_ready(name, time.perf_counter())
         self._send_messages()
 
-    def _give_up_steps(self, why: Refusal) -> None:
-        """The shards take nothing more from this worker: its steps that are granted count as done, and it evaluates on."""
+    def _give_up_steps(self, why: Refusal, step: int) -> None:
+        """The shards take nothing more from this worker: its steps that are granted count as done, and it evaluates on. Other
+        nodes of its replica may still be heard, and cannot compute without this one."""
         if why is not Refusal.SET_ASIDE:
             raise JobFailedError(f"the shards want nothing of worker {self._number}: {why.value}")
         self._replica.leave()
-        self._skip_to(self._allotment.local(self._until))
+        if self._is_cut:
+            self._muted = True
+            self._replica.skip_to(step + 1)
+            self._machine.allow(step)
+        else:
+            self._skip_to(self._allotment.local(self._until))
 
     def _skip_to(self, step: int) -> None:
         """Do no steps before this one: they were made without this worker (`backup`), or it may make none."""

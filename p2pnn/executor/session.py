@@ -67,7 +67,7 @@ class Session:
                 delay=plan.delays[node_index] if plan.delays else 0,
                 step=step,
                 split_batches=batches,
-                clip=spec.optimizer.clip_norm > 0 and spec.in_flight < 2 and spec.data is None,
+                clip=spec.optimizer.clip_norm > 0 and spec.in_flight < 2 and (spec.data is None or len(plan.nodes) > 1),
                 gated=spec.data is not None,
             )
 

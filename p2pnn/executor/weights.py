@@ -39,7 +39,7 @@ _NONE: Final[Flat] = np.empty(0, np.float32)
 class Weights:
     """tensors: the engine's; slots: optimizer slot → parameter → float32 array in the engine's layout; fuse: the parameters
     that backward passes update themselves. delay: how many updates behind this node runs. micro_batches: of a step on this node;
-    0 for the job's. flat, flat_gradient: of a data-parallel run, float32 of the space of all parameters (`ps.space`).
+    0 for the job's. flat, flat_gradient: of a data-parallel run, float32 of the space of this node's parameters (`ps.space`).
     """
 
     def __init__(self, spec: JobSpec, routes: Routes, engine: Engine, delay: int = 0, micro_batches: int = 0) -> None:
@@ -71,9 +71,9 @@ class Weights:
         self.flat, self.flat_gradient = self._lie_flat() if spec.data is not None else (_NONE, _NONE)
 
     def _lie_flat(self) -> tuple[Flat, Flat]:
-        """The space of all parameters and that of their gradients, in which lie those of this node's tensors whose layout is
+        """The space of this node's parameters and that of their gradients, in which lie those of its tensors whose layout is
         ONNX's: nothing need be copied for them. Others are copied when they are installed and handed over."""
-        space = Space.of(self._spec.graph)
+        space = Space.of(self._spec.graph).only(self.tensors.parameters)
         flat, flat_gradient = np.zeros(space.size, np.float32), np.zeros(space.size, np.float32)
         views, gradients = space.views(flat), space.views(flat_gradient)
         readers = Counter(name for name, _ in self.tensors.gradients)
@@ -149,12 +149,19 @@ class Weights:
         found = next(array for (parameter, _), array in self.tensors.gradients.items() if parameter == name)
         return self._engine.parameter_view(self._spec.graph, name, found)
 
-    def gradients(self) -> tuple[dict[str, Array], float]:
-        """Sum the step's gradients: parameter name → total in ONNX's layout, without a copy, and what clipping by their own norm
-        multiplies them by. They hold until the next backward pass."""
-        totals, scale = self._end_step(), 1.0
+    def gradients(self, squares: Any = None) -> tuple[dict[str, Array], float]:
+        """Sum the step's gradients: parameter name → total in ONNX's layout, without a copy, and what clipping by their norm
+        multiplies them by: that over all nodes of the replica whose `squares` are given, as for `update`, else their own. They
+        hold until the next backward pass."""
+        totals, self._totals = self._totals, None
+        if totals is None:
+            totals = self._end_step()
+        scale = 1.0
         if self._spec.optimizer.clip_norm:
-            norm = math.sqrt(math.fsum(clipping.squares(total) for total in totals.values()))
+            if squares is not None:
+                norm = clipping.norm(self._spec.graph, self._routes.owned, squares)
+            else:
+                norm = math.sqrt(math.fsum(clipping.squares(total) for total in totals.values()))
             if math.isfinite(norm):  # others are refused where they arrive
                 scale = clipping.scale(norm, self._spec.optimizer.clip_norm)
         graph = self._spec.graph

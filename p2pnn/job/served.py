@@ -14,13 +14,14 @@ from p2pnn.job.script import ShardReport
 class Served:
     """Pure. Shards count from their start on, so the newest report of each says all.
 
-    workers: name of each model replica's first node. computing: names of the nodes that compute; () where all do.
+    workers: name of each model replica's node, or `a+b` where it is cut over several. computing: names of the nodes that compute; () where all do.
     """
 
     def __init__(self, plan: Plan | None = None) -> None:
         replicas = plan.replicas if plan is not None else ()
         names = [share.name for share in plan.nodes] if plan is not None else []
-        self.workers = tuple(names[replica.nodes[0]] for replica in replicas)
+        self._nodes = {"+".join(found): found for found in ([names[n] for n in replica.nodes] for replica in replicas)}
+        self.workers = tuple(self._nodes)
         self.computing = frozenset(names[node] for replica in replicas for node in replica.nodes)
         self._shards = len(plan.shards) if plan is not None else 0
         self._reports: dict[int, ShardReport] = {}
@@ -43,7 +44,7 @@ class Served:
 
         staleness: updates that a push was behind (as text) → pushes, over all shards. pushed_bytes, fetched_bytes: per step, to
         and from all shards. refused: worker's name → name of a `ps.messages.Refusal` → pushes. set_aside: workers' names.
-        slowest: the worker that is furthest behind; of several, the busiest, since it waits least for the others.
+        slowest: the worker that is furthest behind; of several, the busiest (by its busiest node), since it waits least for the others.
         """
         if not self._reports:
             return {}
@@ -58,7 +59,12 @@ class Served:
         pushed, fetched = self._bytes()
         first, pushed_before, fetched_before = self._first or (step, pushed, fetched)
         done = max(1, step - first)
-        slowest = min(self.workers, key=lambda name: (steps.get(name, 0), -busy.get(name, 0.0), name), default="")
+
+        def pace(worker: str) -> tuple[int, float, str]:
+            nodes = self._nodes[worker]
+            return min(steps.get(n, 0) for n in nodes), -max(busy.get(n, 0.0) for n in nodes), worker
+
+        slowest = min(self.workers, key=pace, default="")
         return {
             "staleness": {str(behind): staleness[behind] for behind in sorted(staleness)},
             "pushed_bytes": (pushed - pushed_before) / done,

@@ -123,7 +123,8 @@ class DataParallel(msgspec.Struct, frozen=True):
 
     consistency: `async`, `ssp:S`, `sync` or `local:H`. workers: model replicas, shards: of the parameter server; 0 lets the
     planner choose. copies: processes that hold each shard. cut: one of `ps.sharding.POLICIES`. push, pull: compressions of
-    gradients and of parameters. The others are `ps.consistency.Settings`'s.
+    gradients and of parameters. segments: nodes that each model replica is cut over; 1 but with parallel = hybrid, where 0 lets the
+    planner choose. The others are `ps.consistency.Settings`'s.
     """
 
     consistency: str = "async"
@@ -140,6 +141,7 @@ class DataParallel(msgspec.Struct, frozen=True):
     warm_start: int = 0
     staleness_max: int = 0
     scale_by_staleness: bool = False
+    segments: int = 1
 
 
 class Pin(msgspec.Struct, frozen=True):
@@ -173,7 +175,8 @@ class JobSpec(msgspec.Struct, frozen=True):
     schedule: `sync`, or `async:K` with K mini-batches in flight (then micro_batches is 1).
     threads: BLAS threads per executor; part of the numeric fingerprint.
     cut: the number of each op's node, in graph order, as an earlier run had it; () lets the planner cut.
-    request: the job file that led here, as text, so that whoever fetches the results gets it with them. data: of parallel = data.
+    request: the job file that led here, as text, so that whoever fetches the results gets it with them. data: of parallel =
+    data and hybrid.
     """
 
     name: str

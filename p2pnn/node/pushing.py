@@ -27,7 +27,7 @@ SAID: Final = (commands.PushPart, commands.FetchValues, commands.Lend, commands.
 
 
 class Pushing:
-    """Of the model replica that this node computes for, which is one node."""
+    """Of the model replica that this node computes for: to the shards of its own layers, where it is cut over nodes."""
 
     def __init__(self, spec: JobSpec, plan: Plan, layout: WorkerLayout, company: Company, executor: Executor) -> None:
         assert spec.data is not None
@@ -37,8 +37,8 @@ class Pushing:
         self._executor = executor
         self._gate = ValuesGate(plan, layout)
         shards = layout.sharding.shards
-        self._bodies = [Slots.of(part_sizes(shard, spec.data.push), 1) for shard in shards]
-        self._ranks = [sorted({part.needed for part in shard.parts}) for shard in shards]
+        self._bodies = {shard.index: Slots.of(part_sizes(shard, spec.data.push), 1) for shard in shards}
+        self._ranks = {shard.index: sorted({part.needed for part in shard.parts}) for shard in shards}
         self._early: dict[int, commands.FetchValues] | None = {}  # by shard, until all nodes are known to be prepared
         self._receiving: dict[int, int] = {}  # by shard: bytes of the values that are coming in
 
@@ -50,7 +50,7 @@ class Pushing:
 
     def receive(self, node: NodeId, message: wire.Pushed) -> None:
         """A shard's answer without values."""
-        home = self._homes[message.shard] if message.shard < len(self._homes) else -1
+        home = self._homes[message.shard] if message.shard in self._bodies else -1
         if message.worker != self._worker or home != self._company.index_of(node):
             self._refuse(node, f"an answer of shard {message.shard} to worker {message.worker}")
             return
@@ -92,8 +92,8 @@ class Pushing:
             case commands.Lend(shard):
                 self._gate.lend(shard)
             case commands.SendMark(sequence):
-                for shard, home in enumerate(self._homes):
-                    company.send(home, wire.Mark(*company.about, shard, self._worker, sequence))
+                for shard in self._bodies:
+                    company.send(self._homes[shard], wire.Mark(*company.about, shard, self._worker, sequence))
 
     def _push(self, message: commands.PushPart) -> None:
         job, generation = self._company.about

@@ -29,7 +29,6 @@ class Serving:
     """Of the shards whose primary this node is."""
 
     def __init__(self, plan: Plan, layout: ServerLayout, company: Company, executor: Executor) -> None:
-        self._workers = [replica.nodes[0] for replica in plan.replicas]
         self._layout = layout
         self._company = company
         self._executor = executor
@@ -37,8 +36,8 @@ class Serving:
 
     def receive(self, node: NodeId, message: wire.Fetch | wire.Mark) -> None:
         """A worker wants values, or has done its commands up to one."""
-        worker = self._workers[message.worker] if message.worker < len(self._workers) else -1
-        if message.shard not in self._layout.slots or worker != self._company.index_of(node):
+        speaker = self._gate.speaker(message.shard, message.worker)
+        if speaker < 0 or speaker != self._company.index_of(node):
             what = f"{type(message).__name__} of worker {message.worker} to shard {message.shard}"
             log.warning("refused job=%s node=%s reason=%s", message.job, self._company.name(node), what)
         elif isinstance(message, wire.Mark):
@@ -81,7 +80,7 @@ class Serving:
                 request=message.request,
                 log_number=message.log_number,
             )
-            self._company.send(self._workers[worker], pushed)
+            self._company.send(self._gate.speaker(shard, worker), pushed)
             return
         values = wire.Values(
             job,
@@ -99,7 +98,7 @@ class Serving:
         )
         left = partial(self._executor.send, commands.AnswerLeft(message.token))
         body = self._executor.room(message.offset, message.nbytes)
-        self._company.send_body(self._workers[worker], values, body, Priority.VALUES, left)
+        self._company.send_body(self._gate.speaker(shard, worker), values, body, Priority.VALUES, left)
 
     def _arrived(self, message: wire.Push) -> None:
         self._executor.send(

@@ -52,7 +52,7 @@ def check(spec: JobSpec) -> None:
         (spec.kind, JOB_KINDS, "kind of job"),
         (spec.optimizer.kind, OPTIMIZERS, "optimizer"),
         (spec.optimizer.schedule, SCHEDULES, "learning-rate schedule"),
-        (spec.parallel, ("model", "data"), "parallel mode"),
+        (spec.parallel, ("model", "data", "hybrid"), "parallel mode"),
     ):
         if value not in known:
             raise UsageError(f"{value!r} is not a {what} of this p2pnn; take one of: {', '.join(known)}")
@@ -61,11 +61,11 @@ def check(spec: JobSpec) -> None:
         raise UsageError(
             f"batch size {spec.batch_size} is not divisible by {spec.micro_batches} micro-batches; change one of them"
         )
-    if spec.parallel == "data":
+    if spec.parallel in ("data", "hybrid"):
         consistency.check_spec(spec, spec.data.workers if spec.data else 0, spec.data.shards if spec.data else 0)
     elif spec.data is not None:
         raise UsageError(
-            "the job names workers and shards, but is not parallel = data; submit it again with one or the other"
+            "the job names workers and shards, but is not parallel = data or hybrid; submit it again with one or the other"
         )
     if not 1 <= spec.threads <= 256 or spec.epochs < 1:
         raise UsageError(f"epochs ({spec.epochs}) and threads ({spec.threads}) must be at least 1, threads at most 256")

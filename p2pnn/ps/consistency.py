@@ -29,6 +29,8 @@ from p2pnn.ps.sharding import POLICIES
 
 BOUND_MAX: Final = 10_000
 
+SEGMENTS_MAX: Final = 1_000
+
 FORMS: Final = "async, ssp:S, sync, or local:H, such as ssp:3 or local:8"
 
 
@@ -128,6 +130,7 @@ def check_spec(spec: JobSpec, workers: int, shards: int) -> None:
         )
     if spec.kind != "train":
         raise UsageError(f"a job of kind {spec.kind} has no gradients to push: parallel = data is for training")
+    check_segments(data, cut=spec.parallel == "hybrid")
     if data.copies != 1:
         raise UsageError(
             f"copies = {data.copies}: replication of shards comes later; so far each lives in one process (copies = 1), and where"
@@ -153,6 +156,26 @@ def check_spec(spec: JobSpec, workers: int, shards: int) -> None:
         raise UsageError(
             f"micro_batches = {spec.micro_batches} with sync and {workers} workers: each takes an equal share of a step's"
             f" micro-batches, so write a multiple of {workers}"
+        )
+
+
+def check_segments(data: DataParallel, *, cut: bool) -> None:
+    """Raise UsageError for segments that do not go with the kind of parallelism, or for what goes with no more than one. cut:
+    whether model replicas are cut over nodes (hybrid)."""
+    if not cut and data.segments != 1:
+        raise UsageError(
+            f"segments = {data.segments} with parallel = data: each worker holds the whole model there; say hybrid to cut it over"
+            " several nodes"
+        )
+    if cut and not (data.segments == 0 or 2 <= data.segments <= SEGMENTS_MAX):
+        raise UsageError(
+            f"segments = {data.segments} with parallel = hybrid: a model replica is cut over 2 nodes or more (at most"
+            f" {SEGMENTS_MAX}), or 0 for as many as is fastest; say data where each worker holds the whole model"
+        )
+    if cut and data.backup:
+        raise UsageError(
+            f"backup:{data.backup} with parallel = hybrid: the nodes of a replica that is late cannot leave steps out together;"
+            " leave it away, or say data"
         )
 
 

@@ -24,10 +24,17 @@ class PushGate:
 
     def __init__(self, plan: Plan, layout: ServerLayout) -> None:
         self._layout = layout
-        self._nodes = [frozenset(replica.nodes) for replica in plan.replicas]
+        self._replicas = [replica.nodes for replica in plan.replicas]
         self._decided: dict[_Key, int] = {}  # (shard, worker) → the newest push that is acknowledged
         self._coming: dict[_Key, list[set[int]]] = {}  # by slot: the parts that bytes go into now
         self._here: dict[_Key, list[set[int]]] = {}  # by slot: those that lie there whole
+
+    def speaker(self, shard: int, worker: int) -> int:
+        """The plan's node that speaks to a shard for a worker: of its replica, that with the segment which the shard holds; −1 for
+        none."""
+        if not 0 <= worker < len(self._replicas) or shard not in self._layout.slots:
+            return -1
+        return self._replicas[worker][self._layout.sharding.segments[shard]]
 
     def refusal(self, worker: int, node: int, shard: int, sequence: int, part: int, nbytes: int) -> str:
         """Why a part of a push from the plan's node `node` may not come in, as one sentence; empty where it may, or is known."""
@@ -35,7 +42,7 @@ class PushGate:
         slots = self._layout.slots.get(shard)
         if slots is None:
             return f"{what} is not for this node"
-        if not 0 <= worker < len(self._nodes) or node not in self._nodes[worker]:
+        if node != self.speaker(shard, worker):
             return f"{what} came from node {node} of the plan"
         if not 0 <= part < len(slots.parts):
             return f"{what} is none of the {len(slots.parts)} parts"

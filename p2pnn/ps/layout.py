@@ -7,7 +7,9 @@ arena each shard has LANDINGS places for values, which are used in turn. What on
 and compressed answers of a server, push bodies of a worker. It is handed out front to back (`Bump`), and travels as (offset,
 bytes) in commands.
 
-A model replica is one worker, a node of the plan; its number is its place in `Plan.replicas`.
+A model replica is one worker; its number is its place in `Plan.replicas`. Where it is cut over several nodes, each has a space
+and shards of its own (`sharding.cut_segments`): of each replica one node speaks to a shard, so a shard needs not know how
+many it has.
 """
 
 from __future__ import annotations
@@ -25,9 +27,10 @@ from p2pnn.job.spec import DataParallel, JobSpec
 from p2pnn.ps.compression import Bytes, codec
 from p2pnn.ps.consistency import Settings, settings
 from p2pnn.ps.messages import Worker
-from p2pnn.ps.sharding import Sharding, ShardRange, cut
+from p2pnn.ps.sharding import Sharding, ShardRange, cut_segments
 from p2pnn.ps.space import Space
 from p2pnn.ps.versions import buffers
+from p2pnn.train.schedule import owned_parameters
 
 WINDOW: Final = 2
 """Pushes of a worker that a shard can hold: one is on its way in while the one before is decided."""
@@ -41,16 +44,17 @@ Run = tuple[int, int]
 """(offset, bytes)."""
 
 
-def sharding_of(spec: JobSpec, plan: Plan, index: int = 0) -> Sharding:
-    """How the parameters of node `index` lie in the plan's shards. Raises PlanError for what cannot be cut so."""
-    if any(len(replica.nodes) > 1 for replica in plan.replicas):
-        # Each node of such a replica has a space of its own (`Space.only`), cut into shards that no other one speaks to.
-        raise PlanError("a model replica cannot be cut over several nodes yet: give each worker one node")
-    return cut(Space.of(spec.graph), len(plan.shards), _data(spec).cut)
+def shardings_of(spec: JobSpec, plan: Plan) -> tuple[Sharding, tuple[Sharding, ...]]:
+    """How all parameters lie in the plan's shards, and how those of each node of a replica do, by its position there. Raises
+    PlanError for what cannot be cut so."""
+    data, nodes = _data(spec), max((len(replica.nodes) for replica in plan.replicas), default=1)
+    space = Space.of(spec.graph)
+    names = owned_parameters(spec.graph, plan.assignment, nodes) if nodes > 1 else [[e.name for e in space.entries]]
+    return cut_segments(space, names, len(plan.shards), data.cut)
 
 
 def workers_of(plan: Plan) -> tuple[Worker, ...]:
-    """Each worker's name to the cores, by its number in the plan."""
+    """Each worker's name to the cores, by its number in the plan; one for all nodes of a replica."""
     return tuple(Worker(plan.nodes[replica.nodes[0]].node) for replica in plan.replicas)
 
 
@@ -129,7 +133,7 @@ class ServerLayout:
 
 @dataclass(frozen=True, slots=True)
 class WorkerLayout:
-    """What a worker's arena holds for its shards, from `start` on. landings: by shard, the first of its LANDINGS places; bodies:
+    """What the arena of a worker's node holds for its shards, from `start` on. landings: by shard, the first of its LANDINGS places; bodies:
     where push bodies begin.
 
     values: by shard, the bytes of values that are whole, and of those that are a difference.
@@ -171,12 +175,12 @@ class WorkerLayout:
 def server_layout(spec: JobSpec, plan: Plan, index: int) -> ServerLayout:
     """Of node `index`, which serves some of the plan's shards."""
     served = plan.served_by(index)
-    return ServerLayout.of(sharding_of(spec, plan, index), served, settings(_data(spec)), len(plan.replicas))
+    return ServerLayout.of(shardings_of(spec, plan)[0], served, settings(_data(spec)), len(plan.replicas))
 
 
 def worker_layout(spec: JobSpec, plan: Plan, index: int, start: int = 0) -> WorkerLayout:
-    """Of node `index`, a replica's. start: the first byte of the arena that is free."""
-    return WorkerLayout.of(sharding_of(spec, plan, index), settings(_data(spec)), start)
+    """Of node `index`, a replica's, or one of its nodes. start: the first byte of the arena that is free."""
+    return WorkerLayout.of(shardings_of(spec, plan)[1][plan.position(index)], settings(_data(spec)), start)
 
 
 def _served_bytes(shard: ShardRange, settings: Settings, workers: int) -> int:

@@ -9,12 +9,15 @@ A shard is a row of *pieces* (runs of the space that belong to one parameter), i
 buffer. It is pushed in *parts*: pieces that together are neither too small for a message of their own nor so large that an
 urgent one would wait long behind them. A part may leave as soon as the gradients of its own parameters exist. All of it
 follows from graph, number and policy, so each node knows it.
+
+Where a model replica is cut over several nodes, each of them has a *segment*: some of the parameters, in a space of its own. No
+shard holds parameters of two segments, so that one node alone of each replica speaks to it (`cut_segments`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Final, TypeVar
 
@@ -82,12 +85,17 @@ class ShardRange:
 
 
 class Sharding:
-    """How a space lies in shards. Made by `cut`."""
+    """How a space lies in shards. Made by `cut` and `cut_segments`; of a segment it has some of the job's shards, with their
+    numbers. segments: by shard of the job, the number of the segment whose parameters it holds; all 0 where nothing is cut."""
 
-    def __init__(self, space: Space, policy: str, shards: Iterable[ShardRange]) -> None:
+    def __init__(
+        self, space: Space, policy: str, shards: Iterable[ShardRange], segments: Sequence[int] | None = None
+    ) -> None:
         self.space = space
         self.policy = policy
         self.shards = tuple(shards)
+        self.segments = tuple(segments) if segments is not None else (0,) * len(self.shards)
+        self._by_number = {shard.index: shard for shard in self.shards}
         self._holders: list[list[int]] = [[] for _ in space.entries]
         for shard in self.shards:
             for entry in dict.fromkeys(piece.entry for piece in shard.pieces):
@@ -104,13 +112,13 @@ class Sharding:
 
     def take(self, shard: int, flat: Flat, out: Flat) -> Flat:
         """Copy one shard's elements of the whole space into its own buffer, float32[its size]."""
-        for piece in self.shards[shard].pieces:
+        for piece in self._by_number[shard].pieces:
             out[piece.at : piece.at + piece.size] = flat[piece.start : piece.stop]
         return out
 
     def put(self, shard: int, values: Flat, flat: Flat) -> None:
         """Copy one shard's buffer into the whole space: the inverse of `take`."""
-        for piece in self.shards[shard].pieces:
+        for piece in self._by_number[shard].pieces:
             flat[piece.start : piece.stop] = values[piece.at : piece.at + piece.size]
 
     def split(self, flat: Flat) -> list[Flat]:
@@ -140,6 +148,62 @@ def cut(space: Space, count: int, policy: str = "equal") -> Sharding:
         )
     chosen = {"equal": _equal, "greedy": _greedy, "round-robin": _round_robin}[policy](space, count)
     return Sharding(space, policy, (_shard(space, index, runs) for index, runs in enumerate(chosen)))
+
+
+def cut_segments(
+    space: Space, segments: Sequence[Sequence[str]], count: int, policy: str = "equal"
+) -> tuple[Sharding, tuple[Sharding, ...]]:
+    """Cut a space into `count` shards, none of which holds parameters of two segments: that of the job, and that of each segment
+    with its own space, whose buffers and parts are the same. segments: the parameters of each, all of them together.
+
+    Each segment gets one shard, and the others go where shards are largest. Raises PlanError for what cannot be cut so.
+    """
+    if len(segments) == 1:
+        return (whole := cut(space, count, policy)), (whole,)
+    if not all(segments):
+        raise PlanError(
+            "a node of each model replica would have no parameters to train: cut the model over fewer nodes"
+        )
+    if count < len(segments):
+        raise PlanError(
+            f"shards = {count}, but a model replica has {len(segments)} segments, each of which speaks to shards of its own:"
+            f" take at least {len(segments)} shards"
+        )
+    spaces = [space.only(names) for names in segments]
+    shards: list[ShardRange] = []
+    own: list[list[ShardRange]] = []
+    for part, number in zip(spaces, _dealt(space, spaces, count), strict=True):
+        found = cut(part, number, policy).shards
+        own.append([replace(shard, index=len(shards) + n) for n, shard in enumerate(found)])
+        shards += [_lifted(shard, part, space) for shard in own[-1]]
+    homes = [number for number, held in enumerate(own) for _ in held]
+    return Sharding(space, policy, shards, homes), tuple(
+        Sharding(part, policy, held, homes) for part, held in zip(spaces, own, strict=True)
+    )
+
+
+def _dealt(space: Space, spaces: Sequence[Space], count: int) -> list[int]:
+    """How many of the shards each segment gets."""
+    most = [min(len(part.entries), part.size) for part in spaces]
+    if count > sum(most):
+        raise PlanError(
+            f"shards = {count}, but the model has only {len(space.entries)} parameter tensors of {space.size:,} elements;"
+            f" take at most {sum(most)} shards"
+        )
+    numbers = [1] * len(spaces)
+    while sum(numbers) < count:
+        free = [n for n in range(len(spaces)) if numbers[n] < most[n]]
+        numbers[max(free, key=lambda n: (spaces[n].size / numbers[n], -n))] += 1
+    return numbers
+
+
+def _lifted(shard: ShardRange, part: Space, space: Space) -> ShardRange:
+    """A segment's shard, in the space of all parameters."""
+    entries = [space.index(entry.name) for entry in part.entries]
+    shift = [space.entries[there].start - entry.start for there, entry in zip(entries, part.entries, strict=True)]
+    pieces = [Piece(entries[p.entry], p.start + shift[p.entry], p.stop + shift[p.entry], p.at) for p in shard.pieces]
+    parts = [replace(p, entries=tuple(entries[entry] for entry in p.entries)) for p in shard.parts]
+    return replace(shard, pieces=tuple(pieces), parts=tuple(parts))
 
 
 Runs = list[list[tuple[int, int, int]]]

@@ -89,6 +89,7 @@ class Replica:
         self._ports = [
             Port(worker, shard, settings, generation, retry_s=retry_s, buffer=buffer) for shard in sharding.shards
         ]
+        self._port = {port.shard.index: port for port in self._ports}
         self._pieces: list[list[tuple[Port, Piece]]] = [[] for _ in space.entries]
         for port in self._ports:
             for piece in port.shard.pieces:
@@ -289,26 +290,26 @@ class Replica:
             return MarkNote(Mark(self._worker, self._generation, self._mark))
         able = [port for port in self._ports if among is None or port.shard.index in among]
         urgent = [(urgency, port.shard.index) for port in able if (urgency := port.urgency()) is not None]
-        return self._ports[min(urgent)[1]].next_message(now) if urgent else None
+        return self._port[min(urgent)[1]].next_message(now) if urgent else None
 
     def sent(self, message: PushPart | PullRequest | MarkNote) -> None:
         """The message has left, or its link is broken: its bytes are not read any more. Once per message."""
         if isinstance(message, PushPart):
-            self._ports[message.shard].sent(message)
+            self._port[message.shard].sent(message)
 
     def place(self, shard: int, answer: Answer) -> Bytes | None:
         """Where the bytes of an answer's values go, before they come; None: drop them. Then call `answered`."""
-        return self._ports[shard].place(answer)
+        return self._port[shard].place(answer)
 
     def answered(self, shard: int, answer: Answer, now: float, *, took_values: bool) -> None:
         """An answer is here. took_values: `place` gave a place, and the values are in it."""
-        self._ports[shard].answered(answer, took_values, now)
+        self._port[shard].answered(answer, took_values, now)
         if self._fetching and self.has_values:
             self._passed(self._fetching)
 
     def broken(self, shard: int, now: float) -> None:
         """The link to a shard broke; messages that were given to it are to be reported as `sent` first."""
-        self._ports[shard].broken()
+        self._port[shard].broken()
         self._note_due = self._mark > 0
 
     def restart(self, generation: int, now: float) -> None:

@@ -1,7 +1,8 @@
 """A data-parallel run on real executor processes, with a pump in place of daemons: it moves bytes between arenas, through the
 gates that daemons ask, and messages between workers and servers.
 
-All nodes have one blob store. Node n of the plan is worker n's; servers are behind the workers, or `together` with them.
+All nodes have one blob store. Node n of the plan is worker n's, or the workers' nodes come one after the other where replicas are
+cut; servers are behind the workers, or `together` with them.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import random
 import select
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,12 @@ from p2pnn.executor.process import Spawned
 from p2pnn.job import script
 from p2pnn.job.checkpoint import Manifest, Part
 from p2pnn.job.plan import Plan, Replica, ShardHome
+from p2pnn.job.segment import transfers
 from p2pnn.job.spec import DataParallel, JobSpec
 from p2pnn.ps.gate import PushGate, ValuesGate
 from p2pnn.ps.layout import ServerLayout, WorkerLayout, server_layout, worker_layout
+from p2pnn.train.frames import layout
+from p2pnn.train.gate import Gate
 from tests.executor.mesh import DEADLINE_S, spawn_warm
 from tests.train.graphs import plan_for
 
@@ -45,6 +49,21 @@ def data_plan(
         replicas=tuple(Replica((worker,)) for worker in range(workers)),
         shards=tuple(ShardHome((first + shard % servers,)) for shard in range(shards)),
     )
+
+
+def hybrid_plan(
+    spec: JobSpec, assignment: Sequence[int], workers: int, shards: int, *, frames: int = 2, together: bool = False
+) -> Plan:
+    """Each of the workers has as many nodes as the assignment names."""
+    nodes = max(assignment) + 1
+    plan = data_plan(spec, workers * nodes, shards, frames=frames, together=together)
+    replicas = tuple(Replica(tuple(range(w * nodes, (w + 1) * nodes))) for w in range(workers))
+    return msgspec.structs.replace(plan, assignment=tuple(assignment), replicas=replicas)
+
+
+def hybrid(spec: JobSpec, consistency: str = "sync", **settings: Any) -> JobSpec:
+    """The same job, with replicas that are cut over nodes."""
+    return msgspec.structs.replace(spec, parallel="hybrid", data=DataParallel(consistency, segments=0, **settings))
 
 
 def parallel(spec: JobSpec, consistency: str = "sync", **settings: Any) -> JobSpec:
@@ -68,10 +87,21 @@ class Pump:
         dice: random.Random | None = None,
     ) -> None:
         self.spec, self.plan, self.blobs, self.dice = spec, plan, blobs, dice
-        self.workers = [replica.nodes[0] for replica in plan.replicas]
+        self.computing = [node for replica in plan.replicas for node in replica.nodes]
         self.primaries = [home.nodes[0] for home in plan.shards]
         self.servers = sorted(set(self.primaries))
-        self.landing: dict[int, WorkerLayout] = {node: worker_layout(spec, plan, node) for node in self.workers}
+        self.transfers = transfers(spec.graph, plan.assignment)
+        self.tensors = {
+            node: layout(spec.graph, plan.replica(plan.worker_of(node)), plan.position(node), spec.rows_per_micro_batch)
+            for node in self.computing
+        }
+        self.gates = {
+            node: Gate(spec.graph, plan.replica(plan.worker_of(node)), plan.position(node), self.tensors[node])
+            for node in self.computing
+        }
+        self.landing: dict[int, WorkerLayout] = {
+            node: worker_layout(spec, plan, node, self.tensors[node].arena_bytes) for node in self.computing
+        }
         self.slots: dict[int, ServerLayout] = {node: server_layout(spec, plan, node) for node in self.servers}
         self.values_gates = {node: ValuesGate(plan, layout) for node, layout in self.landing.items()}
         self.push_gates = {node: PushGate(plan, layout) for node, layout in self.slots.items()}
@@ -100,7 +130,7 @@ class Pump:
                 str(blobs.root),
                 checkpoint=msgspec.msgpack.encode(checkpoint) if checkpoint else b"",
                 role=role,
-                landings=0 if role == "compute" else -1,
+                landings=self.landing[node].start if role == "compute" else -1,
             )
             self.tell((role, node), prepare)
 
@@ -203,14 +233,25 @@ class Pump:
             case commands.PushPart():
                 self.push(node, message)
             case commands.FetchValues(shard, request, have, after):
-                self.tell_server(shard, commands.Fetched(shard, self.workers.index(node), request, have, after))
+                self.tell_server(shard, commands.Fetched(shard, self.plan.worker_of(node), request, have, after))
             case commands.Lend(shard):
                 self.values_gates[node].lend(shard)
             case commands.SendMark(sequence):
-                for shard in range(len(self.primaries)):
-                    self.tell_server(shard, commands.Marked(shard, self.workers.index(node), sequence))
+                for shard in self.landing[node].landings:
+                    self.tell_server(shard, commands.Marked(shard, self.plan.worker_of(node), sequence))
             case commands.SendAnswer():
                 self.answer(node, message)
+            case commands.Send(transfer, micro_batch):
+                self.carry(node, transfer, micro_batch)
+            case commands.Retired(count):
+                self.gates[node].retired(count)
+                for sender in self.gates[node].senders:
+                    retired = commands.PeerRetired(self.plan.position(node), count)
+                    self.tell(("compute", self.company(node)[sender]), retired)
+            case commands.Squares(step, squares):
+                for peer in self.company(node):
+                    if peer != node:
+                        self.tell(("compute", peer), commands.PeerSquares(self.plan.position(node), step, squares))
             case commands.Prepared(memory):
                 self.prepared[key] = memory
             case script.Progress():
@@ -223,9 +264,27 @@ class Pump:
             case _:
                 raise AssertionError(f"{key} sent {message}")
 
+    def company(self, node: int) -> tuple[int, ...]:
+        """The nodes of its replica."""
+        return self.plan.replicas[self.plan.worker_of(node)].nodes
+
+    def carry(self, node: int, transfer: int, micro_batch: int) -> None:
+        """A tensor between two nodes of a replica; its place is spoilt when it has left, if nobody else reads it."""
+        way = self.transfers[transfer]
+        target = self.company(node)[way.target]
+        offset, size = self.tensors[node].place(transfer, micro_batch)
+        assert self.gates[target].refusal(transfer, micro_batch, way.source, size) == ""
+        to, _ = self.gates[target].take(transfer, micro_batch)
+        source = self.spawned["compute", node].arena.view
+        self.spawned["compute", target].arena.view[to : to + size] = source[offset : offset + size]
+        if way.backward:
+            source[offset : offset + size] = b"\xff" * size
+        self.tell(("compute", target), commands.Arrived(transfer, micro_batch))
+        self.tell(("compute", node), commands.Sent(transfer, micro_batch))
+
     def push(self, node: int, message: commands.PushPart) -> None:
         """A part of a push from a worker's arena into its slot on the shard's node."""
-        worker, home = self.workers.index(node), self.primaries[message.shard]
+        worker, home = self.plan.worker_of(node), self.primaries[message.shard]
         gate = self.push_gates[home]
         header = (message.shard, worker, message.sequence, message.part)
         assert gate.refusal(worker, node, message.shard, message.sequence, message.part, message.nbytes) == ""
@@ -245,7 +304,7 @@ class Pump:
 
     def answer(self, home: int, message: commands.SendAnswer) -> None:
         """An answer, its values from a server's arena into the worker's landing place, where that is lent."""
-        node = self.workers[message.worker]
+        node = self.push_gates[home].speaker(message.shard, message.worker)
         self.push_gates[home].acknowledged(message.shard, message.worker, message.acknowledged)
         place = None
         if message.nbytes:
