@@ -1,4 +1,4 @@
-"""The flags of data parallelism, each with its default in its help; they go with `--parallel data` and `--parallel auto`."""
+"""The flags of data parallelism, each with its default in its help; they go with `--parallel data`, `hybrid` and `auto`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,16 @@ Workers = Annotated[
     _option(
         "--workers",
         metavar="N",
-        help="With --parallel data: model replicas, one per node; 0 for all with room.  [default: 0]",
+        help="With --parallel data: model replicas, one per node (with hybrid, per --segments nodes); 0 for all with room.  "
+        "[default: 0]",
+    ),
+]
+Segments = Annotated[
+    int | None,
+    _option(
+        "--segments",
+        metavar="N",
+        help="With --parallel hybrid: nodes that each worker is cut over; 0 for as many as is fastest.  [default: 0]",
     ),
 ]
 Shards = Annotated[

@@ -246,8 +246,9 @@ Parallel = Annotated[
     _option(
         "--parallel",
         panel=MESH_PANEL,
-        metavar="model|data|auto",
-        help="What is spread: the model's layers, the data (a whole model on each worker), or the faster one.  [default: model]",
+        metavar="model|data|hybrid|auto",
+        help="What is spread: the model's layers, the data (a whole model on each worker), both (each worker cut over several "
+        "nodes), or what is fastest.  [default: model]",
     ),
 ]
 Schedule = Annotated[

@@ -80,6 +80,7 @@ FLAGS: Final[dict[str, tuple[str, ...]]] = {
     "staleness_max": ("data_parallel", "staleness_max"),
     "scale_by_staleness": ("data_parallel", "scale_by_staleness"),
     "shard_policy": ("data_parallel", "shard_policy"),
+    "segments": ("data_parallel", "segments"),
 }
 """Flag → where it stands in a job file. Paths on the command line are relative to the working folder."""
 
@@ -145,17 +146,18 @@ def with_cut(text: str, cut: Sequence[int], *, broken: bool) -> str:
     return to_toml(msgspec.structs.replace(request, mesh=mesh))
 
 
-def with_roles(text: str, workers: int, shards: int) -> str:
-    """A data-parallel run's job file with the numbers of workers and shards that it ran with."""
+def with_roles(text: str, workers: int, shards: int, nodes: int = 1) -> str:
+    """A data-parallel run's job file with the numbers of workers and shards that it ran with. nodes: of each worker."""
     request = msgspec.convert(tomllib.loads(text), Request)
-    part = msgspec.structs.replace(request.data_parallel, workers=workers, shards=shards)
+    segments = nodes if request.is_hybrid else 0
+    part = msgspec.structs.replace(request.data_parallel, workers=workers, shards=shards, segments=segments)
     return to_toml(msgspec.structs.replace(request, data_parallel=part))
 
 
 def with_way(text: str, parallel: str, nodes: int | list[str] | None = None) -> str:
     """A job file that asked for `auto`, with what that came to. nodes: how many or which; None leaves them."""
     request = msgspec.convert(tomllib.loads(text), Request)
-    part = request.data_parallel if parallel == "data" else type(request.data_parallel)()
+    part = request.data_parallel if parallel in ("data", "hybrid") else type(request.data_parallel)()
     mesh = msgspec.structs.replace(
         request.mesh, parallel=parallel, nodes=request.mesh.nodes if nodes is None else nodes
     )
@@ -216,7 +218,8 @@ def _set_parallel(tree: dict[str, Any], flags: Mapping[str, Any]) -> None:
     for flag, value in flags.items():
         if value is not None and FLAGS[flag][0] == "data_parallel":
             name = f"--{flag.replace('_', '-')}" + ("" if isinstance(value, bool) else f" {value}")
-            raise UsageError(f"{name} is for data parallelism: add --parallel data, or leave it away")
+            kind = "hybrid" if flag == "segments" else "data"
+            raise UsageError(f"{name} is for {kind} parallelism: add --parallel {kind}, or leave it away")
     if flags.get("parallel") == "model":
         tree.pop("data_parallel", None)
 
@@ -238,16 +241,19 @@ def _set_micro_batches(tree: dict[str, Any]) -> None:
     mesh, dealt = tree.get("mesh"), tree.get("data_parallel", {})
     if not isinstance(mesh, dict) or not isinstance(dealt, dict):
         return
-    deals, workers = mesh.get("parallel") == "data", dealt.get("workers")
-    alone = deals and dealt.get("consistency", "async") != "sync"
+    way, workers = mesh.get("parallel"), dealt.get("workers")
+    deals, cut = way in ("data", "hybrid"), way == "hybrid"
+    in_shares = deals and dealt.get("consistency", "async") == "sync"
+    alone = way == "data" and dealt.get("consistency", "async") != "sync"
     schedule = mesh.get("schedule")
     train = tree.setdefault("train", {}) if alone or (isinstance(schedule, str) and schedule != "sync") else None
     if isinstance(train, dict):
         train.setdefault("micro_batches", 1)
-    elif deals and isinstance(workers, int) and workers > 0:  # sync: a piece for each
+    elif in_shares and isinstance(workers, int) and workers > 0:  # a piece for each; for each that is cut, several
         whole = tree.setdefault("train", {})
         if isinstance(whole, dict) and isinstance(size := whole.get("batch_size", TrainPart().batch_size), int):
-            whole.setdefault("micro_batches", workers if size % workers == 0 else TrainPart().micro_batches)
+            pieces = [n * workers for n in ((4, 2, 1) if cut else (1,)) if size % (n * workers) == 0]
+            whole.setdefault("micro_batches", next(iter(pieces), TrainPart().micro_batches))
 
 
 def _said(error: msgspec.ValidationError) -> str:

@@ -17,6 +17,7 @@ import typer
 if TYPE_CHECKING:
     from p2pnn.cli.http import Daemon
     from p2pnn.cli.local import LocalMesh
+    from p2pnn.cli.request import Request
 
 SocketFlag = Annotated[
     str | None,
@@ -56,8 +57,10 @@ def wants_local(
     default: int = LOCAL_NODES,
     nodes: int | list[str] = 0,
     workers: int = 0,
+    each: int = 1,
 ) -> int:
-    """How many local nodes to start; 0 where a daemon answers. nodes: the job's, how many or which; workers: each takes one.
+    """How many local nodes to start; 0 where a daemon answers. nodes: the job's, how many or which; workers: each takes
+    `each` of them.
 
     Raises NoDaemonError where one was asked for and does not answer, NotAllowedError where its socket is not ours to open,
     UsageError where both are asked for, or where the local mesh will not have the job's nodes.
@@ -65,8 +68,15 @@ def wants_local(
     count = _wants_local(local, socket, default)
     if count:
         _check_nodes(nodes, count)
-        _check_workers(workers, count)
+        _check_workers(workers, each, count)
     return count
+
+
+def wants_for(request: Request, local: int | None, socket: str | None) -> int:
+    """The same for a training run. Where hybrid parallelism names no number of nodes, enough for two workers are started."""
+    each, workers = request.nodes_per_worker, request.data_parallel.workers
+    default = max(LOCAL_NODES, each * (workers or 2)) if request.is_hybrid else LOCAL_NODES
+    return wants_local(local, socket, default, nodes=request.mesh.nodes, workers=workers, each=each)
 
 
 def _wants_local(local: int | None, socket: str | None, default: int) -> int:
@@ -104,12 +114,17 @@ def _check_nodes(nodes: int | list[str], count: int) -> None:
             raise UsageError(unknown(f"the local mesh of {count} has no node", name, names(count)))
 
 
-def _check_workers(workers: int, count: int) -> None:
+def _check_workers(workers: int, each: int, count: int) -> None:
     from p2pnn.errors import UsageError
 
-    if workers > count:
+    if workers > count and each == 1:
         raise UsageError(
             f"--workers {workers} is more than the {count} nodes of the local mesh, and each takes one; add --local {workers}"
+        )
+    if max(1, workers) * each > count and each > 1:
+        them = f"--workers {workers} of {each} nodes each take" if workers > 1 else f"a worker of {each} nodes takes"
+        raise UsageError(
+            f"{them} more than the {count} node{'s' * (count > 1)} of the local mesh; add --local {max(1, workers) * each}"
         )
 
 

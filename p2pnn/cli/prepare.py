@@ -257,7 +257,7 @@ def _spec(asked: request.Request, name: str, graph: Graph, data: Ingested, initi
         batch_size=train.batch_size,
         micro_batches=train.micro_batches,
         optimizer=train.optimizer,
-        parallel="data" if asked.deals_data else mesh.parallel,
+        parallel="data" if mesh.parallel == "auto" else mesh.parallel,
         schedule=mesh.schedule,
         node_count=mesh.nodes if isinstance(mesh.nodes, int) else 0,
         nodes=names,
@@ -271,7 +271,7 @@ def _spec(asked: request.Request, name: str, graph: Graph, data: Ingested, initi
         request=jobfile.to_toml(msgspec.structs.replace(asked, data=saved)),
         cut=tuple(mesh.cut),
         snapshot_steps=train.snapshot_steps,
-        data=asked.data_parallel.spec() if asked.deals_data else None,
+        data=asked.data_parallel.spec(hybrid=asked.is_hybrid) if asked.deals_data else None,
     )
 
 

@@ -96,10 +96,14 @@ def plan_table(plan: Mapping[str, Any]) -> list[str]:
 
 
 def _roles_table(plan: Mapping[str, Any]) -> list[str]:
+    cut = any(
+        len(replica["nodes"]) > 1 for replica in plan["replicas"]
+    )  # so values travel between the nodes of a worker, too
     rows = [["node", "roles", "parameters", "memory", "per step"]]
     for node in plan["nodes"]:
         pushed, fetched = (sum(row[n] for row in node.get("sends", ())) for n in (1, 2))
-        moves = f"pushes {size(pushed)}, fetches {size(fetched)}" if node.get("sends") else ""
+        words = ("sends", "gets back") if cut else ("pushes", "fetches")
+        moves = f"{words[0]} {size(pushed)}, {words[1]} {size(fetched)}" if node.get("sends") else ""
         rows.append([node["name"], node["layers"], count(node["parameters"]), size(node["memory_bytes"]), moves])
     return ["  " + line for line in table(rows, right=(2, 3))]
 

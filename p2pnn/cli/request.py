@@ -10,9 +10,8 @@ from p2pnn.config import parse_bytes, unknown
 from p2pnn.errors import PlanError, UsageError
 from p2pnn.job.spec import OPTIMIZERS, SCHEDULES, DataParallel, Optimizer, check_schedule
 from p2pnn.plan.verdict import shareable
-from p2pnn.plan.ways import HYBRID
 from p2pnn.ps.compression import codec
-from p2pnn.ps.consistency import consistency
+from p2pnn.ps.consistency import check_segments, consistency
 from p2pnn.ps.sharding import POLICIES
 
 FORMAT: Final = 1
@@ -91,7 +90,8 @@ class MeshPart(msgspec.Struct, frozen=True):
 
 
 class DataParallelPart(msgspec.Struct, frozen=True):
-    """Of parallel = "data" (and "auto"); as the flags of the same names, and as in `job.spec.DataParallel`."""
+    """Of parallel = "data", "hybrid" and "auto"; as the flags of the same names, and as in `job.spec.DataParallel`. segments: of
+    "hybrid" alone."""
 
     consistency: str = "async"
     workers: int = 0
@@ -106,8 +106,9 @@ class DataParallelPart(msgspec.Struct, frozen=True):
     staleness_max: int = 0
     scale_by_staleness: bool = False
     shard_policy: str = "equal"
+    segments: int = 0
 
-    def spec(self) -> DataParallel:
+    def spec(self, *, hybrid: bool = False) -> DataParallel:
         return DataParallel(
             consistency=self.consistency,
             backup=self.backup,
@@ -122,6 +123,7 @@ class DataParallelPart(msgspec.Struct, frozen=True):
             warm_start=self.warm_start,
             staleness_max=self.staleness_max,
             scale_by_staleness=self.scale_by_staleness,
+            segments=self.segments if hybrid else 1,
         )
 
 
@@ -140,7 +142,16 @@ class Request(msgspec.Struct, frozen=True):
     @property
     def deals_data(self) -> bool:
         """Whether its data may be dealt out to workers."""
-        return self.mesh.parallel in ("data", "auto")
+        return self.mesh.parallel in ("data", "hybrid", "auto")
+
+    @property
+    def is_hybrid(self) -> bool:
+        return self.mesh.parallel == "hybrid"
+
+    @property
+    def nodes_per_worker(self) -> int:
+        """At least."""
+        return max(2, self.data_parallel.segments) if self.is_hybrid else 1
 
     @property
     def memory_bytes_max(self) -> int:
@@ -219,14 +230,12 @@ def check(request: Request) -> None:
     _check_mesh(request)
 
 
-PARALLEL: Final = ("model", "data", "auto")
+PARALLEL: Final = ("model", "data", "hybrid", "auto")
 
 
 def _check_parallel(request: Request) -> None:
     """That what is spread is known, and that the settings of one kind do not meet the other."""
     mesh, data = request.mesh, request.data_parallel
-    if mesh.parallel == "hybrid":
-        raise PlanError(HYBRID)
     if mesh.parallel not in PARALLEL:
         raise UsageError(unknown("unknown kind of parallelism", mesh.parallel, PARALLEL))
     if mesh.parallel == "model":
@@ -237,20 +246,41 @@ def _check_parallel(request: Request) -> None:
                 f"data_parallel.{given[0]} = {value}: it goes with data parallelism; say --parallel data, or leave it away"
             )
         return
-    if mesh.parallel == "data":
+    if mesh.parallel in ("data", "hybrid"):
         _check_no_cut(mesh)
     _check_data_parallel(request)
+    _check_segments(request)
 
 
 def _check_no_cut(mesh: MeshPart) -> None:
-    """With data parallelism each worker holds the whole model, so nothing says where layers go."""
+    """With data parallelism each worker holds the whole model, and with hybrid each has nodes of its own, so nothing says where
+    layers go."""
     for name, value, instead in (
         ("pins", ", ".join(f"{pattern}={node}" for pattern, node in mesh.pins.items()), "leave --pin away"),
         ("schedule", "" if mesh.schedule == "sync" else mesh.schedule, "say --consistency async instead"),
         ("cut", ", ".join(map(str, mesh.cut[:3])) + " …" if mesh.cut else "", "leave it out of [mesh]"),
     ):
         if value:
-            raise UsageError(f"{name} = {value}: it is for model parallelism; with --parallel data {instead}")
+            raise UsageError(
+                f"{name} = {value}: it is for model parallelism; with --parallel {mesh.parallel} {instead}"
+            )
+
+
+def _check_segments(request: Request) -> None:
+    data = request.data_parallel
+    if not request.is_hybrid:
+        if data.segments:
+            raise UsageError(
+                f"segments = {data.segments}: it says over how many nodes each worker is cut; say --parallel hybrid, or leave it "
+                "away"
+            )
+        return
+    check_segments(data.spec(hybrid=True), cut=True)
+    if data.shards and data.shards < request.nodes_per_worker:
+        raise UsageError(
+            f"shards = {data.shards} with workers of {request.nodes_per_worker} nodes each: every node of a worker speaks to "
+            f"shards of its own layers; take at least {request.nodes_per_worker}, or leave it away"
+        )
 
 
 def _check_data_parallel(request: Request) -> None:

@@ -77,7 +77,8 @@ class Results:
         """What repeats the run, as far as anything does."""
         request, plan = self.spec.request, self.plan or {}
         if request and self.spec.data is not None and plan.get("replicas"):
-            return with_roles(request, len(plan["replicas"]), len(plan["shards"]))
+            replicas = plan["replicas"]
+            return with_roles(request, len(replicas), len(plan["shards"]), len(replicas[0]["nodes"]))
         if not self.depends_on_cut or not request:
             return request
         return with_cut(request, plan.get("assignment") or (), broken=self.recut)

@@ -208,7 +208,7 @@ def train(
     """
     from p2pnn.cli import auto, prepare, submit
     from p2pnn.cli.jobfile import FLAGS, resolve
-    from p2pnn.cli.mesh import opened, wants_local
+    from p2pnn.cli.mesh import opened, wants_for
     from p2pnn.config import unknown
 
     for key in settings:
@@ -217,7 +217,7 @@ def train(
     paths = {"data": data} if isinstance(data, str) else {}
     named = {"model": model} if isinstance(model, str) else {}
     request = resolve({**settings, **paths, **named})
-    count = wants_local(local, socket, nodes=request.mesh.nodes, workers=request.data_parallel.workers)
+    count = wants_for(request, local, socket)
     prepared = prepare.training(
         request,
         model=None if isinstance(model, str) else model,

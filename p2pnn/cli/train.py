@@ -19,6 +19,7 @@ from p2pnn.cli.dataflags import (
     PushCompression,
     PushEvery,
     ScaleByStaleness,
+    Segments,
     ShardPolicy,
     Shards,
     StalenessMax,
@@ -114,6 +115,7 @@ def train(
     threads: Threads = None,
     memory: Memory = None,
     workers: Workers = None,
+    segments: Segments = None,
     shards: Shards = None,
     consistency: Consistency = None,
     backup: Backup = None,
@@ -183,6 +185,7 @@ def plan(
     threads: Threads = None,
     memory: Memory = None,
     workers: Workers = None,
+    segments: Segments = None,
     shards: Shards = None,
     consistency: Consistency = None,
     backup: Backup = None,
@@ -261,11 +264,11 @@ def _train(
 
     from p2pnn.cli import auto, prepare, results, session, submit, terminal
     from p2pnn.cli import trace as tracing
-    from p2pnn.cli.mesh import opened, wants_local
+    from p2pnn.cli.mesh import opened, wants_for
     from p2pnn.cli.render import label
     from p2pnn.errors import UsageError
 
-    count = wants_local(local, socket, nodes=asked.request.mesh.nodes, workers=asked.request.data_parallel.workers)
+    count = wants_for(asked.request, local, socket)
     if detach and count:
         raise UsageError("--detach needs a daemon that runs on; start one with `p2pnn node start`")
     if detach and trace is not None:
@@ -321,9 +324,9 @@ def _plan(asked: Asked, *, local: int | None, socket: str | None, json: bool) ->
     import msgspec
 
     from p2pnn.cli import auto, prepare, render, terminal
-    from p2pnn.cli.mesh import opened, wants_local
+    from p2pnn.cli.mesh import opened, wants_for
 
-    count = wants_local(local, socket, nodes=asked.request.mesh.nodes, workers=asked.request.data_parallel.workers)
+    count = wants_for(asked.request, local, socket)
     prepared = prepare.training(asked.request)
     with opened(count, socket) as mesh:
         settled = auto.settle(mesh.daemon, prepared, asked.request)

@@ -48,7 +48,8 @@ class ShardHome(msgspec.Struct, frozen=True):
 
 
 class Predicted(msgspec.Struct, frozen=True):
-    """One way to run the job: on one node (`single`), with its `model` cut, or its `data` dealt out; nodes by name."""
+    """One way to run the job: on one node (`single`), with its `model` cut, its `data` dealt out, or both (`hybrid`); nodes by
+    name."""
 
     way: str
     nodes: tuple[str, ...]

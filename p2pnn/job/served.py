@@ -14,7 +14,8 @@ from p2pnn.job.script import ShardReport
 class Served:
     """Pure. Shards count from their start on, so the newest report of each says all.
 
-    workers: name of each model replica's node, or `a+b` where it is cut over several. computing: names of the nodes that compute; () where all do.
+    workers: name of each model replica's node, or `a+b` where it is cut over several. computing: names of the nodes that
+    compute; () where all do.
     """
 
     def __init__(self, plan: Plan | None = None) -> None:
@@ -44,7 +45,8 @@ class Served:
 
         staleness: updates that a push was behind (as text) → pushes, over all shards. pushed_bytes, fetched_bytes: per step, to
         and from all shards. refused: worker's name → name of a `ps.messages.Refusal` → pushes. set_aside: workers' names.
-        slowest: the worker that is furthest behind; of several, the busiest (by its busiest node), since it waits least for the others.
+        slowest: the worker that is furthest behind; of several, the busiest (by its busiest node), since it waits least for the
+        others.
         """
         if not self._reports:
             return {}

@@ -123,8 +123,8 @@ class DataParallel(msgspec.Struct, frozen=True):
 
     consistency: `async`, `ssp:S`, `sync` or `local:H`. workers: model replicas, shards: of the parameter server; 0 lets the
     planner choose. copies: processes that hold each shard. cut: one of `ps.sharding.POLICIES`. push, pull: compressions of
-    gradients and of parameters. segments: nodes that each model replica is cut over; 1 but with parallel = hybrid, where 0 lets the
-    planner choose. The others are `ps.consistency.Settings`'s.
+    gradients and of parameters. segments: nodes that each model replica is cut over; 1 but with parallel = hybrid, where 0 lets
+    the planner choose. The others are `ps.consistency.Settings`'s.
     """
 
     consistency: str = "async"

@@ -42,19 +42,29 @@ class Dealt:
 
 
 def check(spec: JobSpec) -> None:
-    """Raise PlanError for wishes that data parallelism does not go with. UsageError for settings that contradict each other."""
+    """Raise PlanError for wishes that data parallelism, or hybrid, does not go with. UsageError for settings that contradict each
+    other."""
     if spec.pins:
+        hybrid = spec.parallel == "hybrid"
+        kind = (
+            "hybrid parallelism each worker has nodes of its own"
+            if hybrid
+            else "data parallelism each worker holds the whole model"
+        )
         raise PlanError(
-            f"the pin {spec.pins[0].pattern}={spec.pins[0].node} is for model parallelism: with data parallelism each worker "
-            "holds the whole model; leave pins away, or say --parallel model"
+            f"the pin {spec.pins[0].pattern}={spec.pins[0].node} is for model parallelism: with {kind}; leave pins away, or say "
+            "--parallel model"
         )
     if spec.schedule != "sync":
         raise PlanError(
-            f"--schedule {spec.schedule} is for model parallelism; with --parallel data say --consistency async instead"
+            f"--schedule {spec.schedule} is for model parallelism; with --parallel {spec.parallel} say --consistency async "
+            "instead"
         )
     if spec.cut:
         raise PlanError("the job's cut is for model parallelism: leave cut out of the job file's [mesh]")
     data = settings_of(spec)
+    if spec.parallel == "hybrid" and spec.data is None:
+        data = msgspec.structs.replace(data, segments=0)
     named = msgspec.structs.replace(spec, data=data)
     check_spec(named, 0 if data.consistency == "sync" else data.workers, 0)  # `_worker_counts` says what sync could do
 

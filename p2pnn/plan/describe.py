@@ -37,7 +37,7 @@ def shares(
 ) -> list[NodeShare]:
     """One row per node, in plan order."""
     room = limits(profiles, cap)
-    sends, late = _sends(work, assignment), work.delays(assignment)
+    sends, late = crossings(work, assignment), work.delays(assignment)
     found = []
     for n, profile in enumerate(profiles):
         mine = [i for i in range(work.count) if assignment[i] == n]
@@ -60,7 +60,7 @@ def shares(
     return found
 
 
-def _sends(work: Workload, assignment: Sequence[int]) -> dict[tuple[int, int], tuple[int, int]]:
+def crossings(work: Workload, assignment: Sequence[int]) -> dict[tuple[int, int], tuple[int, int]]:
     """(source, target) → bytes per step of values, and of the gradients that come back for them."""
     totals: dict[tuple[int, int], tuple[int, int]] = {}
     for border in work.borders:
@@ -103,7 +103,7 @@ def cuts(work: Workload, assignment: Sequence[int], profiles: Sequence[Profile],
     edges = boundaries(work, {})
     forward, backward = crossing(work, range(work.count + 1))
     contiguous = list(assignment) == sorted(assignment)
-    for (source, target), (there, back) in sorted(_sends(work, assignment).items()):
+    for (source, target), (there, back) in sorted(crossings(work, assignment).items()):
         crossed = [
             b.value
             for b in work.borders

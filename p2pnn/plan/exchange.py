@@ -58,11 +58,13 @@ HANDLING_S: Final = 3e-4
 class Exchange:
     """How a job's data parallelism exchanges. push_bytes, pull_bytes: per shard, of one push and of one answer with values.
 
-    parts: messages of one push, per shard. n_push, n_fetch: a worker's steps from one push, or fetch, to the next.
+    own: what each segment of a model replica has of the sharding; of a worker that is one node, all of it. parts: messages of one
+    push, per shard. n_push, n_fetch: a worker's steps from one push, or fetch, to the next.
     """
 
     how: Consistency
     sharding: Sharding
+    own: tuple[Sharding, ...]
     push_bytes: tuple[int, ...]
     pull_bytes: tuple[int, ...]
     parts: tuple[int, ...]
@@ -83,8 +85,9 @@ def settings_of(spec: JobSpec) -> DataParallel:
     return spec.data or DataParallel()
 
 
-def exchange(spec: JobSpec, sharding: Sharding) -> Exchange:
-    """Raises UsageError for a consistency or compression that there is not."""
+def exchange(spec: JobSpec, sharding: Sharding, own: Sequence[Sharding] = ()) -> Exchange:
+    """own: where replicas are cut (`sharding.cut_segments`). Raises UsageError for a consistency or compression that there is
+    not."""
     data = settings_of(spec)
     how = consistency(data.consistency, data.backup)
     push, pull = codec(data.push), codec(data.pull)
@@ -92,6 +95,7 @@ def exchange(spec: JobSpec, sharding: Sharding) -> Exchange:
     return Exchange(
         how=how,
         sharding=sharding,
+        own=tuple(own) or (sharding,),
         push_bytes=tuple(sum(push.byte_count(part.size) for part in s.parts) for s in sharding.shards),
         pull_bytes=tuple(pull.byte_count(s.size) for s in sharding.shards),
         parts=tuple(len(s.parts) for s in sharding.shards),
@@ -104,9 +108,9 @@ def _kind(compression: str) -> str:
     return compression.partition(":")[0]
 
 
-def worker_s(spec: JobSpec, there: Exchange, profile: Profile) -> tuple[float, float, float]:
-    """What a worker does besides its passes, in seconds: in every step, per push, and per fetch."""
-    data, elements = settings_of(spec), there.sharding.space.size
+def worker_s(spec: JobSpec, there: Exchange, profile: Profile, segment: int = 0) -> tuple[float, float, float]:
+    """What a worker, or its node with this segment, does besides its passes, in seconds: in every step, per push, per fetch."""
+    data, elements = settings_of(spec), there.own[segment].space.size
     moved = float(ACCRUE)
     if there.how.kind == "local":
         moved = 0.0
@@ -115,7 +119,7 @@ def worker_s(spec: JobSpec, there: Exchange, profile: Profile) -> tuple[float, f
     step = moved * elements / profile.bytes_per_s
     if there.how.kind == "local":
         step += _update_s(spec.optimizer.kind, elements, profile)
-    push = ENCODE[_kind(data.push)] * elements / profile.bytes_per_s + HANDLING_S * len(there.push_bytes)
+    push = ENCODE[_kind(data.push)] * elements / profile.bytes_per_s + HANDLING_S * len(there.own[segment].shards)
     return step, push, INSTALL[_kind(data.pull)] * elements / profile.bytes_per_s
 
 
@@ -136,17 +140,26 @@ def _update_s(kind: str, elements: int, profile: Profile) -> float:
 
 
 def worker_bytes(work: Workload, spec: JobSpec, there: Exchange) -> int:
-    """Upper bound of what a worker holds: the whole model, and what it exchanges with the shards."""
-    data, size = settings_of(spec), ELEMENT_BYTES * there.sharding.space.size
-    whole = memory_bytes(work, [0] * work.count, 0, 1) + int(work.fused_bytes(0).sum())  # a push needs every gradient
+    """Upper bound of what a worker that is one node holds: the whole model, and what it exchanges with the shards."""
+    return segment_bytes(work, spec, there, [0] * work.count, 0, 1)
+
+
+def segment_bytes(
+    work: Workload, spec: JobSpec, there: Exchange, assignment: Sequence[int], segment: int, frames: int
+) -> int:
+    """Upper bound of what a worker's node holds that computes these of the ops, and exchanges their parameters."""
+    data, own = settings_of(spec), there.own[segment]
+    size, mine = ELEMENT_BYTES * own.space.size, [op for op, node in enumerate(assignment) if node == segment]
+    whole = memory_bytes(work, assignment, segment, frames)
+    whole += int(work.fused_bytes(0)[mine].sum())  # a push needs every gradient
     if there.how.kind != "local":
         whole -= work.slots * size  # the shards' optimizers have the state
     exchanged = 5 * size  # `ps.worker`: parameters, gradient; `ps.port`: what is accrued, values, a difference to them
     if data.push != "float32":
         exchanged += 2 * size  # what rounding owes
     if data.pull != "float32":
-        exchanged += sum(there.pull_bytes)
-    return whole + exchanged + WorkerLayout.of(there.sharding, settings(data)).nbytes
+        exchanged += sum(there.pull_bytes[shard.index] for shard in own.shards)
+    return whole + exchanged + WorkerLayout.of(own, settings(data)).nbytes
 
 
 def server_bytes(spec: JobSpec, there: Exchange, shards: Sequence[int], workers: int) -> int:

@@ -10,6 +10,9 @@ what all processes of one machine compute, over its cores.
               update, all fetches at once
     local:H   H steps of the slowest worker, each with an update of its own, then as in sync
 
+Where a worker is several nodes, each with a segment of the model, its passes are those of the cut model as `predict` plays them,
+each of its nodes exchanges its own segment's parameters, and values and gradients between them are on the same links.
+
 What travels while a worker still computes its last backward pass is not taken off (`ssp`, `sync`, `local`): these are a little
 faster.
 """
@@ -40,7 +43,8 @@ class Bound:
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """samples_per_s: rows whose gradients count. step_s: of a round's step. passes_s: per worker and step, without all else."""
+    """samples_per_s: rows whose gradients count. step_s: of a round's step. passes_s: per node that computes, and step, without
+    all else: what it computes itself."""
 
     samples_per_s: float
     step_s: float
@@ -48,46 +52,79 @@ class Pace:
     bound: Bound
 
 
-def pace(work: Workload, spec: JobSpec, there: Exchange, roles: Roles, links: Links) -> Pace:
-    """Predict. roles: with at least one worker and one shard."""
-    how, found = there.how, _Round(work, spec, there, roles, links)
+@dataclass(frozen=True, slots=True)
+class CutPasses:
+    """The passes of workers that are cut over nodes. step_s: per worker, of one step; busy_s, moving_s: per node of all workers,
+    what it computes of that, and how much of it moves bytes; sent_s: per node, for how long values and gradients of a step keep
+    its link busy, in its busier direction."""
+
+    step_s: tuple[float, ...]
+    busy_s: tuple[float, ...]
+    moving_s: tuple[float, ...]
+    sent_s: tuple[float, ...]
+
+
+def pace(
+    work: Workload, spec: JobSpec, there: Exchange, roles: Roles, links: Links, passes: CutPasses | None = None
+) -> Pace:
+    """Predict. roles: with at least one worker and one shard. passes: where workers are cut."""
+    how, found = there.how, _Round(work, spec, there, roles, links, passes)
     round_s, bound = found.in_phases() if how.in_rounds else found.overlapping()
     step_s = round_s / max(1, how.local_steps)
     share = how.quorum(roles.workers) / roles.workers if how.kind == "sync" else roles.workers
-    return Pace(spec.batch_size * share / step_s, step_s, tuple(found.passes), bound)
+    return Pace(spec.batch_size * share / step_s, step_s, tuple(found.busy), bound)
 
 
 class _Round:
-    """Seconds of everything that happens in a round, by node, machine and worker (the first nodes are the workers)."""
+    """Seconds of everything that happens in a round, by node, machine and worker (the first nodes are the workers').
 
-    def __init__(self, work: Workload, spec: JobSpec, there: Exchange, roles: Roles, links: Links) -> None:
-        self.there, self.roles, self.links = there, roles, links
+    passes: until a worker's step is through, by its nodes; busy: what each of them computes of that.
+    """
+
+    def __init__(
+        self,
+        work: Workload,
+        spec: JobSpec,
+        there: Exchange,
+        roles: Roles,
+        links: Links,
+        cut: CutPasses | None,
+    ) -> None:
+        self.there, self.roles, self.links, self.cut = there, roles, links, cut
         nodes = roles.nodes
-        self.workers, self.nodes = range(roles.workers), range(len(nodes))
+        self.workers, self.nodes = range(roles.computing), range(len(nodes))
         share = work.micro_batches / (roles.workers if there.how.kind == "sync" else 1)
-        self.passes = [share * pass_s(work, nodes[w]) for w in self.workers]
-        self.own = [worker_s(spec, there, nodes[w]) for w in self.workers]
+        if cut is None:
+            self.passes = self.busy = [share * pass_s(work, nodes[w]) for w in self.workers]
+        else:
+            self.passes = [cut.step_s[w // roles.segments] for w in self.workers]
+            self.busy = list(cut.busy_s)
+        self.own = [worker_s(spec, there, nodes[w], w % roles.segments) for w in self.workers]
+        self.spoken = [roles.spoken_by(w) for w in self.workers]
         self.shards = [serve_s(spec, there, shard, nodes[home]) for shard, home in enumerate(roles.homes)]
         self.machine = [p.machine or f"node {n}" for n, p in enumerate(nodes)]
         self.cores = {self.machine[n]: p.cores if p.machine else 2 for n, p in enumerate(nodes)}
-        self.crowded = [share * self._crowding(work, w) for w in self.workers]
+        self.crowded = [self._crowding(work, w, share) for w in self.workers]
 
-    def _crowding(self, work: Workload, w: int) -> float:
-        """What a micro-batch takes longer where another worker computes on the same machine."""
-        if sum(self.machine[v] == self.machine[w] for v in self.workers) == 1:
+    def _crowding(self, work: Workload, w: int, share: float) -> float:
+        """What a step takes longer where another worker computes on the same machine."""
+        mine = w // self.roles.segments
+        if not any(self.machine[v] == self.machine[w] and v // self.roles.segments != mine for v in self.workers):
             return 0.0
+        if self.cut is not None:
+            return (CROWDING - 1) * self.cut.moving_s[w]
         spent = seconds(work, self.roles.nodes[w])
-        return (CROWDING - 1) * float(spent.forward_moving.sum() + spent.backward_moving.sum())
+        return share * (CROWDING - 1) * float(spent.forward_moving.sum() + spent.backward_moving.sum())
 
     # --- the two ways of a round
 
     def overlapping(self) -> tuple[float, Bound]:
         """`async` and `ssp`: the longest of what goes on at the same time."""
         n_push, n_fetch = self.there.n_push, self.there.n_fetch
-        bounds = [Bound("link", n, self._traffic(n, 1 / n_push, 1 / n_fetch)) for n in self.nodes]
+        bounds = [Bound("link", n, self._traffic(n, 1 / n_push, 1 / n_fetch) + self._tensors(n)) for n in self.nodes]
         served = [self._served(n, 1 / n_push, 1 / n_push, 1 / n_fetch) for n in self.nodes]
         bounds += [Bound("shards", n, s) for n, s in enumerate(served)]
-        busy = [served[n] + self._carried(n) + (self.computing(n) if n in self.workers else 0.0) for n in self.nodes]
+        busy = [served[n] + self._carried(n) + (self.spending(n) if n in self.workers else 0.0) for n in self.nodes]
         bounds += [Bound("cores", n, s) for n, s in enumerate(self._over_cores(busy))]
         for w in self.workers:
             computing, trip = self.computing(w), self.trip(w)
@@ -102,10 +139,12 @@ class _Round:
         """`sync` and `local`: computing, pushes, update, fetches, one after the other."""
         how, count = self.there.how, self.roles.workers
         steps, quorum = max(1, how.local_steps), how.quorum(count)
-        awaited = sorted((self.computing(w), w) for w in self.workers)[:quorum]
+        size = self.roles.segments
+        times = [max((self.computing(w), w) for w in range(r * size, (r + 1) * size)) for r in range(count)]
+        awaited = sorted(times)[:quorum]
         slowest_s, slowest = awaited[-1]
-        taking_part = {w for _, w in awaited}
-        busy = [self.computing(n) if n in taking_part else 0.0 for n in self.nodes]
+        taking_part = {w // size for _, w in awaited}
+        busy = [self.spending(n) if n in self.workers and n // size in taking_part else 0.0 for n in self.nodes]
         crowd_s, crowd = max((s, n) for n, s in enumerate(self._over_cores(busy)))
         crowded = crowd_s > slowest_s
         pushes = max((quorum / count * self._traffic(n, 1, 0), n) for n in self.nodes)
@@ -124,19 +163,23 @@ class _Round:
     # --- by worker
 
     def computing(self, w: int) -> float:
-        """One step of a worker, with what it does in its own process for pushes and fetches."""
+        """One step of a worker's node, with what it does in its own process for pushes and fetches."""
         step, push, fetch = self.own[w]
         return self.passes[w] + self.crowded[w] + step + push / self.there.n_push + fetch / self.there.n_fetch
 
+    def spending(self, w: int) -> float:
+        """What a worker's node computes in one step, without what it waits for the others of its worker."""
+        return self.computing(w) - self.passes[w] + self.busy[w]
+
     def trip(self, w: int) -> float:
         """From a worker's push until its answer is here, if nobody else has one under way: the slowest of its shards."""
-        up = sum(self._moved(w, shard, pushed=True) for shard in range(len(self.shards)))
-        down = sum(self._moved(w, shard, pushed=False) for shard in range(len(self.shards)))
-        return up + max(sum(times) for times in self.shards) + down + self._latency(w) + 4 * HOP_S
+        up = sum(self._moved(w, shard, pushed=True) for shard in self.spoken[w])
+        down = sum(self._moved(w, shard, pushed=False) for shard in self.spoken[w])
+        return up + max(sum(self.shards[shard]) for shard in self.spoken[w]) + down + self._latency(w) + 4 * HOP_S
 
     def _latency(self, w: int) -> float:
         """There and back, of the farthest shard."""
-        elsewhere = {home for home in self.roles.homes if home != w}
+        elsewhere = {self.roles.homes[shard] for shard in self.spoken[w]} - {w}
         return max((self._link(w, h).latency_s + self._link(h, w).latency_s for h in elsewhere), default=0.0)
 
     # --- by node: pushed, updated and fetched say how often in a round a worker pushes, is an update made, a worker fetches
@@ -144,13 +187,18 @@ class _Round:
     def _traffic(self, n: int, pushed: float, fetched: float) -> float:
         """What a node's link carries in its busier direction."""
         out = back = 0.0
-        for shard, home in enumerate(self.roles.homes):
-            for w in self.workers:
+        for w in self.workers:
+            for shard in self.spoken[w]:
+                home = self.roles.homes[shard]
                 if w == home or n not in (w, home):
                     continue
                 up, down = pushed * self._moved(w, shard, pushed=True), fetched * self._moved(w, shard, pushed=False)
                 out, back = (out + up, back + down) if w == n else (out + down, back + up)
         return max(out, back)
+
+    def _tensors(self, n: int) -> float:
+        """What it carries of values and gradients between the nodes of one worker."""
+        return self.cut.sent_s[n] if self.cut is not None and n in self.workers else 0.0
 
     def _served(self, n: int, pushed: float, updated: float, fetched: float) -> float:
         """What the process that holds a node's shards computes; updated: per worker, as the others."""
@@ -160,12 +208,12 @@ class _Round:
     def _messages(self, n: int) -> float:
         """How many a node's daemon sends and receives for one push of each worker with its answer."""
         each = [parts + 1 for parts in self.there.parts]
-        own = sum(each) if n in self.workers else 0
+        own = sum(each[shard] for shard in self.spoken[n]) if n in self.workers else 0
         return own + self.roles.workers * sum(each[shard] for shard in self.roles.shards_of(n))
 
     def _carried(self, n: int) -> float:
         """What a node's daemon computes: messages, and copies between a worker and a shard that are both here."""
-        here = [s for s in self.roles.shards_of(n) if n in self.workers]
+        here = [s for s in self.roles.shards_of(n) if n in self.workers and s in self.spoken[n]]
         copied = sum(self._moved(n, s, pushed=True) / self.there.n_push for s in here)
         copied += sum(self._moved(n, s, pushed=False) / self.there.n_fetch for s in here)
         return self._messages(n) * DAEMON_S / min(self.there.n_push, self.there.n_fetch) + copied

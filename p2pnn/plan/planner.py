@@ -44,7 +44,7 @@ def plan(spec: JobSpec, profiles: Sequence[Profile], links: Links, *, spread: bo
     single, best = best_single(work, candidates, links, spec.memory_bytes_max)
     if spec.cut:
         asked = given.nodes_of(spec.cut)
-        frames = _frames(work, asked)
+        frames = frames_for(work, asked)
         choice = given.choose(work, spec.cut, candidates, links, frames, pinned, spec.memory_bytes_max)
     else:
         choice = _choose(work, spec, candidates, links, pinned, asked, spread)
@@ -127,10 +127,10 @@ def _choose(
     cap = spec.memory_bytes_max
     found: list[Choice] = []
     for count in _counts(work, candidates, pinned, asked):
-        for frames in _frames(work, count):
+        for frames in frames_for(work, count):
             cuts = best_cuts(work, candidates, links, count, frames, pinned, cap, PLAYED)
             if cuts:
-                found.append(_deepen(work, choose(work, cuts, candidates, links, frames, pinned, cap), links, cap))
+                found.append(deepen(work, choose(work, cuts, candidates, links, frames, pinned, cap), links, cap))
                 break
         if found and spread:
             break
@@ -139,7 +139,7 @@ def _choose(
     return max(found, key=lambda c: (c.prediction.samples_per_s, -len(c.profiles)))
 
 
-def _frames(work: Workload, count: int) -> Sequence[int]:
+def frames_for(work: Workload, count: int) -> Sequence[int]:
     """Numbers of frames to try, the preferred one first: one per mini-batch in flight, or as many micro-batches as keep
     `count` nodes busy. One node has one micro-batch at a time."""
     if count == 1:
@@ -147,7 +147,7 @@ def _frames(work: Workload, count: int) -> Sequence[int]:
     return [work.in_flight] if work.in_flight else range(min(work.micro_batches, count + 1), 0, -1)
 
 
-def _deepen(work: Workload, choice: Choice, links: Links, cap: int) -> Choice:
+def deepen(work: Workload, choice: Choice, links: Links, cap: int) -> Choice:
     """Pins and branches can make chains deeper than the nodes are many: more frames where the memory allows it."""
     if work.in_flight:
         return choice
@@ -167,7 +167,7 @@ def _no_room(
     roomy = [_with_memory(p) for p in candidates]
     alone = memory_bytes(work, [0] * work.count, 0, 1)
     for count in _counts(work, candidates, pinned, asked):
-        frames = _frames(work, count)[-1]
+        frames = frames_for(work, count)[-1]
         cuts = best_cuts(work, roomy, links, count, frames, pinned, 0)
         if cuts:
             nodes = [candidates[n] for n in cuts[0].nodes]

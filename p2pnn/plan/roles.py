@@ -1,5 +1,7 @@
 """Who computes and who serves: the workers and the shards' homes of a data-parallel run.
 
+A worker is one node, or several, each with a segment of the model (`plan.hybrid`).
+
 Workers are the nodes that are fastest with the whole model, unless all with room take part. A shard lies where nobody computes,
 if there is such a node that is not much slower with a push (over its links, and to apply it) than the others, else beside a
 worker; every node gets one before any gets a second. Of equal nodes the one that takes the least time comes first, then the
@@ -27,11 +29,25 @@ UNEQUAL: Final = 1.2
 
 @dataclass(frozen=True, slots=True)
 class Roles:
-    """nodes: those that take part, the workers first. homes: per shard, an index into nodes."""
+    """nodes: those that take part, the workers' first: worker by worker, each in the order of its segments. homes: per shard, an
+    index into nodes. segments: nodes per worker. speaks: per shard, the segment of it that speaks to it; () where all is one."""
 
     nodes: tuple[Profile, ...]
     workers: int
     homes: tuple[int, ...]
+    segments: int = 1
+    speaks: tuple[int, ...] = ()
+
+    @property
+    def computing(self) -> int:
+        """How many nodes compute: the first ones."""
+        return self.workers * self.segments
+
+    def spoken_by(self, node: int) -> list[int]:
+        """The shards that a node which computes pushes to and fetches from."""
+        if not self.speaks:
+            return list(range(len(self.homes)))
+        return [shard for shard, segment in enumerate(self.speaks) if segment == node % self.segments]
 
     def shards_of(self, node: int) -> list[int]:
         return [shard for shard, home in enumerate(self.homes) if home == node]
@@ -70,22 +86,30 @@ def place(
     candidates: Sequence[Profile],
     workers: Sequence[int],
     links: Links,
+    needs: Sequence[int] = (),
 ) -> Roles | None:
-    """Homes for all shards beside these workers (indices into the candidates, in order); None where memory does not suffice."""
+    """Homes for all shards beside these workers (indices into the candidates, in order); None where memory does not suffice.
+
+    needs: bytes that each segment of a worker takes, where it is cut: `workers` are then their nodes, worker by worker.
+    """
     room = limits(candidates, spec.memory_bytes_max)
-    needed = worker_bytes(work, spec, there)
-    taken = [needed if n in workers else 0 for n in range(len(candidates))]
+    needs = needs or [worker_bytes(work, spec, there)]
+    segments, speaks = len(needs), there.sharding.segments
+    taken = [0] * len(candidates)
+    for place, n in enumerate(workers):
+        taken[n] = needs[place % segments]
     held: dict[int, list[int]] = {n: [] for n in range(len(candidates))}
     homes: list[int] = []
     for shard in range(len(there.push_bytes)):
+        speakers = [n for place, n in enumerate(workers) if place % segments == speaks[shard]]
         taking = [
-            _moving_s(there, shard, candidates, workers, n, links) + sum(serve_s(spec, there, shard, candidate))
+            _moving_s(there, shard, candidates, speakers, n, links) + sum(serve_s(spec, there, shard, candidate))
             for n, candidate in enumerate(candidates)
         ]
         fits = [
             n
             for n in range(len(candidates))
-            if taken[n] + server_bytes(spec, there, [*held[n], shard], len(workers)) <= room[n]
+            if taken[n] + server_bytes(spec, there, [*held[n], shard], len(workers) // segments) <= room[n]
         ]
         if not fits:
             return None
@@ -94,7 +118,13 @@ def place(
         held[home].append(shard)
         homes.append(home)
     used = [*workers, *(n for n in sorted(held) if held[n] and n not in workers)]
-    return Roles(tuple(candidates[n] for n in used), len(workers), tuple(used.index(n) for n in homes))
+    return Roles(
+        tuple(candidates[n] for n in used),
+        len(workers) // segments,
+        tuple(used.index(n) for n in homes),
+        segments,
+        speaks if segments > 1 else (),
+    )
 
 
 def _moving_s(

@@ -13,12 +13,17 @@ from p2pnn.plan.roles import Roles
 from p2pnn.ps.consistency import is_bitwise
 
 
-def role(worker: int, shards: Sequence[int]) -> str:
-    """`worker 0; shard 1`, `shards 2, 3`. worker: −1 for none."""
-    parts = [f"worker {worker}"] if worker >= 0 else []
+def role(worker: int, shards: Sequence[int], layers: str = "") -> str:
+    """`worker 0; shard 1`, `worker 0: conv1 … fc1; shard 1`, `shards 2, 3`. worker: −1 for none; layers: where it is cut."""
+    parts = [f"worker {worker}{f': {layers}' if layers else ''}"] if worker >= 0 else []
     if shards:
         parts.append(f"shard{'s' * (len(shards) > 1)} {', '.join(map(str, shards))}")
     return "; ".join(parts)
+
+
+def workers(count: int, segments: int) -> str:
+    """`2 workers of 3 nodes each`."""
+    return f"{count} workers of {segments} nodes each" if count > 1 else f"one worker of {segments} nodes"
 
 
 def why(compute_s: float | None, share: float) -> str:
@@ -67,19 +72,18 @@ def reasons(spec: JobSpec, there: Exchange, roles: Roles, speed: Pace, fitting: 
     if not data.shards:
         count = len(roles.homes)
         many = "one shard" if count == 1 else f"{number(count)} shards"
-        more = (
-            "more would be slower"
-            if count < min(candidates, len(there.sharding.space.entries))
-            else "as many as there can be"
-        )
+        most = min(candidates, len(there.sharding.space.entries))
+        more = "more would be slower" if count < most else "as many as there can be"
+        if roles.segments > 1 and count <= roles.segments:
+            more = "each part of the model has one of its own"
         yield f"{many}, {'each on another node' if count > 1 else f'on {roles.nodes[roles.homes[0]].name}'}: {more}"
-    if not data.workers and roles.workers < fitting:
+    if roles.segments == 1 and not data.workers and roles.workers < fitting:
         yield (
             f"{roles.workers} of {fitting} nodes compute: {spec.micro_batches} micro-batches cannot be shared evenly by more"
             if how.kind == "sync"
             else f"{roles.workers} of {fitting} nodes compute: the others' memory is needed for shards"
         )
-    if fitting < candidates and not spec.node_count:
+    if roles.segments == 1 and fitting < candidates and not spec.node_count:
         yield f"{candidates - fitting} of {candidates} nodes have no room for the whole model"
     if len({p.fingerprint for p in roles.nodes}) > 1:
         yield (
@@ -119,6 +123,30 @@ def bound(found: Bound, roles: Roles) -> str:
             return f"{node.name} is busy for {spent} per round with its passes, its push and its fetch" + (
                 ", and the others wait for it" if roles.workers > 1 else ""
             )
+
+
+def hybrid_headline(predicted: Sequence[Predicted], because: str) -> str:
+    """The first line of a plan whose workers are cut over nodes. predicted: `hybrid`, and the other ways that can be."""
+    by_way = {found.way: found for found in predicted}
+    single, hybrid = by_way.get("single"), by_way["hybrid"]
+    parts = [f"one node {rate(single.samples_per_s)} samples/s" if single else "no single node has room for it"]
+    for way, text in (("model", "model parallel"), ("data", "data parallel")):
+        if way in by_way:
+            parts.append(f"{text} {rate(by_way[way].samples_per_s)} over {_nodes(len(by_way[way].nodes))}")
+    unit = "" if single else " samples/s"
+    parts.append(f"hybrid {rate(hybrid.samples_per_s)}{unit} over {_nodes(len(hybrid.nodes))}")
+    line = ", ".join(parts)
+    fastest = max(predicted, key=lambda found: found.samples_per_s)
+    if fastest.samples_per_s > hybrid.samples_per_s:
+        instead = {
+            "single": f"{fastest.nodes[0]} alone (--parallel model --nodes 1)",
+            "model": "the model cut over nodes (--parallel model)",
+            "data": "workers that hold the whole model (--parallel data)",
+        }[fastest.way]
+        return f"{line}: slower than {instead}, because {because}"
+    if single:
+        return f"{line}: {hybrid.samples_per_s / single.samples_per_s:.1f} times as fast as {single.nodes[0]} alone"
+    return line
 
 
 def headline(predicted: Sequence[Predicted], because: str, remedy: str, best: str) -> str:

@@ -15,7 +15,7 @@ import msgspec
 from p2pnn.errors import PlanError, UsageError
 from p2pnn.job.plan import Plan, Predicted
 from p2pnn.job.spec import DataParallel, JobSpec
-from p2pnn.plan import data, planner, verdict
+from p2pnn.plan import data, hybrid, planner, verdict
 from p2pnn.plan.cost import Links, Workload
 from p2pnn.plan.describe import rate
 from p2pnn.plan.exchange import settings_of
@@ -27,11 +27,6 @@ GAIN_MIN: Final = 0.05
 
 PIECES: Final = 4
 """Micro-batches that a cut model is compared with where the job has fewer: as many as --parallel model has by itself."""
-
-HYBRID: Final = (
-    "hybrid parallelism (workers of several nodes each) is not there yet; say --parallel data where a node has room for the "
-    "whole model, else --parallel model"
-)
 
 _ASYNC: Final[dict[str, Any]] = {"consistency": "async", "backup": 0}
 _LOCAL: Final[dict[str, Any]] = {
@@ -45,7 +40,7 @@ _SELDOM: Final[dict[str, Any]] = {"n_push": 4, "n_fetch": 4}
 def plan(spec: JobSpec, profiles: Sequence[Profile], links: Links, *, spread: bool = True) -> Plan:
     """The job's plan, by its `parallel`. Arguments and errors as of `planner.plan`."""
     if spec.parallel == "hybrid":
-        raise PlanError(HYBRID)
+        return _hybrid(spec, profiles, links)
     if spec.parallel != "data":
         return planner.plan(spec, profiles, links, spread=spread)
     work = Workload(spec)
@@ -58,6 +53,7 @@ def plan(spec: JobSpec, profiles: Sequence[Profile], links: Links, *, spread: bo
     if cut is not None:
         predicted.append(Predicted("model", tuple(share.name for share in cut.nodes), cut.samples_per_s))
     predicted.append(Predicted("data", tuple(share.name for share in made.nodes), made.samples_per_s))
+    both, instead = _both(work, spec, candidates, links), ""
     counts = [] if settings_of(spec).workers else fewer(work, dealt.roles.nodes[: dealt.roles.workers])
     remedy, less = "", ""
     if single and made.samples_per_s < single.samples_per_s:
@@ -66,13 +62,61 @@ def plan(spec: JobSpec, profiles: Sequence[Profile], links: Links, *, spread: bo
         less = _leaner(work, spec, candidates, links, made.samples_per_s, counts)
     because = verdict.bound(dealt.pace.bound, dealt.roles)
     first = verdict.headline(predicted, because, remedy, best)
+    if both is not None:
+        predicted.append(Predicted("hybrid", tuple(p.name for p in both.roles.nodes), both.pace.samples_per_s))
+        if both.pace.samples_per_s > made.samples_per_s * (1 + GAIN_MIN):
+            flags = f"--parallel hybrid --workers {both.roles.workers} --segments {both.roles.segments}"
+            instead = f"{flags} would reach {rate(both.pace.samples_per_s)} samples/s"
     return msgspec.structs.replace(
         made,
         best_single_samples_per_s=single.samples_per_s if single else 0.0,
         best_single_node=best,
-        reasons=(first, *([less] if less else []), *made.reasons),
+        reasons=(first, *([less] if less else []), *([instead] if instead else []), *made.reasons),
         predicted=tuple(predicted),
     )
+
+
+def _hybrid(spec: JobSpec, profiles: Sequence[Profile], links: Links) -> Plan:
+    """With replicas that are cut over nodes, and compared with the ways that are plainer."""
+    work = Workload(spec)
+    candidates, links = planner.candidates_of(spec, profiles), planner.even(links, profiles)
+    data.check(spec)
+    found = hybrid.choose(work, spec, candidates, links)
+    made = hybrid.record(work, spec, found, len(candidates))
+    single, best = planner.best_single(work, candidates, links, spec.memory_bytes_max)
+    predicted = [Predicted("single", (best,), single.samples_per_s)] if single else []
+    cut = _cut(spec, profiles, links)
+    if cut is not None:
+        predicted.append(Predicted("model", tuple(share.name for share in cut.nodes), cut.samples_per_s))
+    given = settings_of(spec)
+    whole = msgspec.structs.replace(given, segments=1, workers=0, shards=0)
+    try:
+        dealt = data.choose(work, msgspec.structs.replace(spec, parallel="data", data=whole), candidates, links)
+    except UsageError:  # a PlanError is one: no node has room for the whole model
+        pass
+    else:
+        predicted.append(Predicted("data", tuple(p.name for p in dealt.roles.nodes), dealt.pace.samples_per_s))
+    predicted.append(Predicted("hybrid", tuple(share.name for share in made.nodes), made.samples_per_s))
+    because = verdict.bound(found.pace.bound, found.roles)
+    return msgspec.structs.replace(
+        made,
+        best_single_samples_per_s=single.samples_per_s if single else 0.0,
+        best_single_node=best,
+        reasons=(verdict.hybrid_headline(predicted, because), *made.reasons),
+        predicted=tuple(predicted),
+    )
+
+
+def _both(work: Workload, spec: JobSpec, candidates: Sequence[Profile], links: Links) -> hybrid.Found | None:
+    """The same settings with replicas that are cut; None where there are not two of them, or they cannot be."""
+    given = msgspec.structs.replace(settings_of(spec), segments=0, workers=0, shards=0)
+    if given.backup or len(candidates) < 4:
+        return None
+    try:
+        found = hybrid.choose(work, msgspec.structs.replace(spec, parallel="hybrid", data=given), candidates, links)
+    except UsageError:  # a PlanError is one
+        return None
+    return found if found.roles.workers > 1 else None
 
 
 def best(predicted: Sequence[Predicted]) -> Predicted:

@@ -30,8 +30,8 @@ class PushGate:
         self._here: dict[_Key, list[set[int]]] = {}  # by slot: those that lie there whole
 
     def speaker(self, shard: int, worker: int) -> int:
-        """The plan's node that speaks to a shard for a worker: of its replica, that with the segment which the shard holds; −1 for
-        none."""
+        """The plan's node that speaks to a shard for a worker: of its replica, that with the segment whose parameters the shard
+        holds; −1 for none."""
         if not 0 <= worker < len(self._replicas) or shard not in self._layout.slots:
             return -1
         return self._replicas[worker][self._layout.sharding.segments[shard]]

@@ -133,8 +133,8 @@ class ServerLayout:
 
 @dataclass(frozen=True, slots=True)
 class WorkerLayout:
-    """What the arena of a worker's node holds for its shards, from `start` on. landings: by shard, the first of its LANDINGS places; bodies:
-    where push bodies begin.
+    """What the arena of a worker's node holds for its shards, from `start` on. landings: by shard, the first of its LANDINGS
+    places; bodies: where push bodies begin.
 
     values: by shard, the bytes of values that are whole, and of those that are a difference.
     """

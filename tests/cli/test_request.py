@@ -24,7 +24,16 @@ from p2pnn.job.spec import DataParallel
         ({"seed": -1}, "seed = -1: it must not be negative"),
         ({"validation_fraction": 0.95}, r"it lies from 0 to 0\.9"),
         ({"parallel": "datta"}, r"unknown kind of parallelism 'datta'; did you mean data\?"),
-        ({"parallel": "hybrid"}, "hybrid parallelism .* is not there yet; say --parallel data where a node has room"),
+        ({"parallel": "hybrid", "segments": 1}, "segments = 1 with parallel = hybrid: .* over 2 nodes or more"),
+        ({"parallel": "hybrid", "segments": -2}, "segments = -2 with parallel = hybrid"),
+        ({"parallel": "hybrid", "segments": 3, "shards": 2}, "shards = 2 with workers of 3 nodes each: .* at least 3"),
+        (
+            {"parallel": "hybrid", "consistency": "sync", "workers": 2, "backup": 1},
+            "backup:1 with parallel = hybrid: the nodes of a replica that is late",
+        ),
+        ({"parallel": "hybrid", "pins": {"fc*": "a"}}, r"pins = fc\*=a: .* with --parallel hybrid leave --pin away"),
+        ({"parallel": "data", "segments": 2}, "segments = 2: .* say --parallel hybrid, or leave it away"),
+        ({"segments": 2}, "--segments 2 is for hybrid parallelism: add --parallel hybrid"),
         (
             {"parallel": "data", "pins": {"fc*": "a"}},
             r"pins = fc\*=a: it is for model parallelism; .* leave --pin away",

@@ -45,7 +45,17 @@ def test_a_newer_spec_is_refused_by_its_format() -> None:
         ({"kind": "dream"}, "'dream' is not a kind of job"),
         ({"optimizer": Optimizer(kind="guess")}, "'guess' is not a optimizer"),
         ({"optimizer": Optimizer(schedule="lunar")}, "'lunar' is not a learning-rate schedule"),
-        ({"parallel": "hybrid"}, "'hybrid' is not a parallel mode"),
+        ({"parallel": "both"}, "'both' is not a parallel mode"),
+        ({"parallel": "hybrid"}, "says nothing about its workers and shards"),
+        (
+            {"parallel": "hybrid", "data": DataParallel()},
+            "segments = 1 with parallel = hybrid: .* over 2 nodes or more",
+        ),
+        ({"parallel": "data", "data": DataParallel(segments=2)}, "segments = 2 with parallel = data: .* say hybrid"),
+        (
+            {"parallel": "hybrid", "data": DataParallel("sync", backup=1, segments=0)},
+            "backup:1 with parallel = hybrid: the nodes of a replica that is late",
+        ),
         ({"parallel": "data"}, "says nothing about its workers and shards"),
         ({"data": DataParallel()}, "names workers and shards, but is not parallel = data"),
         ({"parallel": "data", "data": DataParallel(consistency="eventual")}, "no consistency 'eventual'"),

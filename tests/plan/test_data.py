@@ -190,7 +190,6 @@ def test_no_room_for_a_shard() -> None:
         ),
         ({"schedule": "async:2"}, "--schedule async:2 is for model parallelism; .* say --consistency async instead"),
         ({"cut": (0,) * len(GRAPH.ops)}, "the job's cut is for model parallelism"),
-        ({"parallel": "hybrid"}, "hybrid parallelism .* is not there yet; say --parallel data where a node has room"),
         ({"nodes": ("a", "attic")}, "attic"),
     ],
 )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import random
 
+import msgspec
 import pytest
 
+from p2pnn.job.plan import Replica
 from p2pnn.ps.consistency import Settings
 from p2pnn.ps.gate import PushGate, ValuesGate
 from p2pnn.ps.layout import LANDINGS, WINDOW, ServerLayout, WorkerLayout
-from p2pnn.ps.sharding import cut
+from p2pnn.ps.sharding import cut, cut_segments
 from p2pnn.ps.space import Space
 from tests.ps.models import mlp
 from tests.ps.network import plan_of
@@ -171,3 +173,16 @@ def test_a_shards_landing_places_take_turns_also_where_values_break_off() -> Non
 def test_where_values_are_not_compressed_none_are_differences() -> None:
     gate = ValuesGate(PLAN, WorkerLayout.of(SHARDING, Settings()))
     assert "instead of 0" in gate.refusal(0, 3, 4, whole=False)
+
+
+def test_of_a_replica_only_the_node_with_the_layers_of_a_shard_speaks_to_it() -> None:
+    space = Space.of(mlp(300, 200, inputs=100))
+    names = [entry.name for entry in space.entries]
+    sharding, _ = cut_segments(space, [names[:2], names[2:]], 2)
+    plan = msgspec.structs.replace(plan_of(4, 2), replicas=(Replica((0, 1)), Replica((2, 3))))
+    gate = PushGate(plan, ServerLayout.of(sharding, [0, 1], Settings(), 2))
+    assert [[gate.speaker(shard, worker) for worker in (0, 1)] for shard in (0, 1)] == [[0, 2], [1, 3]]
+    assert [gate.speaker(2, 0), gate.speaker(0, 2), gate.speaker(0, -1)] == [-1, -1, -1]
+    size = 4 * sharding.shards[1].parts[0].size
+    assert gate.refusal(1, 3, 1, 1, 0, size) == ""
+    assert "came from node 2 of the plan" in gate.refusal(1, 2, 1, 1, 0, size)

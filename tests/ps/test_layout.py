@@ -20,7 +20,7 @@ from p2pnn.ps.layout import (
     Bump,
     Slots,
     server_layout,
-    sharding_of,
+    shardings_of,
     slot_of,
     worker_layout,
     workers_of,
@@ -171,9 +171,32 @@ def test_slots_of_parts() -> None:
     assert slots.place(2, 7, 1) == (64 + 5 * 64 + 8, 4)
 
 
-def test_replicas_of_several_nodes_and_other_jobs_are_refused() -> None:
-    plan = plan_of(2, 1)
-    with pytest.raises(PlanError, match="cannot be cut over several nodes yet"):
-        sharding_of(spec_of(), msgspec.structs.replace(plan, replicas=(Replica((0, 1)),)))
+def cut_plan(shards: int) -> Plan:
+    """Two replicas of two nodes each: the first has the first layer."""
+    first = {"fc0/weight", "fc0/bias"}
+    assignment = tuple(int(not first & set(op.inputs)) for op in GRAPH.ops)
+    plan = plan_of(4, shards)
+    return msgspec.structs.replace(plan, assignment=assignment, replicas=(Replica((0, 1)), Replica((2, 3))))
+
+
+def test_nodes_of_one_replica_have_places_for_the_shards_of_their_own_layers() -> None:
+    spec, plan = spec_of(push="bf16"), cut_plan(3)
+    whole, own = shardings_of(spec, plan)
+    worked = [worker_layout(spec, plan, node) for node in range(4)]
+    assert [set(layout.landings) for layout in worked] == [set(layout.landings) for layout in worked[2:]] * 2
+    assert set(worked[0].landings) | set(worked[1].landings) == {0, 1, 2}
+    assert not set(worked[0].landings) & set(worked[1].landings)
+    assert sum(part.space.size for part in own) == whole.space.size
+    for part in own:
+        for shard in part.shards:
+            assert worked[whole.segments[shard.index]].landing(shard.index)[1] == whole.shards[shard.index].byte_count
+
+
+def test_what_cannot_be_cut_so_and_other_jobs_are_refused() -> None:
+    with pytest.raises(PlanError, match=r"shards = 1, but a model replica has 2 segments .* take at least 2 shards"):
+        shardings_of(spec_of(), cut_plan(1))
+    idle = msgspec.structs.replace(cut_plan(2), assignment=(0,) * len(GRAPH.ops))
+    with pytest.raises(PlanError, match="would have no parameters to train: cut the model over fewer nodes"):
+        shardings_of(spec_of(), idle)
     with pytest.raises(PlanError, match="not data-parallel"):
-        sharding_of(JobSpec("net", GRAPH, {}), plan)
+        shardings_of(JobSpec("net", GRAPH, {}), plan_of(2, 1))

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2pnn.errors import PlanError
-from p2pnn.ps.sharding import PART_ELEMENTS_MAX, PART_ELEMENTS_MIN, POLICIES, Sharding, cut
+from p2pnn.ps.sharding import PART_ELEMENTS_MAX, PART_ELEMENTS_MIN, POLICIES, Sharding, cut, cut_segments
 from p2pnn.ps.space import Entry, Space
 from tests.ps.models import mlp
 
@@ -48,6 +48,51 @@ def test_every_element_lies_in_one_shard_and_one_part(sizes: list[int], count: i
                 if start <= piece.at < stop:
                     assert space.entries[piece.entry].decay == decays
                     assert piece.at + piece.size <= stop
+
+
+@given(
+    st.lists(st.one_of(st.integers(1, 50), st.integers(1, 3 * PART_ELEMENTS_MIN)), min_size=1, max_size=12),
+    st.integers(1, 4),
+    st.integers(0, 12),
+    st.sampled_from(POLICIES),
+)
+def test_segments_have_shards_of_their_own_which_are_those_of_the_whole(
+    sizes: list[int], segments: int, more: int, policy: str
+) -> None:
+    space, segments = space_of(sizes), min(segments, len(sizes))
+    count = min(segments + more, len(sizes))
+    names = [[entry.name for n, entry in enumerate(space.entries) if n % segments == s] for s in range(segments)]
+    whole, own = cut_segments(space, names, count, policy)
+    assert [shard.index for shard in whole.shards] == list(range(count))
+    assert [shard.index for part in own for shard in part.shards] == list(range(count))
+    flat = np.arange(space.size, dtype=np.float32)
+    assert np.array_equal(whole.join(whole.split(flat), np.full(space.size, np.nan, np.float32)), flat)
+    views = space.views(flat)
+    for segment, (part, mine) in enumerate(zip(own, names, strict=True)):
+        assert [entry.name for entry in part.space.entries] == mine
+        held = part.space.join(views)
+        for shard in part.shards:
+            there = whole.shards[shard.index]
+            assert whole.segments[shard.index] == segment
+            assert [(p.index, p.start, p.stop, p.needed) for p in shard.parts] == [
+                (p.index, p.start, p.stop, p.needed) for p in there.parts
+            ]
+            assert shard.decay == there.decay
+            buffer = part.take(shard.index, held, np.empty(shard.size, np.float32))
+            assert np.array_equal(buffer, whole.take(shard.index, flat, np.empty(there.size, np.float32)))
+            assert {space.entries[entry].name for p in there.parts for entry in p.entries} <= set(mine)
+
+
+def test_shards_go_to_the_segments_whose_shards_would_be_largest() -> None:
+    space = space_of([100, 100, 100, 10, 10])
+    names = [["p0", "p1", "p2"], ["p3", "p4"]]
+    assert cut_segments(space, names, 2)[0].segments == (0, 1)
+    assert cut_segments(space, names, 4)[0].segments == (0, 0, 0, 1)
+    assert cut_segments(space, names, 5)[0].segments == (0, 0, 0, 1, 1)
+    with pytest.raises(PlanError, match="shards = 6, but the model has only 5 parameter tensors"):
+        cut_segments(space, names, 6)
+    with pytest.raises(PlanError, match="shards = 1, but a model replica has 2 segments"):
+        cut_segments(space, names, 1)
 
 
 def test_equal_cuts_are_equal_and_go_through_parameters() -> None:
