@@ -83,7 +83,7 @@ def _cut(daemon: Daemon, prepared: Prepared, error: UsageError) -> Settled:
 def _hybrid(spec: JobSpec) -> JobSpec:
     """The same job with workers that are cut over as many nodes as is fastest."""
     assert spec.data is not None
-    data = msgspec.structs.replace(spec.data, segments=0, workers=0, shards=0)
+    data = msgspec.structs.replace(spec.data, segments=0)
     return msgspec.structs.replace(spec, parallel="hybrid", data=data)
 
 

@@ -211,7 +211,11 @@ def _absolute(text: str, folder: Path, key: str) -> str:
 
 
 def _set_parallel(tree: dict[str, Any], flags: Mapping[str, Any]) -> None:
-    """Refuse flags of data parallelism where the model is spread; a file's settings of it give way to --parallel model."""
+    """Refuse flags of data parallelism where the model is spread; a file's settings of it give way to --parallel model, and its
+    number of segments to any but hybrid."""
+    dealt = tree.get("data_parallel")
+    if flags.get("parallel") not in (None, "hybrid") and flags.get("segments") is None and isinstance(dealt, dict):
+        dealt.pop("segments", None)
     mesh = tree.get("mesh", {})
     if (mesh.get("parallel", "model") if isinstance(mesh, dict) else "") != "model":
         return

@@ -215,20 +215,42 @@ def attainable(spec: JobSpec, members: Mapping[NodeId, str], *, anew: bool) -> t
     if anew and cut != spec.cut:
         remarks.append(f"the job's cut is over {len(set(spec.cut))} nodes, but {len(members)} are here; it is cut anew")
     count = min(spec.node_count, len(members))
+    spec, coarser = _coarser(spec, len(members))
     data, more = _fewer_workers(spec, len(members))
     found = msgspec.structs.replace(spec, cut=cut, nodes=nodes, pins=pins, node_count=count, data=data)
-    return found, remarks + more
+    return found, remarks + coarser + more
+
+
+def _coarser(spec: JobSpec, members: int) -> tuple[JobSpec, list[str]]:
+    """A job of workers that are cut over more nodes than there are (`hybrid`), with what can be had instead: fewer nodes for
+    each, or on one node alone the whole model."""
+    data = spec.data
+    if data is None or spec.parallel != "hybrid" or members >= max(2, data.segments):
+        return spec, []
+    wish = f"the job asks for workers of {max(2, data.segments)} nodes each, but {members} {_are(members)} here; it goes on"
+    if members > 1:
+        data = msgspec.structs.replace(data, segments=0)
+        return msgspec.structs.replace(spec, data=data), [f"{wish} with fewer nodes for each"]
+    data = msgspec.structs.replace(data, segments=1)
+    return msgspec.structs.replace(spec, parallel="data", data=data), [f"{wish} with the whole model on it"]
+
+
+def _are(nodes: int) -> str:
+    return "node is" if nodes == 1 else "nodes are"
 
 
 def _fewer_workers(spec: JobSpec, members: int) -> tuple[DataParallel | None, list[str]]:
     """As many of the workers that a data-parallel job asks for as there are nodes, and what that changes. In `sync` each takes an
     equal share of a step's micro-batches."""
     data = spec.data
+    each = max(2, data.segments) if data is not None and spec.parallel == "hybrid" else 1
+    nodes, members = members, members // each
     if data is None or data.workers <= members:
         return data, []
     divides = [n for n in range(1, members + 1) if data.consistency != "sync" or spec.micro_batches % n == 0]
     workers = max(divides, default=1)
-    remarks = [f"the job asks for {data.workers} workers, but {members} nodes are here; it goes on with {workers}"]
+    them = f"{data.workers} workers" + (f" of {each} nodes each" if each > 1 else "")
+    remarks = [f"the job asks for {them}, but {nodes} {_are(nodes)} here; it goes on with {workers}"]
     backup = min(data.backup, workers - 1)
     if backup != data.backup:
         remarks.append(

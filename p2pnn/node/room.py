@@ -107,7 +107,6 @@ def _roles_fit(spec: JobSpec, plan: Plan) -> bool:
     return (
         bool(plan.replicas and plan.shards)
         and len({len(replica.nodes) for replica in plan.replicas}) == 1
-        and spec.data.segments in (0, len(plan.replicas[0].nodes))
         and len(set(computing)) == len(computing)
         and all(nodes and len(set(nodes)) == len(nodes) and all(node in members for node in nodes) for nodes in groups)
         and all(plan.worker_of(node) >= 0 or plan.served_by(node) for node in members)

@@ -119,6 +119,10 @@ def bound(found: Bound, roles: Roles) -> str:
             )
         case "trip":
             return f"the round trip between {node.name} and the shards takes longer than its computing"
+        case _ if roles.segments > 1:
+            return f"a step of the worker on {node.name} and others takes {spent}, with what it pushes and fetches" + (
+                ", and the others wait for it" if roles.workers > 1 else ""
+            )
         case _:
             return f"{node.name} is busy for {spent} per round with its passes, its push and its fetch" + (
                 ", and the others wait for it" if roles.workers > 1 else ""

@@ -89,7 +89,7 @@ def _hybrid(spec: JobSpec, profiles: Sequence[Profile], links: Links) -> Plan:
     if cut is not None:
         predicted.append(Predicted("model", tuple(share.name for share in cut.nodes), cut.samples_per_s))
     given = settings_of(spec)
-    whole = msgspec.structs.replace(given, segments=1, workers=0, shards=0)
+    whole = msgspec.structs.replace(given, segments=1)
     try:
         dealt = data.choose(work, msgspec.structs.replace(spec, parallel="data", data=whole), candidates, links)
     except UsageError:  # a PlanError is one: no node has room for the whole model
@@ -109,7 +109,7 @@ def _hybrid(spec: JobSpec, profiles: Sequence[Profile], links: Links) -> Plan:
 
 def _both(work: Workload, spec: JobSpec, candidates: Sequence[Profile], links: Links) -> hybrid.Found | None:
     """The same settings with replicas that are cut; None where there are not two of them, or they cannot be."""
-    given = msgspec.structs.replace(settings_of(spec), segments=0, workers=0, shards=0)
+    given = msgspec.structs.replace(settings_of(spec), segments=0)
     if given.backup or len(candidates) < 4:
         return None
     try:

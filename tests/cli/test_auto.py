@@ -81,6 +81,34 @@ def test_where_data_parallelism_cannot_be_the_model_is_cut_and_the_reason_told(d
     )
 
 
+HYBRID = ("hybrid", ["a", "b", "c", "d"], 4000.0)
+
+
+def test_workers_may_be_cut_as_well(daemon: FakeDaemon) -> None:
+    found = settled(daemon, [SINGLE, MODEL, DATA, HYBRID], workers=2)
+    spec = found.prepared.spec
+    assert found.line.startswith("hybrid parallelism: 4,000 samples/s predicted, against 1,000 on one node and ")
+    assert found.line.endswith("2,500 with data parallelism over 3")
+    assert (spec.parallel, spec.data and (spec.data.workers, spec.data.segments)) == ("hybrid", (2, 0))
+    again = tomllib.loads(spec.request)
+    assert (again["mesh"]["parallel"], again["data_parallel"]["workers"]) == ("hybrid", 2)
+
+
+def no_room_for_all(body: bytes) -> Any:
+    spec = msgspec.msgpack.decode(body, type=JobSpec)
+    if spec.parallel == "data":
+        return 400, {"error": "a worker holds the whole model and needs 9 GiB", "exit": 2}
+    return {"plan": {"predicted": [{"way": w, "nodes": n, "samples_per_s": r} for w, n, r in (MODEL, HYBRID)]}}
+
+
+def test_where_no_node_has_room_for_the_whole_model_workers_are_cut(daemon: FakeDaemon) -> None:
+    daemon["POST plan"] = no_room_for_all
+    found = settled(daemon)
+    assert found.line == "hybrid parallelism: 4,000 samples/s predicted, against 900 with the model cut over 2"
+    assert found.prepared.spec.parallel == "hybrid"
+    assert mesh_of(found)["parallel"] == "hybrid"
+
+
 @pytest.mark.parametrize(
     ("flags", "tied"), [({"pins": {"fc*": "a"}}, "pins say"), ({"schedule": "async:2"}, "a schedule says")]
 )

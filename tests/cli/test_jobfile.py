@@ -117,6 +117,22 @@ def test_what_is_saved_says_what_a_run_came_to(tmp_path: Path) -> None:
     assert (whole.mesh.parallel, whole.mesh.nodes, whole.deals_data) == ("model", 1, False)
 
 
+def test_hybrid_parallelism_in_a_job_file(tmp_path: Path) -> None:
+    flags = {"model": "mlp", "data": "digits", "parallel": "hybrid", "workers": 2}
+    asked = resolve(flags)
+    assert asked.train.micro_batches == 4, "several for the nodes of a worker to be busy at once"
+    assert resolve(flags | {"consistency": "sync", "workers": 4}).train.micro_batches == 16
+    assert resolve(flags | {"consistency": "sync", "workers": 3, "batch_size": 30}).train.micro_batches == 6
+    assert asked.data_parallel.spec(hybrid=True).segments == 0
+    (tmp_path / "job.toml").write_text(with_roles(to_toml(asked), 2, 3, 2))
+    again = resolve({}, tmp_path / "job.toml")
+    assert (again.data_parallel.workers, again.data_parallel.shards, again.data_parallel.segments) == (2, 3, 2)
+    whole = resolve({"parallel": "data"}, tmp_path / "job.toml")
+    assert (whole.data_parallel.segments, whole.data_parallel.shards) == (0, 3)
+    with pytest.raises(UsageError, match=r"segments = 2: .* say --parallel hybrid"):
+        resolve({"parallel": "data", "segments": 2}, tmp_path / "job.toml")
+
+
 def test_every_flag_has_its_place_in_a_job_file() -> None:
     for path in FLAGS.values():
         found: Any = Request()

@@ -125,3 +125,23 @@ def test_a_data_parallel_job_goes_on_with_as_many_workers_as_there_are_nodes() -
     assert wanted("sync", 3) == (DataParallel("sync", workers=2, shards=4), 1)
     assert wanted("sync", 3, micro_batches=3) == (DataParallel("sync", workers=1, shards=4), 1)
     assert wanted("sync", 3, backup=2) == (DataParallel("sync", workers=2, shards=4, backup=1), 2)
+
+
+def test_a_job_of_workers_that_are_cut_goes_on_with_what_the_nodes_suffice_for() -> None:
+    def wanted(nodes: int, workers: int, segments: int) -> tuple[str, int, int, list[str]]:
+        here = {NodeId(c * 32): c for c in "abcd"[:nodes]}
+        data = DataParallel("async", workers=workers, segments=segments)
+        found, remarks = records.attainable(make_spec(parallel="hybrid", data=data), here, anew=False)
+        assert found.data is not None
+        return found.parallel, found.data.workers, found.data.segments, remarks
+
+    assert wanted(4, 2, 2) == ("hybrid", 2, 2, [])
+    assert wanted(4, 0, 0) == ("hybrid", 0, 0, [])
+    assert wanted(3, 2, 2)[:3] == ("hybrid", 1, 2)
+    assert wanted(3, 2, 2)[3] == ["the job asks for 2 workers of 2 nodes each, but 3 nodes are here; it goes on with 1"]
+    assert wanted(2, 1, 3)[:3] == ("hybrid", 1, 0)
+    assert (
+        "workers of 3 nodes each, but 2 nodes are here; it goes on with fewer nodes for each" in wanted(2, 1, 3)[3][0]
+    )
+    assert wanted(1, 2, 2)[:3] == ("data", 1, 1)
+    assert wanted(1, 2, 2)[3][0].endswith("but 1 node is here; it goes on with the whole model on it")

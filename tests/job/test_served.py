@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
 from p2pnn.job.plan import NodeShare, Plan, Replica, ShardHome
 from p2pnn.job.progress import ProgressMeter
 from p2pnn.job.script import Progress, ShardReport
@@ -62,6 +64,20 @@ def test_the_slowest_is_furthest_behind_and_alone_nobody_is() -> None:
     alone = Served(make_plan(workers=1))
     alone.add([report(0)], 0)
     assert alone.fields(5, {"a": 5}, {})["slowest"] == ""
+
+
+def test_workers_of_several_nodes_are_as_far_as_the_last_of_them_and_as_busy_as_the_busiest() -> None:
+    plan = make_plan(homes=(2,))
+    nodes = (*plan.nodes, msgspec.structs.replace(plan.nodes[0], name="d"))
+    plan = msgspec.structs.replace(plan, nodes=nodes, replicas=(Replica((0, 1)), Replica((2, 3))))
+    served = Served(plan)
+    assert served.workers == ("a+b", "c+d")
+    assert served.computing == {"a", "b", "c", "d"}
+    served.add([report(0, refused=((1, "LATE", 2),), set_aside=(0,))], 0)
+    found = served.fields(5, {"a": 6, "b": 4, "c": 5, "d": 5}, {})
+    assert (found["slowest"], found["set_aside"], found["refused"]) == ("a+b", ["a+b"], {"c+d": {"LATE": 2}})
+    busy = {"a": 0.1, "b": 0.5, "c": 0.1, "d": 0.9}
+    assert served.fields(5, dict.fromkeys("abcd", 5), busy)["slowest"] == "c+d"
 
 
 def test_a_coordinator_that_took_over_counts_bytes_from_what_it_heard_first() -> None:

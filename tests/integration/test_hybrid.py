@@ -1,0 +1,127 @@
+"""Workers that are cut over several real daemons: what they promise, and what becomes of them when something is lost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from p2pnn import nn
+from p2pnn.cli import trace as tracing
+from p2pnn.job.spec import DataParallel
+from p2pnn.job.trace import View
+from tests.integration.mesh import Mesh, blobs_of, make_job, mesh, wait_until
+from tests.integration.test_data_parallel import (
+    ADAM,
+    EPOCHS,
+    Job,
+    alone,
+    done,
+    events,
+    gone,
+    long,
+    normalized,
+    pids,
+    plain,
+    progressed,
+    step,
+)
+
+ALL = "abcd"
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
+    with mesh(tmp_path_factory.mktemp("mesh"), 4) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def undisturbed(four: Mesh) -> str:
+    """The bits of one node's run of EPOCHS."""
+    return str(done(four, alone(plain(), epochs=EPOCHS))["result"]["bits"])
+
+
+def job(model: nn.Model, how: str, *, workers: int = 2, segments: int = 2, shards: int = 2, **settings: Any) -> Job:
+    fields: dict[str, Any] = {"batch_size": 32, "micro_batches": 4, "optimizer": ADAM} | settings
+    data = DataParallel(how, workers=workers, shards=shards, segments=segments)
+    return make_job(model, blobs_of(), **fields, parallel="hybrid", data=data)
+
+
+@pytest.mark.parametrize(("workers", "segments", "shards"), [(2, 2, 2), long(1, 2, 3), long(1, 2, 2)])
+def test_sync_has_the_bits_of_one_node(four: Mesh, workers: int, segments: int, shards: int) -> None:
+    one = done(four, alone(plain()))
+    number = four.submit("b", *job(plain(), "sync", workers=workers, segments=segments, shards=shards))
+    last = progressed(four, "b", number)
+    found = four.await_state("b", number, "done")
+    plan = found["plan"]
+    assert [len(replica["nodes"]) for replica in plan["replicas"]] == [segments] * workers
+    assert len(plan["shards"]) == shards
+    assert found["result"]["bits"] == one["result"]["bits"]
+    mine, its = (each["result"]["evaluation"][0] for each in (found, one))
+    assert (mine["rows"], mine["metrics"]) == (its["rows"], its["metrics"])
+    assert mine["loss"] == pytest.approx(its["loss"], rel=1e-6)
+    assert [entry["step"] for entry in found["history"]] == [entry["step"] for entry in one["history"]]
+    assert last["step"] == last["steps"]
+    assert last["staleness"] == {"0": workers * shards * last["steps"]}
+    names = ["+".join(plan["nodes"][n]["name"] for n in replica["nodes"]) for replica in plan["replicas"]]
+    assert last["slowest"] in (names if workers > 1 else [""])
+    parameters = sum(plan["nodes"][n]["parameters"] for n in plan["replicas"][0]["nodes"])
+    assert last["pushed_bytes"] == workers * 4 * parameters, "each gradient once, by the node that has its layer"
+
+
+@pytest.mark.parametrize("how", ["async", long("ssp:1"), long("local:2")])
+def test_every_kind_learns(four: Mesh, how: str) -> None:
+    found = done(four, job(normalized(), how, epochs=6))
+    assert found["result"]["evaluation"][0]["metrics"]["accuracy"] > 0.9
+    assert found["history"][-1]["validation_loss"] < found["history"][0]["validation_loss"]
+
+
+def test_each_node_of_a_replica_gives_a_trace_of_its_layers(four: Mesh) -> None:
+    number = four.submit("a", *job(plain(), "sync"))
+    four.await_state("a", number, "done")
+    wait_until(lambda: not any(pids(four, ALL).values()), "all are done with it")
+    found = tracing.fetch(four["a"], number)
+    assert found.missing == {}
+    for part in found.parts:
+        view = View(part)
+        assert {view.label(span).split()[0] for span in view.computing} >= {"forward", "backward"}
+
+
+def test_a_run_that_is_paused_goes_on_without_being_cut(four: Mesh, undisturbed: str) -> None:
+    number = four.submit("a", *job(plain(), "sync", epochs=EPOCHS, checkpoint_steps=7))
+    wait_until(lambda: step(four, "a", number) > 10, "it trains")
+    running = pids(four, ALL)
+    four["b"].post(f"jobs/{number}/pause")
+    paused = four.await_state("a", number, "paused")
+    assert 10 < paused["step"] < 10 * EPOCHS
+    wait_until(lambda: gone(running), "no process is left")
+    four["c"].post(f"jobs/{number}/resume")
+    assert four.await_state("a", number, "done")["result"]["bits"] == undisturbed
+
+
+@pytest.mark.parametrize("how", ["sync", long("async")])
+@pytest.mark.parametrize("victim", ["b", long("a"), long("d")])
+def test_a_run_that_loses_a_node_goes_on_from_the_newest_checkpoint_over_who_is_left(
+    tmp_path: Path, undisturbed: str, how: str, victim: str
+) -> None:
+    """Three nodes are left, for one replica of two: so many workers there are, and no more, without a wish."""
+    seen = "c"
+    with mesh(tmp_path, 4) as m:
+        number = m.submit(seen, *job(plain(), how, workers=0, shards=0, epochs=EPOCHS, checkpoint_steps=5))
+        wait_until(lambda: step(m, seen, number) > 10, "it trains")
+        assert len(m.job(seen, number)["plan"]["replicas"]) == 2
+        assert pids(m, ALL)[victim], "it has a part in the run"
+        m.nodes[victim].kill()
+        found = m.await_state(seen, number, "done")
+        [told] = events(m, seen, number, "recovered")
+        assert f"node {victim}" in told["text"]
+        assert told["step"] > 10, "not from the beginning"
+        assert [len(replica["nodes"]) for replica in found["plan"]["replicas"]] == [2]
+        assert {share["name"] for share in found["plan"]["nodes"]} <= set(ALL) - {victim}
+        assert len(found["history"]) == EPOCHS
+        assert found["result"]["evaluation"][0]["metrics"]["accuracy"] > 0.9
+        if how == "sync":
+            assert found["result"]["bits"] == undisturbed
