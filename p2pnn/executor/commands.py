@@ -163,7 +163,8 @@ class Retired(_Message, tag=22):
 
 
 class Squares(_Message, tag=23):
-    """Float64 sums of squares of this node's gradients, per parameter it owns, in graph order: for global-norm clipping."""
+    """Float64 sums of squares of this node's gradients, per parameter it owns, in graph order: for global-norm clipping. None at
+    all, of a worker that is cut over nodes: its shards have set this one aside."""
 
     step: int
     squares: list[float]

@@ -11,7 +11,7 @@ them, the same ones on every worker. Worker 0 writes them, and its own state (ru
 
 Where a replica is cut over nodes, each of them is a worker by itself to the shards of its own layers, under the replica's number;
 all have the same steps, and tensors between them keep them together as in a model-parallel run. A node whose shards have set it
-aside computes on for the others of its replica, and pushes nothing.
+aside tells the others (by squares of nothing); all compute on, since none can do without the others, and push nothing.
 """
 
 from __future__ import annotations
@@ -102,6 +102,7 @@ class ReplicaSession(Session):
         self._skips = spec.data.backup > 0
         self._is_cut = len(plan.replicas[self._number].nodes) > 1
         self._muted = False  # in the step that is under way
+        self._aside = self._told_aside = False  # this worker, as another node of it has told
         self._warm_start = spec.data.warm_start
         self._answered_early: set[int] = set()
 
@@ -123,6 +124,8 @@ class ReplicaSession(Session):
                         f"the executor was told that message {message.token} left, which it did not send"
                     )
                 self._replica.sent(part)
+            case commands.PeerSquares() if self._is_cut and not message.squares:
+                self._aside = True
             case script.Predict() | script.Sample():
                 raise JobFailedError(f"a worker of a data-parallel run was told {type(message).__name__}")
             case script.Train() | script.Evaluate() | script.Checkpoint() | script.Restore() | script.Finish():
@@ -184,8 +187,8 @@ class ReplicaSession(Session):
     def _begin_step(self) -> bool:
         """Let the machine's next step begin, or give it up, if one of that can be."""
         replica, step = self._replica, self._machine.next_step
-        if replica.ended is not None:
-            self._give_up_steps(replica.ended, step)
+        if replica.ended is not None or self._aside:
+            self._give_up_steps(replica.ended or Refusal.SET_ASIDE, step)
         elif self._skips and replica.may_begin and step < replica.version:
             self._skip_to(min(replica.version, self._allotment.local(self._until)))
         elif replica.begin_step(time.perf_counter()):
@@ -228,8 +231,8 @@ class ReplicaSession(Session):
             return True
         replica, now = self._replica, time.perf_counter()
         if self._marked < command.sequence:
-            if replica.ended is not None:
-                replica.leave()
+            if replica.ended is not None or self._aside:
+                self._leave()
             elif not replica.settle(now):
                 return False
             self._marked = command.sequence
@@ -290,17 +293,24 @@ class ReplicaSession(Session):
         self._send_messages()
 
     def _give_up_steps(self, why: Refusal, step: int) -> None:
-        """The shards take nothing more from this worker: its steps that are granted count as done, and it evaluates on. Other
-        nodes of its replica may still be heard, and cannot compute without this one."""
+        """The shards take nothing more from this worker: its steps that are granted count as done, and it evaluates on. One that
+        is cut goes through them, since its nodes may be in different ones."""
         if why is not Refusal.SET_ASIDE:
             raise JobFailedError(f"the shards want nothing of worker {self._number}: {why.value}")
-        self._replica.leave()
+        self._leave()
         if self._is_cut:
             self._muted = True
             self._replica.skip_to(step + 1)
             self._machine.allow(step)
         else:
             self._skip_to(self._allotment.local(self._until))
+
+    def _leave(self) -> None:
+        """Push nothing any more, and neither shall other nodes of this worker."""
+        if self._is_cut and not (self._aside or self._told_aside):
+            self._told_aside = True
+            self._channel.send(commands.Squares(self._machine.step, []))
+        self._replica.leave()
 
     def _skip_to(self, step: int) -> None:
         """Do no steps before this one: they were made without this worker (`backup`), or it may make none."""

@@ -137,7 +137,8 @@ class Retired(Message, tag=40):
 
 
 class Squares(Message, tag=41):
-    """Node to the job's other nodes, for global-norm clipping: float64 sums of squares per parameter."""
+    """Node to the job's other nodes, of its model replica where there are several, for global-norm clipping: float64 sums of
+    squares per parameter. None at all: its shards have set it aside, so its replica pushes nothing more."""
 
     job: JobText
     generation: Count
