@@ -29,6 +29,11 @@ class Marks:
             self._count()
         return self.marked > before
 
+    def is_news(self, worker: Worker, sequence: int, passed: bool) -> bool:
+        """Whether that it has drawn this mark, or passed it, would change anything."""
+        known = (self._passed if passed else self._drawn).get(worker)
+        return known is not None and sequence > known
+
     def passes(self, worker: Worker, sequence: int) -> bool:
         """It has drawn it as well. True where all have drawn another mark with that."""
         if worker in self._passed:

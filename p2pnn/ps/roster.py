@@ -38,6 +38,8 @@ class Roster:
         self.workers: tuple[Worker, ...] = ()
         self._members: dict[Worker, Member] = {}
         self._left: dict[str, int] = {}  # node → the newest of its lives that has left
+        self._numbers: dict[Worker, int] = {}  # as they came, from 1
+        self._came = 0
         self.log_number = 0
         self.set(workers)
 
@@ -49,6 +51,14 @@ class Roster:
 
     def get(self, worker: Worker) -> Member | None:
         return self._members.get(worker)
+
+    def number(self, worker: Worker) -> int:
+        """Of a life of a worker that takes part; no other one ever has it."""
+        return self._numbers[worker]
+
+    def worker(self, number: int) -> Worker | None:
+        """Who takes part under this number."""
+        return next((worker for worker, known in self._numbers.items() if known == number), None)
 
     @property
     def members(self) -> list[Member]:
@@ -91,10 +101,12 @@ class Roster:
         start = self.clock()
         gone = [worker for worker in self.workers if worker not in set(workers)]
         for worker in gone:
-            del self._members[worker]
+            del self._members[worker], self._numbers[worker]
             self._left[worker.node] = max(worker.incarnation, self._left.get(worker.node, -1))
         for worker in workers:
-            self._members.setdefault(worker, Member(worker, clock=start))
+            if worker not in self:
+                self._came += 1
+                self._members[worker], self._numbers[worker] = Member(worker, clock=start), self._came
         self.workers = tuple(workers)
         return gone
 
@@ -102,6 +114,8 @@ class Roster:
         """Go on from what was saved."""
         self._members = {member.worker: member for member in members}
         self.workers = tuple(member.worker for member in members)
+        self._numbers = {worker: number for number, worker in enumerate(self.workers, 1)}
+        self._came = len(members)
         self._left, self.log_number = dict(left), log_number
 
     @property

@@ -14,10 +14,10 @@ from p2pnn.replication.configuration import Configuration, Member, demoted, prom
 from p2pnn.replication.following import Following
 from p2pnn.replication.holding import Role, Shard
 from p2pnn.replication.limits import Limits, Timing
-from p2pnn.replication.log import Entry
+from p2pnn.replication.log import SHARD, Entry, Sequences
 from p2pnn.replication.outcomes import Acknowledge, Propose, Received, Serving, TakeState
 from p2pnn.replication.peers import Peer
-from p2pnn.replication.staging import Body, Update
+from p2pnn.replication.staging import Body, Key, Update
 from p2pnn.replication.transfer import Outgoing
 from p2pnn.types import NodeId
 from p2pnn.wire.messages import Append, Appended, Beat, Forward, Push, Pushed, StateHeld, UpdateWanted
@@ -27,8 +27,16 @@ APPENDS_MAX = 64
 
 
 class Leading(Following):
-    def __init__(self, shard: Shard, me: Member, now: float, limits: Limits, timing: Timing) -> None:
-        super().__init__(shard, me, now, limits, timing)
+    def __init__(
+        self,
+        shard: Shard,
+        me: Member,
+        now: float,
+        limits: Limits,
+        timing: Timing,
+        sessions: Sequences | None = None,
+    ) -> None:
+        super().__init__(shard, me, now, limits, timing, sessions)
         self.is_serving = False
         self._base = 0
         self._stable = 0
@@ -123,11 +131,15 @@ class Leading(Following):
         if not self._has_room_for(worker, sequence, message.total_bytes):
             return
         self._pushing[worker] = source
-        update = self._staging.open(key, message.total_bytes, now)
+        self._came(key, message.start, message.total_bytes, body, now)
+
+    def _came(self, key: Key, start: int, total_bytes: int, body: Body, now: float) -> None:
+        """A piece of an update that may come: forward it at once."""
+        update = self._staging.open(key, total_bytes, now)
         if update is None:
             return
-        if update.add(message.start, body, now, self._limits.pieces_max):
-            told = Forward(*self.shard, self.generation, worker, sequence, message.start, message.total_bytes)
+        if update.add(start, body, now, self._limits.pieces_max):
+            told = Forward(*self.shard, self.generation, *key, start, total_bytes)
             for peer in self._peers.values():
                 if peer.held is not None and not peer.needs_state(self.log):
                     self._send(peer.member.id, told, body)
@@ -145,11 +157,11 @@ class Leading(Following):
             update.offered = True
             self._events.append(Received(*update.key, update.body()))
 
-    def _settle(self, worker: int, sequence: int, error: str, now: float) -> None:
+    def _settle(self, worker: int, sequence: int, error: str, head: bytes, now: float) -> None:
         """The owner has checked an update."""
         update = self._staging.get((worker, sequence))
         if self.role is Role.PRIMARY and update is not None and update.offered:
-            update.accepted, update.error = True, error
+            update.accepted, update.error, update.head = True, error, head
             self._order(now)
             self._advance(now)
 
@@ -159,18 +171,27 @@ class Leading(Following):
             return
         for key in sorted(self._staging.waiting()):
             update = self._staging.get(key)
-            if update is not None and self.is_next(*key) and self._log_has_room(update):
+            if update is not None and self.is_next(*key) and self._log_has_room(update.total_bytes):
                 self._staging.remove(update.key)
                 bytes_of = None if update.error else update
-                entry = Entry(self.log.last + 1, self.generation, *update.key, bytes_of, now, update.error)
-                self.log.append(entry)
+                self._number(update.key, bytes_of, now, update.error, update.head)
         for peer in self._peers.values():
             self._tell(peer, now)
 
-    def _log_has_room(self, update: Update) -> bool:
+    def _number(self, key: Key, update: Update | None, now: float, error: str = "", head: bytes = b"") -> None:
+        self.log.append(Entry(self.log.last + 1, self.generation, *key, update, now, error, head))
+
+    def _write(self, head: bytes, now: float) -> None:
+        """An entry of the owner's own gets its number."""
+        self._number((SHARD, self._ordered(SHARD) + 1), None, now, head=head)
+        for peer in self._peers.values():
+            self._tell(peer, now)
+        self._advance(now)
+
+    def _log_has_room(self, total_bytes: int) -> bool:
         open_entries = self.log.last - self.committed
         open_bytes = self.log.open_bytes(self.committed)
-        is_small = open_bytes == 0 or open_bytes + update.total_bytes <= self._limits.log_bytes_max
+        is_small = open_bytes == 0 or open_bytes + total_bytes <= self._limits.log_bytes_max
         return open_entries < self._limits.entries_max and is_small
 
     # --- replication
@@ -197,7 +218,7 @@ class Leading(Following):
 
     def _append(self, entry: Entry) -> Append:
         where = (self.shard.job, self.shard.number, self.generation, self._base, self.committed, self._stable)
-        return Append(*where, entry.number, entry.ordered, entry.worker, entry.sequence, entry.total_bytes)
+        return Append(*where, entry.number, entry.ordered, entry.worker, entry.sequence, entry.total_bytes, entry.head)
 
     def _receive_appended(self, source: NodeId, message: Appended, now: float) -> None:
         peer = self._peer(source, message.generation, now)
@@ -210,7 +231,7 @@ class Leading(Following):
         if is_first:
             self._forward_staged(peer)
         if peer.transfer is not None and peer.held is not None and peer.held >= peer.transfer.number:
-            peer.transfer = None
+            peer.transfer, peer.lacks = None, False
         self._tell(peer, now)
         self._advance(now)
 
@@ -228,6 +249,7 @@ class Leading(Following):
         peer = self._peer(source, message.generation, now)
         entry = self.log.get(message.number)
         if peer is not None and entry is not None and entry.update is not None:
+            peer.lacks = peer.lacks or entry.update.is_gone
             self._forward(peer, entry.update)
 
     def _forward_staged(self, peer: Peer) -> None:
@@ -261,7 +283,7 @@ class Leading(Following):
 
     def _trim(self, now: float) -> None:
         """Let old entries go, but keep more while a learner that is on its way will need them."""
-        stable, limits = min(self._stable, self.committed), self._limits
+        stable, limits = min(self._stable, self._is_applied()), self._limits
         needed = stable
         for peer in self._peers.values():
             if peer.held is not None and peer.held < stable and self._is_in_touch(peer, now):
