@@ -1,8 +1,8 @@
 """What a shard decides, one entry of its log each: a shard's state follows from them alone.
 
-The primary decides what depends on more than the state: that a push has come whole, what its gradient holds (the guard's sums depend on
-the machine), when a round is closed, which marks it has heard of. What follows from the state (how old a push is by now, an update) every
-replica finds for itself when it applies the entry. The bytes and the number of a push are the log's own.
+The primary decides what depends on more than the state: that a push has come whole, what its gradient holds (the guard's sums
+depend on the machine), when a round is closed, which marks it has heard of. What follows from the state (how old a push is by
+now, an update) every replica finds for itself when it applies the entry. The bytes and the number of a push are the log's own.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from p2pnn.wire.messages import CloseReason
 
 
 class Take(msgspec.Struct, frozen=True, array_like=True, tag=1):
-    """A push is whole. based_on, based_clock: of its header. refusal: the name of why its gradient is not to be taken, or empty."""
+    """A push is whole. based_on, based_clock: of its header. refusal: the name of why not to take its gradient, or empty."""
 
     based_on: int
     based_clock: int
@@ -29,7 +29,7 @@ class Close(msgspec.Struct, frozen=True, array_like=True, tag=2):
 
 
 class Draw(msgspec.Struct, frozen=True, array_like=True, tag=3):
-    """A worker has drawn a mark; passed: and has what it wants of that moment. worker: its number in the roster, here and below."""
+    """A worker has drawn a mark; passed: and has what it wants of that moment. worker: its number in the roster, as below."""
 
     worker: Count
     mark: Count

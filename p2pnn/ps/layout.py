@@ -40,9 +40,10 @@ Run = tuple[int, int]
 def window(copies: int) -> int:
     """Slots per worker of a shard that lives in so many processes.
 
-    Alone, those of the pushes under way: push n comes when n − WINDOW is applied. A backup holds a push before it is applied, and hears only
-    with the next ones that it is: when it says that it holds push n, it has applied n − WINDOW, which its worker has had acknowledged. So it
-    has applied n − WINDOW when n is acknowledged, and n + WINDOW comes: twice the window is enough.
+    Alone, those of the pushes under way: push n comes when n − WINDOW is applied. A backup holds a push before it is applied,
+    and hears only with later ones that it is. But n has its place in the log when n − WINDOW has been acknowledged, and says so:
+    whoever holds n has applied n − WINDOW. So that is applied everywhere when n is acknowledged and n + WINDOW comes: twice the
+    window is enough.
     """
     return WINDOW if copies == 1 else 2 * WINDOW
 

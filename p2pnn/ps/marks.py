@@ -7,7 +7,7 @@ nothing is decided until all workers have passed it, and the server itself, whic
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from p2pnn.ps.messages import Worker
 
@@ -44,6 +44,17 @@ class Marks:
         """The server has done its part at this mark."""
         self._server = max(sequence, self._server)
         self._count()
+
+    def positions(self) -> tuple[dict[Worker, int], dict[Worker, int], int]:
+        """What each worker has drawn and has passed, and the server; for `load`."""
+        return dict(self._drawn), dict(self._passed), self._server
+
+    def load(
+        self, drawn: Mapping[Worker, int], passed: Mapping[Worker, int], server: int, marked: int, open: int
+    ) -> None:
+        """Become what was saved."""
+        self._drawn, self._passed, self._server = dict(drawn), dict(passed), server
+        self.marked, self.open = marked, open
 
     @property
     def ahead(self) -> set[Worker]:

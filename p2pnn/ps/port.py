@@ -239,7 +239,7 @@ class Port:
     def place(self, answer: Answer) -> Bytes | None:
         """Where an answer's values are to be received; None: read their bytes and drop them."""
         values = answer.values
-        if values is None or self._receiving or values.version < self._floor:
+        if values is None or self._receiving or values.version < self._floor or answer.generation < self.generation:
             return None
         if not self._is_wanted(answer) and not self._is_news(values, answer):
             return None
@@ -252,7 +252,12 @@ class Port:
         return self._delta
 
     def answered(self, answer: Answer, took_values: bool, now: float) -> None:
-        """An answer is here; took_values: so are its values, in the place that was given."""
+        """An answer is here; took_values: so are its values, in the place that was given.
+
+        One of an older generation than `restart` spoke of is passed over: another process may have said more since.
+        """
+        if answer.generation < self.generation:
+            return
         self._acknowledge(answer)
         if answer.refusal is not None:
             self.refusals[answer.refusal] += 1

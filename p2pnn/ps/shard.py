@@ -13,8 +13,8 @@ applied in blocks (`optimizers`), answered with fresh values in the same round t
 (`sync`, `local`), whole pushes wait in their slots for the round's others and are summed in the workers' order; a round is
 over when all have come of whom it waits, which are not those that have drawn a mark before the others (`marks`).
 
-What is decided goes through a log (`decisions`) into `state`, which is alike wherever the shard lives; here is what only the process needs
-that workers speak to. Alone, an entry is applied as soon as it is decided; `replicated` has another log.
+What is decided goes through a log (`decisions`) into `state`, which is alike wherever the shard lives; here is what only the
+process needs that workers speak to. Alone, an entry is applied as soon as it is decided; `replicated` has another log.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Where pushes lie until they are decided: a few slots per worker (`layout.window`), each as large as one push in its compressed form.
+"""Where pushes lie until they are decided: a few slots per worker (`layout.window`), each as large as one push, compressed.
 
-Push number n of a worker has its slot n mod their number, and no other, so whoever receives needs not ask. A push is applied only when
-it lies there whole: half a push could not be taken back.
+Push number n of a worker has its slot n mod their number, and no other, so whoever receives needs not ask. A push is applied only
+when it lies there whole: half a push could not be taken back.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ class Staged:
 
 
 class Staging:
-    """part_bytes: the size of each part of a push. workers: numbered as they are given. slot: is asked once for each slot. window: slots
-    of a worker."""
+    """part_bytes: the size of each part of a push. workers: numbered as they are given. slot: is asked once for each slot.
 
-    def __init__(
-        self, part_bytes: Sequence[int], workers: Iterable[Worker], slot: Slot, window: int = WINDOW
-    ) -> None:
+    window: slots of a worker.
+    """
+
+    def __init__(self, part_bytes: Sequence[int], workers: Iterable[Worker], slot: Slot, window: int = WINDOW) -> None:
         self.window = window
         self._slots = Slots.of(part_bytes, 1)
         self._slot = slot

@@ -1,8 +1,8 @@
 """What every replica of a shard has alike: parameters, the optimizer's arrays, and who has pushed what. Pure.
 
-It changes by `apply` alone, entry by entry of the log (`decisions`), and everything in it follows from them: so replicas that have
-applied the same entries are equal, to the bit where their arithmetic is. What waits, what is said and to whom, is the primary's
-(`shard`). The bytes of pushes are read where they lie, in slots that all replicas have alike.
+It changes by `apply` alone, entry by entry of the log (`decisions`), and everything in it follows from them: so replicas that
+have applied the same entries are equal, to the bit where their arithmetic is. What waits, what is said and to whom, is the
+primary's (`shard`). The bytes of pushes are read where they lie, in slots that all replicas have alike.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ Parcel = tuple[NodeId, Message, Body]
 
 
 class Holding:
-    """me: this process. It begins with the state that its job began with, after entry 0. sessions: the owner's own, if it has any."""
+    """me: this process. It begins with the state that its job began with, after entry 0. sessions: the owner's, if it has any."""
 
     def __init__(
         self,

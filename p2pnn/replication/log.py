@@ -19,8 +19,8 @@ from p2pnn.wire.messages import CloseReason
 
 
 class Entry:
-    """since: when it came here. update: None for one without bytes: that was refused (only its sequence counts; `error` says why), or
-    that is the shard's own (`SHARD`). head: what the owner has decided of it, opaque here.
+    """since: when it came here. update: None for one without bytes: that was refused (only its sequence counts; `error` says
+    why), or that is the shard's own (`SHARD`). head: what the owner has decided of it, opaque here.
 
     end_bytes: the log's, of all its entries up to this one, those that are gone included.
     """
@@ -160,8 +160,8 @@ _decoder: Final = msgspec.msgpack.Decoder(_Head)
 
 
 class Sequences(Protocol):
-    """The last sequence of each worker among what is committed, as far as the log does not say it. An owner whose state knows that
-    anyway is asked, instead of keeping it twice: then it says `applied`, up to which its state knows.
+    """The last sequence of each worker among what is committed, as far as the log does not say it. An owner whose state knows
+    that anyway is asked, instead of keeping it twice: then it says `applied`, up to which its state knows.
     """
 
     def __len__(self) -> int: ...

@@ -156,6 +156,15 @@ class Replica(Leading):
         if self.role is Role.PRIMARY:
             self._trim(now)
 
+    def is_whole(self, worker: int, sequence: int) -> bool:
+        """Whether an update that has no number yet is here with all its bytes."""
+        update = self._staging.get((worker, sequence))
+        return update is not None and update.is_complete
+
+    def hear_of(self, generation: int, now: float) -> None:
+        """Somebody acts by a configuration of this generation: fetch it, if it is newer."""
+        self._hear_of(generation, now)
+
     def is_waited_for(self, node: NodeId) -> bool:
         """Whether nothing is acknowledged before this one holds it."""
         return self.role is Role.PRIMARY and any(peer.member.id == node for peer in self.must_hold())
