@@ -31,15 +31,15 @@ from p2pnn.replication.configuration import Configuration, Member
 from p2pnn.replication.outcomes import FetchConfiguration, Propose
 from p2pnn.replication.replica import Replica
 from p2pnn.types import NodeId
-from p2pnn.wire.messages import Forward, Superseded
+from p2pnn.wire.messages import Forward, StatePiece, Superseded
 from tests.ps.network import plan_of, workers_named
 from tests.simulator.host import Host
-from tests.simulator.shards import SHARD, Alive, Decided, Parcel, Proposal, Shards, Wanted
+from tests.simulator.shard_seeds import STRIKES
+from tests.simulator.shards import SHARD, Alive, Decided, Parcel, Proposal, Result, Shards, Wanted
 from tests.simulator.world import World
 
 SIZE = 6144
 PARTS = 3
-LEAVES_WITHIN_S = 0.002
 STEP_S = 0.012
 SGD = Optimizer("sgd", 1.0, schedule="constant")
 
@@ -87,6 +87,13 @@ class Watched(ReplicatedShard):
 
     entries: dict[tuple[Worker, int], int]
 
+    loads = 0
+
+    def receive(self, source: NodeId, message: Any, now: float, body: Any = b"") -> None:
+        before = self._applied
+        super().receive(source, message, now, body)
+        self.loads += isinstance(message, StatePiece) and self._applied > before
+
     def _apply(self, decision: Any, worker: Worker | None, sequence: int, now: float) -> None:
         before = {one.worker: one.sequence for one in self.state.roster.members}
         super()._apply(decision, worker, sequence, now)
@@ -126,6 +133,7 @@ class ServerHost:
         self._leaving: list[tuple[float, NodeId, Any]] = []
         self._last: dict[NodeId, float] = {}
         self._shows: list[Any] = []
+        self._wrote = 0
 
     # --- the daemon
 
@@ -134,7 +142,9 @@ class ServerHost:
             case Parcel(Forward() as inner, body):
                 self._forwarded(source, inner, body, now)
             case Parcel(inner, body):
+                before = self.shard.loads
                 self.shard.receive(source, inner, now, body)
+                self._training.ledger.transfers += self.shard.loads - before
             case Decided(configuration):
                 self.shard.configured(configuration, now)
             case Pushed(push, data):
@@ -199,7 +209,7 @@ class ServerHost:
 
     def _serve(self, now: float) -> None:
         shard, training = self.shard, self._training
-        while shard.work(now):
+        while shard.work(now) or self._writes(now):
             pass
         while (answer := shard.next_answer(now)) is not None:
             worker = training.names.index(answer.worker)
@@ -211,9 +221,19 @@ class ServerHost:
         while (event := shard.next_event()) is not None:
             self._shows.append(event)
 
+    def _writes(self, now: float) -> bool:
+        """What a server does at a mark, once it is the primary: read all there is."""
+        _, _, done = self.shard.state.marks.positions()
+        if not self.shard.is_serving or not self.shard.is_marked(done + 1) or done + 1 == self._wrote:
+            return False
+        self._wrote = done + 1
+        self._training.reads(done + 1, self.shard.arrays["parameters"])
+        self.shard.served(done + 1, now)
+        return True
+
     def _leave(self, target: NodeId, what: Any, now: float) -> None:
         """Bytes are read when it is its turn, in the order of the link."""
-        soon = now + self._training.world.random.random() * LEAVES_WITHIN_S
+        soon = now + self._training.world.random.random() * self._training.leaves_within_s
         at = self._last[target] = max(self._last.get(target, 0.0), soon)
         self._leaving.append((at, target, what))
 
@@ -275,6 +295,7 @@ class WorkerHost:
         self._ends: float | None = None
         self._used: Flat | None = None
         self._asks = True
+        self._drawn = self._through = 0  # the newest mark
         self._go(now)
 
     def receive(self, source: NodeId, message: Any, now: float) -> None:
@@ -295,12 +316,30 @@ class WorkerHost:
 
     def _go(self, now: float) -> None:
         training, model = self._training, self.model
-        may = training.pushing and model.step < training.steps_max
-        if self._ends is None and may and model.begin_step(now):
+        may = training.may_step(model.step)
+        if self._ends is None and may and self._passes_mark(now) and model.begin_step(now):
             self._used = model.parameters.copy()
             training.uses(self.number, model.step, self._used)
             slow = training.slow.get(self.number, 1.0)
             self._ends = now + STEP_S * (0.5 + training.world.random.random()) * slow
+
+    def _passes_mark(self, now: float) -> bool:
+        """Draw the mark that lies here, if any, and read the values of that moment."""
+        training, model = self._training, self.model
+        mark = model.step // training.mark_every if training.mark_every else 0
+        if mark == self._through or model.step % training.mark_every:
+            return True
+        if self._drawn < mark:
+            if not model.settle(now):
+                return False
+            model.mark(mark, now, fetch=True)
+            self._drawn = mark
+        if not model.has_values:
+            return False
+        model.install()
+        training.reads(mark, model.parameters)
+        self._through = mark
+        return True
 
     def get_timer(self) -> float | None:
         times = [at for at in (self._ends, self.model.get_timer()) if at is not None]
@@ -343,7 +382,10 @@ class WorkerHost:
 
 
 class Training(Shards):
-    """how: the consistency. compute: what a step is; one-hot where it is None. full: Forwards for which a backup had no slot."""
+    """how: the consistency. compute: what a step is; one-hot where it is None. mark_every: steps of a worker between two marks.
+
+    full: Forwards for which a backup had no slot. spread: how far behind the values were that steps were computed from.
+    """
 
     decided = frozenset({None, Refusal.LATE, Refusal.TOO_STALE, Refusal.AHEAD, Refusal.NOT_FINITE, Refusal.RUNAWAY})
 
@@ -360,8 +402,10 @@ class Training(Shards):
         initial: Flat | None = None,
         optimizer: Optimizer = SGD,
         slow: dict[int, float] | None = None,
+        mark_every: int = 0,
         **more: Any,
     ) -> None:
+        self.mark_every = mark_every
         self.sharding = tiny_parts()
         self.settings = Settings(consistency(how))
         self.names = workers_named(workers)
@@ -373,7 +417,9 @@ class Training(Shards):
         self.is_counting = compute is None
         self.steps_max = SIZE // workers
         self.slow = slow or {}
+        self.leaves_within_s = 0.002
         self.spread = 0
+        self.marked = 0
         self.full = 0
         self.limits = replace(
             limits_of(workers, 4 * SIZE), retained_entries=4, retained_bytes=8 * SIZE, piece_bytes=16384, entries_max=16
@@ -395,6 +441,13 @@ class Training(Shards):
         gradient[self.cell(worker, step)] = -1.0
         return gradient
 
+    def may_step(self, step: int) -> bool:
+        """Where workers wait for each other, the end is where the foremost is."""
+        if self.pushing or not self.settings.consistency.waits:
+            return self.pushing and step < self.steps_max
+        models: list[Any] = [self.world.hosts[node].core for node in self.workers]
+        return step < max(one.model.step + (one._ends is not None) for one in models)
+
     def uses(self, worker: int, step: int, parameters: Flat) -> None:
         """A worker computes a step from these."""
         how = self.settings.consistency
@@ -404,6 +457,14 @@ class Training(Shards):
         bound = how.bound if how.kind == "ssp" else 0
         assert behind <= bound, f"worker {worker} computes step {step} from values that are {behind} pushes behind"
         self.spread = max(self.spread, behind)
+
+    def reads(self, mark: int, parameters: Flat) -> None:
+        """Somebody reads what there is at a mark: all pushes before it, and none behind it."""
+        if self.is_counting:
+            workers = len(self.names)
+            counts = parameters[: self.steps_max * workers].reshape(-1, workers).sum(0)
+            assert (counts == mark * self.mark_every).all(), f"at mark {mark} there are {counts} pushes of the workers"
+        self.marked = max(self.marked, mark)
 
     def answers(self, host: ServerHost, worker: int, answer: Answer) -> None:
         """A primary is about to say that pushes up to this number are decided."""
@@ -451,6 +512,14 @@ class Training(Shards):
         return len({None if one is None else one.committed for one in replicas} | {primary.committed}) == 1
 
 
+def play(seed: int, replica: type[Replica] = Replica) -> tuple[Training, Result]:
+    """One seed, with its storm."""
+    training, random = draw(seed, replica), Random(-seed)
+    chosen = {random.choice(("partition", "one-way partition", "cut")), "crash"}
+    faults = tuple(sorted({*chosen, *random.sample(STRIKES, random.randint(0, 3))}))
+    return training, training.run(faults, random.uniform(2.0, 4.0))
+
+
 def draw(seed: int, replica: type[Replica] = Replica) -> Training:
     """One seed: the kind, R, workers, how slow they are."""
     random = Random(seed)
@@ -465,8 +534,10 @@ def draw(seed: int, replica: type[Replica] = Replica) -> Training:
         replica,
         how=how,
         slow={0: random.choice((1.0, 4.0))},
+        mark_every=random.choice((0, 10, 25)),
         command=f"the same test with seed {seed}",
     )
+    training.leaves_within_s = random.choice((0.001, 0.001, 0.03))
     training.whims = random.choice((0.0, 0.0, 0.05, 0.2))
     training.spare_learners = random.choice((0, 1))
     training.fault_every_s, training.fault_lasts_s = random.choice(((0.3, 0.4), (0.6, 0.6), (1.0, 1.5)))
