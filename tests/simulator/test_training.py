@@ -1,4 +1,4 @@
-"""Workers train on a replicated shard whose processes die: nothing acknowledged is lost or doubled, all kinds keep their promise."""
+"""Workers train on a replicated shard whose processes die: pushes count once, and what each kind of consistency promises holds."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ EXAMPLES: dict[str, Any] = {
         messages.Fact(NODES[1], "b", "::1", 7701, "b1", 2**48, Life.SUSPECT, NODES[0], "it answers no probe"),
     ),
     "target": NODES[1], "incarnation": 7, "token": "0a1b2c3d", "secret": NODES[0], "key": b"0Y0", "certificate": b"0\x82",
-    "authority": b"0\x82\x01", "again": True, "Command.state": b"\xdc", "answer": b"\x93\x00",
+    "authority": b"0\x82\x01", "again": True, "Command.state": b"\xdc", "answer": b"\x93\x00", "Append.head": b"\x94\x01",
     "members": (messages.Member(NODES[0], "a", "127.0.0.1", 7700, "b0"), messages.Member(NODES[1], "b", "::1", 1, "")),
 }  # fmt: skip
 """A value per field name, or per message and field; numbers that are not here count up from 1000."""
@@ -155,6 +155,8 @@ def evolution_cases() -> list[dict[str, Any]]:
          Gossip((Fact(NODES[0], "a", "h", 1, "b", 3, Life.LEFT),))),
         ("older Voted, without a reason", [75, 8, 8], messages.Voted(8, 8)),
         ("older Held, without a cluster", [71, 8, 7, 3], messages.Held(8, 7, 3)),
+        ("older Append, without a head", [98, "j", 2, 9, 5, 6, 5, 7, 9, 3, 4, 16],
+         messages.Append("j", 2, 9, 5, 6, 5, 7, 9, 3, 4, 16)),
         ("older Pushed, without an answer", [96, "j", 2, 9, 7, 5], messages.Pushed("j", 2, 9, 7, 5)),
         ("newer Beat, with a number more", [101, "j", 2, 9, 4, 6, 5, 8, 3], messages.Beat("j", 2, 9, 4, 6, 5, 8)),
         ("newer Lead, with a text more", [70, 8, 7, 3, 7, 2, "home", "x"], messages.Lead(8, 7, 3, 7, 2, "home")),
