@@ -254,14 +254,16 @@ class Port:
     def answered(self, answer: Answer, took_values: bool, now: float) -> None:
         """An answer is here; took_values: so are its values, in the place that was given.
 
-        One of an older generation than `restart` spoke of is passed over: another process may have said more since.
+        Of one of an older generation than `restart` spoke of only the refusal counts: another process may have said more since.
         """
-        if answer.generation < self.generation:
-            return
-        self._acknowledge(answer)
+        is_old = answer.generation < self.generation
+        if not is_old:
+            self._acknowledge(answer)
         if answer.refusal is not None:
             self.refusals[answer.refusal] += 1
             self._heed(answer.refusal, answer.generation, now)
+        if is_old:
+            return
         values = answer.values
         if values is None:
             if 0 < self._wanted_with <= answer.sequence:  # it acknowledges the push whose own answer was lost

@@ -240,6 +240,9 @@ class ReplicatedShard(Shard):
     def _ordered(self, worker: Worker) -> int:
         return self.replica.ordered(self._roster.number(worker))
 
+    def _is_all_applied(self) -> bool:
+        return self._applied == self.replica.log.last
+
     def _is_closing(self) -> bool:
         return self._closing > self._applied
 

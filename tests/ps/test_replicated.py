@@ -297,6 +297,19 @@ def test_only_the_primary_of_the_workers_generation_takes_what_they_say() -> Non
         table[A].set_workers(4, [V], table.now)
 
 
+def test_a_push_that_is_ahead_of_what_is_applied_is_looked_at_all_the_same() -> None:
+    """When it is applied it may be ahead no more."""
+    table = Table(A, B)
+    table.configure(Configuration(1, 2, (A, B)))
+    table.passes = lambda source, target, message: not isinstance(message, Append)
+    table.push(A, V, 1)
+    table.push(A, W, 1, np.nan, based_on=1)
+    table.passes = lambda source, target, message: True
+    table.wait(0.5)
+    assert table.answers(A) == [(V, 1, None), (W, 1, Refusal.NOT_FINITE)]
+    assert (table.value(A), table.value(B)) == (1.0, 1.0)
+
+
 def test_marks_are_known_to_a_new_primary() -> None:
     table = Table(A, B)
     table.configure(Configuration(1, 2, (A, B)))

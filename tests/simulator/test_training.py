@@ -1,4 +1,4 @@
-"""Workers train on a replicated shard whose processes die: pushes count once, and what each kind of consistency promises holds."""
+"""Workers train on a replicated shard whose processes die: pushes count once, and each kind of consistency holds."""
 
 from __future__ import annotations
 
