@@ -114,7 +114,7 @@ def unpack(state: State, pieces: Iterable[Body]) -> None:
 
 def _head(state: State) -> _Head:
     roster, guard = state.roster, state.guard
-    drawn, passed, server = state.marks.positions()
+    drawn, passed = state.marks.positions()
     in_a_row = guard.in_a_row
     workers = [
         _Worker(
@@ -145,7 +145,7 @@ def _head(state: State) -> _Head:
         roster.came,
         workers,
         roster.left,
-        (state.marks.marked, state.marks.open, server),
+        (state.marks.marked, state.marks.open, state.marks.server),
         refused,
         (dict(seen.counts), seen.total, seen.sum, seen.max),
     )
@@ -161,8 +161,7 @@ def _load_workers(state: State, head: _Head, refusals: Sequence[Refusal | None])
     state.roster.load(members, head.log_number, head.left, numbers, head.came)
     drawn = {worker: one.drawn for worker, one in zip(workers, head.workers, strict=True) if one.drawn >= 0}
     passed = {worker: one.passed for worker, one in zip(workers, head.workers, strict=True) if one.passed >= 0}
-    marked, opened, server = head.marks
-    state.marks.load(drawn, passed, server, marked, opened)
+    state.marks.load(drawn, passed, *head.marks)
     state.out = {worker for worker, one in zip(workers, head.workers, strict=True) if one.is_out}
 
 

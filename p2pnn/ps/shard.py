@@ -171,6 +171,11 @@ class Shard:
         """The server has done what it has to do at this mark, which all workers had drawn (`is_marked`)."""
         self._order_own(Serve(sequence), now)
 
+    @property
+    def served_to(self) -> int:
+        """The mark of the last `served`, by whichever process was the primary then: what was to be done there is done."""
+        return self._marks.server
+
     def is_marked(self, sequence: int) -> bool:
         """Whether all workers have drawn this mark, so that all pushes before it are in `arrays`, and none behind it."""
         return self._marks.marked >= sequence

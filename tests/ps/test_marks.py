@@ -204,7 +204,7 @@ def test_what_is_news_and_what_travels() -> None:
     marks.passes(B, 1)
     marks.served(1)
     other = Marks([])
-    other.load(*marks.positions(), marks.marked, marks.open)
-    assert (other.marked, other.open, other.positions()) == (1, 1, marks.positions())
+    other.load(*marks.positions(), marks.marked, marks.open, marks.server)
+    assert (other.marked, other.open, other.server, other.positions()) == (1, 1, 1, marks.positions())
     assert other.draw(A, 2) is False
     assert other.ahead == {A}

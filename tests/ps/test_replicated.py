@@ -319,7 +319,7 @@ def test_marks_are_known_to_a_new_primary() -> None:
     table.wait(0.2)
     assert table[A].is_marked(4)
     assert table[B].is_marked(4)
-    assert table[B].state.marks.open == 4
+    assert (table[B].state.marks.open, table[B].served_to) == (4, 4)
 
 
 def test_every_push_of_every_worker_has_room() -> None:

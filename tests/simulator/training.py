@@ -223,7 +223,7 @@ class ServerHost:
 
     def _writes(self, now: float) -> bool:
         """What a server does at a mark, once it is the primary: read all there is."""
-        _, _, done = self.shard.state.marks.positions()
+        done = self.shard.served_to
         if not self.shard.is_serving or not self.shard.is_marked(done + 1) or done + 1 == self._wrote:
             return False
         self._wrote = done + 1
