@@ -83,7 +83,7 @@ class ReplicatedShard(Shard):
         if limits is None:
             limits = limits_of(len(self.state.roster.workers), self.state.staging.nbytes)
         self.replica = replica(name, me, now, limits, timing, sessions=Taken(self.state))
-        self._copied_max = limits.state_window * limits.piece_bytes + self.state.staging.nbytes
+        self._copied_max = limits.state_window * limits.piece_bytes + 2 * self.state.staging.nbytes
         self._committed: deque[Apply | TakeState] = deque()
         self._events: deque[Event] = deque()
         self._applied = 0
@@ -92,7 +92,7 @@ class ReplicatedShard(Shard):
         self._own: dict[tuple[str, int, bool], Draw | Serve] = {}  # to be ordered
         self._told: dict[tuple[str, int, bool], int] = {}  # that was ordered
         self._leaving: Counter[tuple[int, int]] = Counter()  # by push: what is sent from its slot now
-        self._copied_bytes = 0
+        self._copied: Counter[NodeId] = Counter()  # bytes on their way to a learner
 
     # --- what the owner feeds
 
@@ -119,14 +119,14 @@ class ReplicatedShard(Shard):
 
     def sent(self, parcel: Parcel) -> None:
         """A parcel of `messages_to_send` has left, or its link is broken."""
-        _, message, body = parcel
+        target, message, body = parcel
         if isinstance(message, Forward) and isinstance(body, memoryview):
             key = message.worker, message.sequence
             self._leaving[key] -= 1
             if self._leaving[key] <= 0:
                 del self._leaving[key]
         elif isinstance(message, Forward):
-            self._copied_bytes -= len(body)
+            self._copied[target] -= len(body)
 
     def arrived(self, push: Push, now: float) -> None:
         if self._is_asked(push.generation, now):
@@ -188,8 +188,8 @@ class ReplicatedShard(Shard):
             elif isinstance(body, memoryview) and self.replica.is_waited_for(target):
                 self._leaving[message.worker, message.sequence] += 1
                 out.append((target, message, body))
-            elif self._copied_bytes == 0 or self._copied_bytes + len(body) <= self._copied_max:
-                self._copied_bytes += len(body)
+            elif self._copied[target] == 0 or self._copied[target] + len(body) <= self._copied_max:
+                self._copied[target] += len(body)
                 out.append((target, message, bytes(body)))
         return out
 

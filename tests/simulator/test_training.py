@@ -16,6 +16,7 @@ from p2pnn.ps.state import State
 from p2pnn.replication.replica import Replica
 from p2pnn.train.optimizers import Updater
 from p2pnn.train.rates import rate
+from tests.simulator.__main__ import main
 from tests.simulator.shard_ablations import SHARD_RULES
 from tests.simulator.training import SIZE, Training, play
 
@@ -162,7 +163,18 @@ def assert_caught(replica: type[Replica]) -> None:
     pytest.fail(f"nothing happened in {ABLATION_SEEDS} seeds")
 
 
+def test_the_command_tells_what_it_did(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--training", "--seeds", "2", "--seed", "1", "--processes", "1"]) == 0
+    told = capsys.readouterr().out
+    for word in ("seeds", "fired", "updates", "states", "violations  0"):
+        assert word in told
+    assert main(["--training", "--seed", "1", "--without", "all in sync hold it"]) == 0
+    assert './run sim --training --seed 1 --without "all in sync hold it"' in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["--training", "--shards"])
+    assert "choose one" in capsys.readouterr().err
+
+
 @pytest.mark.long
 def test_many_seeds() -> None:
-    found = [(seed, result.violation) for seed in range(1, 2001) if (result := play(seed)[1]).violation]
-    assert found == []
+    assert main(["--training", "--seeds", "2000"]) == 0

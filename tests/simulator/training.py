@@ -2,7 +2,7 @@
 
 The hosts of `shards` with the real cores on top: `ps.ReplicatedShard` with its slots, gate and arena, `ps.Replica` for the
 workers. Bytes of a message are read when it leaves, a little after it was given out, and those that come are written into slots,
-so memory that changes too early shows. Pushes are integer one-hot at rate 1: the parameters say what they hold. (`draw` is one
+so memory that changes too early shows. Pushes are integer one-hot at rate 1: the parameters say what they hold. (`play` is one
 seed.)
 """
 
@@ -422,7 +422,12 @@ class Training(Shards):
         self.marked = 0
         self.full = 0
         self.limits = replace(
-            limits_of(workers, 4 * SIZE), retained_entries=4, retained_bytes=8 * SIZE, piece_bytes=16384, entries_max=16
+            limits_of(workers, 4 * SIZE),
+            retained_entries=4,
+            retained_bytes=8 * SIZE,
+            piece_bytes=16384,
+            state_window=16,
+            entries_max=16,
         )
         super().__init__(
             seed, copies, replicas, workers, replica, replica_host=ServerHost, worker_host=WorkerHost, **more
@@ -512,16 +517,16 @@ class Training(Shards):
         return len({None if one is None else one.committed for one in replicas} | {primary.committed}) == 1
 
 
-def play(seed: int, replica: type[Replica] = Replica) -> tuple[Training, Result]:
-    """One seed, with its storm."""
-    training, random = draw(seed, replica), Random(-seed)
+def play(seed: int, replica: type[Replica] = Replica, *, command: str = "") -> tuple[Training, Result]:
+    """What `./run sim --training` does with a seed."""
+    training, random = draw(seed, replica, command or f"./run sim --training --seed {seed}"), Random(-seed)
     chosen = {random.choice(("partition", "one-way partition", "cut")), "crash"}
     faults = tuple(sorted({*chosen, *random.sample(STRIKES, random.randint(0, 3))}))
     return training, training.run(faults, random.uniform(2.0, 4.0))
 
 
-def draw(seed: int, replica: type[Replica] = Replica) -> Training:
-    """One seed: the kind, R, workers, how slow they are."""
+def draw(seed: int, replica: type[Replica], command: str) -> Training:
+    """The kind, R, workers, how slow they are, how nervous the rest is."""
     random = Random(seed)
     how = random.choice(("async", "async", "ssp:0", "ssp:2", "sync"))
     copies = random.choice((2, 2, 2, 3))
@@ -535,9 +540,9 @@ def draw(seed: int, replica: type[Replica] = Replica) -> Training:
         how=how,
         slow={0: random.choice((1.0, 4.0))},
         mark_every=random.choice((0, 10, 25)),
-        command=f"the same test with seed {seed}",
+        command=command,
     )
-    training.leaves_within_s = random.choice((0.001, 0.001, 0.03))
+    training.leaves_within_s = random.choice((0.001, 0.001, 0.01))
     training.whims = random.choice((0.0, 0.0, 0.05, 0.2))
     training.spare_learners = random.choice((0, 1))
     training.fault_every_s, training.fault_lasts_s = random.choice(((0.3, 0.4), (0.6, 0.6), (1.0, 1.5)))
