@@ -290,7 +290,7 @@ class WorkerHost:
         self._training = training
         self.number = training.workers.index(host.node)
         self.name = training.names[self.number]
-        self.model = Model(self.name, training.sharding, training.settings, retry_s=0.1)
+        self.model = Model(self.name, training.sharding, training.settings, retry_s=0.05)
         self._configuration: Configuration | None = None
         self._ends: float | None = None
         self._used: Flat | None = None
