@@ -311,10 +311,13 @@ class Replica:
         self._ports[shard].broken()
         self._note_due = self._mark > 0
 
-    def restart(self, generation: int, now: float) -> None:
-        """The job's workers have another generation, of which this one still is."""
-        self._generation, self._note_due = generation, self._mark > 0
-        for port in self._ports:
+    def restart(self, generation: int, now: float, shard: int | None = None) -> None:
+        """The job's workers have another generation, of which this one still is; or the processes of one shard have, of which
+        another one may be the primary now (a mark then still has the generation of the workers)."""
+        self._note_due = self._mark > 0
+        if shard is None:
+            self._generation = generation
+        for port in self._ports if shard is None else [self._ports[shard]]:
             port.restart(generation)
 
     def get_timer(self) -> float | None:
