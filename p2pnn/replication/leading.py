@@ -4,6 +4,10 @@ A push is forwarded piece by piece while it still arrives; when it is whole and 
 then. It is committed, applied and acknowledged when all in-sync replicas hold it. A learner that was proposed for promotion
 counts as in sync from the proposal on, because nobody can know when it is committed.
 
+Nobody waits for a learner that catches up, so it is sent no more than it has places for: of each worker as many updates as may
+be under way behind those that it has applied (`has_place`). So it catches up if its link carries somewhat more than is written,
+and only who has caught up is waited for. Where the link carries less it stays a learner, and `behind` says by how much.
+
 A new primary first drops what it never could have acknowledged as a backup (bytes are missing), has the others hold the
 rest, and serves then. Nothing that it ordered in an earlier generation changes its place.
 """
@@ -62,7 +66,8 @@ class Leading(Supplying):
         return self.may_commit(self._base)
 
     def keeps_up(self, peer: Peer, now: float) -> bool:
-        """Whether a learner may be waited for from now on: it has kept up with every update for a while."""
+        """Whether a learner may be waited for from now on: it has kept up with every update for a while, so what it may lack
+        now stalls the others no longer than a backup does."""
         demotions = self._demotions.get(peer.member, 0)
         steady_s = min(self._timing.steady_s * 2 ** min(demotions, 10), self._timing.steady_max_s)
         is_steady = now - max(peer.since, peer.late_at) >= steady_s and self._is_in_touch(peer, now)
@@ -76,6 +81,18 @@ class Leading(Supplying):
         """
         return self.is_serving and peer.holds(self.committed) and peer.committed >= self.log.floor
 
+    def is_behind(self, peer: Peer) -> bool:
+        """Whether a learner still catches up: it could not be sent all that is committed, but for a few entries."""
+        return peer.held is None or peer.next + self._limits.window <= self.committed
+
+    def has_place(self, peer: Peer, worker: int, sequence: int) -> bool:
+        """Whether a learner can receive an update: it has applied the worker's one that is a window older."""
+        earlier = sequence - self._limits.window
+        number = self.log.number_of(worker, earlier)
+        if number is None:  # long gone, or yet to come
+            return earlier <= 0 or (earlier <= self._ordered(worker) and self.log.floor <= peer.committed)
+        return number <= peer.committed
+
     def is_too_slow(self, peer: Peer, now: float) -> bool:
         """Whether it keeps all others waiting."""
         on_their_way_s = self.log.open_bytes(peer.held or 0) / self._timing.slow_bytes_per_s
@@ -84,6 +101,11 @@ class Leading(Supplying):
     def first_held(self, message: Appended) -> int:
         """How far a replica's log is surely mine when a generation begins: as far as it says, in this generation."""
         return message.held
+
+    def behind(self) -> dict[NodeId, int]:
+        """How many committed entries each learner lacks; on the primary."""
+        learners = [peer for peer in self._peers.values() if self._is_learner(peer)]
+        return {peer.member.id: max(0, self.committed - (peer.held or 0)) for peer in learners}
 
     # --- a generation begins
 
@@ -140,11 +162,26 @@ class Leading(Supplying):
             for peer in self._peers.values():
                 if peer.held is None or peer.needs_state(self.log):
                     continue
-                if peer.next <= self.committed:  # it catches up: it would have no place for this yet
-                    peer.skipped.add(key)
-                else:
+                if self._takes(peer, *key):
                     self._send(peer.member.id, told, body)
+                else:
+                    peer.skipped.add(key)
         self._offer(update)
+
+    def _takes(self, peer: Peer, worker: int, sequence: int) -> bool:
+        """Whether an update that comes now may go on to it at once; else it follows with the entry."""
+        if not self._is_learner(peer):
+            return peer.next > self.committed
+        return peer.next > self.log.last and self._room(peer) > 0 and self.has_place(peer, worker, sequence)
+
+    def _is_learner(self, peer: Peer) -> bool:
+        assert self.configuration is not None
+        return peer.member not in self.configuration.in_sync
+
+    def _room(self, peer: Peer) -> int:
+        """Bytes that may be on their way to a learner at once, besides those that are: as many as of a state."""
+        under_way = self.log.bytes_between(peer.held or 0, peer.next - 1)
+        return self._limits.state_window * self._limits.piece_bytes - under_way
 
     def _has_room_for(self, worker: int, sequence: int, total_bytes: int) -> bool:
         """Whether the update is one that may come now. A worker sends again what was dropped."""
@@ -198,20 +235,19 @@ class Leading(Supplying):
     # --- replication
 
     def _tell(self, peer: Peer, now: float) -> None:
-        """The entries that it has not been told of yet. With their bytes where it is a learner that catches up (what is
-        committed, an in-sync replica has): then not more of them at once than of a state.
+        """The entries that it has not been told of yet, with their bytes where it catches up (what is committed, an in-sync
+        replica has) or where those were not forwarded; a learner only as far as it has places, and the link room.
         """
         if peer.held is None or peer.needs_state(self.log):
             return
-        room = self._limits.state_window * self._limits.piece_bytes
-        if peer.held < self.committed:
-            room -= sum(entry.total_bytes for entry in self.log.between(peer.held, peer.next - 1))
+        is_learner = self._is_learner(peer)
         for entry in self.log.between(peer.next - 1, peer.next - 1 + APPENDS_MAX):
-            if entry.number <= self.committed and room <= 0:
+            key, is_old = (entry.worker, entry.sequence), entry.number <= self.committed
+            if (is_old or is_learner) and entry.update is not None and self._room(peer) <= 0:
                 return
-            key = entry.worker, entry.sequence
-            if entry.update is not None and (entry.number <= self.committed or key in peer.skipped):
-                room -= entry.total_bytes
+            if is_learner and entry.update is not None and not self.has_place(peer, *key):
+                return
+            if entry.update is not None and (is_old or key in peer.skipped):
                 self._forward(peer, entry.update)
             peer.skipped.discard(key)
             self._send(peer.member.id, self._append(entry))
@@ -252,7 +288,10 @@ class Leading(Supplying):
     def _forward_staged(self, peer: Peer) -> None:
         """What has come in this generation before the peer was heard: it would be missed when it gets its number."""
         for update in self._staging.since(self._since):
-            self._forward(peer, update)
+            if self._is_learner(peer) and not self._takes(peer, *update.key):
+                peer.skipped.add(update.key)
+            else:
+                self._forward(peer, update)
 
     def _forward(self, peer: Peer, update: Update) -> None:
         """The bytes of an update that are here, once more."""
@@ -301,15 +340,20 @@ class Leading(Supplying):
         self._beat_due = now + self._timing.beat_s
         beat = Beat(*self.shard, self.generation, self._base, self.committed, self._stable, self.log.last)
         for peer in self._peers.values():
-            if peer.held is not None and peer.held < peer.next - 1 and now - peer.sent_at >= self._timing.resend_s:
+            if peer.held is not None and peer.held < peer.next - 1 and now - peer.sent_at >= self._resend_s(peer):
                 peer.next = peer.held + 1
                 self._tell(peer, now)
-            if self.is_too_slow(peer, now):
+            if self.is_too_slow(peer, now) or self.is_behind(peer):
                 peer.late_at = now
             self._send(peer.member.id, beat)
         self._tend_transfers(now)
         if now >= self._propose_due:
             self._propose(now)
+
+    def _resend_s(self, peer: Peer) -> float:
+        """Until what is not answered is sent again; what a learner is sent whole needs its time on a slow link."""
+        under_way = self.log.bytes_between(peer.held or 0, peer.next - 1) if self._is_learner(peer) else 0
+        return self._timing.resend_s + under_way / self._timing.slow_bytes_per_s
 
     def _propose(self, now: float) -> None:
         """Who should not be waited for any more, or who may be in sync again."""

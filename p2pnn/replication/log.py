@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from p2pnn.errors import RemoteProtocolError
-from p2pnn.replication.staging import Update
+from p2pnn.replication.staging import Key, Update
 from p2pnn.wire.fields import Count
 from p2pnn.wire.messages import CloseReason
 
@@ -69,6 +69,7 @@ class Log:
         self._floor_bytes = 0
         self._entries: list[Entry] = []
         self._latest: dict[int, int] = {}
+        self._numbers: dict[Key, int] = {}
 
     @property
     def last(self) -> int:
@@ -90,11 +91,20 @@ class Log:
         """The last sequence of this worker in the log; 0 where there is none."""
         return self._latest.get(worker, 0)
 
+    def number_of(self, worker: int, sequence: int) -> int | None:
+        """Of the entry of a worker's update; None where it is not here (any more)."""
+        return self._numbers.get((worker, sequence))
+
+    def bytes_between(self, after: int, to: int) -> int:
+        """Of the entries behind one number, up to another, as far as they are here."""
+        return max(0, self._end_bytes(to) - self._end_bytes(after))
+
     def append(self, entry: Entry) -> None:
         assert entry.number == self.last + 1, f"entry {entry.number} does not follow {self.last}"
         entry.end_bytes = self._end_bytes(self.last) + entry.total_bytes
         self._entries.append(entry)
         self._latest[entry.worker] = entry.sequence
+        self._numbers[entry.worker, entry.sequence] = entry.number
 
     def truncate(self, number: int) -> list[Entry]:
         """Drop all behind this number; returns them."""
@@ -102,6 +112,7 @@ class Log:
         dropped, self._entries = self._entries[at:], self._entries[:at]
         if dropped:
             self._latest = {entry.worker: entry.sequence for entry in self._entries}
+            self._numbers = {(entry.worker, entry.sequence): entry.number for entry in self._entries}
         return dropped
 
     def complete(self, known: int) -> int:
@@ -115,7 +126,7 @@ class Log:
         """Empty, behind a state that was loaded."""
         self.floor = floor
         self._floor_bytes = 0
-        self._entries, self._latest = [], {}
+        self._entries, self._latest, self._numbers = [], {}, {}
 
     def trim(self, to: int, entries: int, bytes_: int) -> None:
         """Drop entries up to a number, the oldest first, until no more than so many, of so many bytes, are left of them."""
@@ -128,6 +139,8 @@ class Log:
             kept_bytes -= self._entries[count].total_bytes
             count += 1
         for entry in self._entries[:count]:
+            if self._numbers.get((entry.worker, entry.sequence)) == entry.number:
+                del self._numbers[entry.worker, entry.sequence]
             if self._latest.get(entry.worker) == entry.sequence:
                 del self._latest[entry.worker]
         self._floor_bytes = self._end_bytes(self.floor + count)

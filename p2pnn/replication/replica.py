@@ -54,7 +54,9 @@ from p2pnn.wire.messages import (
 
 
 class ReplicaSnapshot(msgspec.Struct, frozen=True):
-    """What a person may want to know. last: of its log. dropped: updates for which there was no room."""
+    """What a person may want to know. last: of its log. dropped: updates for which there was no room. behind: how many
+    committed entries each learner lacks, as far as this primary knows; one that falls ever further back has too slow a link.
+    """
 
     role: Role
     generation: int
@@ -62,6 +64,7 @@ class ReplicaSnapshot(msgspec.Struct, frozen=True):
     last: int
     is_serving: bool
     dropped: int
+    behind: dict[NodeId, int] = {}
 
 
 class Replica(Leading):
@@ -214,7 +217,7 @@ class Replica(Leading):
     def snapshot(self) -> ReplicaSnapshot:
         serving = self.role is Role.PRIMARY and self.is_serving
         return ReplicaSnapshot(
-            self.role, self.generation, self.committed, self.log.last, serving, self._staging.dropped
+            self.role, self.generation, self.committed, self.log.last, serving, self._staging.dropped, self.behind()
         )
 
     # --- inside

@@ -44,13 +44,18 @@ class Supplying(Following):
                 continue
             if peer not in wanting or peer.transfer.number < self.log.floor:
                 peer.transfer = None  # it is gone, or what comes after that state is
-            elif now - peer.transfer.moved_at >= self._timing.silence_s:
+            elif now - peer.transfer.moved_at >= self._moves_within_s():
                 peer.transfer.again(now)
                 self._send_state(peer, peer.transfer)
         is_busy = self._taking is not None or any(peer.transfer is not None for peer in self._peers.values())
         if wanting and not is_busy:
             self._taking = (wanting[0].member, self.committed, self.sessions.encode())
             self._events.append(TakeState(self.committed))
+
+    def _moves_within_s(self) -> float:
+        """Until a state of which nothing is heard is sent again: what is under way needs its time on a slow link."""
+        under_way = self._limits.state_window * self._limits.piece_bytes
+        return self._timing.silence_s + under_way / self._timing.slow_bytes_per_s
 
     def _state_taken(self, number: int, pieces: tuple[Body, ...], now: float) -> None:
         taking, self._taking = self._taking, None

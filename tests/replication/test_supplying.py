@@ -8,7 +8,7 @@ from p2pnn.replication.log import SHARD as OWN
 from p2pnn.replication.outcomes import Apply, LoadState
 from p2pnn.wire.messages import Append, Forward, StatePiece, UpdateWanted
 
-from .mesh import A, B, C, Mesh
+from .mesh import SHARD, A, B, C, Mesh
 
 
 def apply_all(mesh: Mesh) -> None:
@@ -66,6 +66,47 @@ def test_a_learner_that_catches_up_is_not_forwarded_what_comes_meanwhile() -> No
     mesh.wait(1.0)
     assert mesh.states[B.id] == mesh.states[A.id]
     assert [message.sequence for message in mesh.messages(Forward, A, B.id)].count(9) == 1
+
+
+def test_a_learner_is_sent_no_more_than_it_has_places_for() -> None:
+    mesh = Mesh(A, B, limits=Limits(window=2))
+    mesh.configure(Configuration(1, 2, (A,), (B,)))
+    mesh.passes = lambda source, target, message: source != B.id
+    for sequence in range(1, 7):
+        mesh.push(A, sequence, b"g%d" % sequence)
+    assert mesh.acknowledged() == [1, 2, 3, 4, 5, 6]
+    assert {message.sequence for message in mesh.messages(Forward, A, B.id)} == {1, 2}
+    assert {message.number for message in mesh.messages(Append, A, B.id)} == {1, 2}
+    assert mesh[A].snapshot().behind == {B.id: 6}
+    mesh.passes = lambda source, target, message: True
+    mesh.wait(0.5)
+    assert mesh.states[B.id] == mesh.states[A.id]
+    assert mesh[A].snapshot().behind == {B.id: 0}
+    assert mesh.messages(UpdateWanted) == [], "all of it came by itself"
+
+
+def test_nobody_waits_for_a_learner_that_catches_up() -> None:
+    """It is in touch, but its link carries nothing large."""
+    mesh = Mesh(A, B, limits=Limits(window=2))
+    mesh.configure(Configuration(1, 2, (A,), (B,)))
+    mesh.passes = lambda source, target, message: not isinstance(message, Forward)
+    for sequence in range(1, 13):
+        mesh.push(A, sequence, b"g%d" % sequence)
+        mesh.wait(0.07)
+    assert mesh.acknowledged() == list(range(1, 13))
+    mesh.passes = lambda source, target, message: True
+    mesh.wait(1.0)
+    assert mesh.proposals(A)[-1].in_sync == (A, B)
+
+
+def test_what_is_known_to_be_committed_is_applied_when_its_bytes_come() -> None:
+    mesh = Mesh(B)
+    mesh.configure(Configuration(1, 2, (A,), (B,)))
+    where = (*SHARD, 1, 0, 1, 0)
+    mesh[B].receive(A.id, Append(*where, 1, 1, 9, 1, 2), mesh.now)
+    mesh[B].receive(A.id, Forward(*SHARD, 1, 9, 1, 0, 2), mesh.now, b"g1")
+    mesh.settle()
+    assert mesh.states[B.id] == [b"g1"]
 
 
 def test_decisions_of_the_owner_have_their_place_among_the_updates() -> None:
