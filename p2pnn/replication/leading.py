@@ -120,6 +120,8 @@ class Leading(Supplying):
         self._promised.clear()
         members = set(self.configuration.members)
         self._demotions = {member: count for member, count in self._demotions.items() if member in members}
+        self._in_vain = {member: count for member, count in self._in_vain.items() if member in members}
+        self._state_due = {member: due for member, due in self._state_due.items() if member in members}
         self._peers = {
             member.id: Peer(member, now, now, late_at=now, transfer=None if is_new else kept.get(member))
             for member in self.configuration.members
@@ -270,6 +272,7 @@ class Leading(Supplying):
             self._forward_staged(peer)
         if peer.transfer is not None and peer.held is not None and peer.held >= peer.transfer.number:
             peer.transfer, peer.lacks = None, False
+            self._had_state(peer, now)
         self._tell(peer, now)
         self._advance(now)
 
@@ -345,6 +348,8 @@ class Leading(Supplying):
                 self._tell(peer, now)
             if self.is_too_slow(peer, now) or self.is_behind(peer):
                 peer.late_at = now
+            elif not peer.needs_state(self.log):
+                self._has_caught_up(peer)
             self._send(peer.member.id, beat)
         self._tend_transfers(now)
         if now >= self._propose_due:

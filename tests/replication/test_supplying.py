@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from p2pnn.replication.configuration import Configuration
 from p2pnn.replication.limits import Limits
 from p2pnn.replication.log import SHARD as OWN
-from p2pnn.replication.outcomes import Apply, LoadState
+from p2pnn.replication.outcomes import Apply, LoadState, TakeState
 from p2pnn.wire.messages import Append, Forward, StatePiece, UpdateWanted
 
 from .mesh import SHARD, A, B, C, Mesh
@@ -96,6 +98,25 @@ def test_nobody_waits_for_a_learner_that_catches_up() -> None:
     assert mesh.acknowledged() == list(range(1, 13))
     mesh.passes = lambda source, target, message: True
     mesh.wait(1.0)
+    assert mesh.proposals(A)[-1].in_sync == (A, B)
+
+
+def test_a_learner_that_never_catches_up_gets_states_ever_later() -> None:
+    """Each state is here when what comes behind it is gone already."""
+    mesh = Mesh(A, B, limits=Limits(window=2, retained_entries=1, catching_up_entries=4))
+    mesh.configure(Configuration(1, 2, (A,), (B,)))
+    mesh.passes = lambda source, target, message: not isinstance(message, Forward)
+    times: list[float] = []
+    for sequence in range(1, 601):
+        mesh.push(A, sequence, b"g%d" % sequence)
+        mesh.wait(0.01)
+        states = [event for event in mesh.events[A.id] if isinstance(event, TakeState)]
+        times += [mesh.now] * (len(states) - len(times))
+    waits = [after - before for before, after in pairwise(times)]
+    assert len(times) >= 3
+    assert all(after > 1.5 * before for before, after in pairwise(waits))
+    mesh.passes = lambda source, target, message: True
+    mesh.wait(8.0)
     assert mesh.proposals(A)[-1].in_sync == (A, B)
 
 
