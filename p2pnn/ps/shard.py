@@ -285,8 +285,8 @@ class Shard:
         return worker in self._held or worker in self._out_of_round
 
     def _is_cold(self, worker: Worker) -> bool:
-        """Whether the first worker is still to train alone."""
-        first = self._roster.workers[0]
+        """Whether the first worker, of those that are not set aside, is still to train alone."""
+        first = next((w for w in self._roster.workers if w not in self._guard.set_aside), worker)
         alone = worker != first and first not in self._marks.ahead
         return alone and self._versions.number < self._settings.warm_start
 
