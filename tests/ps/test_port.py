@@ -96,6 +96,18 @@ def test_nothing_heard_is_sent_again_later_and_later() -> None:
     assert made.get_timer() is None
 
 
+def test_a_push_that_is_still_leaving_is_not_sent_again() -> None:
+    made = port()
+    message = pushed(made, 1.0)
+    for late in (1.0, 2.0):
+        assert made.get_timer() == late
+        made.handle_timer(late)
+        assert made.urgency() is None
+    made.sent(message)
+    made.handle_timer(3.0)
+    assert isinstance(made.next_message(3.0), PushPart)
+
+
 def test_another_generation_is_waited_for_or_is_news_to_the_shard() -> None:
     made = port()
     made.sent(pushed(made, 1.0))
