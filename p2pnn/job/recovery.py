@@ -99,7 +99,7 @@ class Attempts:
 class Lost:
     """What there was to lose. generation: of the start that ran; parts: nodes of its plan, 0 where no cuts are taken; cut: its
     `job.plan.cut`. reached: the step that it is known to have reached; limit: cuts behind this step cannot be gone on from.
-    lacks: what a node needs to begin could not be had."""
+    lacks: what a node needs to begin could not be had. least: it may have reached more, of which nobody has told yet."""
 
     text: str
     generation: int
@@ -109,6 +109,7 @@ class Lost:
     since: float
     limit: int | None = None
     lacks: bool = False
+    least: bool = False
 
 
 class Recovery:
@@ -298,7 +299,9 @@ def told(lost: Lost, spec: JobSpec, names: Sequence[str], step: int, now: float)
     if spec.kind == "train":
         redone = max(0, lost.reached - step)
         where = f"from step {step:,} {where}"
-        more = f"; {redone:,} step{'s' * (redone != 1)} redone"
+        more = f"; {'at least ' * lost.least}{redone:,} step{'s' * (redone != 1)} redone"
+        if lost.least and not redone:
+            more = "; what was trained since then is redone"
     return {
         "text": f"{lost.text}: went on {where}{more}",
         "step": step,

@@ -279,5 +279,6 @@ def test_a_node_that_is_drained_hands_its_role_over_and_costs_no_step(
         [told] = events(m, "a", number, "recovered")
         assert told["redone"] == 0
         assert f"node {leaving} is draining: went on from step" in told["text"]
+        assert told["text"].endswith("; 0 steps redone"), "not one more, of which nobody told"
         assert leaving not in {share["name"] for share in found["plan"]["nodes"]}
         assert found["result"]["bits"] == undisturbed
