@@ -269,7 +269,16 @@ def _check_data_parallel(request: Request) -> None:
             )
     if not math.isfinite(data.local_rate):
         raise UsageError(f"local_rate = {data.local_rate}: it is a number from 0 on")
-    for name in ("workers", "shards", "backup", "local_rate", "warm_start", "staleness_max", "push_every", "fetch_every"):
+    for name in (
+        "workers",
+        "shards",
+        "backup",
+        "local_rate",
+        "warm_start",
+        "staleness_max",
+        "push_every",
+        "fetch_every",
+    ):
         if getattr(data, name) < 0:
             raise UsageError(f"{name} = {getattr(data, name)}: it must not be negative")
         if getattr(data, name) > WHOLE_MAX:

@@ -172,7 +172,7 @@ def is_bitwise(spec: JobSpec, workers: int) -> bool:
         return exact and (spec.micro_batches > 1 or spec.optimizer.kind != "sgd")
     readers = Counter(name for op in spec.graph.ops for name in dict.fromkeys(op.inputs))
     share, shared = spec.micro_batches // workers, any(readers[p.name] > 1 for p in spec.graph.parameters)
-    return exact and share.bit_count() == 1 and not shared and not spec.graph.state
+    return exact and share.bit_count() == 1 and not shared and not spec.graph.statistics
 
 
 def check(settings: Settings, workers: int, optimizer: Optimizer) -> None:
