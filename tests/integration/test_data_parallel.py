@@ -151,6 +151,7 @@ def test_progress_says_how_stale_pushes_were_what_they_cost_and_who_is_slowest(t
     assert last["staleness"] == {"0": 2 * 2 * 200}, "of two workers, to two shards, in each step"
     assert last["pushed_bytes"] == 2 * 4 * found["plan"]["nodes"][0]["parameters"]
     assert last["fetched_bytes"] >= last["pushed_bytes"], "also for what is evaluated and saved"
+    assert last["pushed_bytes_total"] == 200 * last["pushed_bytes"]
     assert (last["refused"], last["set_aside"]) == ({}, [])
     assert last["slowest"] in ("a", "b")
 

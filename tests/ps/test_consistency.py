@@ -8,8 +8,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from p2pnn.engine.base import Context
 from p2pnn import nn
+from p2pnn.engine.base import Context
 from p2pnn.errors import UsageError
 from p2pnn.job.spec import DataParallel, JobSpec, Optimizer
 from p2pnn.model.graph import Graph
