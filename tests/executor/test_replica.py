@@ -170,8 +170,9 @@ def test_other_kinds_go_on_from_a_checkpoint_too(consistency: str, version: int,
     assert pump.served[0].version == version
 
 
-def test_the_best_epoch_is_restored_and_evaluated_as_it_was(blobs: BlobStore) -> None:
-    graph = models.scaled(models.dense())
+@pytest.mark.parametrize("build", [models.dense, models.residual], ids=["dense", "normalized"])
+def test_the_best_epoch_is_restored_and_evaluated_as_it_was(build: Any, blobs: BlobStore) -> None:
+    graph = models.scaled(build())
     spec = parallel(spec_for(graph, blobs, optimizer=ADAM), "async")
     with Pump(spec, data_plan(spec, 2, 2), blobs) as pump:
         pump.train(4)

@@ -151,6 +151,7 @@ def test_progress_says_how_stale_pushes_were_what_they_cost_and_who_is_slowest(t
     assert last["staleness"] == {"0": 2 * 2 * 200}, "of two workers, to two shards, in each step"
     assert last["pushed_bytes"] == 2 * 4 * found["plan"]["nodes"][0]["parameters"]
     assert last["fetched_bytes"] >= last["pushed_bytes"], "also for what is evaluated and saved"
+    assert last["pushed_bytes_total"] == 200 * last["pushed_bytes"]
     assert (last["refused"], last["set_aside"]) == ({}, [])
     assert last["slowest"] in ("a", "b")
 
@@ -279,5 +280,6 @@ def test_a_node_that_is_drained_hands_its_role_over_and_costs_no_step(
         [told] = events(m, "a", number, "recovered")
         assert told["redone"] == 0
         assert f"node {leaving} is draining: went on from step" in told["text"]
+        assert told["text"].endswith("; 0 steps redone"), "not one more, of which nobody told"
         assert leaving not in {share["name"] for share in found["plan"]["nodes"]}
         assert found["result"]["bits"] == undisturbed
