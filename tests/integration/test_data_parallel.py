@@ -17,10 +17,11 @@ from p2pnn.job.trace import View, chrome, summary
 from p2pnn.types import BlobId
 from tests.integration.mesh import Mesh, blobs_of, make_job, mesh, wait_until
 from tests.integration.test_draining import drain
+from tests.support.marks import long
 
 Job = tuple[JobSpec, dict[BlobId, bytes]]
 ADAM = Optimizer(kind="adam", rate=1e-3, warmup_steps=3, weight_decay=1e-4)
-EPOCHS = 16
+EPOCHS = 12
 """Of runs that are disturbed, of ten steps each."""
 
 
@@ -34,11 +35,6 @@ def three(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
 def undisturbed(three: Mesh) -> str:
     """The bits of one node's run of EPOCHS."""
     return str(done(three, alone(plain(), epochs=EPOCHS))["result"]["bits"])
-
-
-def long(*values: Any) -> Any:
-    """A parameter set that differs little from others, for long runs only."""
-    return pytest.param(*values, marks=pytest.mark.long)
 
 
 def normalized(width: int = 8) -> nn.Model:
