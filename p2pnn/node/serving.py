@@ -37,7 +37,7 @@ class Serving:
     def receive(self, node: NodeId, message: wire.Fetch | wire.Mark) -> None:
         """A worker wants values, or has done its commands up to one."""
         speaker = self._gate.speaker(message.shard, message.worker)
-        if speaker < 0 or speaker != self._company.index_of(node):
+        if speaker is None or speaker != self._company.index_of(node):
             what = f"{type(message).__name__} of worker {message.worker} to shard {message.shard}"
             log.warning("refused job=%s node=%s reason=%s", message.job, self._company.name(node), what)
         elif isinstance(message, wire.Mark):
@@ -69,6 +69,8 @@ class Serving:
         job, generation = self._company.about
         shard, worker = message.shard, message.worker
         self._gate.acknowledged(shard, worker, message.acknowledged)
+        speaker = self._gate.speaker(shard, worker)
+        assert speaker is not None, "an executor answers workers of the plan"
         if not message.nbytes:
             pushed = wire.Pushed(
                 job,
@@ -80,7 +82,7 @@ class Serving:
                 request=message.request,
                 log_number=message.log_number,
             )
-            self._company.send(self._gate.speaker(shard, worker), pushed)
+            self._company.send(speaker, pushed)
             return
         values = wire.Values(
             job,
@@ -98,7 +100,7 @@ class Serving:
         )
         left = partial(self._executor.send, commands.AnswerLeft(message.token))
         body = self._executor.room(message.offset, message.nbytes)
-        self._company.send_body(self._gate.speaker(shard, worker), values, body, Priority.VALUES, left)
+        self._company.send_body(speaker, values, body, Priority.VALUES, left)
 
     def _arrived(self, message: wire.Push) -> None:
         self._executor.send(

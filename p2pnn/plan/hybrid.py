@@ -117,6 +117,10 @@ def _sizes(work: Workload, spec: JobSpec, candidates: Sequence[Profile]) -> Iter
     workers = data.workers or 1
     if workers * least > there:
         them = f"{workers} workers of {least} nodes each take" if workers > 1 else f"a worker of {least} nodes takes"
+        if spec.node_count:
+            raise PlanError(
+                f"{them} {workers * least} nodes, but --nodes {spec.node_count} allows fewer; change one of them"
+            )
         are = f"is one: {names}" if there == 1 else f"are {there}: {names}"
         raise PlanError(
             f"{them} {workers * least} nodes, but there {are}; start more, or ask for fewer (--workers, --segments)"

@@ -72,7 +72,7 @@ def reasons(spec: JobSpec, there: Exchange, roles: Roles, speed: Pace, fitting: 
     if not data.shards:
         count = len(roles.homes)
         many = "one shard" if count == 1 else f"{number(count)} shards"
-        most = min(candidates, len(there.sharding.space.entries))
+        most = min(spec.node_count or candidates, candidates, len(there.sharding.space.entries))
         more = "more would be slower" if count < most else "as many as there can be"
         if roles.segments > 1 and count <= roles.segments:
             more = "each part of the model has one of its own"

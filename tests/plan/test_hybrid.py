@@ -127,6 +127,7 @@ def test_data_parallelism_tells_where_hybrid_would_be_faster() -> None:
         ({"workers": 3}, "3 workers of 2 nodes each take 6 nodes, but there are 4: a, b, c, d; start more, or"),
         ({"segments": 3, "workers": 2}, "2 workers of 3 nodes each take 6 nodes, but there are 4"),
         ({"nodes": ABCD[:1]}, "a worker of 2 nodes takes 2 nodes, but there is one: a"),
+        ({"workers": 2, "spec": {"node_count": 3}}, "take 4 nodes, but --nodes 3 allows fewer; change one of them"),
         ({"segments": 9}, "--segments 9, but the model can be cut into 4 parts .* take at most --segments 4"),
         ({"graph": mlp()}, "the model cannot be cut over nodes: .* say --parallel data"),
         ({"shards": 1}, "--shards 1 with workers of 2 nodes each: .* take --shards 2 or more"),

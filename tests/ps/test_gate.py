@@ -182,7 +182,22 @@ def test_of_a_replica_only_the_node_with_the_layers_of_a_shard_speaks_to_it() ->
     plan = msgspec.structs.replace(plan_of(4, 2), replicas=(Replica((0, 1)), Replica((2, 3))))
     gate = PushGate(plan, ServerLayout.of(sharding, [0, 1], Settings(), 2))
     assert [[gate.speaker(shard, worker) for worker in (0, 1)] for shard in (0, 1)] == [[0, 2], [1, 3]]
-    assert [gate.speaker(2, 0), gate.speaker(0, 2), gate.speaker(0, -1)] == [-1, -1, -1]
+    assert [gate.speaker(2, 0), gate.speaker(0, 2), gate.speaker(0, -1)] == [None, None, None]
     size = 4 * sharding.shards[1].parts[0].size
     assert gate.refusal(1, 3, 1, 1, 0, size) == ""
     assert "came from node 2 of the plan" in gate.refusal(1, 2, 1, 1, 0, size)
+
+
+def test_a_backup_lets_in_what_its_primary_forwards_and_holds_twice_the_window() -> None:
+    layout = ServerLayout.of(SHARDING, [0], Settings(), 3, copies=2)
+    gate = PushGate(PLAN, layout)
+    places = {gate.take(0, 1, sequence, 0) for sequence in range(1, 2 * WINDOW + 1)}
+    assert len(places) == 2 * WINDOW
+    for sequence in range(1, 2 * WINDOW + 1):
+        gate.received(0, 1, sequence, 0)
+    assert gate.refusal(1, None, 0, 2 * WINDOW, 0, SIZE) == ""
+    assert "outside the window" in gate.refusal(1, None, 0, 2 * WINDOW + 1, 0, SIZE)
+    assert "came from node" in gate.refusal(3, None, 0, 1, 0, SIZE)
+    gate.acknowledged(0, 1, 1)
+    assert gate.refusal(1, None, 0, 2 * WINDOW + 1, 0, SIZE) == ""
+    assert gate.take(0, 1, 2 * WINDOW + 1, 0) == layout.slot(0, 1, 1, 0)

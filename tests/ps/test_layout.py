@@ -22,6 +22,7 @@ from p2pnn.ps.layout import (
     server_layout,
     shardings_of,
     slot_of,
+    window,
     worker_layout,
     workers_of,
 )
@@ -193,10 +194,19 @@ def test_nodes_of_one_replica_have_places_for_the_shards_of_their_own_layers() -
 
 
 def test_what_cannot_be_cut_so_and_other_jobs_are_refused() -> None:
-    with pytest.raises(PlanError, match=r"shards = 1, but a model replica has 2 segments .* take at least 2 shards"):
+    with pytest.raises(PlanError, match=r"shards = 1, but a model replica has 2 segments.* take at least 2 shards"):
         shardings_of(spec_of(), cut_plan(1))
     idle = msgspec.structs.replace(cut_plan(2), assignment=(0,) * len(GRAPH.ops))
     with pytest.raises(PlanError, match="would have no parameters to train: cut the model over fewer nodes"):
         shardings_of(spec_of(), idle)
     with pytest.raises(PlanError, match="not data-parallel"):
         shardings_of(JobSpec("net", GRAPH, {}), plan_of(2, 1))
+
+
+def test_shards_with_copies_have_twice_the_slots() -> None:
+    assert (window(1), window(2), window(3)) == (WINDOW, 2 * WINDOW, 2 * WINDOW)
+    slots = Slots.of([8, 4], 2, window=window(2))
+    offsets = [slots.place(worker, sequence, 0)[0] for worker in (0, 1) for sequence in range(4)]
+    assert offsets == [slots.stride * n for n in range(8)]
+    assert slots.stop == 8 * slots.stride
+    assert slots.place(0, 4, 1) == slots.place(0, 0, 1)
