@@ -28,6 +28,7 @@ from tests.integration.test_data_parallel import (
     progressed,
     step,
 )
+from tests.integration.test_draining import drain
 
 ALL = "abcd"
 
@@ -125,3 +126,29 @@ def test_a_run_that_loses_a_node_goes_on_from_the_newest_checkpoint_over_who_is_
         assert found["result"]["evaluation"][0]["metrics"]["accuracy"] > 0.9
         if how == "sync":
             assert found["result"]["bits"] == undisturbed
+
+
+@pytest.mark.long
+def test_a_node_that_is_drained_costs_no_step(tmp_path: Path, undisturbed: str) -> None:
+    with mesh(tmp_path, 4) as m:
+        number = m.submit("a", *job(plain(), "sync", epochs=EPOCHS))
+        wait_until(lambda: step(m, "a", number) > 10, "it trains")
+        assert drain(m, "b")[-1] == {"drained": True}
+        found = m.await_state("a", number, "done")
+        [told] = events(m, "a", number, "recovered")
+        assert told["redone"] == 0
+        assert len(found["plan"]["replicas"]) == 1, "of the two that were asked for"
+        assert "b" not in {share["name"] for share in found["plan"]["nodes"]}
+        assert found["result"]["bits"] == undisturbed
+
+
+@pytest.mark.long
+def test_a_worker_of_which_one_node_is_left_holds_the_whole_model_there(tmp_path: Path, undisturbed: str) -> None:
+    with mesh(tmp_path, 2) as m:
+        number = m.submit("a", *job(plain(), "sync", workers=1, shards=0, epochs=EPOCHS, checkpoint_steps=5))
+        wait_until(lambda: step(m, "a", number) > 10, "it trains")
+        drain(m, "b")
+        found = m.await_state("a", number, "done")
+        assert [share["name"] for share in found["plan"]["nodes"]] == ["a"]
+        assert found["plan"]["replicas"] == [{"nodes": [0]}]
+        assert found["result"]["bits"] == undisturbed
