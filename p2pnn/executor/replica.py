@@ -254,6 +254,10 @@ class ReplicaSession(Session):
     def _update(self, action: m.Update) -> None:
         """Hand over what is left of the step's gradients, those that are needed first first."""
         totals, scale = self._runner.weights.gradients()
+        if self._looks.wants(action.step):
+            for name, total in totals.items():
+                self._looks.gradient(name, total)
+            self._looks.done()
         for name in self._gradients:
             if name not in self._handed:
                 self._hand_over(name, totals.get(name), scale)

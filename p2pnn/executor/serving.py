@@ -313,4 +313,5 @@ class Server:
             found.received_bytes,
             found.sent_bytes,
             found.queued,
+            {of[worker]: often for worker, often in found.zeros.items() if worker in of},
         )

@@ -28,12 +28,14 @@ KEPT: Final = 0.95
 
 @dataclass
 class Guard:
-    """runaway_factor: 0 for no limit. refused: (worker, why) → how often; it grows only by workers of the job."""
+    """runaway_factor: 0 for no limit. refused: (worker, why) → how often; it grows only by workers of the job. zeros: worker →
+    how many of its pushes that were taken, in a row up to the newest, were all zero."""
 
     runaway_factor: float = 100.0
     strikes: int = 3
     refused: Counter[tuple[Worker, Refusal]] = field(default_factory=Counter)
     set_aside: set[Worker] = field(default_factory=set)
+    zeros: Counter[Worker] = field(default_factory=Counter)
     _mean: float = 0.0
     _seen: int = 0
     _in_a_row: Counter[Worker] = field(default_factory=Counter)
@@ -53,9 +55,13 @@ class Guard:
         self._seen += 1
         return (Refusal.RUNAWAY if runs_away else None), norm
 
-    def took(self, worker: Worker) -> None:
+    def took(self, worker: Worker, norm: float) -> None:
         """A push of this worker was good."""
         self._in_a_row.pop(worker, None)
+        if norm:
+            self.zeros.pop(worker, None)
+        else:
+            self.zeros[worker] += 1
 
     def refuse(self, worker: Worker, why: Refusal, others: int) -> bool:
         """Count a refused push. others: workers that are left besides this one. True where this one is set aside with it."""
@@ -71,4 +77,5 @@ class Guard:
     def forget(self, worker: Worker) -> None:
         """The worker has left; its counts stay to be shown, at most those of a job's workers."""
         self._in_a_row.pop(worker, None)
+        self.zeros.pop(worker, None)
         self.set_aside.discard(worker)

@@ -85,7 +85,6 @@ class Shard:
         self._out_of_round: dict[Worker, Due] = {}  # refused in this round; answered when it is over
         self._held: dict[Worker, Due] = {}  # answers that a bound (ssp) or the warm start holds back
         self._awaiting: dict[Worker, tuple[Due, int]] = {}  # pulls, and the mark at which they are answered
-        self._norms: dict[Worker, float] = {}
         self._staleness = Histogram()
 
     # what comes in
@@ -252,8 +251,7 @@ class Shard:
             return Refusal.TOO_STALE
         why, norm = self._guard.judge(gradient)
         if why is None:
-            self._guard.took(push.worker)
-            self._norms[push.worker] = norm
+            self._guard.took(push.worker, norm)
         return why
 
     def _log(self, push: Push, why: Refusal | None, now: float) -> Due:
@@ -317,7 +315,6 @@ class Shard:
         for worker in gone:
             self._guard.forget(worker)
             self._answers.drop(worker)
-            self._norms.pop(worker, None)
             for held in (self._held, self._out_of_round):
                 held.pop(worker, None)
             self._awaiting.pop(worker, None)
@@ -359,9 +356,8 @@ class Shard:
             replace(self._staleness, counts=dict(self._staleness.counts)),
             dict(self._guard.refused),
             frozenset(self._guard.set_aside),
-            {member.worker: member.heard for member in self._roster.members},
             {member.worker: member.taken for member in self._roster.members},
-            dict(self._norms),
+            dict(self._guard.zeros),
             self._inbox.received_bytes,
             self._answers.sent_bytes,
         )

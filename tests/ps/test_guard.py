@@ -65,7 +65,7 @@ def test_set_aside_after_bad_pushes_in_a_row() -> None:
     guard = Guard(strikes=3)
     assert not guard.refuse(A, Refusal.NOT_FINITE, others=1)
     assert not guard.refuse(A, Refusal.RUNAWAY, others=1)
-    guard.took(A)
+    guard.took(A, 1.0)
     assert not any(guard.refuse(A, Refusal.LATE, others=1) for _ in range(9))
     assert [guard.refuse(A, Refusal.NOT_FINITE, others=1) for _ in range(3)] == [False, False, True]
     assert guard.set_aside == {A}
