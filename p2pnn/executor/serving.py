@@ -28,6 +28,7 @@ from p2pnn.executor import commands
 from p2pnn.executor.arena import Arena
 from p2pnn.executor.channel import Channel
 from p2pnn.executor.pieces import Pieces
+from p2pnn.executor.serving_spans import ServingSpans
 from p2pnn.executor.session import manifest_of
 from p2pnn.executor.tally import PROGRESS_INTERVAL_S
 from p2pnn.job import script
@@ -38,6 +39,7 @@ from p2pnn.ps.allotment import updates
 from p2pnn.ps.consistency import settings
 from p2pnn.ps.layout import Bump, server_layout, slot_of, workers_of
 from p2pnn.ps.messages import BAD, Answer, Pull, Push, Worker
+from p2pnn.ps.report import Phase
 from p2pnn.ps.shard import Shard
 
 BAD_IN_A_ROW_MAX: Final = 5
@@ -65,6 +67,7 @@ class Server:
         self._ranges = {number: layout.sharding.shards[number] for number in layout.slots}
         self._saves = Pieces(spec, self._settings, self._ranges)
         self._shards: dict[int, Shard] = {}
+        self._spans = ServingSpans(arena.view[prepare.spans :] if prepare.spans >= 0 else None)
         manifest = manifest_of(prepare)
         source = self._saves.source(self._blobs, manifest)
         engine = NumpyEngine()
@@ -81,6 +84,7 @@ class Server:
                 buffer=self._memory,
                 steps=updates(self._settings, len(self._workers), spec.steps),
                 combine=engine.combine,
+                did=partial(self._did, number),
             )
             if manifest is not None:
                 shard.resume({**shard.arrays, **arrays}, updates(self._settings, len(self._workers), done))
@@ -196,11 +200,19 @@ class Server:
 
     def _work(self) -> bool:
         """One decision of each shard that has one to make."""
-        start = time.perf_counter()
-        worked = [shard.work(start) for shard in self._shards.values()]
-        if any(worked):
-            self._compute_s += time.perf_counter() - start
-        return any(worked)
+        start = now = time.perf_counter()
+        worked = False
+        for shard in self._shards.values():
+            self._spans.begins(now)
+            worked |= shard.work(start)
+            now = time.perf_counter()
+        if worked:
+            self._compute_s += now - start
+        return worked
+
+    def _did(self, number: int, phase: Phase, push: Push | None, version: int) -> None:
+        worker, sequence = (-1, -1) if push is None else (self._numbers[push.worker], push.sequence)
+        self._spans.did(phase, number, worker, sequence, version)
 
     def _send_answers(self) -> None:
         out: list[commands.FromExecutor] = []

@@ -45,6 +45,11 @@ class Spans:
                         self._cause = (message.micro_batch, Kind.FOR_SENT, message.transfer)
                 case commands.PeerSquares():
                     self._cause, came = (-1, Kind.FOR_SQUARES, message.node_index), True
+                case commands.Answered():
+                    self._cause, came = (-1, Kind.FOR_VALUES, message.shard), True
+                case commands.Left():
+                    if not came:
+                        self._cause = (-1, Kind.FOR_PUSHED, -1)
                 case commands.PeerRetired():
                     pass
                 case _:

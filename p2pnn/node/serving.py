@@ -11,9 +11,11 @@ from typing import Final
 
 from p2pnn.executor import commands
 from p2pnn.job.plan import Plan
+from p2pnn.job.spans import Kind
 from p2pnn.node.company import Company
 from p2pnn.node.executor import Executor
 from p2pnn.node.links import Priority
+from p2pnn.node.recording import Recording, clock
 from p2pnn.ps.gate import PushGate
 from p2pnn.ps.layout import ServerLayout
 from p2pnn.types import NodeId
@@ -28,11 +30,14 @@ SAID: Final = (commands.SendAnswer,)
 class Serving:
     """Of the shards whose primary this node is."""
 
-    def __init__(self, plan: Plan, layout: ServerLayout, company: Company, executor: Executor) -> None:
+    def __init__(
+        self, plan: Plan, layout: ServerLayout, company: Company, executor: Executor, recording: Recording
+    ) -> None:
         self._workers = [replica.nodes[0] for replica in plan.replicas]
         self._layout = layout
         self._company = company
         self._executor = executor
+        self._recording = recording
         self._gate = PushGate(plan, layout)
 
     def receive(self, node: NodeId, message: wire.Fetch | wire.Mark) -> None:
@@ -58,10 +63,12 @@ class Serving:
         if self._gate.is_known(*about):
             self._arrived(message)
             return None
+        self._recording.push_begins(*about)
         return self._executor.room(*self._gate.take(*about))
 
     def arrived(self, message: wire.Push) -> None:
         """A part lies whole in its slot."""
+        self._recording.push_received(message.shard, message.worker, message.sequence, message.part)
         self._gate.received(message.shard, message.worker, message.sequence, message.part)
         self._arrived(message)
 
@@ -97,9 +104,13 @@ class Serving:
             message.refusal,
             message.log_number,
         )
-        left = partial(self._executor.send, commands.AnswerLeft(message.token))
+        left = partial(self._left, message, clock())
         body = self._executor.room(message.offset, message.nbytes)
         self._company.send_body(self._workers[worker], values, body, Priority.VALUES, left)
+
+    def _left(self, message: commands.SendAnswer, start: float) -> None:
+        self._recording.exchanged(Kind.SEND_VALUES, message.shard, message.worker, message.sequence, start)
+        self._executor.send(commands.AnswerLeft(message.token))
 
     def _arrived(self, message: wire.Push) -> None:
         self._executor.send(

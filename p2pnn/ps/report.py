@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from p2pnn.ps.histogram import Histogram
 from p2pnn.ps.messages import Refusal, Worker
+
+
+class Phase(enum.Enum):
+    """What was done with a push, or with a round of them."""
+
+    JUDGED = enum.auto()
+    LOGGED = enum.auto()
+    APPLIED = enum.auto()
 
 
 @dataclass(frozen=True, slots=True)

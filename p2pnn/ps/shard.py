@@ -16,7 +16,7 @@ over when all have come of whom it waits, which are not those that have drawn a 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -33,7 +33,7 @@ from p2pnn.ps.layout import part_sizes
 from p2pnn.ps.marks import Marks
 from p2pnn.ps.messages import Answer, Pull, Push, Refusal, Worker
 from p2pnn.ps.optimizers import ShardOptimizer
-from p2pnn.ps.report import Report
+from p2pnn.ps.report import Phase, Report
 from p2pnn.ps.roster import Roster
 from p2pnn.ps.saving import Saved, check_fit
 from p2pnn.ps.sharding import ShardRange
@@ -47,7 +47,8 @@ from p2pnn.train.optimizers import Combine, combine
 class Shard:
     """initial: float32[the shard's size], copied. optimizer: the job's (`local` takes `Settings.outer` here). steps: the updates
     that the run will make, for schedules that end. slot: where pushes lie (`layout.Slots`), by the worker's place in `workers`.
-    buffer: for what is sent from where it lies: versions, and compressed answers.
+    buffer: for what is sent from where it lies: versions, and compressed answers. did: is told each phase of `work` when it is
+    over, of which push (None: of a round), and which version it began with.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Shard:
         steps: int = 0,
         guard: Guard | None = None,
         combine: Combine = combine,
+        did: Callable[[Phase, Push | None, int], None] = lambda *_: None,
     ) -> None:
         how = settings.consistency
         self._shard, self._settings, self._how = shard, settings, how
@@ -79,6 +81,7 @@ class Shard:
         self._marks = Marks(workers)
         self._inbox = Inbox(part_sizes(shard, settings.push), self._roster, slot)
         self._guard = guard or Guard()
+        self._did = did
         self._answers = Answers(self._versions, settings.pull, self._clock, buffer)
         self.generation = generation
         self._round: dict[Worker, Staged] = {}
@@ -177,7 +180,9 @@ class Shard:
         staleness = versions.number - push.based_on
         why = self._judge(push, gradient, staleness)
         self._inbox.close(staged)  # its worker hears of it by the answer, so its slot stays as it is
+        self._did(Phase.JUDGED, push, versions.number)
         due = self._log(push, why, now)
+        self._did(Phase.LOGGED, push, versions.number)
         if why is None:
             self._staleness.add(staleness)
             rate = self._optimizer.rate(versions.number)
@@ -186,6 +191,7 @@ class Shard:
             out = None if versions.live else versions.buffer(target)
             self._optimizer.apply(versions.newest, gradient, update=versions.number, rate=rate, out=out)
             versions.publish(target)
+            self._did(Phase.APPLIED, push, versions.number - 1)
         if self._how.kind == "ssp" and push.worker not in self._guard.set_aside:
             self._held[push.worker] = due
         else:
@@ -198,6 +204,7 @@ class Shard:
         push = staged.header
         self._inbox.take(staged)
         why = self._judge(push, self._decode(staged), self._versions.number - push.based_on)
+        self._did(Phase.JUDGED, push, self._versions.number)
         if why is None:
             self._round[push.worker] = staged
             return
@@ -223,6 +230,7 @@ class Shard:
         for staged in taken:
             self._inbox.close(staged)
         answers = [self._log(staged.header, None, now) for staged in taken]
+        self._did(Phase.LOGGED, None, self._versions.number)
         if taken:
             total = self._summing.sum((self._decode(staged) for staged in taken), kept=self._plain)
             scale = 1.0 / len(taken) if self._how.kind == "local" else full / len(taken)
@@ -230,6 +238,7 @@ class Shard:
             rate, out = self._optimizer.rate(number), self._versions.buffer(target)
             self._optimizer.apply(newest, total, update=number, rate=rate, scale=scale, out=out)
             self._versions.publish(target)
+            self._did(Phase.APPLIED, None, number)
         else:
             self._versions.skip()
         self._round.clear()
