@@ -104,7 +104,7 @@ class Left(_Message, tag=15):
 
 class PushArrived(_Message, tag=16):
     """To a server: a part of a push lies whole in its slot (`ps.layout`); or it was known, so that its body was dropped
-    (`ps.gate`)."""
+    (`ps.gate`). misfit: how many bytes came in place of the part's own; they were dropped. −1 where that is not so."""
 
     shard: int
     worker: int
@@ -115,6 +115,7 @@ class PushArrived(_Message, tag=16):
     fetch: bool
     have: int
     mark: int = 0
+    misfit: int = -1
 
 
 class Fetched(_Message, tag=17):

@@ -172,7 +172,7 @@ class Server:
         sizes = self._slots[message.shard].parts
         if not 0 <= message.part < len(sizes):
             raise JobFailedError(f"shard {message.shard} has no part {message.part}")
-        nbytes = sizes[message.part][1]
+        nbytes = sizes[message.part][1] if message.misfit < 0 else message.misfit
         return Push(
             self._worker(message.worker),
             shard.generation,

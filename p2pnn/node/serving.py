@@ -58,6 +58,8 @@ class Serving:
         refusal = self._gate.refusal(message.worker, index, message.shard, message.sequence, message.part, nbytes)
         if refusal:
             log.warning("push refused job=%s node=%s reason=%s", message.job, self._company.name(node), refusal)
+            if self._gate.is_misfit(message.worker, index, message.shard, message.part, nbytes):
+                self._arrived(message, nbytes)
             return None
         about = (message.shard, message.worker, message.sequence, message.part)
         if self._gate.is_known(*about):
@@ -112,7 +114,7 @@ class Serving:
         self._recording.exchanged(Kind.SEND_VALUES, message.shard, message.worker, message.sequence, start)
         self._executor.send(commands.AnswerLeft(message.token))
 
-    def _arrived(self, message: wire.Push) -> None:
+    def _arrived(self, message: wire.Push, misfit: int = -1) -> None:
         self._executor.send(
             commands.PushArrived(
                 message.shard,
@@ -124,5 +126,6 @@ class Serving:
                 message.fetch,
                 message.have,
                 message.mark,
+                misfit,
             )
         )
