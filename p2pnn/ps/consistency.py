@@ -23,6 +23,7 @@ from typing import Final
 
 from p2pnn.errors import UsageError
 from p2pnn.job.spec import DataParallel, JobSpec, Optimizer
+from p2pnn.model.graph import Graph
 from p2pnn.ps.compression import codec
 from p2pnn.ps.optimizers import OUTER
 from p2pnn.ps.sharding import POLICIES
@@ -171,7 +172,12 @@ def is_bitwise(spec: JobSpec, workers: int) -> bool:
         return exact and (spec.micro_batches > 1 or spec.optimizer.kind != "sgd")
     readers = Counter(name for op in spec.graph.ops for name in dict.fromkeys(op.inputs))
     share, shared = spec.micro_batches // workers, any(readers[p.name] > 1 for p in spec.graph.parameters)
-    return exact and share.bit_count() == 1 and not shared and not spec.graph.state
+    return exact and share.bit_count() == 1 and not shared and not keeps_statistics(spec.graph)
+
+
+def keeps_statistics(graph: Graph) -> bool:
+    """Whether training changes something besides parameters: running means and variances, of which each worker has its own."""
+    return any(op.kind == "BatchNormalization" for op in graph.ops)
 
 
 def check(settings: Settings, workers: int, optimizer: Optimizer) -> None:

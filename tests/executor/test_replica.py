@@ -153,6 +153,21 @@ def test_a_run_goes_on_with_other_numbers_of_workers_and_shards_and_without_any(
         assert trained(graph, mesh.checkpoint(), blobs) == wanted
 
 
+@pytest.mark.parametrize("consistency", ["sync", "async"])
+def test_what_is_evaluated_is_what_is_saved_with_running_statistics_too(consistency: str, blobs: BlobStore) -> None:
+    """Each worker has its own; another run, of one worker, that goes on from the checkpoint evaluates the same."""
+    spec = parallel(spec_for(models.scaled(models.residual()), blobs, optimizer=ADAM), consistency)
+    assert spec.graph.state
+    with Pump(spec, data_plan(spec, 2, 2), blobs) as pump:
+        pump.train(6)
+        first = pump.evaluate("test")
+        parts = pump.checkpoint()
+    with Pump(spec, data_plan(spec, 1, 1), blobs, checkpoint=manifest(6, parts)) as pump:
+        again = pump.evaluate("test")
+    assert first.rows == again.rows == 10
+    assert again == first
+
+
 @pytest.mark.parametrize(("consistency", "version"), [("async", 120), ("local:5", 4 + 4)])
 def test_other_kinds_go_on_from_a_checkpoint_too(consistency: str, version: int, blobs: BlobStore) -> None:
     graph = models.scaled(models.dense())

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from p2pnn import nn
 from p2pnn.errors import LocalProtocolError
 from p2pnn.job.spec import DataParallel, JobSpec
 from p2pnn.ps.allotment import Allotment, updates
@@ -69,6 +70,18 @@ def test_each_micro_batch_of_a_split_is_evaluated_once(workers: int, count: int,
     shares = [a.evaluated(count) for a in alike(workers, shared=shared)]
     assert [m for share in shares for m in share] == list(range(count))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_a_model_with_running_statistics_is_evaluated_by_whose_are_saved() -> None:
+    image, label = nn.Input("image", (6,)), nn.Input("label", (), dtype="int64")
+    hidden = 2.0 * nn.Linear(5)(image)  # a number is saved beside the model, but nothing changes it
+    models = (hidden, nn.BatchNorm()(hidden))
+    for h, first_alone in zip(models, (False, True), strict=True):
+        graph = nn.Model(outputs={"h": h}, loss=nn.cross_entropy(h, label)).graph
+        spec = JobSpec("net", graph, {}, parallel="data", data=DataParallel("sync"))
+        shares = [Allotment.of(spec, plan_of(3, 1), index).evaluated(9) for index in range(3)]
+        assert [len(share) for share in shares] == ([9, 0, 0] if first_alone else [3, 3, 3])
+        assert shares[0].start == 0
 
 
 def test_one_worker_has_everything() -> None:
