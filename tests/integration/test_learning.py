@@ -62,7 +62,12 @@ def warnings(m: Mesh, number: str, *wanted: str) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("way", ["model", "sync", "async"])
+def long(value: str) -> Any:
+    """A parameter that differs little from others, for long runs only."""
+    return pytest.param(value, marks=pytest.mark.long)
+
+
+@pytest.mark.parametrize("way", ["model", long("sync"), "async"])
 def test_weights_that_start_at_zero(three: Mesh, way: str) -> None:
     told = warnings(three, three.submit("a", *job(net(scale=0.0), way)), "zero gradients", "one/weight", "one/bias")
     assert not any("three/bias" in text for text in told), "which learns how often each class is"
@@ -103,7 +108,7 @@ def test_losses_that_are_no_numbers_are_told_by_node_before_the_run_ends_for_the
     assert any("the loss on node " in text and " is NaN or infinite since step " in text for text in told)
 
 
-@pytest.mark.parametrize("way", ["model", "sync", "async", "local:4"])
+@pytest.mark.parametrize("way", ["model", long("sync"), "async", long("local:4")])
 def test_runs_that_learn_say_nothing(three: Mesh, way: str) -> None:
     warm = Optimizer(rate=1e-3, warmup_steps=40, schedule="constant")
     number = three.submit("a", *job(net(), way, epochs=40, optimizer=warm))
