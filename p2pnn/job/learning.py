@@ -126,8 +126,8 @@ class Learning:
     def _add_losses(self, loss: float, rows: int) -> None:
         first, begun = self._first()
         batch = self._spec.batch_size
-        if begun < FIRST_STEPS * batch:
-            return
+        if begun < FIRST_STEPS * batch / 2 or self._step - self._first_step < 2 * FIRST_STEPS:
+            return  # half will do: a worker may leave steps out, and all have told of theirs by then
         total, count = self._window[0] + loss, self._window[1] + rows
         self._window = total, count
         if count < WINDOW_STEPS * batch:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from p2pnn import nn
+from p2pnn.data.batches import epoch_order
 from p2pnn.job.spec import DataParallel, Optimizer
 from tests.integration.mesh import Mesh, blobs_of, make_job, mesh
 
@@ -96,6 +97,25 @@ def test_plain_sgd_whose_updates_are_part_of_its_backward_passes(three: Mesh) ->
     of = job(net(scale=0.0), "model", optimizer=sgd, micro_batches=1)
     told = warnings(three, three.submit("a", *of), "one/weight", "one/bias")
     assert not any("three/bias" in text for text in told)
+
+
+def test_a_worker_with_bad_rows_is_set_aside_by_name_and_the_run_goes_on(three: Mesh) -> None:
+    """Of the batches of the one epoch, dealt out in turn, three in a row of worker 1's hold no numbers."""
+    columns = blobs_of(rows=2000)
+    spec, _ = job(net(), "async", columns, epochs=1)
+    order = epoch_order(spec.train, spec.seed, 0)
+    for batch in (5, 7, 9):
+        columns["image"][order[32 * batch : 32 * (batch + 1)]] = np.nan
+    number = three.submit("a", *job(net(), "async", columns, epochs=1))
+    told = warnings(three, number)
+    found = three.await_state("a", number, "done")
+    bad = found["plan"]["nodes"][found["plan"]["replicas"][1]["nodes"][0]]["name"]
+    assert any(
+        text.startswith(f"worker {bad} is set aside, and the run goes on without it") and "NaN or infinite" in text
+        for text in told
+    )
+    assert any(text.startswith(f"the loss on node {bad} is NaN or infinite since step 6;") for text in told)
+    assert np.isfinite(found["result"]["evaluation"][0]["loss"])
 
 
 def test_losses_that_are_no_numbers_are_told_by_node_before_the_run_ends_for_them(three: Mesh) -> None:

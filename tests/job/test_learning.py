@@ -98,6 +98,15 @@ def test_one_message_may_hold_many_steps() -> None:
     assert fed(Learning(spec()), lambda _: 2.3, 4000, every=1000) != []
 
 
+def test_workers_that_leave_first_steps_out_hide_no_flat_loss() -> None:
+    learning, told = Learning(data("sync", backup=1), make_plan(2)), []
+    for step in range(10, 400, 10):
+        message = losses(2.3, 10)
+        message.health = Health((2.3 * 14 * BATCH, 14 * BATCH))
+        told += learning.add("a", message, step, step / 100)
+    assert len(told) == 1
+
+
 def test_streaks_take_looks_and_steps() -> None:
     quick, long, moved = Streaks(), Streaks(), Streaks()
     for look in range(30):
