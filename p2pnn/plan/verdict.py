@@ -67,11 +67,8 @@ def reasons(spec: JobSpec, there: Exchange, roles: Roles, speed: Pace, fitting: 
     if not data.shards:
         count = len(roles.homes)
         many = "one shard" if count == 1 else f"{number(count)} shards"
-        more = (
-            "more would be slower"
-            if count < min(candidates, len(there.sharding.space.entries))
-            else "as many as there can be"
-        )
+        most = min(spec.node_count or candidates, candidates, len(there.sharding.space.entries))
+        more = "more would be slower" if count < most else "as many as there can be"
         yield f"{many}, {'each on another node' if count > 1 else f'on {roles.nodes[roles.homes[0]].name}'}: {more}"
     if not data.workers and roles.workers < fitting:
         yield (

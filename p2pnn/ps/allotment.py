@@ -5,7 +5,8 @@ micro-batches: so the steps of one process are computed, whose gradients are sum
 W has batches w, w + W, w + 2W, …, each as a mini-batch with all its micro-batches. What no worker but one has cannot be
 counted twice, and at any batch of the job the workers' counts differ by at most one.
 
-A split is evaluated by all workers in every kind, each on a run of its micro-batches.
+A split is evaluated by all workers in every kind, each on a run of its micro-batches. Only where workers have running statistics,
+each its own, worker 0 evaluates alone: it is its statistics that are saved, so what is measured is what the run will give.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from p2pnn.ps.consistency import Settings, consistency
 @dataclass(frozen=True, slots=True)
 class Allotment:
     """Worker number `index` of `workers`. shared: every worker takes part in every step (`sync`). backup: that of `sync`.
+    apart: the workers have state that is not on the shards, running means and variances.
 
     The default is that of a run of one worker: everything is its own.
     """
@@ -29,6 +31,7 @@ class Allotment:
     index: int = 0
     shared: bool = True
     backup: int = 0
+    apart: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.index < self.workers:
@@ -40,7 +43,8 @@ class Allotment:
         if spec.data is None:
             return cls()
         how = consistency(spec.data.consistency, spec.data.backup)
-        return cls(len(plan.replicas), plan.worker_of(index), how.kind == "sync", how.backup)
+        apart = bool(spec.graph.statistics)
+        return cls(len(plan.replicas), plan.worker_of(index), how.kind == "sync", how.backup, apart)
 
     # training
 
@@ -72,6 +76,8 @@ class Allotment:
 
     def evaluated(self, count: int) -> range:
         """Those of a split's `count` micro-batches that this worker evaluates: all workers' are the whole, once, in order."""
+        if self.apart:
+            return range(0 if self.index else count)
         return range(self.index * count // self.workers, (self.index + 1) * count // self.workers)
 
 

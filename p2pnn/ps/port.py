@@ -384,8 +384,11 @@ class Port:
     def handle_timer(self, now: float) -> None:
         due = [push for push in self._outgoing if push.retry_at is not None and push.retry_at <= now]
         for push in due:
-            push.tries += 1
-        self._send_again(due)
+            if push.sending:  # nobody can have answered yet, and over a slow link nothing goes twice
+                push.retry_at = now + self._retry_s
+            else:
+                push.tries += 1
+        self._send_again(push for push in due if not push.sending)
         if self._asked and self._pull_retry_at is not None and self._pull_retry_at <= now:
             self._pull_retry_at, self._asking = None, True
             self._pull_tries += 1

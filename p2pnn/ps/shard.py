@@ -279,8 +279,8 @@ class Shard:
                 self._answers.add(Due(push.worker, sequence, 0, why, log_number, fetch=False))
 
     def _is_cold(self, worker: Worker) -> bool:
-        """Whether the first worker is still to train alone."""
-        first = self._roster.workers[0]
+        """Whether the first worker, of those that are not set aside, is still to train alone."""
+        first = next((w for w in self._roster.workers if w not in self._guard.set_aside), worker)
         alone = worker != first and first not in self._marks.ahead
         return alone and self.state.versions.number < self._settings.warm_start
 

@@ -17,6 +17,7 @@ from p2pnn.model.graph import Graph
 from tests.executor import models
 from tests.executor.mesh import Mesh, digests, manifest, spec_for
 from tests.executor.pump import Pump, data_plan, parallel
+from tests.support.marks import long
 
 ADAM = Optimizer("adam", rate=0.02, warmup_steps=2)
 SGD = Optimizer("sgd", rate=0.1)
@@ -39,8 +40,15 @@ def alone(spec: JobSpec, blobs: BlobStore, steps: int) -> dict[str, str]:
         return trained(spec.graph, mesh.checkpoint(), blobs)
 
 
-@pytest.mark.parametrize("optimizer", [ADAM, SGD], ids=["adam", "sgd"])
-@pytest.mark.parametrize("build", [models.dense, models.convolutional], ids=["dense", "convolutional"])
+@pytest.mark.parametrize(
+    ("build", "optimizer"),
+    [
+        pytest.param(models.dense, ADAM, id="dense-adam"),
+        long(models.dense, SGD, id="dense-sgd"),
+        long(models.convolutional, ADAM, id="convolutional-adam"),
+        pytest.param(models.convolutional, SGD, id="convolutional-sgd"),
+    ],
+)
 def test_sync_has_the_bits_of_one_process(build: Any, optimizer: Optimizer, blobs: BlobStore) -> None:
     graph = models.scaled(build())
     spec = spec_for(graph, blobs, optimizer=optimizer)
@@ -89,7 +97,13 @@ LEARNS: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("consistency", "settings"), LEARNS, ids=[f"{c}-{'-'.join(s)}" for c, s in LEARNS])
+def learning(consistency: str, settings: dict[str, Any]) -> Any:
+    """int8 is tried with `sync` and `async` with bfloat16, so both together only in long runs."""
+    mark = long if (consistency, settings.get("push")) == ("async", "int8") else pytest.param
+    return mark(consistency, settings, id=f"{consistency}-{'-'.join(settings)}")
+
+
+@pytest.mark.parametrize(("consistency", "settings"), [learning(*one) for one in LEARNS])
 def test_every_kind_learns(consistency: str, settings: dict[str, Any], blobs: BlobStore) -> None:
     graph = models.scaled(models.dense())
     spec = spec_for(graph, blobs, epochs=24, optimizer=Optimizer("adam", rate=0.02))
@@ -170,8 +184,9 @@ def test_other_kinds_go_on_from_a_checkpoint_too(consistency: str, version: int,
     assert pump.served[0].version == version
 
 
-def test_the_best_epoch_is_restored_and_evaluated_as_it_was(blobs: BlobStore) -> None:
-    graph = models.scaled(models.dense())
+@pytest.mark.parametrize("build", [models.dense, models.residual], ids=["dense", "normalized"])
+def test_the_best_epoch_is_restored_and_evaluated_as_it_was(build: Any, blobs: BlobStore) -> None:
+    graph = models.scaled(build())
     spec = parallel(spec_for(graph, blobs, optimizer=ADAM), "async")
     with Pump(spec, data_plan(spec, 2, 2), blobs) as pump:
         pump.train(4)
@@ -195,7 +210,7 @@ def not_a_number(worker: int, first: int) -> Any:
     return spoil
 
 
-@pytest.mark.parametrize("consistency", ["sync", "async", "ssp:0", "local:2"])
+@pytest.mark.parametrize("consistency", ["sync", "async", long("ssp:0"), "local:2"])
 def test_a_worker_whose_gradients_are_no_numbers_is_refused_counted_and_set_aside(
     consistency: str, blobs: BlobStore
 ) -> None:

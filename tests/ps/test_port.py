@@ -116,6 +116,18 @@ def test_how_long_one_said_nothing_is_no_reason_to_wait_for_the_next(how: str) -
     assert made.get_timer() == 1.0
 
 
+def test_a_push_that_is_still_leaving_is_not_sent_again() -> None:
+    made = port()
+    message = pushed(made, 1.0)
+    for late in (1.0, 2.0):
+        assert made.get_timer() == late
+        made.handle_timer(late)
+        assert made.urgency() is None
+    made.sent(message)
+    made.handle_timer(3.0)
+    assert isinstance(made.next_message(3.0), PushPart)
+
+
 def test_another_generation_is_waited_for_or_is_news_to_the_shard() -> None:
     made = port()
     made.sent(pushed(made, 1.0))
