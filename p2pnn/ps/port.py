@@ -394,8 +394,7 @@ class Port:
             self._pull_tries += 1
 
     def _send_again(self, pushes: Iterable[Outgoing], *, anew: bool = False) -> None:
-        """anew: to whom nothing was sent yet, so that its silence so far says nothing."""
         for push in pushes:
-            push.tries, push.retry_at = 0 if anew else push.tries, None
+            push.tries, push.retry_at = 0 if anew else push.tries, None  # another one's silence says nothing
             push.unsent |= push.left
             push.left.clear()
