@@ -37,7 +37,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data": {"job", "model"},
     "train": {"job", "model"},
     "plan": {"job", "model", "train", "ps"},
-    "ps": {"job", "model", "train"},
+    "ps": {"job", "model", "train", "wire", "replication"},
     "executor": {"engine", "train", "data", "job", "model", "plan", "ps"},
     "node": {
         "config", "wire", "identity", "transport", "cluster", "model", "engine", "job", "data", "train", "plan", "executor",

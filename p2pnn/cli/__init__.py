@@ -11,11 +11,13 @@ interrupted. Errors are one sentence on standard error, never a traceback.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, Final
 
 import typer
 from typer.core import TyperGroup
+from typer.main import get_command
 
 from p2pnn.cli import cluster, data, evaluate, export, jobs, node, service, train
 from p2pnn.cli import join as joining
@@ -98,10 +100,16 @@ app.add_typer(service.app, name="service")
 app.command()(export.paths)
 
 
+@cache
+def _command() -> Callable[..., Any]:
+    """What `app` stands for. Every verb's signature is read for it, which takes longer than most verbs do."""
+    return get_command(app)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
     try:
-        app(args=None if arguments is None else list(arguments), prog_name="p2pnn")
+        _command()(args=None if arguments is None else list(arguments), prog_name="p2pnn")
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 0 if end.code is None else 2
     return 0

@@ -1,8 +1,9 @@
 """What the workers and shards of a data-parallel run exchanged: the lines at its end, and the same for programs.
 
 A `progress` event of such a run has `staleness` (updates that a push was behind → pushes, since the start; from 16 on a number
-stands for all up to twice it), `pushed_bytes` and `fetched_bytes` (per step, all workers together), `refused` (worker → why →
-pushes), `set_aside` (workers), `slowest` (the worker that the others wait for).
+stands for all up to twice it), `pushed_bytes` and `fetched_bytes` (per step, all workers together), `pushed_bytes_total` and
+`fetched_bytes_total` (since the run's last start, when its shards began to count), `refused` (worker → why → pushes), `set_aside`
+(workers), `slowest` (the worker that the others wait for).
 """
 
 from __future__ import annotations
@@ -37,24 +38,19 @@ def lines(last: Mapping[str, Any]) -> Iterator[str]:
             yield label("refused", f"{many} of {worker}: {_reason(why)}")
     if last.get("set_aside"):
         yield label("set aside", f"{', '.join(last['set_aside'])}, for bad pushes")
-    if last.get("pushed_bytes") is not None:
-        pushed, fetched = in_all(last)
+    if last.get("pushed_bytes_total") is not None:
+        pushed, fetched = last["pushed_bytes_total"], last["fetched_bytes_total"]
         yield label("exchanged", f"{size(pushed)} pushed, {size(fetched)} fetched")
 
 
 def summary(last: Mapping[str, Any]) -> dict[str, Any]:
     """The same for `--json`; empty of a run without shards."""
-    if last.get("pushed_bytes") is None:
+    if last.get("pushed_bytes_total") is None:
         return {}
-    pushed, fetched = in_all(last)
     kept = {name: last.get(name) for name in ("staleness", "refused", "set_aside")}
-    return {"exchange": {**kept, "pushed_bytes": round(pushed), "fetched_bytes": round(fetched)}}
-
-
-def in_all(last: Mapping[str, Any]) -> tuple[float, float]:
-    """Bytes pushed and fetched over all steps, from those per step."""
-    steps = last.get("steps") or last["step"]
-    return last["pushed_bytes"] * steps, last["fetched_bytes"] * steps
+    return {
+        "exchange": {**kept, "pushed_bytes": last["pushed_bytes_total"], "fetched_bytes": last["fetched_bytes_total"]}
+    }
 
 
 def _reason(name: str) -> str:

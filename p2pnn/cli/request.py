@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Final
 
 import msgspec
@@ -266,9 +267,22 @@ def _check_data_parallel(request: Request) -> None:
             raise UsageError(
                 f"{name} = {getattr(data, name)} with {how}: it is for async; say --consistency local:H to push every H steps"
             )
-    for name in ("workers", "shards", "backup", "local_rate", "warm_start", "staleness_max"):
-        if not 0 <= getattr(data, name) <= WHOLE_MAX:
+    if not math.isfinite(data.local_rate):
+        raise UsageError(f"local_rate = {data.local_rate}: it is a number from 0 on")
+    for name in (
+        "workers",
+        "shards",
+        "backup",
+        "local_rate",
+        "warm_start",
+        "staleness_max",
+        "push_every",
+        "fetch_every",
+    ):
+        if getattr(data, name) < 0:
             raise UsageError(f"{name} = {getattr(data, name)}: it must not be negative")
+        if getattr(data, name) > WHOLE_MAX:
+            raise UsageError(f"{name} = {getattr(data, name)}: it is at most {WHOLE_MAX:,}")
     for name in ("local_rate", "warm_start", "staleness_max", "scale_by_staleness"):
         if getattr(data, name) and how.kind != "async":
             raise UsageError(f"{name} = {getattr(data, name)} with {how}: it is for async alone")

@@ -210,9 +210,11 @@ class Server:
             self._compute_s += now - start
         return worked
 
-    def _did(self, number: int, phase: Phase, push: Push | None, version: int) -> None:
-        worker, sequence = (-1, -1) if push is None else (self._numbers[push.worker], push.sequence)
-        self._spans.did(phase, number, worker, sequence, version)
+    def _did(self, number: int, phase: Phase, worker: Worker | None, sequence: int, version: int) -> None:
+        if worker is None:
+            self._spans.did(phase, number, -1, -1, version)
+        else:
+            self._spans.did(phase, number, self._numbers[worker], sequence, version)
 
     def _send_answers(self) -> None:
         out: list[commands.FromExecutor] = []

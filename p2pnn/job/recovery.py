@@ -99,7 +99,8 @@ class Attempts:
 class Lost:
     """What there was to lose. generation: of the start that ran; parts: nodes of its plan, 0 where no cuts are taken; cut: its
     `job.plan.cut`. reached: the step that it is known to have reached; limit: cuts behind this step cannot be gone on from.
-    lacks: what a node needs to begin could not be had."""
+    lacks: what a node needs to begin could not be had. least: it may have reached more, of which nobody told: it did not end
+    where it was to, and nobody can be asked."""
 
     text: str
     generation: int
@@ -109,6 +110,7 @@ class Lost:
     since: float
     limit: int | None = None
     lacks: bool = False
+    least: bool = False
 
 
 class Recovery:
@@ -139,6 +141,8 @@ class Recovery:
         self._link_due = now + LINK_S
         if spec.data is not None:
             lost.parts = 0  # no cuts are taken: parameters lie on shards, and the newest checkpoint is gone on from
+        else:
+            lost.least = False  # who holds a cut says how far its part was
         if spec.kind == "train" and lost.parts:
             for node in ledger.members:
                 self._ask(node, now)
@@ -298,7 +302,9 @@ def told(lost: Lost, spec: JobSpec, names: Sequence[str], step: int, now: float)
     if spec.kind == "train":
         redone = max(0, lost.reached - step)
         where = f"from step {step:,} {where}"
-        more = f"; {redone:,} step{'s' * (redone != 1)} redone"
+        more = f"; {'at least ' * lost.least}{redone:,} step{'s' * (redone != 1)} redone"
+        if lost.least and not redone:
+            more = "; what was trained since then is redone"
     return {
         "text": f"{lost.text}: went on {where}{more}",
         "step": step,

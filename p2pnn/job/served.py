@@ -42,7 +42,8 @@ class Served:
         """Of a progress event; none where the run has no shards. step: how far the run is; steps, busy: by node's name.
 
         staleness: updates that a push was behind (as text) → pushes, over all shards. pushed_bytes, fetched_bytes: per step, to
-        and from all shards. refused: worker's name → name of a `ps.messages.Refusal` → pushes. set_aside: workers' names.
+        and from all shards; pushed_bytes_total, fetched_bytes_total: since the shards began. refused: worker's name → name of a
+        `ps.messages.Refusal` → pushes. set_aside: workers' names.
         slowest: the worker that is furthest behind; of several, the busiest, since it waits least for the others.
         """
         if not self._reports:
@@ -63,6 +64,8 @@ class Served:
             "staleness": {str(behind): staleness[behind] for behind in sorted(staleness)},
             "pushed_bytes": (pushed - pushed_before) / done,
             "fetched_bytes": (fetched - fetched_before) / done,
+            "pushed_bytes_total": pushed,
+            "fetched_bytes_total": fetched,
             "refused": {name: dict(sorted(refused[name].items())) for name in sorted(refused)},
             "set_aside": sorted(self._name(worker) for worker in aside),
             "slowest": slowest if len(self.workers) > 1 else "",

@@ -344,7 +344,7 @@ class Supervisor:
         """This start is over: end it everywhere, and find out what to go on from."""
         if limit is None and self.spec.patience:  # early stopping may want this checkpoint, which is not complete yet
             limit = self._run.checkpoints.oldest_best
-        lost = Lost(text, *self._ran, self._run.step, now, limit, lacks)
+        lost = Lost(text, *self._ran, self._run.step, now, limit, lacks, text != self.record.vacating)
         if self._lost is not None:  # the start after an earlier loss did not come to run
             lost.since, lost.reached = self._lost.since, max(self._lost.reached, lost.reached)
         self._ledger.publish("warning", text=text)

@@ -129,6 +129,11 @@ class Graph(msgspec.Struct, frozen=True):
     name: str = "model"
     format: int = FORMAT
 
+    @property
+    def statistics(self) -> frozenset[str]:
+        """The state that training changes: running means and variances. The rest of `state` is constants."""
+        return frozenset(name for op in self.ops if op.kind == "BatchNormalization" for name in op.inputs[3:])
+
 
 def show(shape: Shape) -> str:
     """A shape for a person: `(batch, 3, 32, 32)`."""

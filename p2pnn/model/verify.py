@@ -95,7 +95,7 @@ def _ops(graph: Graph, known: dict[str, Value]) -> None:
     used: set[str] = set()
     seen: set[str] = set()
     reduced: set[str] = set()
-    statistics = {name for op in graph.ops if op.kind == "BatchNormalization" for name in op.inputs[3:]}
+    statistics = graph.statistics
     for op in graph.ops:
         _name("an op", op.name)
         if op.name in seen:

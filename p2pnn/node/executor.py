@@ -10,13 +10,17 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable
-from typing import cast
+from typing import Final, cast
 
 from p2pnn.errors import P2pnnError
 from p2pnn.executor import channel, process
 from p2pnn.executor.commands import FromExecutor, ToExecutor
 
 log = logging.getLogger("p2pnn.executor")
+
+UNREAD_BYTES_MAX: Final = 64 << 20
+"""Commands that wait for the process to read them, some hundred thousand: far more than any pass leaves there, as long
+as peers keep to the plan."""
 
 
 class Executor(asyncio.Protocol):
@@ -66,9 +70,17 @@ class Executor(asyncio.Protocol):
         return None if self._gone else self._spawned.arena.view[offset : offset + size]
 
     def send(self, message: ToExecutor) -> None:
-        """Queue a command; nothing happens once the executor is gone."""
-        if not self._ending and not self._gone and not self._transport.is_closing():
-            self._transport.write(channel.encode(message))
+        """Queue a command; nothing happens once the executor is gone. Ends one that reads none of far too many."""
+        if self._ending or self._gone or self._transport.is_closing():
+            return
+        if self._transport.get_write_buffer_size() > UNREAD_BYTES_MAX:
+            self.kill()
+            self._on_exit(
+                f"its compute process left more than {UNREAD_BYTES_MAX >> 20} MiB of messages unread: it hangs, or a peer sends"
+                " what no plan has; the daemon's log names a peer that was refused"
+            )
+            return
+        self._transport.write(channel.encode(message))
 
     def kill(self) -> None:
         """End the process now; call `end` next."""

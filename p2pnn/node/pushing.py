@@ -63,8 +63,8 @@ class Pushing:
 
     def receive(self, node: NodeId, message: wire.Pushed) -> None:
         """A shard's answer without values."""
-        home = self._homes[message.shard] if message.shard < len(self._homes) else -1
-        if message.worker != self._worker or home != self._company.index_of(node):
+        home = self._homes[message.shard] if message.shard < len(self._homes) else None
+        if message.worker != self._worker or home is None or home != self._company.index_of(node):
             self._refuse(node, f"an answer of shard {message.shard} to worker {message.worker}")
             return
         about = (message.shard, message.sequence, message.request, message.generation)

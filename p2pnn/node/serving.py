@@ -42,8 +42,9 @@ class Serving:
 
     def receive(self, node: NodeId, message: wire.Fetch | wire.Mark) -> None:
         """A worker wants values, or has done its commands up to one."""
-        worker = self._workers[message.worker] if message.worker < len(self._workers) else -1
-        if message.shard not in self._layout.slots or worker != self._company.index_of(node):
+        worker = self._workers[message.worker] if message.worker < len(self._workers) else None
+        index = self._company.index_of(node)
+        if message.shard not in self._layout.slots or worker is None or worker != index:
             what = f"{type(message).__name__} of worker {message.worker} to shard {message.shard}"
             log.warning("refused job=%s node=%s reason=%s", message.job, self._company.name(node), what)
         elif isinstance(message, wire.Mark):

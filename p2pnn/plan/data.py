@@ -69,6 +69,10 @@ def choose(work: Workload, spec: JobSpec, candidates: Sequence[Profile], links: 
             f"--workers {data.workers} takes as many nodes, but there {_are(candidates)}; start more, or take "
             f"--workers {len(candidates)}"
         )
+    if 0 < spec.node_count < data.workers:
+        raise PlanError(
+            f"--workers {data.workers} takes as many nodes, but --nodes {spec.node_count} allows fewer; change one of them"
+        )
     fast = by_speed(work, candidates)
     if spec.node_count:
         candidates = [candidates[n] for n in sorted(fast[: spec.node_count])]

@@ -67,11 +67,8 @@ def reasons(spec: JobSpec, there: Exchange, roles: Roles, speed: Pace, fitting: 
     if not data.shards:
         count = len(roles.homes)
         many = "one shard" if count == 1 else f"{number(count)} shards"
-        more = (
-            "more would be slower"
-            if count < min(candidates, len(there.sharding.space.entries))
-            else "as many as there can be"
-        )
+        most = min(spec.node_count or candidates, candidates, len(there.sharding.space.entries))
+        more = "more would be slower" if count < most else "as many as there can be"
         yield f"{many}, {'each on another node' if count > 1 else f'on {roles.nodes[roles.homes[0]].name}'}: {more}"
     if not data.workers and roles.workers < fitting:
         yield (
@@ -136,7 +133,10 @@ def headline(predicted: Sequence[Predicted], because: str, remedy: str, best: st
     parts.append(f"data parallel {rate(data.samples_per_s)}{unit} over {_nodes(len(data.nodes))}")
     line = ", ".join(parts)
     if single and data.samples_per_s < single.samples_per_s:
-        instead = remedy or "no other setting of it would win here, --parallel model --nodes 1 does"
+        wins = (
+            "--parallel model" if model and model.samples_per_s > single.samples_per_s else "--parallel model --nodes 1"
+        )
+        instead = remedy or f"no other setting of it would win here, {wins} does"
         return f"{line}: slower than {best} alone, because {because}; {instead}"
     if model and data.samples_per_s < model.samples_per_s:
         return f"{line}: slower than the model cut (--parallel model), because {because}"

@@ -5,8 +5,8 @@ micro-batches: so the steps of one process are computed, whose gradients are sum
 W has batches w, w + W, w + 2W, …, each as a mini-batch with all its micro-batches. What no worker but one has cannot be
 counted twice, and at any batch of the job the workers' counts differ by at most one.
 
-A split is evaluated by all workers in every kind, each on a run of its micro-batches. Of a model with batch
-normalization by worker 0 alone: each worker has running means and variances of its own, and those that are saved are worker 0's.
+A split is evaluated by all workers in every kind, each on a run of its micro-batches. Only where workers have running statistics,
+each its own, worker 0 evaluates alone: it is its statistics that are saved, so what is measured is what the run will give.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from p2pnn.errors import LocalProtocolError
 from p2pnn.job.plan import Plan
 from p2pnn.job.spec import JobSpec
-from p2pnn.ps.consistency import Settings, consistency, keeps_statistics
+from p2pnn.ps.consistency import Settings, consistency
 
 
 @dataclass(frozen=True, slots=True)
 class Allotment:
     """Worker number `index` of `workers`. shared: every worker takes part in every step (`sync`). backup: that of `sync`.
-    first_evaluates: worker 0 alone does.
+    apart: the workers have state that is not on the shards, running means and variances.
 
     The default is that of a run of one worker: everything is its own.
     """
@@ -31,7 +31,7 @@ class Allotment:
     index: int = 0
     shared: bool = True
     backup: int = 0
-    first_evaluates: bool = False
+    apart: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.index < self.workers:
@@ -43,9 +43,8 @@ class Allotment:
         if spec.data is None:
             return cls()
         how = consistency(spec.data.consistency, spec.data.backup)
-        return cls(
-            len(plan.replicas), plan.worker_of(index), how.kind == "sync", how.backup, keeps_statistics(spec.graph)
-        )
+        apart = bool(spec.graph.statistics)
+        return cls(len(plan.replicas), plan.worker_of(index), how.kind == "sync", how.backup, apart)
 
     # training
 
@@ -77,7 +76,7 @@ class Allotment:
 
     def evaluated(self, count: int) -> range:
         """Those of a split's `count` micro-batches that this worker evaluates: all workers' are the whole, once, in order."""
-        if self.first_evaluates:
+        if self.apart:
             return range(0 if self.index else count)
         return range(self.index * count // self.workers, (self.index + 1) * count // self.workers)
 

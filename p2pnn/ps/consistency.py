@@ -17,13 +17,13 @@ to other bits from 512 rows on with OpenBLAS), and sums are made in pairs (`mode
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass
 from typing import Final
 
 from p2pnn.errors import UsageError
 from p2pnn.job.spec import DataParallel, JobSpec, Optimizer
-from p2pnn.model.graph import Graph
 from p2pnn.ps.compression import codec
 from p2pnn.ps.optimizers import OUTER
 from p2pnn.ps.sharding import POLICIES
@@ -172,12 +172,7 @@ def is_bitwise(spec: JobSpec, workers: int) -> bool:
         return exact and (spec.micro_batches > 1 or spec.optimizer.kind != "sgd")
     readers = Counter(name for op in spec.graph.ops for name in dict.fromkeys(op.inputs))
     share, shared = spec.micro_batches // workers, any(readers[p.name] > 1 for p in spec.graph.parameters)
-    return exact and share.bit_count() == 1 and not shared and not keeps_statistics(spec.graph)
-
-
-def keeps_statistics(graph: Graph) -> bool:
-    """Whether training changes something besides parameters: running means and variances, of which each worker has its own."""
-    return any(op.kind == "BatchNormalization" for op in graph.ops)
+    return exact and share.bit_count() == 1 and not shared and not spec.graph.statistics
 
 
 def check(settings: Settings, workers: int, optimizer: Optimizer) -> None:
@@ -202,8 +197,8 @@ def check(settings: Settings, workers: int, optimizer: Optimizer) -> None:
     for name, value in async_only.items():
         if value and how.waits:
             raise UsageError(f"{name} = {value} with {how}: it is for async alone")
-        if value < 0:
-            raise UsageError(f"{name} = {value}: it must not be negative")
+        if not 0 <= value < math.inf:
+            raise UsageError(f"{name} = {value}: it is a number from 0 on")
     if how.kind == "sync" and optimizer.clip_norm:
         raise UsageError(
             f"clip_norm = {optimizer.clip_norm:g} with sync: no shard sees the whole gradient; leave it away, or use async, ssp"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -28,14 +29,12 @@ KEPT: Final = 0.95
 
 @dataclass
 class Guard:
-    """runaway_factor: 0 for no limit. refused: (worker, why) → how often; it grows only by workers of the job. zeros: worker →
-    how many of its pushes that were taken, in a row up to the newest, were all zero."""
+    """runaway_factor: 0 for no limit. refused: (worker, why) → how often; it grows only by workers of the job."""
 
     runaway_factor: float = 100.0
     strikes: int = 3
     refused: Counter[tuple[Worker, Refusal]] = field(default_factory=Counter)
     set_aside: set[Worker] = field(default_factory=set)
-    zeros: Counter[Worker] = field(default_factory=Counter)
     _mean: float = 0.0
     _seen: int = 0
     _in_a_row: Counter[Worker] = field(default_factory=Counter)
@@ -55,13 +54,9 @@ class Guard:
         self._seen += 1
         return (Refusal.RUNAWAY if runs_away else None), norm
 
-    def took(self, worker: Worker, norm: float) -> None:
+    def took(self, worker: Worker) -> None:
         """A push of this worker was good."""
         self._in_a_row.pop(worker, None)
-        if norm:
-            self.zeros.pop(worker, None)
-        else:
-            self.zeros[worker] += 1
 
     def refuse(self, worker: Worker, why: Refusal, others: int) -> bool:
         """Count a refused push. others: workers that are left besides this one. True where this one is set aside with it."""
@@ -74,8 +69,20 @@ class Guard:
         self.set_aside.add(worker)
         return True
 
+    @property
+    def in_a_row(self) -> dict[Worker, int]:
+        """How many bad pushes of each worker have followed one another."""
+        return dict(self._in_a_row)
+
+    def load(
+        self, refused: Mapping[tuple[Worker, Refusal], int], in_a_row: Mapping[Worker, int], aside: Iterable[Worker]
+    ) -> None:
+        """Become what another guard of this shard is, apart from what norms it has seen."""
+        self.refused, self._in_a_row = Counter(refused), Counter(in_a_row)
+        self.set_aside.clear()
+        self.set_aside.update(aside)
+
     def forget(self, worker: Worker) -> None:
         """The worker has left; its counts stay to be shown, at most those of a job's workers."""
         self._in_a_row.pop(worker, None)
-        self.zeros.pop(worker, None)
         self.set_aside.discard(worker)

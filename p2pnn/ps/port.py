@@ -29,7 +29,7 @@ SOON_S: Final = 0.02
 """After an answer that a push before is missing, or that the shard has not heard of this worker or generation yet."""
 
 BACKOFF: Final = 2.0
-SOON_BACKOFF_MAX: Final = 8
+SOON_BACKOFF_MAX: Final = 5
 RETRIES_BACKOFF_MAX: Final = 4
 """Each time that nothing was heard the wait doubles, up to sixteen times the first."""
 
@@ -198,9 +198,8 @@ class Port:
         if self._asking:
             self._asking = False
             self._pull_retry_at = now + self._retry_s * BACKOFF ** min(self._pull_tries, RETRIES_BACKOFF_MAX)
-            have = (
-                0 if self._after else self._mirror.number
-            )  # at a mark all workers see the same, without what rounding owes
+            # At a mark all workers see the same, without what rounding owes.
+            have = 0 if self._after else self._mirror.number
             pull = Pull(self._worker, self.generation, self._request, have, self._after)
             return PullRequest(self.shard.index, pull)
         push = self._next_push()
@@ -246,7 +245,7 @@ class Port:
     def place(self, answer: Answer) -> Bytes | None:
         """Where an answer's values are to be received; None: read their bytes and drop them."""
         values = answer.values
-        if values is None or self._receiving or values.version < self._floor:
+        if values is None or self._receiving or values.version < self._floor or answer.generation < self.generation:
             return None
         if not self._is_wanted(answer) and not self._is_news(values, answer):
             return None
@@ -259,11 +258,18 @@ class Port:
         return self._delta
 
     def answered(self, answer: Answer, took_values: bool, now: float) -> None:
-        """An answer is here; took_values: so are its values, in the place that was given."""
-        self._acknowledge(answer)
+        """An answer is here; took_values: so are its values, in the place that was given.
+
+        Of one of an older generation than `restart` spoke of only the refusal counts: another process may have said more since.
+        """
+        is_old = answer.generation < self.generation
+        if not is_old:
+            self._acknowledge(answer)
         if answer.refusal is not None:
             self.refusals[answer.refusal] += 1
             self._heed(answer.refusal, answer.generation, now)
+        if is_old:
+            return
         values = answer.values
         if values is None:
             if 0 < self._wanted_with <= answer.sequence:  # it acknowledges the push whose own answer was lost
@@ -322,7 +328,7 @@ class Port:
         if self._receiving:
             self._receiving = False
             self._mirror.number, self.fresh = 0, False
-        self._send_again(self._outgoing)
+        self._send_again(self._outgoing, anew=True)
         if self._asked or (self._wanted_with and not self._outgoing):
             self.ask_again()
 
@@ -330,7 +336,7 @@ class Port:
         """The job's workers are of another generation: what is unacknowledged is sent again under it."""
         self.generation, self.stale = generation, False
         self._floor, self._mirror.number = -1, 0  # the shard may have gone back, or be another one
-        self._send_again(self._outgoing)
+        self._send_again(self._outgoing, anew=True)
         if self._asked:
             self._asking = True
 
@@ -376,14 +382,19 @@ class Port:
     def handle_timer(self, now: float) -> None:
         due = [push for push in self._outgoing if push.retry_at is not None and push.retry_at <= now]
         for push in due:
-            push.tries += 1
-        self._send_again(due)
+            if push.sending:  # nobody can have answered yet, and over a slow link nothing goes twice
+                push.retry_at = now + self._retry_s
+            else:
+                push.tries += 1
+        self._send_again(push for push in due if not push.sending)
         if self._asked and self._pull_retry_at is not None and self._pull_retry_at <= now:
             self._pull_retry_at, self._asking = None, True
             self._pull_tries += 1
 
-    def _send_again(self, pushes: Iterable[Outgoing]) -> None:
+    def _send_again(self, pushes: Iterable[Outgoing], *, anew: bool = False) -> None:
+        """anew: to whom nothing was sent yet, so that its silence so far says nothing."""
+        self._pull_tries = 0 if anew else self._pull_tries
         for push in pushes:
-            push.retry_at = None
+            push.tries, push.retry_at = 0 if anew else push.tries, None
             push.unsent |= push.left
             push.left.clear()

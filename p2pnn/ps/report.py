@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from p2pnn.ps.histogram import Histogram
@@ -16,6 +16,10 @@ class Phase(enum.Enum):
     JUDGED = enum.auto()
     LOGGED = enum.auto()
     APPLIED = enum.auto()
+
+
+Did = Callable[[Phase, Worker | None, int, int], None]
+"""Is told each phase when it is over, of whose push (None: a round's) with which number, and with which version it began."""
 
 
 @dataclass(frozen=True, slots=True)

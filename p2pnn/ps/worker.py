@@ -309,12 +309,15 @@ class Replica:
     def broken(self, shard: int, now: float) -> None:
         """The link to a shard broke; messages that were given to it are to be reported as `sent` first."""
         self._ports[shard].broken()
-        self._note_due = self._mark > 0
+        self._note_due, self._note_tries = self._mark > 0, 0
 
-    def restart(self, generation: int, now: float) -> None:
-        """The job's workers have another generation, of which this one still is."""
-        self._generation, self._note_due = generation, self._mark > 0
-        for port in self._ports:
+    def restart(self, generation: int, now: float, shard: int | None = None) -> None:
+        """The job's workers have another generation, of which this one still is; or the processes of one shard have, of which
+        another one may be the primary now (a mark then still has the generation of the workers)."""
+        self._note_due, self._note_tries = self._mark > 0, 0
+        if shard is None:
+            self._generation = generation
+        for port in self._ports if shard is None else [self._ports[shard]]:
             port.restart(generation)
 
     def get_timer(self) -> float | None:

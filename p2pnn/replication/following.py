@@ -11,7 +11,7 @@ from __future__ import annotations
 from p2pnn.replication.configuration import Member
 from p2pnn.replication.holding import Holding, Role, Shard
 from p2pnn.replication.limits import Limits, Timing
-from p2pnn.replication.log import Entry, Sessions
+from p2pnn.replication.log import Entry, Sequences
 from p2pnn.replication.outcomes import LoadState
 from p2pnn.replication.staging import Body, Update
 from p2pnn.replication.transfer import Assembly
@@ -23,10 +23,19 @@ WANTED_MAX = 4
 
 
 class Following(Holding):
-    def __init__(self, shard: Shard, me: Member, now: float, limits: Limits, timing: Timing) -> None:
-        super().__init__(shard, me, now, limits, timing)
+    def __init__(
+        self,
+        shard: Shard,
+        me: Member,
+        now: float,
+        limits: Limits,
+        timing: Timing,
+        sessions: Sequences | None = None,
+    ) -> None:
+        super().__init__(shard, me, now, limits, timing, sessions)
         self._held = 0
         self._named = 0
+        self._told = self._told_stable = 0  # what the primary has said is committed, and known to be so
         self._aligned = False
         self._heard = now
         self._wanted_at: float | None = None
@@ -58,6 +67,7 @@ class Following(Holding):
     def _follow(self, now: float) -> None:
         """A new generation with another primary, or the same one, has begun."""
         self._held = self._named = self.committed
+        self._told = self._told_stable = 0
         self._aligned = False
         self._heard = now
         self._wanted_at = None
@@ -78,6 +88,7 @@ class Following(Holding):
         if update.is_complete and update.claimed:
             self._staging.remove(update.key)
             self._advance_held()
+            self._commit_held()
             self._tell_held()
 
     def _receive_append(self, source: NodeId, message: Append, now: float) -> None:
@@ -100,7 +111,9 @@ class Following(Holding):
         if entry is None and message.number == self.log.last + 1:
             key = (message.worker, message.sequence)
             update = self._staging.claim(key, message.total_bytes, now) if message.total_bytes else None
-            entry = Entry(message.number, message.ordered, *key, update, now)
+            if update is None:
+                self._staging.remove(key)
+            entry = Entry(message.number, message.ordered, *key, update, now, head=message.head)
             self.log.append(entry)
         if entry is None:
             return
@@ -135,9 +148,11 @@ class Following(Holding):
                 break
             self._held += 1
 
-    def _commit_held(self, committed: int, stable: int) -> None:
-        self._commit(self.may_apply(committed))
-        self.log.trim(min(stable, self.committed), self._limits.retained_entries, self._limits.retained_bytes)
+    def _commit_held(self, committed: int = 0, stable: int = 0) -> None:
+        self._told, self._told_stable = max(self._told, committed), max(self._told_stable, stable)
+        self._commit(self.may_apply(self._told))
+        known = min(self._told_stable, self._is_applied())
+        self.log.trim(known, self._limits.retained_entries, self._limits.retained_bytes)
 
     def _tell_held(self) -> None:
         assert self.configuration is not None
@@ -153,10 +168,21 @@ class Following(Holding):
     def _want_again(self, now: float) -> None:
         """Timer: what has a number and still lacks bytes was lost on its way."""
         missing = [entry for entry in self.log.between(self._held, self._named) if not entry.is_complete]
+        dues = []
         for entry in missing[:WANTED_MAX]:
-            if entry.update is not None and now >= entry.update.touched + self._timing.resend_s:
+            if entry.update is None:
+                continue
+            due = entry.update.touched + self._lost_after_s(entry.update)
+            if now >= due:
                 self._want(entry)
-        self._wanted_at = now + self._timing.resend_s if missing else None
+                due = now + self._lost_after_s(entry.update)
+            dues.append(due)
+        self._wanted_at = min(dues, default=None)
+
+    def _lost_after_s(self, update: Update) -> float:
+        """Until bytes that do not come are asked for; a learner, for whom nobody waits, allows for a slow link."""
+        missing = update.total_bytes - update.held_bytes if self.role is Role.LEARNER else 0
+        return self._timing.resend_s + missing / self._timing.slow_bytes_per_s
 
     # --- a whole state
 
@@ -174,8 +200,9 @@ class Following(Holding):
     def _load(self, number: int) -> None:
         """The state is whole: go on from there."""
         head, pieces = self._assembly.take()
-        self.sessions = Sessions.decode(head)
+        self.sessions.load(head)
         self.committed = self._held = self._named = number
+        self._applied = None if self._applied is None else number
         self.log.reset(number)
         self._staging.clear()
         self._wanted_at = None

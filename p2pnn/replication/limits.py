@@ -25,8 +25,9 @@ class Timing:
     """How long a living backup may keep an update waiting until the primary proposes to demote it. Writes stall that long."""
 
     slow_bytes_per_s: float = 4e6
-    """What a link carries at least: bytes that are under way extend slow_s and push_again_s by the time that they take at this
-    rate. On a slower link large updates are sent twice, and such a backup is demoted."""
+    """What a link carries at least: bytes that are under way extend slow_s, push_again_s, and to a learner resend_s and
+    silence_s by the time that they take at this rate. On a slower link large updates are sent twice, and such a backup is
+    demoted."""
 
     propose_again_s: float = 0.3
     """Until a proposal of which nothing is heard is made again; some commits take that long."""

@@ -7,24 +7,25 @@ replicas know them to be committed and there are more than are kept for who was 
 
 from __future__ import annotations
 
-from typing import Annotated, Final
+from typing import Annotated, Final, Protocol
 
 import msgspec
 from msgspec import Meta
 
 from p2pnn.errors import RemoteProtocolError
-from p2pnn.replication.staging import Update
+from p2pnn.replication.staging import Key, Update
 from p2pnn.wire.fields import Count
 from p2pnn.wire.messages import CloseReason
 
 
 class Entry:
-    """since: when it came here. update: None for one that was refused, of which only the sequence counts; `error` says why.
+    """since: when it came here. update: None for one without bytes: that was refused (only its sequence counts; `error` says
+    why), or that is the shard's own (`SHARD`). head: what the owner has decided of it, opaque here.
 
     end_bytes: the log's, of all its entries up to this one, those that are gone included.
     """
 
-    __slots__ = ("end_bytes", "error", "number", "ordered", "sequence", "since", "update", "worker")
+    __slots__ = ("end_bytes", "error", "head", "number", "ordered", "sequence", "since", "update", "worker")
 
     def __init__(
         self,
@@ -35,6 +36,7 @@ class Entry:
         update: Update | None,
         since: float,
         error: str = "",
+        head: bytes = b"",
     ) -> None:
         self.number = number
         self.ordered = ordered
@@ -43,6 +45,7 @@ class Entry:
         self.update = update
         self.since = since
         self.error = error
+        self.head = head
         self.end_bytes = 0
 
     @property
@@ -54,6 +57,10 @@ class Entry:
         return 0 if self.update is None else self.update.total_bytes
 
 
+SHARD: Final = 0
+"""The worker of the entries that no worker pushed: the shard's own decisions."""
+
+
 class Log:
     """floor: entries up to this number are not here (any more)."""
 
@@ -62,6 +69,7 @@ class Log:
         self._floor_bytes = 0
         self._entries: list[Entry] = []
         self._latest: dict[int, int] = {}
+        self._numbers: dict[Key, int] = {}
 
     @property
     def last(self) -> int:
@@ -83,11 +91,20 @@ class Log:
         """The last sequence of this worker in the log; 0 where there is none."""
         return self._latest.get(worker, 0)
 
+    def number_of(self, worker: int, sequence: int) -> int | None:
+        """Of the entry of a worker's update; None where it is not here (any more)."""
+        return self._numbers.get((worker, sequence))
+
+    def bytes_between(self, after: int, to: int) -> int:
+        """Of the entries behind one number, up to another, as far as they are here."""
+        return max(0, self._end_bytes(to) - self._end_bytes(after))
+
     def append(self, entry: Entry) -> None:
         assert entry.number == self.last + 1, f"entry {entry.number} does not follow {self.last}"
         entry.end_bytes = self._end_bytes(self.last) + entry.total_bytes
         self._entries.append(entry)
         self._latest[entry.worker] = entry.sequence
+        self._numbers[entry.worker, entry.sequence] = entry.number
 
     def truncate(self, number: int) -> list[Entry]:
         """Drop all behind this number; returns them."""
@@ -95,6 +112,7 @@ class Log:
         dropped, self._entries = self._entries[at:], self._entries[:at]
         if dropped:
             self._latest = {entry.worker: entry.sequence for entry in self._entries}
+            self._numbers = {(entry.worker, entry.sequence): entry.number for entry in self._entries}
         return dropped
 
     def complete(self, known: int) -> int:
@@ -108,7 +126,7 @@ class Log:
         """Empty, behind a state that was loaded."""
         self.floor = floor
         self._floor_bytes = 0
-        self._entries, self._latest = [], {}
+        self._entries, self._latest, self._numbers = [], {}, {}
 
     def trim(self, to: int, entries: int, bytes_: int) -> None:
         """Drop entries up to a number, the oldest first, until no more than so many, of so many bytes, are left of them."""
@@ -121,11 +139,19 @@ class Log:
             kept_bytes -= self._entries[count].total_bytes
             count += 1
         for entry in self._entries[:count]:
+            if self._numbers.get((entry.worker, entry.sequence)) == entry.number:
+                del self._numbers[entry.worker, entry.sequence]
             if self._latest.get(entry.worker) == entry.sequence:
                 del self._latest[entry.worker]
         self._floor_bytes = self._end_bytes(self.floor + count)
         del self._entries[:count]
         self.floor += count
+
+    def let_go(self, after: int, to: int, keep_copies: bool) -> None:
+        """What is behind one number, up to another, is applied, and its bytes may change from now on: keep copies, or nothing."""
+        for entry in self.between(after, to):
+            if entry.update is not None:
+                entry.update.let_go(keep_copies)
 
     def open_bytes(self, committed: int) -> int:
         """Bytes of the entries behind what is committed."""
@@ -144,6 +170,28 @@ class _Head(msgspec.Struct, frozen=True, array_like=True):
 FORMAT: Final = 1
 _encoder: Final = msgspec.msgpack.Encoder()
 _decoder: Final = msgspec.msgpack.Decoder(_Head)
+
+
+class Sequences(Protocol):
+    """The last sequence of each worker among what is committed, as far as the log does not say it. An owner whose state knows
+    that anyway is asked, instead of keeping it twice: then it says `applied`, up to which its state knows.
+    """
+
+    def __len__(self) -> int: ...
+
+    def __contains__(self, worker: int) -> bool: ...
+
+    def last(self, worker: int) -> int:
+        """0 where there is none."""
+
+    def committed(self, worker: int, sequence: int) -> None:
+        """This one is."""
+
+    def encode(self) -> bytes:
+        """What travels before the owner's state; nothing, where it is a part of that."""
+
+    def load(self, data: bytes) -> None:
+        """What was encoded: the owner's state comes right after it."""
 
 
 class Sessions:
@@ -168,6 +216,10 @@ class Sessions:
 
     def encode(self) -> bytes:
         return _encoder.encode(_Head(FORMAT, self._sequences))
+
+    def load(self, data: bytes) -> None:
+        """Become the table of `encode`. Raises RemoteProtocolError for bytes that are none."""
+        self._sequences = Sessions.decode(data)._sequences
 
     @classmethod
     def decode(cls, data: bytes) -> Sessions:

@@ -74,7 +74,8 @@ class Append(Message, tag=98):
     """Primary to the other replicas: this update is entry `number` of the log. Answered by Appended.
 
     base: the last number of the primary's log when this generation began: later entries of older generations are to be
-    dropped. ordered: the generation in which the entry got its number. total_bytes: 0 for an update that was refused.
+    dropped. ordered: the generation in which the entry got its number. total_bytes: 0 for an update that was refused, and for
+    what no worker pushed (worker 0): a decision of the primary's own. head: what the primary decided, for the shard's owners.
     committed: up to it all entries are held by all in-sync replicas. stable: up to it all of them know so.
     """
 
@@ -89,6 +90,7 @@ class Append(Message, tag=98):
     worker: Count
     sequence: Count
     total_bytes: Length
+    head: Packed = b""
 
 
 class Appended(Message, tag=100):

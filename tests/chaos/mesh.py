@@ -38,7 +38,10 @@ AGREE_TIMEOUT_S = 30.0
 ANSWER_TIMEOUT_S = 2.0
 CHANGE_TIMEOUT_S = 60.0
 PAUSE_S = 0.004
-"""Between two looks at something that is waited for."""
+"""Between two looks at something that is waited for, at first."""
+
+PAUSE_SHARE = 0.02
+"""Of the time that it has taken: so a time is right to two hundredths, and those who are asked have time for their work."""
 
 
 class Late(AssertionError):
@@ -118,8 +121,11 @@ class Mesh:
         answers = await asyncio.gather(*(self.get(name, path) for name in asked))
         return {name: answer for name, answer in zip(asked, answers, strict=True) if answer is not None}
 
-    async def until(self, what: str, within: float, holds: Callable[[], Any], pause_s: float = PAUSE_S) -> float:
-        """Wait until `holds`, a function or one that is awaited, gives something true; how long that took. Raises Late."""
+    async def until(self, what: str, within: float, holds: Callable[[], Any], pause_s: float = 0.0) -> float:
+        """Wait until `holds`, a function or one that is awaited, gives something true; how long that took. Raises Late.
+
+        pause_s: between two looks, where what is waited for passes soon.
+        """
         begin = time.monotonic()
         while True:
             found = holds()
@@ -127,9 +133,10 @@ class Mesh:
                 found = await found
             if found:
                 return time.monotonic() - begin
-            if time.monotonic() - begin > within:
+            waited = time.monotonic() - begin
+            if waited > within:
                 raise Late(f"after {within:g} s {what}")
-            await asyncio.sleep(pause_s)
+            await asyncio.sleep(pause_s or max(PAUSE_S, PAUSE_SHARE * waited))
 
     async def coordinator(self, within: float, other_than: str = "", among: Iterable[str] = ()) -> tuple[str, float]:
         """Wait until a majority of the members that are asked names one coordinator that is itself of that opinion.

@@ -38,6 +38,7 @@ def test_nodes_see_each_other_and_leave_nothing(temporary: Path) -> None:
     assert folders(temporary) == []
 
 
+@pytest.mark.usefixtures("warm_processes")
 def test_a_persons_settings_do_not_reach_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("P2PNN_JOIN", "127.0.0.1:1")
     monkeypatch.setenv("P2PNN_CLUSTER", "mine")
@@ -46,6 +47,7 @@ def test_a_persons_settings_do_not_reach_it(monkeypatch: pytest.MonkeyPatch) -> 
         assert [peer["name"] for peer in mesh.daemon.get("peers")["peers"]] == ["a"]
 
 
+@pytest.mark.usefixtures("warm_processes")
 def test_a_node_that_is_killed_is_named() -> None:
     with LocalMesh(2) as mesh:
         process = mesh._nodes[1].process

@@ -42,6 +42,9 @@ from p2pnn.job.spec import DataParallel
         ({"parallel": "data", "shard_policy": "even"}, "unknown shard policy 'even'"),
         ({"parallel": "data", "push_every": 0}, "push_every = 0: it must be at least 1"),
         ({"parallel": "data", "workers": -1}, "workers = -1: it must not be negative"),
+        ({"parallel": "data", "push_every": 2**64}, "push_every = 18446744073709551616: it is at most"),
+        ({"parallel": "data", "workers": 2**64}, "workers = 18446744073709551616: it is at most"),
+        ({"parallel": "data", "local_rate": float("nan")}, "local_rate = nan: it is a number from 0 on"),
         ({"parallel": "data", "local_rate": float("nan")}, "local_rate = nan"),
         ({"parallel": "data", "backup": 1}, "backup:1 goes with sync alone"),
         (

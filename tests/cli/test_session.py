@@ -215,6 +215,8 @@ def test_a_data_parallel_run_says_what_was_exchanged_and_saves_its_roles(
         "staleness": {"0": 9},
         "pushed_bytes": 64.0,
         "fetched_bytes": 32.0,
+        "pushed_bytes_total": 512,
+        "fetched_bytes_total": 256,
     }
     happened = [
         {"time": 0.0, **event, "number": n} for n, event in enumerate([state(1, "running"), told, *events()], 1)

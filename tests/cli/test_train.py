@@ -327,6 +327,7 @@ def test_auto_is_settled_before_the_plan_is_shown(
     assert json.loads(capsys.readouterr().out)["predicted"] == DEALT["predicted"]
 
 
+@pytest.mark.usefixtures("warm_processes")
 def test_a_real_daemon_plans(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """And what only a daemon knows is refused in a sentence too."""
     words = ["flowers.py:net", "--data", "flowers.npz", "--batch-size", "20"]

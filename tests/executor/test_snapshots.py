@@ -15,6 +15,7 @@ from p2pnn.node.snapshots import write
 from p2pnn.train.cuts import COUNTER_BYTES, places
 from tests.executor import models
 from tests.executor.mesh import Mesh, contiguous, digests, manifest, spec_for
+from tests.support.marks import long
 
 ADAM = Optimizer("adam", rate=0.01)
 PLAIN = Optimizer("sgd", rate=0.1, schedule="constant")
@@ -53,8 +54,17 @@ def test_in_sync_a_snapshot_is_the_very_file_that_a_checkpoint_at_its_step_would
         assert all(sum(p.snapshot_s for p in told) > 0 for told in mesh.progress)
 
 
-@pytest.mark.parametrize("in_flight", [2, 3, 4])
-@pytest.mark.parametrize("optimizer", [PLAIN, ADAM], ids=["sgd", "adam"])
+@pytest.mark.parametrize(
+    ("optimizer", "in_flight"),
+    [
+        pytest.param(ADAM, 2, id="adam-2"),
+        pytest.param(PLAIN, 3, id="sgd-3"),
+        pytest.param(ADAM, 4, id="adam-4"),
+        long(PLAIN, 2, id="sgd-2"),
+        long(ADAM, 3, id="adam-3"),
+        long(PLAIN, 4, id="sgd-4"),
+    ],
+)
 def test_with_mini_batches_in_flight_a_run_goes_on_from_a_cut_in_full_flow_with_the_same_bits(
     in_flight: int, optimizer: Optimizer, blobs: BlobStore
 ) -> None:

@@ -24,6 +24,7 @@ from p2pnn.model.initial import initial
 from tests.executor import models
 from tests.executor.mesh import Mesh, contiguous, digests, interleaved, manifest, scattered, spec_for
 from tests.executor.replay import Replay
+from tests.support.marks import long
 
 PLAIN = Optimizer("sgd", rate=0.1, schedule="constant")
 MOMENTUM = Optimizer("momentum", rate=0.02, weight_decay=1e-3)
@@ -151,10 +152,13 @@ CASES: list[tuple[str, Callable[[], Graph], Optimizer, Callable[[Graph, int], li
     ("diamond-3", models.diamond, CLIPPED, contiguous, 3, 4, []),
     ("diamond-2-interleaved", models.diamond, ADAM, interleaved, 2, 2, []),
 ]
+LONG = {"dense-2", "convolutional-3"}
+"""Of the same optimizer and way of cutting as dense-3."""
 
 
 @pytest.mark.parametrize(
-    ("name", "build", "optimizer", "choose", "nodes", "in_flight", "wanted"), CASES, ids=[case[0] for case in CASES]
+    ("name", "build", "optimizer", "choose", "nodes", "in_flight", "wanted"),
+    [(long if case[0] in LONG else pytest.param)(*case, id=case[0]) for case in CASES],
 )
 def test_a_mesh_equals_the_replay_wherever_it_is_cut(
     name: str,

@@ -31,6 +31,7 @@ from p2pnn.types import BlobId
 from tests.support import warm
 
 READY_TIMEOUT_S = 30.0
+PAUSE_MS_MIN, PAUSE_MS_MAX = 10, 50
 
 
 @dataclass
@@ -170,12 +171,16 @@ def mesh(folder: Path, count: int = 0, *, cold: bool = False, secured: bool = Fa
 
 
 def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 30.0) -> None:
-    """Ask again until it holds; fails with `what` when it does not in time."""
-    deadline = time.monotonic() + timeout_s
+    """Ask again until it holds; fails with `what` when it does not in time.
+
+    The longer it has taken, the seldomer: an answer costs a millisecond of the processors that the daemons need.
+    """
+    begin = time.monotonic()
     pause = select.poll()
     while not condition():
-        assert time.monotonic() < deadline, f"after {timeout_s:.0f} s it is still not so that {what}"
-        pause.poll(10)
+        waited = time.monotonic() - begin
+        assert waited < timeout_s, f"after {timeout_s:.0f} s it is still not so that {what}"
+        pause.poll(min(PAUSE_MS_MAX, max(PAUSE_MS_MIN, 50 * waited)))
 
 
 def make_data(name: str, columns: dict[str, NDArray[Any]], parts: int = 3) -> tuple[Dataset, dict[BlobId, bytes]]:

@@ -83,7 +83,7 @@ def test_another_seed_gives_other_bits(four: Mesh) -> None:
 
 def flying(**settings: Any) -> Any:
     """Some seconds of training with mini-batches in flight, and a checkpoint every few steps."""
-    defaults: dict[str, Any] = {"epochs": 6, "batch_size": 16, "micro_batches": 1, "checkpoint_steps": 7}
+    defaults: dict[str, Any] = {"epochs": 5, "batch_size": 16, "micro_batches": 1, "checkpoint_steps": 7}
     defaults |= {"optimizer": Optimizer(kind="adam", rate=1e-3, clip_norm=1.0), "nodes": ("a", "b", "c")}
     return make_job(tangled(), blobs_of(rows=800), **(defaults | settings))
 
@@ -119,6 +119,6 @@ def test_one_mini_batch_in_flight_is_sync_and_so_is_one_node(four: Mesh) -> None
         {"schedule": "async:1"},
         {"schedule": "async:2", "nodes": ("a",)},
     ):
-        job = four.submit("a", *flying(epochs=2, **settings))
+        job = four.submit("a", *flying(epochs=1, checkpoint_steps=0, **settings))
         found.add(four.await_state("a", job, "done")["result"]["bits"])
     assert len(found) == 1

@@ -21,10 +21,11 @@ from p2pnn.types import BlobId
 from tests.integration.mesh import Mesh, blobs_of, make_job, mesh, wait_until
 from tests.integration.test_draining import drain
 from tests.job.test_trace import rendered
+from tests.support.marks import long
 
 Job = tuple[JobSpec, dict[BlobId, bytes]]
 ADAM = Optimizer(kind="adam", rate=1e-3, warmup_steps=3, weight_decay=1e-4)
-EPOCHS = 16
+EPOCHS = 12
 """Of runs that are disturbed, of ten steps each."""
 
 
@@ -38,11 +39,6 @@ def three(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
 def undisturbed(three: Mesh) -> str:
     """The bits of one node's run of EPOCHS."""
     return str(done(three, alone(plain(), epochs=EPOCHS))["result"]["bits"])
-
-
-def long(*values: Any) -> Any:
-    """A parameter set that differs little from others, for long runs only."""
-    return pytest.param(*values, marks=pytest.mark.long)
 
 
 def normalized(width: int = 8) -> nn.Model:
@@ -155,6 +151,7 @@ def test_progress_says_how_stale_pushes_were_what_they_cost_and_who_is_slowest(t
     assert last["staleness"] == {"0": 2 * 2 * 200}, "of two workers, to two shards, in each step"
     assert last["pushed_bytes"] == 2 * 4 * found["plan"]["nodes"][0]["parameters"]
     assert last["fetched_bytes"] >= last["pushed_bytes"], "also for what is evaluated and saved"
+    assert last["pushed_bytes_total"] == 200 * last["pushed_bytes"]
     assert (last["refused"], last["set_aside"]) == ({}, [])
     assert last["slowest"] in ("a", "b")
 
@@ -297,5 +294,6 @@ def test_a_node_that_is_drained_hands_its_role_over_and_costs_no_step(
         [told] = events(m, "a", number, "recovered")
         assert told["redone"] == 0
         assert f"node {leaving} is draining: went on from step" in told["text"]
+        assert told["text"].endswith("; 0 steps redone"), "not one more, of which nobody told"
         assert leaving not in {share["name"] for share in found["plan"]["nodes"]}
         assert found["result"]["bits"] == undisturbed

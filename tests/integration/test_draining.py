@@ -14,6 +14,7 @@ from tests.integration.mesh import Mesh, blobs_of, make_job, mesh, wait_until
 from tests.integration.test_failures import long_job, small
 from tests.integration.test_identity import connected, rest_of
 from tests.integration.test_recovery import await_step, told
+from tests.support.marks import long
 
 
 def drain(m: Mesh, name: str, **body: Any) -> list[dict[str, Any]]:
@@ -26,7 +27,7 @@ def drain(m: Mesh, name: str, **body: Any) -> list[dict[str, Any]]:
     return lines
 
 
-@pytest.mark.parametrize("leaving", ["b", "a"], ids=["a-node-of-the-plan", "the-coordinator-too"])
+@pytest.mark.parametrize("leaving", [long("b", id="a-node-of-the-plan"), pytest.param("a", id="the-coordinator-too")])
 def test_a_drained_node_leaves_a_run_that_goes_on_without_a_step_redone(tmp_path: Path, leaving: str) -> None:
     with mesh(tmp_path, 3) as m:
         quiet = m.submit("c", *long_job(checkpoint_steps=0, nodes=("c",)))
@@ -71,7 +72,7 @@ def test_the_only_node_does_not_leave_its_job_unless_forced(tmp_path: Path) -> N
         assert m.nodes["a"].process.wait(15) == 0
 
 
-@pytest.mark.parametrize("leaving", ["a", "c"], ids=["the-coordinator", "another"])
+@pytest.mark.parametrize("leaving", [pytest.param("a", id="the-coordinator"), long("c", id="another")])
 def test_a_node_that_leaves_is_listed_by_nobody_its_links_are_refused_and_its_run_goes_on(
     tmp_path: Path, leaving: str
 ) -> None:

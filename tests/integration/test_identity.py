@@ -20,6 +20,7 @@ from p2pnn.wire.frame import encode_frame
 from p2pnn.wire.messages import VERSION_MAX, VERSION_MIN, Hello, LinkKind
 from tests.integration.mesh import Mesh, make_job, mesh, wait_until
 from tests.integration.test_failures import blobs_of, small
+from tests.integration.test_recovery import told
 
 
 @pytest.fixture(scope="module")
@@ -69,19 +70,20 @@ def test_a_certified_peer_that_sends_garbage_is_cut_off_and_named_and_the_others
     m = three
     node = m["c"].get("node")["node"]
     m.nodes["c"].kill(signal.SIGKILL)
-    job = m.submit("a", *make_job(small(), blobs_of(rows=1200), epochs=40, nodes=("a", "b")))
+    job = m.submit("a", *make_job(small(), blobs_of(rows=1200), epochs=4000, nodes=("a", "b")))
     wait_until(lambda: m.job("a", job)["step"] > 0, "it trains")
     for number in range(40):
         with connected(m, "c", "ab"[number % 2]) as sock:
             with contextlib.suppress(OSError):
                 sock.sendall(garbage(node, number))
             rest_of(sock)
-    assert m.job("a", job)["state"] in ("running", "done")
+    begun = m.job("a", job)["step"]
     for name in "ab":
         blamed = [line for line in m.nodes[name].log.splitlines() if "link closed" in line and "by=us" in line]
         assert any(f"node={node[:8]} name=c" in line for line in blamed), m.nodes[name].log
-    done = m.await_state("a", job, "done", timeout_s=120)
-    assert done["reason"] == ""
+    wait_until(lambda: m.job("a", job)["step"] > begun, "it trains on")
+    m["a"].post(f"jobs/{job}/cancel")
+    assert not told(m, "a", job), "nothing was lost"
     m.start("c")
     m.await_peers("a", "b", "c")
 

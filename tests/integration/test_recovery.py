@@ -12,6 +12,7 @@ import pytest
 
 from tests.integration.mesh import Mesh, blobs_of, make_job, mesh, wait_until
 from tests.integration.test_failures import long_job, small
+from tests.support.marks import long
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,7 @@ def told(m: Mesh, node: str, job: str, kind: str = "recovered") -> list[dict[str
     return [event for event in m[node].stream(f"jobs/{job}/events?after=0") if event["kind"] == kind]
 
 
-@pytest.mark.parametrize("victim", ["b", "a"], ids=["a-node-of-the-plan", "the-coordinator-too"])
+@pytest.mark.parametrize("victim", [long("b", id="a-node-of-the-plan"), pytest.param("a", id="the-coordinator-too")])
 def test_a_killed_node_costs_a_few_steps_and_no_bit(tmp_path: Path, victim: str, unbroken: dict[str, Any]) -> None:
     with mesh(tmp_path, 3) as m:
         job = m.submit("a", *long_job(node_count=3, checkpoint_steps=0))

@@ -175,6 +175,9 @@ def test_what_is_told_says_what_it_cost() -> None:
     found = told(lost, spec, ["a", "c"], 480, 1.94)
     assert found["text"] == "node b is lost (reset): went on from step 480 over a, c after 0.9 s; 3 steps redone"
     assert (found["redone"], found["seconds"], found["step"]) == (3, 0.94, 480)
+    lost.least = True  # of a data-parallel run, whose workers are not asked
+    assert told(lost, spec, ["a"], 480, 1.94)["text"].endswith("; at least 3 steps redone")
+    assert told(lost, spec, ["a"], 483, 1.94)["text"].endswith("; what was trained since then is redone")
     text = told(lost, msgspec.structs.replace(spec, kind="evaluate"), ["a"], 0, 2.0)["text"]
     assert text == "node b is lost (reset): went on over a after 1.0 s"
     assert set(NAMES) == set(NODES)

@@ -48,6 +48,8 @@ def test_shards_add_up_and_the_newest_report_of_each_counts() -> None:
         "staleness": {"0": 4, "2": 1, "10": 1},
         "pushed_bytes": 40.0,
         "fetched_bytes": 20.0,
+        "pushed_bytes_total": 160,
+        "fetched_bytes_total": 80,
         "refused": {"b": {"LATE": 3, "SHAPE": 1}, "worker 9": {"GAP": 1}},
         "set_aside": ["b"],
         "slowest": "b",
@@ -70,7 +72,8 @@ def test_a_coordinator_that_took_over_counts_bytes_from_what_it_heard_first() ->
     assert served.fields(20, {}, {})["pushed_bytes"] == 0.0
     served.add([report(1, received_bytes=500)], 20)
     served.add([report(0, received_bytes=1040)], 24)
-    assert served.fields(24, {}, {})["pushed_bytes"] == 10.0
+    found = served.fields(24, {}, {})
+    assert (found["pushed_bytes"], found["pushed_bytes_total"]) == (10.0, 1540)
 
 
 def test_only_nodes_that_compute_count_for_the_step_and_takeovers_keep_it_so() -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from p2pnn.errors import LocalProtocolError, StorageError
 from p2pnn.executor import commands, process
+from p2pnn.node import executor as executor_module
 from p2pnn.node.executor import Executor
 from tests.node.nodes import until
 
@@ -68,6 +69,26 @@ async def test_what_the_owner_cannot_take_is_told_as_a_sentence(tmp_path: Path) 
     await until(lambda: exits)
     assert exits[0] == "Squares has 70,000 bytes; at most 64 KiB may go"
     await executor.end()
+
+
+async def test_one_that_reads_none_of_far_too_many_messages_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that no peer fills the daemon's memory by messages without bodies."""
+    monkeypatch.setattr(executor_module, "UNREAD_BYTES_MAX", 1 << 20)
+    exits: list[str] = []
+    executor = await Executor.start(0, 1, lambda message: None, exits.append)
+    os.kill(executor.pid, signal.SIGSTOP)
+    try:
+        for sequence in range(200_000):
+            executor.send(commands.Marked(0, 0, sequence))
+            if exits:
+                break
+        assert exits
+        assert "left more than 1 MiB of messages unread" in exits[0]
+        executor.send(commands.Marked(0, 0, 0))
+    finally:
+        await executor.end()
+    assert len(exits) == 1
+    assert gone(executor.pid)
 
 
 async def test_a_system_that_starts_no_process_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -126,7 +126,9 @@ async def test_an_answer_without_values_is_taken_from_its_shard_alone(
     await bench.begin()
     bench.place.receive(C, wire.Pushed(JOB, 1, 1, 1, 3, refusal="LATE", request=2, log_number=9))
     assert bench.compute.sent == [commands.Answered(1, 3, 2, 1, "LATE", 9, False)]
-    for node, shard, worker, generation in ((A, 1, 1, 1), (C, 0, 1, 1), (C, 1, 0, 1), (C, 9, 1, 1), (C, 1, 1, 2)):
+    strange = ((STRANGER, 1, 1, 1), (STRANGER, 9, 1, 1))  # a member of the cluster that is none of the plan
+    wrong = ((A, 1, 1, 1), (C, 0, 1, 1), (C, 1, 0, 1), (C, 9, 1, 1), *strange, (C, 1, 1, 2))
+    for node, shard, worker, generation in wrong:
         bench.place.receive(node, wire.Pushed(JOB, shard, generation, worker, 3))
     assert len(bench.compute.sent) == 1
-    assert caplog.text.count("values refused") == 4
+    assert caplog.text.count("values refused") == 6

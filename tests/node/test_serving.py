@@ -113,8 +113,10 @@ async def test_fetches_and_marks_are_taken_from_the_worker_alone(
     bench.place.receive(A, wire.Fetch(JOB, 1, 0, 0, 4, 2, 9))
     bench.place.receive(A, wire.Mark(JOB, 1, 0, 0, 9))
     assert bench.serve.sent == [commands.Fetched(0, 0, 4, 2, 9), commands.Marked(0, 0, 9)]
-    for node, shard, worker, generation in ((A, 1, 0, 1), (A, 0, 1, 1), (C, 0, 0, 1), (A, 0, 9, 1), (A, 0, 0, 2)):
+    strange = ((STRANGER, 0, 0, 1), (STRANGER, 0, 9, 1))  # a member of the cluster that is none of the plan
+    wrong = ((A, 1, 0, 1), (A, 0, 1, 1), (C, 0, 0, 1), (A, 0, 9, 1), *strange, (A, 0, 0, 2))
+    for node, shard, worker, generation in wrong:
         bench.place.receive(node, wire.Fetch(JOB, generation, shard, worker, 4))
         bench.place.receive(node, wire.Mark(JOB, generation, shard, worker, 9))
     assert len(bench.serve.sent) == 2
-    assert caplog.text.count("refused job=") == 8
+    assert caplog.text.count("refused job=") == 12

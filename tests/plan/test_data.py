@@ -153,6 +153,13 @@ def test_fewer_nodes_than_workers() -> None:
     assert "but there is one: a; start more" in refusal(nodes=ABC[:1], workers=2)
 
 
+def test_fewer_nodes_allowed_than_workers() -> None:
+    assert refusal(workers=3, spec={"node_count": 2}) == (
+        "--workers 3 takes as many nodes, but --nodes 2 allows fewer; change one of them"
+    )
+    assert "two shards, each on another node: as many as there can be" in made(spec={"node_count": 2}).reasons
+
+
 def test_micro_batches_that_workers_cannot_share() -> None:
     assert refusal(consistency="sync", workers=3, micro_batches=4) == (
         "3 workers cannot share the 4 micro-batches of a step evenly, which sync needs: take 1 or 2 or 4 workers, or a "

@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p2pnn import nn
 from p2pnn.errors import LocalProtocolError
 from p2pnn.job.spec import DataParallel, JobSpec
 from p2pnn.ps.allotment import Allotment, updates
 from p2pnn.ps.consistency import Settings, consistency
+from tests.engine.numpy.networks import NETWORKS
 from tests.ps.models import mlp
 from tests.ps.network import plan_of
 
@@ -72,16 +72,13 @@ def test_each_micro_batch_of_a_split_is_evaluated_once(workers: int, count: int,
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
-def test_a_model_with_running_statistics_is_evaluated_by_whose_are_saved() -> None:
-    image, label = nn.Input("image", (6,)), nn.Input("label", (), dtype="int64")
-    hidden = 2.0 * nn.Linear(5)(image)  # a number is saved beside the model, but nothing changes it
-    models = (hidden, nn.BatchNorm()(hidden))
-    for h, first_alone in zip(models, (False, True), strict=True):
-        graph = nn.Model(outputs={"h": h}, loss=nn.cross_entropy(h, label)).graph
-        spec = JobSpec("net", graph, {}, parallel="data", data=DataParallel("sync"))
-        shares = [Allotment.of(spec, plan_of(3, 1), index).evaluated(9) for index in range(3)]
-        assert [len(share) for share in shares] == ([9, 0, 0] if first_alone else [3, 3, 3])
-        assert shares[0].start == 0
+@given(some_workers, st.integers(0, 50))
+def test_workers_with_statistics_of_their_own_leave_evaluation_to_the_one_whose_are_saved(
+    workers: int, count: int
+) -> None:
+    first, *others = [Allotment(workers, index, apart=True) for index in range(workers)]
+    assert first.evaluated(count) == range(count)
+    assert not any(other.evaluated(count) for other in others)
 
 
 def test_one_worker_has_everything() -> None:
@@ -98,6 +95,8 @@ def test_one_worker_has_everything() -> None:
 def test_that_of_a_node(how: str, shared: bool, backup: int) -> None:
     spec = JobSpec("net", GRAPH, {}, data=DataParallel(how, backup))
     assert Allotment.of(spec, plan_of(3, 1), 2) == Allotment(3, 2, shared, backup)
+    normalized = JobSpec("net", NETWORKS["resnet"](), {}, data=DataParallel(how, backup))
+    assert Allotment.of(normalized, plan_of(3, 1), 2) == Allotment(3, 2, shared, backup, apart=True)
     with pytest.raises(LocalProtocolError, match="no worker -1 of 3"):
         Allotment.of(spec, plan_of(3, 1), 3)  # a server's
     assert Allotment.of(JobSpec("net", GRAPH, {}), plan_of(1, 0), 0) == Allotment()

@@ -8,6 +8,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from p2pnn import nn
 from p2pnn.engine.base import Context
 from p2pnn.errors import UsageError
 from p2pnn.job.spec import DataParallel, JobSpec, Optimizer
@@ -69,7 +70,9 @@ replace_spec = msgspec.structs.replace
         (replace(SYNC, n_push=2), 2, ADAM, "n_push = 2, n_fetch = 1 with sync: .* local:H"),
         (replace(SYNC, local_rate=0.1), 2, ADAM, "local_rate = 0.1 with sync: it is for async alone"),
         (replace(SYNC, warm_start=1), 2, ADAM, "warm_start = 1 with sync"),
-        (Settings(staleness_max=-1), 2, ADAM, "staleness_max = -1: it must not be negative"),
+        (Settings(staleness_max=-1), 2, ADAM, "staleness_max = -1: it is a number from 0 on"),
+        (Settings(local_rate=float("nan")), 2, ADAM, "local_rate = nan: it is a number from 0 on"),
+        (Settings(local_rate=float("inf")), 2, ADAM, "local_rate = inf"),
         (SYNC, 2, Optimizer(clip_norm=1.0), "clip_norm = 1 with sync"),
         (Settings(push="int4"), 2, ADAM, "no compression 'int4'"),
         (Settings(pull="zip"), 2, ADAM, "no compression 'zip'"),
@@ -147,9 +150,13 @@ def test_which_jobs_have_the_bits_of_one_process() -> None:
     assert not is_bitwise(spec_of(6, consistency="sync"), 2)  # three each: (g0 + g1) + g2 is no part of the whole sum
     assert is_bitwise(sync, 1)
     normalized = replace_spec(sync, graph=NETWORKS["resnet"]())
-    assert normalized.graph.state
+    assert normalized.graph.statistics
     assert is_bitwise(normalized, 1)
     assert not is_bitwise(normalized, 4)
+    x, y = nn.Input("x", (8,)), nn.Input("y", (), dtype="int64")
+    doubled = replace_spec(sync, graph=nn.Model({}, nn.cross_entropy(nn.Linear(5)(2.0 * x), y)).graph)
+    assert doubled.graph.state
+    assert is_bitwise(doubled, 4), "a number in the network is state, too, but nothing changes it"
     shared = replace_spec(sync, graph=NETWORKS["shared"]())
     assert is_bitwise(shared, 1)
     assert not is_bitwise(shared, 2)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from p2pnn.ps.consistency import Settings
 from p2pnn.ps.messages import Answer, Refusal, Values
-from p2pnn.ps.port import BACKOFF, SOON_S, Port, PullRequest, PushPart
+from p2pnn.ps.port import BACKOFF, RETRIES_BACKOFF_MAX, SOON_S, Port, PullRequest, PushPart
 from p2pnn.ps.sharding import cut
 from p2pnn.ps.space import Flat, Space
 from tests.ps.models import mlp
@@ -94,6 +95,37 @@ def test_nothing_heard_is_sent_again_later_and_later() -> None:
     assert made.get_timer() == now + SOON_S * BACKOFF**4
     made.answered(Answer(A, 0, 1), False, now)
     assert made.get_timer() is None
+
+
+@pytest.mark.parametrize("how", ["restart", "broken"])
+def test_how_long_one_said_nothing_is_no_reason_to_wait_for_the_next(how: str) -> None:
+    made = port()
+    made.sent(pushed(made, 1.0))
+    made.ask()
+    made.next_message(0.0)
+    for _ in range(8):
+        made.handle_timer(1e6)
+        while made.urgency() is not None:
+            message = made.next_message(0.0)
+            if isinstance(message, PushPart):
+                made.sent(message)
+    assert made.get_timer() == BACKOFF**RETRIES_BACKOFF_MAX
+    made.restart(1) if how == "restart" else made.broken()
+    made.next_message(0.0)
+    made.next_message(0.0)
+    assert made.get_timer() == 1.0
+
+
+def test_a_push_that_is_still_leaving_is_not_sent_again() -> None:
+    made = port()
+    message = pushed(made, 1.0)
+    for late in (1.0, 2.0):
+        assert made.get_timer() == late
+        made.handle_timer(late)
+        assert made.urgency() is None
+    made.sent(message)
+    made.handle_timer(3.0)
+    assert isinstance(made.next_message(3.0), PushPart)
 
 
 def test_another_generation_is_waited_for_or_is_news_to_the_shard() -> None:
@@ -220,3 +252,19 @@ def test_what_is_accrued_over_steps_is_based_on_the_first() -> None:
     assert (message.push.based_on, float(sees(message)[0])) == (1, 3.0)
     made.accrue(0, np.full(SIZE, 5, np.float32))
     assert made.accrued[0] == 5.0
+
+
+def test_what_an_older_generation_answers_is_passed_over() -> None:
+    """Another process is the primary now, and may have said more."""
+    made = port()
+    made.ask()
+    request = made.next_message(0.0)
+    assert isinstance(request, PullRequest)
+    made.sent(pushed(made, 1.0))
+    made.restart(2)
+    assert not give(made, Answer(A, 1, request=request.pull.request, values=whole(4, 4.0)))
+    made.answered(Answer(A, 1, 1), False, 0.0)
+    assert (made.version, made.unacknowledged, made.wanting) == (-1, 1, True)
+    made.answered(Answer(A, 2, 1), False, 0.0)
+    assert give(made, Answer(A, 2, request=request.pull.request, values=whole(3, 3.0)))
+    assert (made.version, made.unacknowledged, made.wanting) == (3, 0, False)

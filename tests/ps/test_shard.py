@@ -218,6 +218,17 @@ def test_warm_start_holds_the_others_back() -> None:
     assert {(a.worker, a.request) for a in answers(shard)} == {(A, 0), (B, 1)}
 
 
+def test_who_trains_alone_and_is_set_aside_leaves_the_warm_start_to_the_next() -> None:
+    shard = shard_of(workers=(A, B, C), guard=Guard(strikes=1), warm_start=2)
+    for worker in (B, C):
+        shard.pull(Pull(worker, 0, 1), 0.0)
+    push(shard, header(A, 1, 0), np.full(SIZE, np.nan, np.float32))
+    assert {(a.worker, a.refusal) for a in answers(shard)} == {(A, Refusal.NOT_FINITE), (B, None)}
+    for sequence in (1, 2):
+        push(shard, header(B, sequence, sequence - 1))
+    assert {(a.worker, a.request) for a in answers(shard)} == {(B, 0), (C, 1)}
+
+
 def test_ssp_answers_when_the_slowest_is_near_enough() -> None:
     shard = shard_of("ssp:1")
     push(shard, header(A, 1, 0))

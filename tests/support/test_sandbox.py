@@ -45,7 +45,7 @@ def test_a_training_under_the_sandbox(tmp_path: Path, monkeypatch: pytest.Monkey
         found = status_of(m.nodes["a"].process.pid)
         assert (found["Seccomp"], found["NoNewPrivs"], int(found["CapEff"], 16)) == ("2", "1", 0)
         wait_until(lambda: m["a"].get("node")["profile"] is not None, "it is measured")
-        job = m.submit("a", *make_job(build((1, 8, 8), classes=4), blobs_of(rows=1600), epochs=4))
+        job = m.submit("a", *make_job(build((1, 8, 8), classes=4), blobs_of(rows=1600), epochs=2))
         wait_until(lambda: m["a"].get("node")["executor_pid"] is not None, "it computes")
         executor = m["a"].get("node")["executor_pid"]
         wait_until(lambda: os.getpriority(os.PRIO_PROCESS, executor) == NICE, "the compute process steps back")

@@ -240,12 +240,24 @@ def _become(request: tuple[list[str], dict[str, str], str, list[int], bool], rec
     return arguments
 
 
+def _parse_something() -> None:
+    """The command line's parser imports and builds much when it is first used: more than half of a daemon's start.
+
+    What is parsed is refused, since there is no such level.
+    """
+    from p2pnn.cli import main
+
+    with open(os.devnull, "w") as null, contextlib.redirect_stdout(null), contextlib.redirect_stderr(null):
+        main(["node", "start", "--log-level", "none of them"])
+
+
 def main() -> None:
     from p2pnn.executor import process
     from tests.support import warm
 
     for name in IMPORTED:
         __import__(name)
+    _parse_something()
     warm._address = sys.argv[2]
     process.subprocess = warm  # type: ignore[assignment]
     gc.collect()

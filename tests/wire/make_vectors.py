@@ -58,7 +58,7 @@ EXAMPLES: dict[str, Any] = {
     ),
     "target": NODES[1], "incarnation": 7, "token": "0a1b2c3d", "secret": NODES[0], "key": b"0Y0", "certificate": b"0\x82",
     "authority": b"0\x82\x01", "again": True, "fetch": True, "whole": False, "refusal": "TOO_STALE", "Push.part": 3,
-    "bad_token": True, "Command.state": b"\xdc", "answer": b"\x93\x00",
+    "bad_token": True, "Command.state": b"\xdc", "answer": b"\x93\x00", "Append.head": b"\x94\x01",
     "members": (messages.Member(NODES[0], "a", "127.0.0.1", 7700, "b0"), messages.Member(NODES[1], "b", "::1", 1, "")),
 }  # fmt: skip
 """A value per field name, or per message and field; numbers that are not here count up from 1000."""
@@ -157,6 +157,8 @@ def evolution_cases() -> list[dict[str, Any]]:
          Gossip((Fact(NODES[0], "a", "h", 1, "b", 3, Life.LEFT),))),
         ("older Voted, without a reason", [75, 8, 8], messages.Voted(8, 8)),
         ("older Held, without a cluster", [71, 8, 7, 3], messages.Held(8, 7, 3)),
+        ("older Append, without a head", [98, "j", 2, 9, 5, 6, 5, 7, 9, 3, 4, 16],
+         messages.Append("j", 2, 9, 5, 6, 5, 7, 9, 3, 4, 16)),
         ("older Pushed, without an answer", [96, "j", 2, 9, 7, 5], messages.Pushed("j", 2, 9, 7, 5)),
         ("older Pushed, without a refusal", [96, "j", 2, 9, 7, 5, b"", "no"], messages.Pushed("j", 2, 9, 7, 5, b"", "no")),
         ("older Push, of no gradient", [95, "j", 2, 9, 7, 5, 8, 16], messages.Push("j", 2, 9, 7, 5, 8, 16)),
