@@ -20,8 +20,9 @@ MARK = f"P2PNN_TEST_SESSION={secrets.token_hex(8)}"
 left_over: list[str] = []
 
 # A property is tried with fresh examples by every run, so few at a time find as much in the end; `-m long` and
-# `--hypothesis-profile=default` try 100 in one run.
-hypothesis.settings.register_profile("quick", max_examples=40)
+# `--hypothesis-profile=many` try 100 in one run. None is timed: what else the machine does is no property.
+hypothesis.settings.register_profile("quick", max_examples=40, deadline=None)
+hypothesis.settings.register_profile("many", max_examples=100, deadline=None)
 
 
 @pytest.fixture(autouse=True)
@@ -49,8 +50,8 @@ def warm_processes(own_home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if config.getoption("-m") == "not long" and not config.getoption("--hypothesis-profile"):
-        hypothesis.settings.load_profile("quick")
+    if not config.getoption("--hypothesis-profile"):
+        hypothesis.settings.load_profile("quick" if config.getoption("-m") == "not long" else "many")
 
 
 def pytest_sessionstart() -> None:

@@ -18,7 +18,8 @@ from p2pnn.cli import render, terminal
 from p2pnn.cli.http import Daemon, segment
 from p2pnn.errors import CheckpointError, NotFoundError, StorageError, UsageError
 from p2pnn.job import trace as made
-from p2pnn.job.trace import NodePart, Share, Trace
+from p2pnn.job.shares import Share, summary
+from p2pnn.job.trace import NodePart, Trace
 
 _BEGINNING: Final = b'{"traceEvents"'
 
@@ -89,7 +90,7 @@ def compressed(data: bytes) -> bytes:
 
 def answer(trace: Trace, path: Path) -> dict[str, Any]:
     """The trace in short, for programs."""
-    shares = [share._asdict() for share in made.summary(trace)]
+    shares = [share._asdict() for share in summary(trace)]
     return {"job": trace.job, "trace": str(path), "nodes": shares, "missing": trace.missing}
 
 
@@ -98,7 +99,7 @@ def lines(trace: Trace, path: Path) -> Iterator[str]:
     yield render.label(
         "trace", f"{terminal.short_path(path)}      open it in https://ui.perfetto.dev or chrome://tracing"
     )
-    shares = made.summary(trace)
+    shares = summary(trace)
     if shares:
         gone = ", older spans are gone" if any(share.lost for share in shares) else ""
         yield render.label("of", f"{shares[0].window_s:,.2f} s from the first to the last computation{gone}")
@@ -109,6 +110,12 @@ def lines(trace: Trace, path: Path) -> Iterator[str]:
 
 
 def _words(share: Share) -> Iterator[str]:
+    if share.serving is not None:
+        yield f"served {share.serving:.0%}"
+    if not share.computes:
+        yield f"sending {share.sending:.0%}"
+        yield f"receiving {share.receiving:.0%}"
+        return
     yield f"computed {share.computing:.0%}"
     most = f" ({share.on_share:.0%} {share.on})" if share.on and share.waiting >= 0.005 else ""
     yield f"waited {share.waiting:.0%}{most}"

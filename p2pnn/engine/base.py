@@ -26,6 +26,9 @@ from p2pnn.model.graph import Graph, Value
 Mode = Literal["train", "evaluate", "predict"]
 Array = NDArray[np.generic]
 
+Look = Callable[[int, Array], None]
+"""Is shown a rectifier's output, by its op's index, as soon as it is made; it may be overwritten afterwards."""
+
 Edge = tuple[str, int]
 """(value, consuming op's index): one gradient on its way back to the value's producer."""
 
@@ -91,8 +94,8 @@ class Program(Protocol):
     memory_bytes: int
     """What the program allocated: inner values, stashes and scratch, over all frames."""
 
-    def forward(self, frame: int, context: Context, values: Mapping[str, Array]) -> None:
-        """Read `values[v]` for v in values_in, write `values[v]` for v in values_out.
+    def forward(self, frame: int, context: Context, values: Mapping[str, Array], look: Look | None = None) -> None:
+        """Read `values[v]` for v in values_in, write `values[v]` for v in values_out. look: is shown what rectifiers made.
 
         In training these arrays must keep what they hold until `backward` of the same frame, which reads them again.
         Padding rows of values_in must hold finite numbers. Raises ModelError where context.rows does not fit.

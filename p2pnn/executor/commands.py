@@ -25,7 +25,8 @@ class Prepare(_Message, tag=1):
     """Load everything and answer Prepared (or Failed). `plan` is a MessagePack `job.plan.Plan`, `checkpoint` a MessagePack
     `job.checkpoint.Manifest` or empty; all blobs that either names, and the data chunks this node reads, lie in `blobs`.
     The arena's descriptor and the socket's are given on the command line. spans: where in the arena, behind the tensors, the
-    ring of spans begins (`job.spans`), snapshots: where the counter and the slots of snapshots do (`train.cuts`); −1 for none.
+    ring of spans begins (`job.spans`), or behind all else where shards are served; snapshots: where the counter and the slots of
+    snapshots do (`train.cuts`); −1 for none.
     role: `compute`, or `serve` for the shards of the parameter server whose primary node_index is. landings: where in the
     arena of a data-parallel run's worker the landing places begin (`ps.layout`); −1 in any other."""
 
@@ -103,7 +104,7 @@ class Left(_Message, tag=15):
 
 class PushArrived(_Message, tag=16):
     """To a server: a part of a push lies whole in its slot (`ps.layout`); or it was known, so that its body was dropped
-    (`ps.gate`)."""
+    (`ps.gate`). misfit: how many bytes came in place of the part's own; they were dropped. −1 where that is not so."""
 
     shard: int
     worker: int
@@ -114,6 +115,7 @@ class PushArrived(_Message, tag=16):
     fetch: bool
     have: int
     mark: int = 0
+    misfit: int = -1
 
 
 class Fetched(_Message, tag=17):

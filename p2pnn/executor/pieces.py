@@ -18,7 +18,7 @@ from p2pnn.job.spec import JobSpec
 from p2pnn.model.initial import initial
 from p2pnn.ps.consistency import Settings
 from p2pnn.ps.sharding import Piece, ShardRange
-from p2pnn.ps.space import Flat
+from p2pnn.ps.space import Flat, Space
 from p2pnn.train.optimizers import SLOTS, slot_name
 
 OUTER: Final = "outer/"
@@ -33,6 +33,7 @@ class Pieces:
         self._local = settings.consistency.kind == "local"
         self._slots = SLOTS[settings.outer.kind if self._local else spec.optimizer.kind]
         self._ranges = ranges
+        self._entries = Space.of(spec.graph).entries
 
     def source(self, blobs: BlobStore, manifest: Manifest | None) -> parts.Parts | None:
         """Where arrays are read from: the checkpoint, else the parts that the job starts from, else None: they are drawn."""
@@ -79,22 +80,14 @@ class Pieces:
         name, values = self._name(slot, parameter.name), array[piece.at : piece.at + piece.size]
         if piece.size == parameter.size:
             return name, parameter.shape, lambda: values
-        first = self._starts[piece.entry]
+        first = self._entries[piece.entry].start
         return parts.piece_name(name, piece.start - first, piece.stop - first), (piece.size,), lambda: values
-
-    @property
-    def _starts(self) -> list[int]:
-        starts, at = [], 0
-        for parameter in self._spec.graph.parameters:
-            starts.append(at)
-            at += parameter.size
-        return starts
 
     def _fill(self, shard: int, get: Callable[[int], Flat]) -> Flat:
         """The shard's buffer of one array per parameter, which `get` gives by the parameter's number."""
-        starts, found = self._starts, np.empty(self._ranges[shard].size, np.float32)
+        found = np.empty(self._ranges[shard].size, np.float32)
         for piece in self._ranges[shard].pieces:
-            first = starts[piece.entry]
+            first = self._entries[piece.entry].start
             whole = get(piece.entry).reshape(-1)
             found[piece.at : piece.at + piece.size] = whole[piece.start - first : piece.stop - first]
         return found

@@ -264,6 +264,10 @@ class ReplicaSession(Session):
     def _update(self, action: m.Update) -> None:
         """Hand over what is left of the step's gradients, those that are needed first first."""
         totals, scale = self._runner.weights.gradients(action.squares)
+        if self._looks.wants(action.step):
+            for name, total in totals.items():
+                self._looks.gradient(name, total)
+            self._looks.done()
         if self._muted:
             self._muted = False
             self._machine.done(action)

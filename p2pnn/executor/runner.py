@@ -14,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 
 from p2pnn.data.blobs import BlobStore
-from p2pnn.engine.base import Array, Context, Edge, Engine, Mode, Program
+from p2pnn.engine.base import Array, Context, Edge, Engine, Look, Mode, Program
 from p2pnn.errors import JobFailedError, PlanError
 from p2pnn.executor.arena import Arena
 from p2pnn.executor.feed import Feed
@@ -117,8 +117,8 @@ class Runner:
                     "use more nodes or a smaller batch"
                 )
 
-    def forward(self, action: Forward, stage: Stage, sums: Sums) -> None:
-        """One segment's forward pass; losses and metrics are added to `sums`.
+    def forward(self, action: Forward, stage: Stage, sums: Sums, look: Look | None = None) -> None:
+        """One segment's forward pass; losses and metrics are added to `sums`. look: is shown what rectifiers make.
 
         Raises JobFailedError for a loss that is not a number.
         """
@@ -131,7 +131,7 @@ class Runner:
         context = self._context(stage, m)
         program, versions = self._program(stage.mode, task.position), self.weights.versions
         lent = stage.mode == "train" and versions.lend(context.step)
-        program.forward(frame, context, values)
+        program.forward(frame, context, values, look)
         if lent:
             versions.lend(context.step)
         self._collect(task.ops, stage, context, values, sums)
@@ -191,6 +191,7 @@ class Runner:
                 loss = float(values[value])
                 if not math.isfinite(loss):
                     if stage.mode == "train" and self._spec.data is not None:
+                        sums.finite = False
                         return  # the shards judge what this worker makes of it, and end the run where all workers do so
                     where = f"at step {context.step + 1}" if stage.mode == "train" else f"on the {stage.split} data"
                     what = "NaN" if math.isnan(loss) else "infinite"

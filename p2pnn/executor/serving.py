@@ -28,6 +28,7 @@ from p2pnn.executor import commands
 from p2pnn.executor.arena import Arena
 from p2pnn.executor.channel import Channel
 from p2pnn.executor.pieces import Pieces
+from p2pnn.executor.serving_spans import ServingSpans
 from p2pnn.executor.session import manifest_of
 from p2pnn.executor.tally import PROGRESS_INTERVAL_S
 from p2pnn.job import script
@@ -38,6 +39,7 @@ from p2pnn.ps.allotment import updates
 from p2pnn.ps.consistency import settings
 from p2pnn.ps.layout import Bump, server_layout, slot_of, workers_of
 from p2pnn.ps.messages import BAD, Answer, Pull, Push, Worker
+from p2pnn.ps.report import Phase
 from p2pnn.ps.shard import Shard
 
 BAD_IN_A_ROW_MAX: Final = 5
@@ -65,6 +67,7 @@ class Server:
         self._ranges = {number: layout.sharding.shards[number] for number in layout.slots}
         self._saves = Pieces(spec, self._settings, self._ranges)
         self._shards: dict[int, Shard] = {}
+        self._spans = ServingSpans(arena.view[prepare.spans :] if prepare.spans >= 0 else None)
         manifest = manifest_of(prepare)
         source = self._saves.source(self._blobs, manifest)
         engine = NumpyEngine()
@@ -81,6 +84,7 @@ class Server:
                 buffer=self._memory,
                 steps=updates(self._settings, len(self._workers), spec.steps),
                 combine=engine.combine,
+                did=partial(self._did, number),
             )
             if manifest is not None:
                 shard.resume({**shard.arrays, **arrays}, updates(self._settings, len(self._workers), done))
@@ -168,7 +172,7 @@ class Server:
         sizes = self._slots[message.shard].parts
         if not 0 <= message.part < len(sizes):
             raise JobFailedError(f"shard {message.shard} has no part {message.part}")
-        nbytes = sizes[message.part][1]
+        nbytes = sizes[message.part][1] if message.misfit < 0 else message.misfit
         return Push(
             self._worker(message.worker),
             shard.generation,
@@ -196,11 +200,21 @@ class Server:
 
     def _work(self) -> bool:
         """One decision of each shard that has one to make."""
-        start = time.perf_counter()
-        worked = [shard.work(start) for shard in self._shards.values()]
-        if any(worked):
-            self._compute_s += time.perf_counter() - start
-        return any(worked)
+        start = now = time.perf_counter()
+        worked = False
+        for shard in self._shards.values():
+            self._spans.begins(now)
+            worked |= shard.work(start)
+            now = time.perf_counter()
+        if worked:
+            self._compute_s += now - start
+        return worked
+
+    def _did(self, number: int, phase: Phase, worker: Worker | None, sequence: int, version: int) -> None:
+        if worker is None:
+            self._spans.did(phase, number, -1, -1, version)
+        else:
+            self._spans.did(phase, number, self._numbers[worker], sequence, version)
 
     def _send_answers(self) -> None:
         out: list[commands.FromExecutor] = []
@@ -313,4 +327,5 @@ class Server:
             found.received_bytes,
             found.sent_bytes,
             found.queued,
+            {of[worker]: often for worker, often in found.zeros.items() if worker in of},
         )

@@ -18,6 +18,7 @@ from p2pnn.errors import JobFailedError, StorageError
 from p2pnn.executor import commands
 from p2pnn.executor.arena import Arena
 from p2pnn.executor.channel import Channel
+from p2pnn.executor.looks import Looks
 from p2pnn.executor.runner import Runner
 from p2pnn.executor.snapshots import Snapshots
 from p2pnn.executor.spans import Spans
@@ -84,6 +85,7 @@ class Session:
         )
         self._pace = Pace(time.perf_counter(), self._machine.step)
         self._evaluation = Sums()
+        self._looks = Looks(spec.graph.parameters, self._allotment, self._machine.step, spec.optimizer.warmup_steps)
 
     def run(self, early: Sequence[commands.ToExecutor] = ()) -> None:
         """Work until the script ends. early: messages that came with Prepare."""
@@ -178,8 +180,10 @@ class Session:
         machine = self._machine
         match action:
             case m.Forward():
-                training = machine.stage.mode == "train"
-                self._runner.forward(action, machine.stage, self._pace.sums if training else self._evaluation)
+                if machine.stage.mode == "train":
+                    self._train_forward(action)
+                else:
+                    self._runner.forward(action, machine.stage, self._evaluation)
                 machine.done(action)
             case m.Backward():
                 self._runner.backward(action, machine.stage)
@@ -194,9 +198,16 @@ class Session:
                 self._answer(action.command)
                 machine.done(action)
 
+    def _train_forward(self, action: m.Forward) -> None:
+        stage, sums = self._machine.stage, self._pace.sums
+        step = stage.at(action.micro_batch)[0]
+        loss, rows = sums.loss, sums.rows
+        self._runner.forward(action, stage, sums, self._looks.forward(step, action.micro_batch))
+        self._looks.trained(step, sums.loss - loss, sums.rows - rows, finite=sums.finite)
+
     def _update(self, action: m.Update) -> None:
         machine = self._machine
-        self._runner.weights.update(action.step, action.squares, machine.forwarded)
+        self._runner.weights.update(action.step, action.squares, machine.forwarded, self._looks)
         machine.done(action)
         slot = self._snapshots.updated(machine.step, machine.snapshot_every)
         if slot >= 0:
@@ -236,6 +247,7 @@ class Session:
         report = self._pace.report(self._reached(), now)
         if report is not None:
             report.snapshots, report.snapshot_s = self._snapshots.taken()
+            report.health = self._looks.health()
             self._channel.send(report)
 
     def _reached(self) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from p2pnn.executor import commands
 from p2pnn.job import script
-from p2pnn.job.spans import HEAD_BYTES, RECORD, Kind, Ring
+from p2pnn.job.spans import HEAD_BYTES, RECORD, RING_BYTES, Kind, Ring
 from p2pnn.train import machine as m
 
 _FORWARDS = {"train": Kind.FORWARD, "evaluate": Kind.EVALUATE, "predict": Kind.PREDICT}
@@ -19,10 +19,11 @@ _ANSWERS = {script.Checkpoint: Kind.CHECKPOINT, script.Restore: Kind.RESTORE}
 
 
 class Spans:
-    """memory: where the ring lies; None for one that nobody reads. All times are the caller's clock."""
+    """memory: begins with the ring, behind which other things may lie; None for one that nobody reads. All times are the caller's
+    clock."""
 
     def __init__(self, memory: memoryview | None) -> None:
-        self._ring = Ring(bytearray(HEAD_BYTES + RECORD.size) if memory is None else memory)
+        self._ring = Ring(bytearray(HEAD_BYTES + RECORD.size) if memory is None else memory[:RING_BYTES])
         self._since = 0.0
         self._cause = (-1, Kind.FOR_ORDER, -1)
 
@@ -44,6 +45,11 @@ class Spans:
                         self._cause = (message.micro_batch, Kind.FOR_SENT, message.transfer)
                 case commands.PeerSquares():
                     self._cause, came = (-1, Kind.FOR_SQUARES, message.node_index), True
+                case commands.Answered():
+                    self._cause, came = (-1, Kind.FOR_VALUES, message.shard), True
+                case commands.Left():
+                    if not came:
+                        self._cause = (-1, Kind.FOR_PUSHED, -1)
                 case commands.PeerRetired():
                     pass
                 case _:

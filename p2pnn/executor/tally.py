@@ -16,11 +16,13 @@ PROGRESS_INTERVAL_S: Final = 0.2
 
 
 class Sums:
-    """Loss and metrics over rows. rows are counted by one node only, which holds the first loss: nodes' sums add up."""
+    """Loss and metrics over rows. rows are counted by one node only, which holds the first loss: nodes' sums add up. finite:
+    no loss was left out for being no number."""
 
     def __init__(self) -> None:
         self.loss = 0.0
         self.rows = 0
+        self.finite = True
         self.metrics: dict[str, tuple[float, float]] = {}
 
     def add_loss(self, loss: float, rows: int) -> None:

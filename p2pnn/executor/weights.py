@@ -21,6 +21,7 @@ from p2pnn.data.blobs import BlobStore
 from p2pnn.engine.base import Array, Engine, Tensors
 from p2pnn.errors import JobFailedError
 from p2pnn.executor import parts
+from p2pnn.executor.looks import Looks
 from p2pnn.executor.versions import Versions, sets_needed
 from p2pnn.job.checkpoint import Manifest, Part, version_name
 from p2pnn.job.spec import JobSpec
@@ -173,11 +174,12 @@ class Weights:
         owned = self._routes.owned[self._routes.node_index]
         return [clipping.squares(self._totals[name]) if name in self._totals else 0.0 for name in owned]
 
-    def update(self, step: int, squares: Any, forwarded: int = 0) -> None:
+    def update(self, step: int, squares: Any, forwarded: int = 0, looks: Looks | None = None) -> None:
         """Apply the step's gradients, scaled where the job clips: by the norm over all nodes whose `squares` (node → its
         squares) are given, else by that of this node's own gradients.
 
-        forwarded: this node's forward passes of all steps below it are done. Raises JobFailedError where gradients are not
+        forwarded: this node's forward passes of all steps below it are done. looks: are shown gradients where they want to
+        see them. Raises JobFailedError where gradients are not
         numbers any more.
         """
         if squares is None and self._spec.optimizer.clip_norm:
@@ -185,6 +187,10 @@ class Weights:
         totals, self._totals = self._totals, None
         if totals is None:
             totals = self._end_step()
+        looks = looks if looks is not None and looks.wants(step) else None
+        if looks is not None:
+            for name, total in totals.items():
+                looks.gradient(name, total)
         scale = 1.0
         if squares is not None:
             norm = clipping.norm(self._spec.graph, self._routes.owned, squares)
@@ -207,6 +213,10 @@ class Weights:
                 decay=parameter.decay,
                 out=new[parameter.name],
             )
+        if looks is not None:
+            for name in self.fuse & new.keys():
+                looks.weight(name, new[name])
+            looks.done()
 
     def _end_step(self) -> dict[str, Array]:
         return self._engine.end_step(self._spec.graph, self.tensors, micro_batches=self._micro_batches)

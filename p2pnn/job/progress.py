@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Any, Final
 
+from p2pnn.job.learning import Learning
 from p2pnn.job.part_log import Totals
 from p2pnn.job.plan import Plan
 from p2pnn.job.script import Progress
@@ -39,6 +40,8 @@ class ProgressMeter:
         self._steps: dict[str, int] = {}
         self._busy: dict[str, tuple[float, float]] = {}
         self._served = Served()
+        self._learning = Learning(spec, None, step)
+        self._warnings: list[str] = []
         self.interval = Interval(0 if spec.data is not None else spec.snapshot_steps)
         self.counted: dict[str, Totals] = {}
         self._recent: deque[tuple[float, int]] = deque([(now, step)])
@@ -64,6 +67,7 @@ class ProgressMeter:
 
     def _begin(self, now: float, nodes: Iterable[str], plan: Plan | None) -> None:
         self._served = Served(plan)
+        self._learning = Learning(self._spec, plan, self._step)
         self._steps = dict.fromkeys((name for name in nodes if self._computes(name)), self._step)
         self._recent = deque([(now, self._step)])
         self._epoch_start = (now, self._step)
@@ -82,6 +86,7 @@ class ProgressMeter:
             self._step = step
             self._recent.append((now, step))
         self._served.add(progress.served, self._step)
+        self._warnings += self._learning.add(node, progress, self._step, now)
         while len(self._recent) > 2 and now - self._recent[1][0] > WINDOW_S:
             self._recent.popleft()
         # Nothing tells later what shards saw in all.
@@ -104,6 +109,11 @@ class ProgressMeter:
         }
         self._since_event = Totals()
         return event
+
+    def take_warnings(self) -> list[str]:
+        """What `job.learning` has found since this was last asked."""
+        found, self._warnings = self._warnings, []
+        return found
 
     def tell(self, nodes: Iterable[str]) -> tuple[tuple[Totals, ...], Totals]:
         """What a coordinator that goes on needs: what was counted so far by node, and the sums of this epoch."""

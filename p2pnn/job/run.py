@@ -132,10 +132,11 @@ class Run:
         self._at(now)
         self._watch.heard(node, now, report.sequence if isinstance(report, Done) else None)
         if isinstance(report, Progress):
-            event = self.meter.add(self._ledger.name(node), report, now)
+            event, epoch = self.meter.add(self._ledger.name(node), report, now), min(self._epoch + 1, self._spec.epochs)
             if event is not None:
-                epoch = min(self._epoch + 1, self._spec.epochs)
                 self._ledger.publish("progress", **event, epoch=epoch, epochs=self._spec.epochs)
+            for text in self.meter.take_warnings():
+                self._ledger.publish("warning", text=text)
             return
         if (issued := self._orders.answer(node, report)) is not None:
             self._answered(issued)

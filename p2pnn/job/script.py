@@ -73,7 +73,7 @@ class Finish(_Message, tag=6):
 class ShardReport(msgspec.Struct, frozen=True, array_like=True):
     """What a shard has seen so far. staleness: updates that a push was behind → how many pushes. taken: pushes applied, by
     worker. refused: (worker, name of a `ps.messages.Refusal`, how often). Bytes are those of bodies, in and out. queued:
-    pushes that wait."""
+    pushes that wait. zeros: worker → how many of its pushes in a row, to the newest, had no element other than zero."""
 
     shard: int
     version: int
@@ -84,6 +84,21 @@ class ShardReport(msgspec.Struct, frozen=True, array_like=True):
     received_bytes: int
     sent_bytes: int
     queued: int
+    zeros: dict[int, int] = {}
+
+
+class Health(msgspec.Struct, frozen=True, array_like=True):
+    """How a compute process's part learns, since its start; the newest says all (see `job.learning`).
+
+    begun: (sum over rows of the loss, rows) of its first steps. still: parameters, by their place in the graph, whose gradient
+    has long been zero → since which step; dead: the same of rectifiers, by op, whose outputs have been. not_finite: the first
+    step whose loss was no number, or −1.
+    """
+
+    begun: tuple[float, int] = (0.0, 0)
+    still: dict[int, int] = {}
+    dead: dict[int, int] = {}
+    not_finite: int = -1
 
 
 class Progress(_Message, tag=24):
@@ -92,6 +107,7 @@ class Progress(_Message, tag=24):
     step: steps done. losses: (sum over rows of the loss, rows). metrics: name → (sum, count).
     compute_s, wall_s: seconds spent computing and passed, since the last Progress. snapshots: how many were taken since then;
     snapshot_s: seconds for copying them and sending them to another node. served: what shards on this node say of themselves.
+    health: None of a process that computes nothing.
     """
 
     step: int
@@ -102,6 +118,7 @@ class Progress(_Message, tag=24):
     snapshots: int = 0
     snapshot_s: float = 0.0
     served: tuple[ShardReport, ...] = ()
+    health: Health | None = None
 
 
 class Done(_Message, tag=25):

@@ -3,7 +3,7 @@
 A node keeps two rings per job: its executor's (what it computed, and what it waited for), in memory that executor and
 daemon share, so that it outlives an executor that was killed; and the daemon's (tensors that left and came). A ring holds
 the newest spans and counts all, so a reader knows how many are gone. Nothing is ever allocated for a span: it is five
-numbers packed into its place.
+numbers packed into its place. A node that serves shards of the parameters has a third: its server's.
 
     offset  bytes
          0      8   int64    spans ever written
@@ -48,11 +48,40 @@ class Kind(IntEnum):
     FOR_SENT = 17  # transfer that left and freed a frame
     FOR_SQUARES = 18  # node whose sums came
     FOR_ORDER = 19  # −; the coordinator's next command
+    FOR_VALUES = 20  # shard that answered
+    FOR_PUSHED = 21  # −; a part of a push left
     SEND = 32  # transfer; from the executor's word until its memory is free again
     RECEIVE = 33  # transfer; from its first frame until the whole body lies in its place
+    SEND_PUSH = 34  # `of_push`; these four as the two above, their micro-batch is the push's number
+    RECEIVE_PUSH = 35  # `of_push`
+    SEND_VALUES = 36  # `of_push`
+    RECEIVE_VALUES = 37  # `of_push`
+    JUDGE = 48  # `of_push`; of a server: decode a push and look at what it holds
+    LOG = 49  # `of_push`; number it
+    APPLY = 50  # `of_push`; update the parameters; step: their version before that
 
 
-WAITS: Final = frozenset({Kind.FOR_TENSOR, Kind.FOR_SENT, Kind.FOR_SQUARES, Kind.FOR_ORDER})
+WAITS: Final = frozenset(
+    {Kind.FOR_TENSOR, Kind.FOR_SENT, Kind.FOR_SQUARES, Kind.FOR_ORDER, Kind.FOR_VALUES, Kind.FOR_PUSHED}
+)
+SENDS: Final = frozenset({Kind.SEND, Kind.SEND_PUSH, Kind.SEND_VALUES})
+PUSHES: Final = frozenset({Kind.SEND_PUSH, Kind.RECEIVE_PUSH, Kind.SEND_VALUES, Kind.RECEIVE_VALUES})
+"""Between a worker and a shard."""
+
+ALL_WORKERS: Final = 0xFFFF
+"""In place of a worker, where a round of all of them is meant."""
+
+
+def of_push(shard: int, worker: int) -> int:
+    """`what` of a span about both. Raises ValueError where there are too many of them for it."""
+    if not 0 <= shard < 0x8000 or not 0 <= worker <= ALL_WORKERS:
+        raise ValueError(f"shard {shard} and worker {worker} have no place in a span")
+    return shard << 16 | worker
+
+
+def shard_and_worker(what: int) -> tuple[int, int]:
+    """The inverse of `of_push`, of any number."""
+    return what >> 16, what & 0xFFFF
 
 
 class Span(NamedTuple):

@@ -1,33 +1,44 @@
-"""A run's trace: the parts that its nodes give, on one clock, and what they show as Chrome trace events and as a summary.
+"""A run's trace: the parts that its nodes give, on one clock, and what they show as Chrome trace events (as a summary: `shares`).
 
 Each node's times are of its own monotonic clock. A part says how far that is from the coordinator's (`clock_offset_s`, the
 midpoint of the quickest of several round trips; it errs by half of that trip at most), so all parts go onto one axis.
 
 The events follow Chrome's Trace Event Format, which chrome://tracing and Perfetto read: a process per node (`pid`: its
-index in the plan), a row (`tid`) for computing, one for waiting, and one or more per peer and direction, because spans of one
-row must not overlap. An arrow leads from a tensor's sending to its receiving.
+index in the plan), a row (`tid`) for computing, one for waiting, one for serving shards of the parameters, and one or more per
+peer and direction, because spans of one row must not overlap. An arrow leads from a tensor's sending to its receiving.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Final
 
 import msgspec
 
 from p2pnn.errors import CheckpointError
-from p2pnn.job.spans import RECORD, SPANS_MAX, WAITS, Kind, Span, unpack
+from p2pnn.job.spans import (
+    ALL_WORKERS,
+    PUSHES,
+    RECORD,
+    SENDS,
+    SPANS_MAX,
+    WAITS,
+    Kind,
+    Span,
+    shard_and_worker,
+    unpack,
+)
 
 FORMAT: Final = 1
 PART_BYTES_MAX: Final = 4 << 20
-"""A node's part has two rings of 640 KiB and the names of its segments and transfers."""
+"""A node's part has three rings of 640 KiB and the names of its segments and transfers."""
 
-COMPUTE, WAIT, FIRST_LANE = 1, 2, 3
+COMPUTE, WAIT, SERVE, FIRST_LANE = 1, 2, 3, 4
 _WORDS: Final = {
     Kind.FORWARD: "forward", Kind.BACKWARD: "backward", Kind.UPDATE: "update", Kind.SQUARES: "squares",
     Kind.EVALUATE: "evaluate", Kind.PREDICT: "predict", Kind.CHECKPOINT: "checkpoint", Kind.RESTORE: "restore",
-    Kind.ANSWER: "answer",
+    Kind.ANSWER: "answer", Kind.JUDGE: "judge", Kind.LOG: "log", Kind.APPLY: "apply",
 }  # fmt: skip
 
 
@@ -48,7 +59,8 @@ class NodePart(msgspec.Struct, frozen=True):
     """What one node recorded of one start of a job. job comes first: leftovers of parcels are told by it.
 
     computed, moved: records of `job.spans`, the executor's and the daemon's; *_lost: how many older ones are gone.
-    since: on the node's clock, when a wait began that was not over, or 0.0. taken_s: when the part was taken.
+    since: on the node's clock, when a wait began that was not over, or 0.0. taken_s: when the part was taken. served: records of
+    the node's server, where it has shards of the parameters. homes, workers: the node's index of each shard and each worker.
     clock_error_s: how far clock_offset_s may be wrong; −1.0 where the coordinator's clock was never heard.
     """
 
@@ -68,6 +80,10 @@ class NodePart(msgspec.Struct, frozen=True):
     clock_offset_s: float = 0.0
     clock_error_s: float = -1.0
     format: int = FORMAT
+    served: bytes = b""
+    served_lost: int = 0
+    homes: tuple[int, ...] = ()
+    workers: tuple[int, ...] = ()
 
 
 class Trace(msgspec.Struct, frozen=True):
@@ -97,9 +113,11 @@ def check(part: NodePart, source: str) -> None:
         raise CheckpointError(f"{source} has format {part.format}; this p2pnn reads up to {FORMAT}: use a newer p2pnn")
     times = (part.since, part.taken_s, part.clock_offset_s, part.clock_error_s)
     whole = all(map(math.isfinite, times)) and all(
-        len(spans) % RECORD.size == 0 and len(spans) <= SPANS_MAX * RECORD.size for spans in (part.computed, part.moved)
+        len(spans) % RECORD.size == 0 and len(spans) <= SPANS_MAX * RECORD.size
+        for spans in (part.computed, part.moved, part.served)
     )
     ends = {end for passage in part.transfers for end in (passage.source, passage.target)} | {part.index}
+    ends |= {*part.homes, *part.workers}
     if not whole or not all(0 <= end < len(part.nodes) for end in ends):
         raise CheckpointError(f"{source} is damaged: its spans or its nodes do not fit each other")
 
@@ -108,7 +126,7 @@ def check(part: NodePart, source: str) -> None:
 
 
 class View:
-    """One part with its times on the coordinator's clock. computing, waiting, moving: in order of their start."""
+    """One part with its times on the coordinator's clock. computing, waiting, serving, moving: in order of their start."""
 
     def __init__(self, part: NodePart) -> None:
         self.part = part
@@ -116,15 +134,36 @@ class View:
         computed = list(_mapped(part, part.computed))
         self.waiting = [span for span in computed if span.kind in WAITS]
         self.computing = [span for span in computed if span.kind not in WAITS]
-        self.moving = sorted(span for span in _mapped(part, part.moved) if 0 <= span.what < len(part.transfers))
+        self.serving = [span for span in _mapped(part, part.served) if self._of_shard(span) is not None]
+        self.moving = sorted(span for span in _mapped(part, part.moved) if self._is_known(span))
         if 0.0 < part.since < part.taken_s:
             offset = part.clock_offset_s
             self.open_wait: Span | None = Span(part.since + offset, part.taken_s + offset, -1, -1, 0, -1)
         else:
             self.open_wait = None
 
+    def _is_known(self, span: Span) -> bool:
+        if span.kind in PUSHES:
+            found = self._of_shard(span)
+            return found is not None and found[1] != ALL_WORKERS
+        return 0 <= span.what < len(self.part.transfers)
+
+    def _of_shard(self, span: Span) -> tuple[int, int] | None:
+        """The shard and the worker that a span is about; None where it names none."""
+        shard, worker = shard_and_worker(span.what)
+        known = 0 <= shard < len(self.part.homes) and (worker < len(self.part.workers) or worker == ALL_WORKERS)
+        return (shard, worker) if known else None
+
+    def nbytes(self, span: Span) -> int | None:
+        """Of a tensor that was sent or received."""
+        return None if span.kind in PUSHES else self.part.transfers[span.what].nbytes
+
     def peer(self, span: Span) -> str:
-        """The other end of a tensor that was sent or received."""
+        """The other end of what was sent or received."""
+        if span.kind in PUSHES:
+            shard, worker = shard_and_worker(span.what)
+            of_worker = span.kind in (Kind.SEND_PUSH, Kind.RECEIVE_VALUES)
+            return self.part.nodes[self.part.homes[shard] if of_worker else self.part.workers[worker]]
         passage = self.part.transfers[span.what]
         return self.part.nodes[passage.target if span.kind == Kind.SEND else passage.source]
 
@@ -134,6 +173,15 @@ class View:
         match span.kind:
             case Kind.FOR_ORDER:
                 return "for the coordinator"
+            case Kind.FOR_VALUES if 0 <= span.what < len(part.homes):
+                return f"for shard {span.what} of the parameters, on {part.nodes[part.homes[span.what]]}"
+            case Kind.FOR_PUSHED:
+                return "until a push had left"
+            case Kind.JUDGE | Kind.LOG | Kind.APPLY | Kind.SEND_PUSH | Kind.RECEIVE_PUSH:
+                return self._push(span)
+            case Kind.SEND_VALUES | Kind.RECEIVE_VALUES:
+                shard, worker = shard_and_worker(span.what)
+                return f"parameters of shard {shard} for worker {worker}"
             case Kind.FOR_SQUARES:
                 return f"for squares from {part.nodes[span.what] if 0 <= span.what < len(part.nodes) else '?'}"
             case Kind.FOR_TENSOR | Kind.FOR_SENT | Kind.SEND | Kind.RECEIVE if 0 <= span.what < len(part.transfers):
@@ -144,6 +192,13 @@ class View:
                 return f"until {tensor} had left" if span.kind == Kind.FOR_SENT else tensor
         word = _WORDS.get(Kind(span.kind), "") if span.kind in _WORDS else f"kind {span.kind}"
         return f"{word} {part.segments[span.what]}" if 0 <= span.what < len(part.segments) else word
+
+    def _push(self, span: Span) -> str:
+        shard, worker = shard_and_worker(span.what)
+        word = f"{_WORDS[Kind(span.kind)]} " if span.kind in _WORDS else ""
+        if worker == ALL_WORKERS:
+            return f"{word}a round of pushes to shard {shard}"
+        return f"{word}push {span.micro_batch} of worker {worker} to shard {shard}"
 
 
 def _mapped(part: NodePart, spans: bytes) -> Iterator[Span]:
@@ -158,7 +213,8 @@ def _mapped(part: NodePart, spans: bytes) -> Iterator[Span]:
 def chrome(trace: Trace) -> bytes:
     """The trace as a JSON object of the Trace Event Format; times in microseconds from the first span."""
     views = [View(part) for part in trace.parts]
-    begin = min((span.start for v in views for span in (*v.computing, *v.waiting, *v.moving)), default=0.0)
+    all_spans = (span for v in views for span in (*v.computing, *v.waiting, *v.serving, *v.moving))
+    begin = min((span.start for span in all_spans), default=0.0)
     events: list[dict[str, Any]] = []
     ends: dict[tuple[int, int], dict[int, dict[str, Any]]] = {}  # (transfer, micro-batch) → its Kind → event
     for view in views:
@@ -184,6 +240,7 @@ def _about(part: NodePart) -> dict[str, Any]:
         "clock_error_us": round(part.clock_error_s * 1e6, 1) if part.clock_error_s >= 0 else None,
         "older_spans_gone": part.computed_lost,
         "older_transfers_gone": part.moved_lost,
+        "older_pushes_gone": part.served_lost,
     }
 
 
@@ -192,8 +249,10 @@ def _rows(view: View, begin: float, ends: dict[tuple[int, int], dict[int, dict[s
     yield _named("process_name", pid, 0, f"node {part.name}")
     yield {"name": "process_sort_index", "ph": "M", "ts": 0, "pid": pid, "tid": 0, "args": {"sort_index": pid}}
     notes = ["clock unknown" if part.clock_error_s < 0 else f"clock ± {part.clock_error_s * 1e6:.0f} µs"]
-    if part.computed_lost or part.moved_lost:
-        notes.append(f"older spans are gone: {part.computed_lost:,} of work, {part.moved_lost:,} transfers")
+    if part.computed_lost or part.moved_lost or part.served_lost:
+        notes.append(
+            f"older spans are gone: {part.computed_lost + part.served_lost:,} of work, {part.moved_lost:,} transfers"
+        )
     yield {"name": "process_labels", "ph": "M", "ts": 0, "pid": pid, "tid": 0, "args": {"labels": ", ".join(notes)}}
     yield _named("thread_name", pid, COMPUTE, "compute")
     yield _named("thread_name", pid, WAIT, "wait")
@@ -201,6 +260,10 @@ def _rows(view: View, begin: float, ends: dict[tuple[int, int], dict[int, dict[s
         yield _event(view, span, begin, COMPUTE, "compute")
     for span in view.waiting:
         yield _event(view, span, begin, WAIT, "wait")
+    if view.serving:
+        yield _named("thread_name", pid, SERVE, "serve")
+    for span in view.serving:
+        yield _event(view, span, begin, SERVE, "serve")
     if view.open_wait is not None:
         yield _event(view, view.open_wait, begin, WAIT, "wait") | {"name": "not over when this node's part was taken"}
     yield from _lanes(view, begin, ends)
@@ -214,7 +277,7 @@ def _lanes(
     lanes: dict[str, list[float]] = {}  # row → end of the last span of each of its lanes
     tids: dict[tuple[str, int], int] = {}
     for span in view.moving:
-        category = "send" if span.kind == Kind.SEND else "receive"
+        category = "send" if span.kind in SENDS else "receive"
         row = f"{category} {'to' if category == 'send' else 'from'} {view.peer(span)}"
         free = lanes.setdefault(row, [])
         lane = next((n for n, end in enumerate(free) if end <= span.start), len(free))
@@ -223,17 +286,19 @@ def _lanes(
             tids[row, lane] = FIRST_LANE + len(tids)
             yield _named("thread_name", pid, tids[row, lane], f"{row} ({lane + 1})" if lane else row)
         event = _event(view, span, begin, tids[row, lane], category)
-        event["args"]["bytes"] = view.part.transfers[span.what].nbytes
-        ends.setdefault((span.what, span.micro_batch), {})[span.kind] = event
+        if (nbytes := view.nbytes(span)) is not None:
+            event["args"]["bytes"] = nbytes
+            ends.setdefault((span.what, span.micro_batch), {})[span.kind] = event
         yield event
 
 
 def _event(view: View, span: Span, begin: float, tid: int, category: str) -> dict[str, Any]:
     args: dict[str, Any] = {}
+    about_push = span.kind in PUSHES or category == "serve"
     if span.micro_batch >= 0:
-        args["micro-batch"] = span.micro_batch
+        args["push" if about_push else "micro-batch"] = span.micro_batch
     if span.step >= 0:
-        args["step"] = span.step
+        args["version" if about_push else "step"] = span.step
     ts, end = _us(span.start - begin), _us(span.end - begin)
     return {"name": view.label(span), "cat": category, "ph": "X", "ts": ts, "dur": round(end - ts, 3),
             "pid": view.part.index, "tid": tid, "args": args}  # fmt: skip
@@ -256,97 +321,3 @@ def _named(kind: str, pid: int, tid: int, name: str) -> dict[str, Any]:
 
 def _us(seconds: float) -> float:
     return round(seconds * 1e6, 3)
-
-
-# --- the summary
-
-
-class Share(NamedTuple):
-    """One node within the window: shares of its time. overlap: of the time with a tensor on its way here, that it computed.
-
-    What is left of computing and waiting is neither: messages to the daemon, and time that the system gave to others.
-
-    on: what it waited for longest, and the share of that. window_s: from the first to the last span of computing on any
-    node, as far back as all nodes remember.
-    """
-
-    name: str
-    computing: float
-    waiting: float
-    on: str
-    on_share: float
-    sending: float
-    receiving: float
-    overlap: float | None
-    window_s: float
-    lost: int
-
-
-def summary(trace: Trace) -> list[Share]:
-    """Where each node's time went."""
-    views = [View(part) for part in trace.parts]
-    busy = [view for view in views if view.computing]
-    if not busy:
-        return []
-    begin = min(view.computing[0].start for view in busy)
-    remembered = [view.computing[0].start for view in busy if view.part.computed_lost]
-    remembered += [view.moving[0].start for view in views if view.part.moved_lost and view.moving]
-    begin = max([begin, *remembered])
-    end = max(view.computing[-1].end for view in busy)
-    return [_share(view, begin, end) for view in views] if end > begin else []
-
-
-def _share(view: View, begin: float, end: float) -> Share:
-    window = end - begin
-    computing = _union(view.computing, begin, end)
-    waited = [(view.label(span), span) for span in view.waiting]
-    if view.open_wait is not None:
-        waited.append(("for what had not come when its part was taken", view.open_wait))
-    waits: dict[str, float] = {}
-    for what, span in waited:
-        waits[what] = waits.get(what, 0.0) + max(0.0, min(span.end, end) - max(span.start, begin))
-    on, most = max(waits.items(), key=lambda found: found[1], default=("", 0.0))
-    moving = _union(view.moving, begin, end)
-    moved = _length(moving)
-    return Share(
-        view.name,
-        _length(computing) / window,
-        sum(waits.values()) / window,
-        on,
-        most / window,
-        _length(_union([s for s in view.moving if s.kind == Kind.SEND], begin, end)) / window,
-        _length(_union([s for s in view.moving if s.kind == Kind.RECEIVE], begin, end)) / window,
-        _common(moving, computing) / moved if moved else None,
-        window,
-        view.part.computed_lost + view.part.moved_lost,
-    )
-
-
-def _union(spans: Sequence[Span], begin: float, end: float) -> list[tuple[float, float]]:
-    """The time within [begin, end] that at least one span covers, as stretches in order. spans: in order of start."""
-    found: list[tuple[float, float]] = []
-    for span in spans:
-        start, stop = max(span.start, begin), min(span.end, end)
-        if start >= stop:
-            continue
-        if found and start <= found[-1][1]:
-            found[-1] = found[-1][0], max(stop, found[-1][1])
-        else:
-            found.append((start, stop))
-    return found
-
-
-def _length(stretches: Sequence[tuple[float, float]]) -> float:
-    return sum(stop - start for start, stop in stretches)
-
-
-def _common(a: Sequence[tuple[float, float]], b: Sequence[tuple[float, float]]) -> float:
-    """The time that two lists of stretches share."""
-    total, i, j = 0.0, 0, 0
-    while i < len(a) and j < len(b):
-        total += max(0.0, min(a[i][1], b[j][1]) - max(a[i][0], b[j][0]))
-        if a[i][1] < b[j][1]:
-            i += 1
-        else:
-            j += 1
-    return total

@@ -200,7 +200,7 @@ class Part:
             self._executors[COMPUTE] = await self._start(COMPUTE, self._room.nbytes, spec.threads)
         if plan.served_by(index):
             self._served = await asyncio.to_thread(server_layout, spec, plan, index)
-            self._executors[SERVE] = await self._start(SERVE, self._served.arena_bytes, spec.threads)
+            self._executors[SERVE] = await self._start(SERVE, self._served.arena_bytes + RING_BYTES, spec.threads)
 
     async def _start(self, role: str, arena_bytes: int, threads: int) -> Executor:
         return await Executor.start(arena_bytes, threads, partial(self._on_message, role), partial(self._exited, role))
@@ -219,7 +219,7 @@ class Part:
             room = self._room
             self._tensors = Tensors(spec, plan, room.tensors, company, executor, recording)
             if room.exchange is not None:
-                self._pushing = Pushing(spec, plan, room.exchange, company, executor)
+                self._pushing = Pushing(spec, plan, room.exchange, company, executor, recording)
             if room.snapshots is not None:
                 self._own = self._snapshots.begin(
                     (*about, index),
@@ -232,8 +232,10 @@ class Part:
             recording.watch(executor.room(room.ring, RING_BYTES))
             executor.send(prepare(room.ring, room.counter, COMPUTE, room.landings))
         if (server := self._executors.get(SERVE)) is not None:
-            self._serving = Serving(plan, self._served, company, server)
-            server.send(prepare(role=SERVE))
+            ring = self._served.arena_bytes
+            self._serving = Serving(plan, self._served, company, server, recording)
+            recording.watch_server(server.room(ring, RING_BYTES))
+            server.send(prepare(ring, role=SERVE))
         self._traces.begin(recording)
 
     # --- the script

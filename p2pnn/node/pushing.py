@@ -11,10 +11,12 @@ from typing import Final
 
 from p2pnn.executor import commands
 from p2pnn.job.plan import Plan
+from p2pnn.job.spans import Kind
 from p2pnn.job.spec import JobSpec
 from p2pnn.node.company import Company
 from p2pnn.node.executor import Executor
 from p2pnn.node.links import Priority
+from p2pnn.node.recording import Recording, clock
 from p2pnn.ps.gate import ValuesGate
 from p2pnn.ps.layout import Slots, WorkerLayout, part_sizes
 from p2pnn.types import NodeId
@@ -29,18 +31,29 @@ SAID: Final = (commands.PushPart, commands.FetchValues, commands.Lend, commands.
 class Pushing:
     """Of the model replica that this node computes for: to the shards of its own layers, where it is cut over nodes."""
 
-    def __init__(self, spec: JobSpec, plan: Plan, layout: WorkerLayout, company: Company, executor: Executor) -> None:
+    def __init__(
+        self,
+        spec: JobSpec,
+        plan: Plan,
+        layout: WorkerLayout,
+        company: Company,
+        executor: Executor,
+        recording: Recording,
+    ) -> None:
         assert spec.data is not None
         self._worker = plan.worker_of(company.index)
         self._homes = [home.nodes[0] for home in plan.shards]
         self._company = company
         self._executor = executor
+        self._recording = recording
         self._gate = ValuesGate(plan, layout)
         shards = layout.sharding.shards
         self._bodies = {shard.index: Slots.of(part_sizes(shard, spec.data.push), 1) for shard in shards}
         self._ranks = {shard.index: sorted({part.needed for part in shard.parts}) for shard in shards}
         self._early: dict[int, commands.FetchValues] | None = {}  # by shard, until all nodes are known to be prepared
-        self._receiving: dict[int, int] = {}  # by shard: bytes of the values that are coming in
+        self._receiving: dict[
+            int, tuple[int, float]
+        ] = {}  # by shard: bytes of the values that are coming in, since when
 
     def begin(self) -> None:
         """The first command has come, so the shards are there: ask them for what the executor wanted as soon as it was ready."""
@@ -71,12 +84,14 @@ class Pushing:
             log.debug("values dropped job=%s node=%s shard=%d", message.job, self._company.name(node), message.shard)
             self._answered(message, 0)
             return None
-        self._receiving[message.shard] = nbytes
+        self._receiving[message.shard] = nbytes, clock()
         return self._executor.room(*place)
 
     def arrived(self, message: wire.Values) -> None:
         """The values lie whole in their landing place, which is the executor's until it lends it again."""
-        self._answered(message, self._receiving.pop(message.shard))
+        nbytes, start = self._receiving.pop(message.shard)
+        self._recording.exchanged(Kind.RECEIVE_VALUES, message.shard, self._worker, message.sequence, start)
+        self._answered(message, nbytes)
 
     def says(self, message: commands.PushPart | commands.FetchValues | commands.Lend | commands.SendMark) -> None:
         """The executor has something for shards, or a place for values."""
@@ -118,8 +133,12 @@ class Pushing:
             Priority.of_push(ranks.index(message.needed), len(ranks)) if message.needed in ranks else Priority.BLOB
         )
         data = self._executor.room(message.offset, message.nbytes)
-        left = partial(self._executor.send, commands.Left(message.token))
+        left = partial(self._left, message, clock())
         self._company.send_body(self._homes[message.shard], push, data, priority, left)
+
+    def _left(self, message: commands.PushPart, start: float) -> None:
+        self._recording.exchanged(Kind.SEND_PUSH, message.shard, self._worker, message.sequence, start)
+        self._executor.send(commands.Left(message.token))
 
     def _answered(self, message: wire.Values, landed: int) -> None:
         self._executor.send(

@@ -1,8 +1,8 @@
-"""What a node records of one start of a job: its executor's ring and its own, and what their numbers mean.
+"""What a node records of one start of a job: its executors' rings and its own, and what their numbers mean.
 
-Both rings are of fixed size (`job.spans`). The daemon's holds tensors: sent, from the executor's word until their memory is free
-again, and received, from the first frame until the whole body lies in its place. The executor's lies in the arena; a view of
-it is held here, so that it can still be read when that process is gone.
+All rings are of fixed size (`job.spans`). The daemon's holds tensors, pushes and values: sent, from the executor's word until
+their memory is free again, and received, from the first frame until the whole body lies in its place. An executor's lies in its
+arena; a view of it is held here, so that it can still be read when that process is gone.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Offset:
 class Recording:
     """From the executor's start until the part ends. offset: to the coordinator's clock; whoever measures it sets it.
 
-    Of a data-parallel plan, what the node's own model replica does; a node that computes for none records nothing so far.
+    Of a data-parallel plan, what the node's own model replica does, and what its server does for each push.
     """
 
     def __init__(self, job: JobId, generation: int, coordinator: NodeId, index: int, spec: JobSpec, plan: Plan) -> None:
@@ -84,13 +84,21 @@ class Recording:
         self._computed: memoryview | bytearray = bytearray(spans.HEAD_BYTES + spans.RECORD.size)
         self._moved = bytearray(spans.RING_BYTES)
         self._ring = spans.Ring(self._moved)
-        self._begun: dict[tuple[int, int], float] = {}
+        self._served: memoryview | bytearray = bytearray(spans.HEAD_BYTES + spans.RECORD.size)
+        self._homes = tuple(home.nodes[0] for home in plan.shards)
+        self._workers = tuple(replica.nodes[0] for replica in plan.replicas)
+        self._begun: dict[tuple[int, ...], float] = {}
         self._closed_s: float | None = None
 
     def watch(self, memory: memoryview | None) -> None:
         """The executor's ring; None where that is gone already."""
         if memory is not None:
             self._computed = memory
+
+    def watch_server(self, memory: memoryview | None) -> None:
+        """The ring of the executor that serves shards; None where that is gone already."""
+        if memory is not None:
+            self._served = memory
 
     def begins(self, transfer: int, micro_batch: int) -> None:
         """A tensor begins to come."""
@@ -106,9 +114,23 @@ class Recording:
         """A tensor's memory is free again; start: when the executor had it sent, by `clock`."""
         self._ring.add(start, clock(), micro_batch, -1, Kind.SEND, transfer)
 
+    def push_begins(self, shard: int, worker: int, sequence: int, part: int) -> None:
+        """A part of a push begins to come."""
+        self._begun[shard, worker, sequence, part] = clock()
+
+    def push_received(self, shard: int, worker: int, sequence: int, part: int) -> None:
+        """It lies in its slot."""
+        start = self._begun.pop((shard, worker, sequence, part), None)
+        if start is not None:
+            self.exchanged(Kind.RECEIVE_PUSH, shard, worker, sequence, start)
+
+    def exchanged(self, kind: Kind, shard: int, worker: int, sequence: int, start: float) -> None:
+        """A part of a push, or values, were sent or came, since `start` by `clock`."""
+        self._ring.add(start, clock(), sequence, -1, kind, spans.of_push(shard, worker))
+
     def part(self) -> NodePart:
         """What is recorded by now; its copy of the rings is its own."""
-        computed, moved = spans.read(self._computed), spans.read(self._moved)
+        computed, moved, served = map(spans.read, (self._computed, self._moved, self._served))
         now = clock() if self._closed_s is None else self._closed_s
         return NodePart(
             job=self.job,
@@ -126,11 +148,16 @@ class Recording:
             taken_s=now,
             clock_offset_s=self.offset.offset_s,
             clock_error_s=self.offset.error_at(now),
+            served=served.spans,
+            served_lost=served.lost,
+            homes=self._homes,
+            workers=self._workers,
         )
 
     def close(self) -> None:
-        """The executor writes no more: let its memory go, and keep what is in it."""
-        self._computed, self._closed_s = bytearray(self._computed), clock()
+        """The executors write no more: let their memory go, and keep what is in it."""
+        self._computed, self._served = bytearray(self._computed), bytearray(self._served)
+        self._closed_s = clock()
 
 
 def _layers(graph: Graph, ops: tuple[int, ...]) -> str:

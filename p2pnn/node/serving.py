@@ -11,9 +11,11 @@ from typing import Final
 
 from p2pnn.executor import commands
 from p2pnn.job.plan import Plan
+from p2pnn.job.spans import Kind
 from p2pnn.node.company import Company
 from p2pnn.node.executor import Executor
 from p2pnn.node.links import Priority
+from p2pnn.node.recording import Recording, clock
 from p2pnn.ps.gate import PushGate
 from p2pnn.ps.layout import ServerLayout
 from p2pnn.types import NodeId
@@ -28,10 +30,13 @@ SAID: Final = (commands.SendAnswer,)
 class Serving:
     """Of the shards whose primary this node is."""
 
-    def __init__(self, plan: Plan, layout: ServerLayout, company: Company, executor: Executor) -> None:
+    def __init__(
+        self, plan: Plan, layout: ServerLayout, company: Company, executor: Executor, recording: Recording
+    ) -> None:
         self._layout = layout
         self._company = company
         self._executor = executor
+        self._recording = recording
         self._gate = PushGate(plan, layout)
 
     def receive(self, node: NodeId, message: wire.Fetch | wire.Mark) -> None:
@@ -52,15 +57,19 @@ class Serving:
         refusal = self._gate.refusal(message.worker, index, message.shard, message.sequence, message.part, nbytes)
         if refusal:
             log.warning("push refused job=%s node=%s reason=%s", message.job, self._company.name(node), refusal)
+            if self._gate.is_misfit(message.worker, index, message.shard, message.part, nbytes):
+                self._arrived(message, nbytes)
             return None
         about = (message.shard, message.worker, message.sequence, message.part)
         if self._gate.is_known(*about):
             self._arrived(message)
             return None
+        self._recording.push_begins(*about)
         return self._executor.room(*self._gate.take(*about))
 
     def arrived(self, message: wire.Push) -> None:
         """A part lies whole in its slot."""
+        self._recording.push_received(message.shard, message.worker, message.sequence, message.part)
         self._gate.received(message.shard, message.worker, message.sequence, message.part)
         self._arrived(message)
 
@@ -98,11 +107,15 @@ class Serving:
             message.refusal,
             message.log_number,
         )
-        left = partial(self._executor.send, commands.AnswerLeft(message.token))
+        left = partial(self._left, message, clock())
         body = self._executor.room(message.offset, message.nbytes)
         self._company.send_body(speaker, values, body, Priority.VALUES, left)
 
-    def _arrived(self, message: wire.Push) -> None:
+    def _left(self, message: commands.SendAnswer, start: float) -> None:
+        self._recording.exchanged(Kind.SEND_VALUES, message.shard, message.worker, message.sequence, start)
+        self._executor.send(commands.AnswerLeft(message.token))
+
+    def _arrived(self, message: wire.Push, misfit: int = -1) -> None:
         self._executor.send(
             commands.PushArrived(
                 message.shard,
@@ -114,5 +127,6 @@ class Serving:
                 message.fetch,
                 message.have,
                 message.mark,
+                misfit,
             )
         )

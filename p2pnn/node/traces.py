@@ -46,7 +46,7 @@ FETCH_TIMEOUT_S: Final = 60.0
 """How long a part that is too large for a message waits in the store to be fetched."""
 
 PARCELS_MAX: Final = 16
-"""Parts that wait so, 1.3 MB each; who asks for more is refused until one is gone."""
+"""Parts that wait so, 2 MB each; who asks for more is refused until one is gone."""
 
 
 class Missing(NamedTuple):

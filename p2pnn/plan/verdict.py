@@ -168,7 +168,10 @@ def headline(predicted: Sequence[Predicted], because: str, remedy: str, best: st
     parts.append(f"data parallel {rate(data.samples_per_s)}{unit} over {_nodes(len(data.nodes))}")
     line = ", ".join(parts)
     if single and data.samples_per_s < single.samples_per_s:
-        instead = remedy or "no other setting of it would win here, --parallel model --nodes 1 does"
+        wins = (
+            "--parallel model" if model and model.samples_per_s > single.samples_per_s else "--parallel model --nodes 1"
+        )
+        instead = remedy or f"no other setting of it would win here, {wins} does"
         return f"{line}: slower than {best} alone, because {because}; {instead}"
     if model and data.samples_per_s < model.samples_per_s:
         return f"{line}: slower than the model cut (--parallel model), because {because}"

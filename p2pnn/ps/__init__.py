@@ -2,5 +2,5 @@
 
 `space` and `sharding` say where a parameter lies; `consistency` what a run promises; `shard` is one shard's state machine
 (with `inbox`, `guard`, `roster`, `versions`, `answers`), `worker` a model replica's side of all shards; `compression` what
-travels; `watchdog` says why a run does not learn.
+travels.
 """

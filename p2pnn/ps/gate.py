@@ -2,7 +2,8 @@
 
 Like `train.gate`: honest peers keep within the window and the lent places by themselves; the gates keep everyone within them.
 A push whose bytes are not received may still concern the shard: one that it has decided (`is_known`) is told to the executor, so
-that it is answered again. All of it is O(1), and its memory is bounded by the plan.
+that it is answered again, and one of a wrong size (`is_misfit`), so that it is refused and counted. All of it is O(1), and its
+memory is bounded by the plan.
 """
 
 from __future__ import annotations
@@ -58,6 +59,12 @@ class PushGate:
         if sequence > decided and part in self._parts(self._coming, shard, worker, sequence):
             return f"{what} is coming in already"
         return ""
+
+    def is_misfit(self, worker: int, node: int, shard: int, part: int, nbytes: int) -> bool:
+        """Whether what was refused is a worker's own, but of another size than its part: its shard counts it."""
+        slots = self._layout.slots.get(shard)
+        own = node == self.speaker(shard, worker)
+        return own and slots is not None and 0 <= part < len(slots.parts) and nbytes != slots.parts[part][1]
 
     def is_known(self, shard: int, worker: int, sequence: int, part: int) -> bool:
         """Whether the part is here already, or its push is decided: drop its body, and tell the executor the header."""

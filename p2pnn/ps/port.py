@@ -328,7 +328,6 @@ class Port:
         if self._receiving:
             self._receiving = False
             self._mirror.number, self.fresh = 0, False
-        self._pull_tries = 0
         self._send_again(self._outgoing, anew=True)
         if self._asked or (self._wanted_with and not self._outgoing):
             self.ask_again()
@@ -337,7 +336,6 @@ class Port:
         """The job's workers are of another generation: what is unacknowledged is sent again under it."""
         self.generation, self.stale = generation, False
         self._floor, self._mirror.number = -1, 0  # the shard may have gone back, or be another one
-        self._pull_tries = 0
         self._send_again(self._outgoing, anew=True)
         if self._asked:
             self._asking = True
@@ -395,6 +393,7 @@ class Port:
 
     def _send_again(self, pushes: Iterable[Outgoing], *, anew: bool = False) -> None:
         """anew: to whom nothing was sent yet, so that its silence so far says nothing."""
+        self._pull_tries = 0 if anew else self._pull_tries
         for push in pushes:
             push.tries, push.retry_at = 0 if anew else push.tries, None
             push.unsent |= push.left

@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import enum
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from p2pnn.ps.histogram import Histogram
 from p2pnn.ps.messages import Refusal, Worker
 
 
+class Phase(enum.Enum):
+    """What was done with a push, or with a round of them."""
+
+    JUDGED = enum.auto()
+    LOGGED = enum.auto()
+    APPLIED = enum.auto()
+
+
+Did = Callable[[Phase, Worker | None, int, int], None]
+"""Is told each phase when it is over, of whose push (None: a round's) with which number, and with which version it began."""
+
+
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a shard says of itself. queued: pushes that are whole and not decided. heard: per worker, when its last push was
-    logged. taken: per worker, how many of its pushes were applied. norms: of the newest of these. refused: (worker, why) →
-    how often. Bytes are those of bodies.
+    """What a shard says of itself. queued: pushes that are whole and not decided. taken: per worker, how many of its
+    pushes were applied. zeros: of these, how many in a row up to the newest were all zero. refused: (worker, why) → how often.
+    Bytes are those of bodies.
     """
 
     version: int
@@ -22,8 +35,7 @@ class Report:
     staleness: Histogram
     refused: Mapping[tuple[Worker, Refusal], int]
     set_aside: frozenset[Worker]
-    heard: Mapping[Worker, float]
     taken: Mapping[Worker, int]
-    norms: Mapping[Worker, float]
+    zeros: Mapping[Worker, int]
     received_bytes: int
     sent_bytes: int

@@ -19,6 +19,7 @@ process needs that workers speak to. Alone, an entry is applied as soon as it is
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -34,7 +35,7 @@ from p2pnn.ps.guard import Guard
 from p2pnn.ps.inbox import Inbox
 from p2pnn.ps.layout import WINDOW, part_sizes
 from p2pnn.ps.messages import BAD, Answer, Pull, Push, Refusal, Worker
-from p2pnn.ps.report import Report
+from p2pnn.ps.report import Did, Phase, Report
 from p2pnn.ps.saving import Saved, check_fit
 from p2pnn.ps.sharding import ShardRange
 from p2pnn.ps.space import Flat
@@ -46,7 +47,7 @@ from p2pnn.train.optimizers import Combine, combine
 class Shard:
     """initial: float32[the shard's size], copied. optimizer: the job's (`local` takes `Settings.outer` here). steps: the updates
     that the run will make, for schedules that end. slot: where pushes lie (`layout.Slots`), by the worker's place in `workers`;
-    window: how many slots it has. buffer: for what is sent from where it lies: versions, and compressed answers.
+    window: how many slots it has. buffer: for what is sent from where it lies: versions, and compressed answers. did: see `Did`.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Shard:
         guard: Guard | None = None,
         combine: Combine = combine,
         window: int = WINDOW,
+        did: Did = lambda *_: None,
     ) -> None:
         self._settings, self._how = settings, settings.consistency
         self.state = State(
@@ -85,7 +87,8 @@ class Shard:
         self.generation = generation
         self._held: dict[Worker, Due] = {}  # answers that a bound (ssp), its round or the warm start holds back
         self._awaiting: dict[Worker, tuple[Due, int]] = {}  # pulls, and the mark at which they are answered
-        self._norms: dict[Worker, float] = {}
+        self._zeros: Counter[Worker] = Counter()  # pushes in a row, to the newest, that were all zero
+        self._did = did
 
     # the log: what another one than that of a single process overrides
 
@@ -216,6 +219,7 @@ class Shard:
             return False
         self._inbox.take(staged)
         why = self._judge(push)
+        self._did(Phase.JUDGED, push.worker, push.sequence, self.state.versions.number)
         self._order(Take(push.based_on, push.based_clock, why.name if why else ""), now, push.worker, push.sequence)
         return True
 
@@ -226,7 +230,7 @@ class Shard:
             return None
         why, norm = self._guard.judge(self.state.gradient(push.worker, push.sequence))
         if why is None:
-            self._norms[push.worker] = norm
+            self._zeros[push.worker] = 0 if norm else self._zeros[push.worker] + 1
         return why
 
     def _close_round(self, now: float) -> bool:
@@ -242,8 +246,13 @@ class Shard:
 
     def _apply(self, decision: Decision, worker: Worker | None, sequence: int, now: float) -> None:
         """An entry has its place for good. Its answers may leave."""
-        state, aside = self.state, len(self._guard.set_aside)
-        for decided in state.apply(worker, sequence, decision, now):
+        state, aside, version = self.state, len(self._guard.set_aside), self.state.versions.number
+        if isinstance(decision, Take | Close):
+            self._did(Phase.LOGGED, worker, sequence, version)
+        found = state.apply(worker, sequence, decision, now)
+        if state.versions.number > version:
+            self._did(Phase.APPLIED, worker, sequence, version)
+        for decided in found:
             number = state.roster[decided].sequence
             staged = self._inbox.get(decided, number)
             if staged is not None:
@@ -310,7 +319,7 @@ class Shard:
             self._inbox.drop(worker)
         for worker in gone:
             self._answers.drop(worker)
-            self._norms.pop(worker, None)
+            self._zeros.pop(worker, None)
             self._held.pop(worker, None)
             self._awaiting.pop(worker, None)
         self.generation = generation
@@ -339,9 +348,8 @@ class Shard:
             replace(state.staleness, counts=dict(state.staleness.counts)),
             dict(self._guard.refused),
             frozenset(self._guard.set_aside),
-            {member.worker: member.heard for member in self._roster.members},
             {member.worker: member.taken for member in self._roster.members},
-            dict(self._norms),
+            {worker: often for worker, often in self._zeros.items() if often},
             self._inbox.received_bytes,
             self._answers.sent_bytes,
         )

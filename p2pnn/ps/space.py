@@ -40,10 +40,6 @@ class Entry:
     def size(self) -> int:
         return self.stop - self.start
 
-    @property
-    def byte_range(self) -> tuple[int, int]:
-        return self.start * ELEMENT_BYTES, self.stop * ELEMENT_BYTES
-
 
 class Space:
     """The entries in graph order, and how many elements they are together."""

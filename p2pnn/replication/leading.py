@@ -82,30 +82,18 @@ class Leading(Supplying):
         return self.is_serving and peer.holds(self.committed) and peer.committed >= self.log.floor
 
     def is_behind(self, peer: Peer) -> bool:
-        """Whether a learner still catches up: it could not be sent all that is committed, but for a few entries."""
-        return peer.held is None or peer.next + self._limits.window <= self.committed
-
-    def has_place(self, peer: Peer, worker: int, sequence: int) -> bool:
-        """Whether a learner can receive an update: it has applied the worker's one that is a window older."""
-        earlier = sequence - self._limits.window
-        number = self.log.number_of(worker, earlier)
-        if number is None:  # long gone, or yet to come
-            return earlier <= 0 or (earlier <= self._ordered(worker) and self.log.floor <= peer.committed)
-        return number <= peer.committed
+        """Whether a learner still catches up: for what it lacks it would need too long, at its pace so far."""
+        lacks = self.committed - (peer.held or 0)
+        return peer.held is None or lacks > max(self._limits.window, peer.pace * self._timing.slow_s)
 
     def is_too_slow(self, peer: Peer, now: float) -> bool:
         """Whether it keeps all others waiting."""
-        on_their_way_s = self.log.open_bytes(peer.held or 0) / self._timing.slow_bytes_per_s
+        on_their_way_s = self._under_way(peer) / self._timing.slow_bytes_per_s
         return peer.waits_s(self.log, now) > self._timing.slow_s + on_their_way_s
 
     def first_held(self, message: Appended) -> int:
         """How far a replica's log is surely mine when a generation begins: as far as it says, in this generation."""
         return message.held
-
-    def behind(self) -> dict[NodeId, int]:
-        """How many committed entries each learner lacks; on the primary."""
-        learners = [peer for peer in self._peers.values() if self._is_learner(peer)]
-        return {peer.member.id: max(0, self.committed - (peer.held or 0)) for peer in learners}
 
     # --- a generation begins
 
@@ -175,15 +163,6 @@ class Leading(Supplying):
         if not self._is_learner(peer):
             return peer.next > self.committed
         return peer.next > self.log.last and self._room(peer) > 0 and self.has_place(peer, worker, sequence)
-
-    def _is_learner(self, peer: Peer) -> bool:
-        assert self.configuration is not None
-        return peer.member not in self.configuration.in_sync
-
-    def _room(self, peer: Peer) -> int:
-        """Bytes that may be on their way to a learner at once, besides those that are: as many as of a state."""
-        under_way = self.log.bytes_between(peer.held or 0, peer.next - 1)
-        return self._limits.state_window * self._limits.piece_bytes - under_way
 
     def _has_room_for(self, worker: int, sequence: int, total_bytes: int) -> bool:
         """Whether the update is one that may come now. A worker sends again what was dropped."""
@@ -271,7 +250,7 @@ class Leading(Supplying):
         if is_first:
             self._forward_staged(peer)
         if peer.transfer is not None and peer.held is not None and peer.held >= peer.transfer.number:
-            peer.transfer, peer.lacks = None, False
+            peer.has_state()
             self._had_state(peer, now)
         self._tell(peer, now)
         self._advance(now)
@@ -346,6 +325,7 @@ class Leading(Supplying):
             if peer.held is not None and peer.held < peer.next - 1 and now - peer.sent_at >= self._resend_s(peer):
                 peer.next = peer.held + 1
                 self._tell(peer, now)
+            peer.measure(now)
             if self.is_too_slow(peer, now) or self.is_behind(peer):
                 peer.late_at = now
             elif not peer.needs_state(self.log):
@@ -357,7 +337,7 @@ class Leading(Supplying):
 
     def _resend_s(self, peer: Peer) -> float:
         """Until what is not answered is sent again; what a learner is sent whole needs its time on a slow link."""
-        under_way = self.log.bytes_between(peer.held or 0, peer.next - 1) if self._is_learner(peer) else 0
+        under_way = self._under_way(peer) if self._is_learner(peer) else 0
         return self._timing.resend_s + under_way / self._timing.slow_bytes_per_s
 
     def _propose(self, now: float) -> None:

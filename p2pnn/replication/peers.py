@@ -16,7 +16,7 @@ class Peer:
 
     committed: up to there it knows that all is committed. lacks: it needs bytes that are gone. skipped: updates that were not
     forwarded to it while they came. since: when the generation began. late_at: when it last kept an
-    entry waiting for too long.
+    entry waiting for too long. pace: entries a second that it has got lately, besides those of a state.
     """
 
     member: Member
@@ -30,6 +30,9 @@ class Peer:
     lacks: bool = False
     skipped: set[Key] = field(default_factory=set)
     transfer: Outgoing | None = None
+    pace: float = 0.0
+    _paced: int | None = None
+    _paced_at: float = 0.0
 
     def acknowledged(self, held: int, committed: int, now: float) -> None:
         """It has the log up to `held`."""
@@ -39,6 +42,18 @@ class Peer:
             self.held, self.next = held, max(self.next, held + 1)
             self.sent_at = now
         self.committed = max(self.committed, committed)
+
+    def has_state(self) -> None:
+        """What it holds it was given at once."""
+        self.transfer, self.lacks, self._paced = None, False, self.held
+
+    def measure(self, now: float) -> None:
+        """Now and then: its pace, of which every look forgets half."""
+        if self.held is None or now <= self._paced_at:
+            return
+        if self._paced is not None:
+            self.pace += ((self.held - self._paced) / (now - self._paced_at) - self.pace) / 2
+        self._paced, self._paced_at = self.held, now
 
     def holds(self, number: int) -> bool:
         return self.held is not None and self.held >= number

@@ -1,4 +1,5 @@
-"""A primary's part towards learners that lack more than the log has: the whole state, in pieces, to one of them at a time.
+"""A primary's part towards learners: what they have room for, and the whole state, in pieces, to one at a time of those that lack
+more than the log has.
 
 One whose link is too slow to catch up behind a state will need the next one. It gets that ever later (`steady_s`, twice as long
 each time, up to `steady_max_s`), so that it does not take the link from those who train.
@@ -35,6 +36,23 @@ class Supplying(Following):
         self._in_vain: dict[Member, int] = {}  # states in a row behind which a learner did not catch up
         self._state_due: dict[Member, float] = {}
 
+    # --- a rule
+
+    def has_place(self, peer: Peer, worker: int, sequence: int) -> bool:
+        """Whether a learner can receive an update: it has applied the worker's one that is a window older."""
+        earlier = sequence - self._limits.window
+        number = self.log.number_of(worker, earlier)
+        if number is None:  # long gone, or yet to come
+            return earlier <= 0 or (earlier <= self._ordered(worker) and self.log.floor <= peer.committed)
+        return number <= peer.committed
+
+    def behind(self) -> dict[NodeId, int]:
+        """How many committed entries each learner lacks; on the primary."""
+        learners = [peer for peer in self._peers.values() if self._is_learner(peer)]
+        return {peer.member.id: max(0, self.committed - (peer.held or 0)) for peer in learners}
+
+    # --- inside
+
     def _peer(self, source: NodeId, generation: int, now: float) -> Peer | None:
         if not self.is_current(source, generation, now) or self.role is not Role.PRIMARY:
             return None
@@ -42,6 +60,17 @@ class Supplying(Following):
 
     def _is_in_touch(self, peer: Peer, now: float) -> bool:
         return now - peer.heard <= self._timing.silence_s
+
+    def _is_learner(self, peer: Peer) -> bool:
+        assert self.configuration is not None
+        return peer.member not in self.configuration.in_sync
+
+    def _room(self, peer: Peer) -> int:
+        """Bytes that may be on their way to a learner at once, besides those that are: as many as of a state."""
+        return self._limits.state_window * self._limits.piece_bytes - self._under_way(peer)
+
+    def _under_way(self, peer: Peer) -> int:
+        return self.log.bytes_between(peer.held or 0, peer.next - 1)
 
     def _tend_transfers(self, now: float) -> None:
         wanting = [peer for peer in self._peers.values() if peer.needs_state(self.log) and self._is_in_touch(peer, now)]

@@ -261,7 +261,7 @@ def test_a_loopback_address_is_told_as_the_tellers_machine() -> None:
 
 
 @given(st.integers(2, 8), st.integers(0, 2**32))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_any_tree_of_joins_in_any_order_becomes_a_full_mesh(count: int, seed: int) -> None:
     mesh, random = Mesh(seed), Random(seed)
     order = list(range(1, count + 1))
@@ -277,7 +277,7 @@ def test_any_tree_of_joins_in_any_order_becomes_a_full_mesh(count: int, seed: in
 
 
 @given(st.integers(0, 2**32))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_a_mesh_survives_kills_restarts_and_broken_links(seed: int) -> None:
     mesh, random = Mesh(seed), Random(seed)
     nodes = [mesh.add(number, *([number - 1] if number > 1 else [])) for number in range(1, 6)]

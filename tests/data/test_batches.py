@@ -23,7 +23,7 @@ def stored(store: BlobStore, rows: np.ndarray, per_chunk: int) -> Split:
     return Split(Dataset("d", len(rows), (column,)), 0, len(rows))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(0, 300), st.integers(0, 300), st.integers(-1, 5), st.integers(0, 2**63), st.integers(0, 4))
 def test_an_epoch_is_a_permutation_of_its_split(rows: int, cut: int, split_seed: int, seed: int, epoch: int) -> None:
     cut = min(cut, rows)
@@ -53,7 +53,7 @@ def test_without_a_seed_a_split_is_a_range() -> None:
         batches.split_order(Split(dataset(9), 4, 10))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 40), st.integers(1, 9), st.lists(st.integers(0, 10**6), max_size=30))
 def test_gathering_equals_indexing(
     tmp_path_factory: pytest.TempPathFactory, count: int, per_chunk: int, picks: list[int]

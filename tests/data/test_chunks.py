@@ -11,7 +11,7 @@ from p2pnn.data import chunks
 from p2pnn.errors import DataError, StorageError
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.sampled_from(chunks.DTYPES).flatmap(
         lambda dtype: hnp.arrays(dtype, hnp.array_shapes(min_dims=1, max_dims=5, max_side=5))

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from p2pnn.data.moments import Moments
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.integers(0, 7), min_size=1, max_size=6), st.integers(1, 4), st.floats(-1e4, 1e4), st.integers(0, 99))
 def test_blocks_merge_to_what_the_whole_gives(sizes: list[int], width: int, offset: float, seed: int) -> None:
     random = np.random.default_rng(seed)

@@ -20,6 +20,7 @@ from tests.executor import models
 from tests.executor.mesh import Mesh, contiguous, digests, manifest, scattered, spec_for
 from tests.executor.pump import Pump, data_plan, hybrid, hybrid_plan, parallel
 from tests.executor.test_replica import ADAM, CHANCE, alone, not_a_number, trained, training_loss
+from tests.support.marks import long
 
 
 @pytest.fixture(scope="module")
@@ -98,18 +99,18 @@ def test_nodes_take_no_more_memory_than_the_plan_says(
             assert 0.3 * bound < taken <= bound, (role, node)
 
 
-LEARNS: list[tuple[str, dict[str, Any]]] = [
+LEARNS: list[Any] = [
     ("async", {}),
-    ("async", {"n_push": 2, "n_fetch": 3, "local_rate": 0.01}),
-    ("async", {"push": "bf16", "pull": "int8", "warm_start": 3}),
-    ("ssp:1", {}),
+    long("async", {"n_push": 2, "n_fetch": 3, "local_rate": 0.01}),
+    long("async", {"push": "bf16", "pull": "int8", "warm_start": 3}),
+    long("ssp:1", {}),
     ("ssp:0", {}),
     ("local:8", {}),
-    ("sync", {"push": "int8", "pull": "int8"}),
+    long("sync", {"push": "int8", "pull": "int8"}),
 ]
 
 
-@pytest.mark.parametrize(("consistency", "settings"), LEARNS, ids=[f"{c}-{'-'.join(s)}" for c, s in LEARNS])
+@pytest.mark.parametrize(("consistency", "settings"), LEARNS)
 def test_every_kind_learns(consistency: str, settings: dict[str, Any], blobs: BlobStore) -> None:
     graph = models.scaled(models.dense())
     spec = spec_for(graph, blobs, epochs=24, optimizer=Optimizer("adam", rate=0.02))
@@ -201,7 +202,7 @@ def test_the_best_epoch_is_restored_and_evaluated_as_it_was(blobs: BlobStore) ->
         assert set(pump.finish()) == {0}
 
 
-@pytest.mark.parametrize("consistency", ["sync", "async", "local:2"])
+@pytest.mark.parametrize("consistency", ["sync", long("async"), long("local:2")])
 def test_a_node_that_a_shard_sets_aside_takes_its_replica_along_and_keeps_nobody_waiting(
     consistency: str, blobs: BlobStore
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
@@ -231,6 +232,49 @@ def test_a_worker_whose_gradients_are_no_numbers_is_refused_counted_and_set_asid
         assert report.set_aside == (1,)
         assert (1, "NOT_FINITE", 3) in report.refused
         assert report.taken[0] > report.taken[1]
+
+
+def infinite(message: commands.PushPart, place: memoryview) -> None:
+    place[:4] = np.array([np.inf], np.float32).tobytes()
+
+
+def huge(message: commands.PushPart, place: memoryview) -> None:
+    np.frombuffer(place, np.float32)[:] *= np.float32(1e6)
+
+
+@pytest.mark.parametrize(
+    ("why", "first", "change"), [("NOT_FINITE", 3, infinite), ("RUNAWAY", 30, huge), ("SHAPE", 3, None)]
+)
+def test_a_worker_that_sends_what_nobody_can_use_is_refused_counted_and_set_aside(
+    why: str, first: int, change: Any, blobs: BlobStore
+) -> None:
+    """And the others train on without it."""
+    spec = parallel(spec_for(models.scaled(models.dense()), blobs, epochs=40, optimizer=ADAM), "async")
+    with Pump(spec, data_plan(spec, 3, 2), blobs) as pump:
+        if change is not None:
+            pump.spoil = lambda worker, message, place: (
+                change(message, place) if worker == 1 and message.sequence >= first else None
+            )
+        else:
+            tell = pump.tell_server
+
+            def shorten(shard: int, message: Any) -> None:
+                if isinstance(message, commands.PushArrived) and message.worker == 1 and message.sequence >= first:
+                    for _ in range(3):  # an honest worker's port waits for an answer to the first
+                        tell(shard, msgspec.structs.replace(message, misfit=4))
+                else:
+                    tell(shard, message)
+
+            pump.tell_server = shorten  # type: ignore[method-assign]
+        pump.train(150)
+        after = pump.evaluate("test")
+        pump.checkpoint()
+        assert set(pump.finish()) == {0}
+    assert np.isfinite(after.loss_sum)
+    for report in pump.served.values():
+        assert report.set_aside == (1,)
+        assert {reason: often for who, reason, often in report.refused if who == 1}[why] >= 3
+        assert min(report.taken[0], report.taken[2]) > report.taken[1]
 
 
 def test_a_worker_that_one_shard_sets_aside_keeps_no_other_shard_waiting(blobs: BlobStore) -> None:

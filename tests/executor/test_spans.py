@@ -13,7 +13,7 @@ from p2pnn.data.blobs import BlobStore
 from p2pnn.executor import commands
 from p2pnn.executor.spans import Spans
 from p2pnn.job import script
-from p2pnn.job.spans import RING_BYTES, WAITS, Kind, Span, read, unpack
+from p2pnn.job.spans import RING_BYTES, SPANS_MAX, WAITS, Kind, Span, read, unpack
 from p2pnn.train import machine as m
 from p2pnn.train.schedule import Task
 from tests.executor import models
@@ -26,6 +26,18 @@ TRAIN = m.Stage("train", 8, 12, 2, 4)
 @pytest.fixture
 def memory() -> bytearray:
     return bytearray(RING_BYTES)
+
+
+def test_what_lies_behind_the_ring_is_never_written_to() -> None:
+    """Snapshots, or the landing places of values: a long run must not write its spans over them."""
+    memory = bytearray(RING_BYTES + 4096)
+    spans = Spans(memoryview(memory))
+    for number in range(SPANS_MAX + 100):
+        spans.did(m.Forward(TASK, number), TRAIN, 1.0, 2.0)
+    assert not any(memory[RING_BYTES:])
+    found = read(memoryview(memory)[:RING_BYTES])
+    assert found.lost == 101
+    assert unpack(found.spans)[-1].micro_batch == SPANS_MAX + 99
 
 
 @pytest.mark.parametrize(

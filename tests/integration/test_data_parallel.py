@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,14 @@ import pytest
 
 from p2pnn import nn
 from p2pnn.cli import trace as tracing
+from p2pnn.job.shares import summary
+from p2pnn.job.spans import ALL_WORKERS, Kind, shard_and_worker
 from p2pnn.job.spec import DataParallel, JobSpec, Optimizer
-from p2pnn.job.trace import View, chrome, summary
+from p2pnn.job.trace import View
 from p2pnn.types import BlobId
 from tests.integration.mesh import Mesh, blobs_of, make_job, mesh, wait_until
 from tests.integration.test_draining import drain
+from tests.job.test_trace import rendered
 from tests.support.marks import long
 
 Job = tuple[JobSpec, dict[BlobId, bytes]]
@@ -214,8 +218,22 @@ def test_each_node_gives_a_trace_also_one_that_only_serves(three: Mesh) -> None:
     labels = {name: {view.label(span).split()[0] for span in view.computing} for name, view in views.items()}
     assert labels["a"] >= {"forward", "backward"} <= labels["b"]
     assert labels["c"] == set()
-    assert chrome(found)
-    assert list(summary(found))
+    [server] = [view for view in views.values() if view.part.homes[0] == view.part.index]
+    done = {(span.kind, *shard_and_worker(span.what)) for span in server.serving}
+    assert {(Kind.JUDGE, 0, 0), (Kind.JUDGE, 0, 1), (Kind.APPLY, 0, ALL_WORKERS)} <= done
+    rounds = [span.step for span in server.serving if span.kind == Kind.APPLY and shard_and_worker(span.what)[0] == 0]
+    assert rounds == list(range(20)), "an update per step, in order"
+    came = Counter(shard_and_worker(span.what) for span in server.moving if span.kind == Kind.RECEIVE_PUSH)
+    assert came[0, 0] == came[0, 1] >= 20
+    for name in "ab":
+        kinds = {span.kind for span in views[name].moving}
+        assert kinds >= {Kind.SEND_PUSH, Kind.RECEIVE_VALUES}
+        waits = {views[name].label(span) for span in views[name].waiting}
+        assert f"for shard 0 of the parameters, on {server.name}" in waits
+    rendered(found)
+    shares = {share.name: share for share in summary(found)}
+    assert shares[server.name].serving
+    assert not shares["c"].computes
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,6 @@ from tests.integration.test_data_parallel import (
     done,
     events,
     gone,
-    long,
     normalized,
     pids,
     plain,
@@ -29,6 +28,7 @@ from tests.integration.test_data_parallel import (
     step,
 )
 from tests.integration.test_draining import drain
+from tests.support.marks import long
 
 ALL = "abcd"
 

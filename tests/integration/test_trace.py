@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from p2pnn.cli import trace as tracing
+from p2pnn.job.shares import summary
 from p2pnn.job.spans import WAITS, Kind
-from p2pnn.job.trace import Trace, View, chrome, summary
+from p2pnn.job.trace import Trace, View, chrome
 from tests.integration.mesh import Mesh, blobs_of, make_job, mesh, wait_until
 from tests.integration.test_bits import tangled
 from tests.job.test_trace import rendered

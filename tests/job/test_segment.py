@@ -49,7 +49,7 @@ def random_case(seed: int) -> Case:
 
 
 cases = st.integers(0, 2**32).map(random_case)
-quick = settings(max_examples=150, deadline=None)
+quick = settings(max_examples=150)
 
 
 def owners(parts: list[Segment]) -> dict[int, int]:

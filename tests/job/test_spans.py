@@ -4,10 +4,24 @@ from __future__ import annotations
 
 import itertools
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p2pnn.job.spans import HEAD_BYTES, RECORD, RING_BYTES, SPANS_MAX, Kind, Ring, Span, read, unpack
+from p2pnn.job.spans import (
+    ALL_WORKERS,
+    HEAD_BYTES,
+    RECORD,
+    RING_BYTES,
+    SPANS_MAX,
+    Kind,
+    Ring,
+    Span,
+    of_push,
+    read,
+    shard_and_worker,
+    unpack,
+)
 
 
 def ring_of(places: int) -> tuple[Ring, bytearray]:
@@ -72,3 +86,13 @@ def test_the_size_of_a_ring_holds_its_spans() -> None:
     memory = bytearray(RING_BYTES)
     fill(Ring(memory), SPANS_MAX)
     assert len(unpack(read(memory).spans)) >= SPANS_MAX - 1
+
+
+@pytest.mark.parametrize(("shard", "worker"), [(0, 0), (3, 7), (0x7FFF, ALL_WORKERS)])
+def test_a_shard_and_a_worker_have_place_in_a_span(shard: int, worker: int) -> None:
+    memory = bytearray(RING_BYTES)
+    Ring(memory).add(1.0, 2.0, 3, 4, Kind.APPLY, of_push(shard, worker))
+    [span] = unpack(read(memory).spans)
+    assert shard_and_worker(span.what) == (shard, worker)
+    with pytest.raises(ValueError, match="no place in a span"):
+        of_push(shard + 0x8000, worker)

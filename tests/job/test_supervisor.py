@@ -183,7 +183,7 @@ class World:
         return self.supervisor.record
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 2**32))
 def test_a_run_goes_through_its_script_in_any_order_of_answers(seed: int) -> None:
     world = World(make_spec(monitor="accuracy"), seed)
@@ -620,7 +620,7 @@ def test_a_resume_from_the_last_checkpoint_of_all_only_evaluates() -> None:
     assert second.record.bits == world.record.bits
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 2**32), after=st.integers(1, 60))
 def test_a_pause_stops_all_nodes_at_one_step_with_a_checkpoint_there(seed: int, after: int) -> None:
     world = World(make_spec(epochs=20), seed)

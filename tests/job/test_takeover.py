@@ -242,7 +242,7 @@ UNDISTURBED = {
 EXPECTED = {kind: outcome(mesh.run()) for kind, mesh in UNDISTURBED.items()}
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(seed=st.integers(0, 2**32), deaths=st.integers(1, 6), patience=st.sampled_from([0, 2]), uneven=st.booleans())
 def test_a_run_whose_coordinators_die_ends_as_if_none_had(seed: int, deaths: int, patience: int, uneven: bool) -> None:
     mesh = Mesh(job(patience), seed, deaths, uneven=uneven)
@@ -271,7 +271,7 @@ def test_coordinators_did_die_in_such_runs() -> None:
     assert UNDISTURBED[2, False].nodes[NODES[0]].restored
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 2**32), deaths=st.integers(1, 4), at=st.integers(1, 25))
 def test_a_pause_survives_the_coordinator_that_was_asked_for_it(seed: int, deaths: int, at: int) -> None:
     mesh = Mesh(job(0), seed, deaths, pause_at=at)

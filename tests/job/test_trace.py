@@ -14,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2pnn.errors import CheckpointError
-from p2pnn.job.spans import RECORD, SPANS_MAX, Kind, Span
-from p2pnn.job.trace import PART_BYTES_MAX, NodePart, Passage, Trace, chrome, decode, summary
+from p2pnn.job.shares import summary
+from p2pnn.job.spans import ALL_WORKERS, RECORD, SPANS_MAX, Kind, Span, of_push
+from p2pnn.job.trace import PART_BYTES_MAX, NodePart, Passage, Trace, chrome, decode
 
 NODES = ("a", "b")
 TRANSFERS = (Passage("conv1", 4096, 0, 1, False), Passage("conv1", 4096, 1, 0, True))
@@ -81,7 +82,7 @@ def validate(found: dict[str, Any]) -> None:
         match event["ph"]:
             case "X":
                 assert event["dur"] >= 0
-                assert event["cat"] in ("compute", "wait", "send", "receive")
+                assert event["cat"] in ("compute", "wait", "serve", "send", "receive")
                 assert isinstance(event["args"], dict)
                 rows[event["pid"], event["tid"]].append((event["ts"], event["ts"] + event["dur"]))
             case "M":
@@ -167,42 +168,51 @@ def test_a_wait_that_is_not_over_is_shown_and_spans_that_make_no_sense_are_not()
     assert slices(found, 0, "send") == []
 
 
-def test_the_summary_adds_up() -> None:
-    first, second = summary(TRACE)
-    assert (first.name, first.window_s) == ("a", 3.5)  # from 11.5, as far back as b remembers, to 15
-    assert first.computing == pytest.approx(2 / 3.5)
-    assert first.waiting == pytest.approx(1.5 / 3.5)
-    assert first.on == "for gradient of conv1 from b"
-    assert first.on_share == first.waiting
-    assert first.sending == 0.0
-    assert first.receiving == pytest.approx(0.5 / 3.5)
-    assert first.overlap == 0.0
-    assert second.computing == pytest.approx(1 / 3.5)
-    assert second.on == "for the coordinator"
-    assert second.overlap == 0.0
-    assert (first.lost, second.lost) == (0, 7)
-
-
-def test_a_wait_that_is_not_over_counts_as_waiting() -> None:
-    stuck = part(1, packed((1.0, 2.0, 0, 0, Kind.FORWARD, 0)), since=2.0, taken_s=50.0)
-    works = part(0, packed((0.0, 10.0, 0, 0, Kind.FORWARD, 0)))
-    _, share = summary(Trace("toy-1", 1, (works, stuck), {}))
-    assert share.waiting == share.on_share == pytest.approx(0.8)
-    assert share.on == "for what had not come when its part was taken"
-
-
-def test_overlap_is_of_the_time_with_a_tensor_on_its_way() -> None:
-    computed = packed((0.0, 2.0, 0, 0, Kind.FORWARD, 0), (4.0, 10.0, 0, 0, Kind.BACKWARD, 0))
-    moved = packed((1.0, 3.0, 0, -1, Kind.SEND, 0), (2.0, 5.0, 0, -1, Kind.RECEIVE, 1), (6.0, 7.0, 1, -1, Kind.SEND, 0))
-    [share] = summary(Trace("toy-1", 1, (part(0, computed, moved),), {}))
-    assert share.overlap == pytest.approx((1 + 1 + 1) / 5)
-    assert share.sending == pytest.approx(0.3)
-
-
 def test_nothing_recorded_is_a_trace_too() -> None:
-    assert summary(Trace("toy-1", 1, (part(0),), {})) == []
     rendered(Trace("toy-1", 1, (part(0),), {}))
     rendered(Trace("toy-1", 1, (), {"a": "gone"}))
+
+
+SERVER = part(
+    0,
+    packed((1.0, 2.0, -1, -1, Kind.FOR_VALUES, 0), (2.0, 3.0, -1, -1, Kind.FOR_PUSHED, -1), (3.0, 4.0, 0, 0, Kind.FORWARD, 0)),
+    packed(
+        (1.0, 2.0, 7, -1, Kind.RECEIVE_PUSH, of_push(0, 1)),
+        (1.5, 2.5, 6, -1, Kind.RECEIVE_PUSH, of_push(0, 0)),
+        (5.0, 6.0, 7, -1, Kind.SEND_VALUES, of_push(0, 1)),
+        (2.0, 3.0, 6, -1, Kind.SEND_PUSH, of_push(1, 0)),
+        (2.0, 3.0, 6, -1, Kind.RECEIVE_VALUES, of_push(2, 0)),  # there is no shard 2
+        (2.0, 3.0, 6, -1, Kind.RECEIVE_PUSH, of_push(1, 9)),  # nor a worker 9
+    ),
+    served=packed(
+        (2.0, 3.0, 7, 4, Kind.JUDGE, of_push(0, 1)),
+        (3.0, 3.5, 7, 4, Kind.LOG, of_push(0, 1)),
+        (3.5, 5.0, -1, 4, Kind.APPLY, of_push(0, ALL_WORKERS)),
+        (5.0, 6.0, -1, 4, Kind.APPLY, of_push(3, 1)),
+    ),
+    homes=(0, 1),
+    workers=(0, 1),
+)  # fmt: skip
+
+
+def test_what_a_server_does_has_a_lane_of_its_own() -> None:
+    found = rendered(Trace("toy-1", 1, (SERVER,), {}))
+    assert slices(found, 0, "serve") == [
+        ("judge push 7 of worker 1 to shard 0", 1e6, 1e6, {"push": 7, "version": 4}),
+        ("log push 7 of worker 1 to shard 0", 2e6, 5e5, {"push": 7, "version": 4}),
+        ("apply a round of pushes to shard 0", 2.5e6, 1.5e6, {"version": 4}),
+    ]
+    threads = [e["args"]["name"] for e in found["traceEvents"] if e["name"] == "thread_name"]
+    assert threads == ["compute", "wait", "serve", "receive from b", "receive from a", "send to b"]
+    assert sorted(slices(found, 0, "receive")) == [
+        ("push 6 of worker 0 to shard 0", 5e5, 1e6, {"push": 6}),
+        ("push 7 of worker 1 to shard 0", 0, 1e6, {"push": 7}),
+    ]
+    assert [name for name, *_ in slices(found, 0, "send")] == [
+        "push 6 of worker 0 to shard 1", "parameters of shard 0 for worker 1",
+    ]  # fmt: skip
+    waits = [name for name, *_ in slices(found, 0, "wait")]
+    assert waits == ["for shard 0 of the parameters, on a", "until a push had left"]
 
 
 stretch = st.tuples(
@@ -231,7 +241,7 @@ def test_any_spans_make_a_valid_trace(computed: list[Any], moved: list[Any], off
 def test_parts_travel_and_are_checked() -> None:
     data = msgspec.msgpack.encode(SECOND)
     assert decode(data, "it") == SECOND
-    assert data.startswith((b"\x8f\xa3job", b"\xde\x00\x10\xa3job"))  # leftovers of parcels are told by their first key
+    assert data.startswith((b"\x8f\xa3job", b"\xde\x00\x14\xa3job"))  # leftovers of parcels are told by their first key
     for wrong, sentence in (
         (b"\xc1", "not a readable trace"),
         (bytes(PART_BYTES_MAX + 1), "has at most"),
@@ -242,6 +252,8 @@ def test_parts_travel_and_are_checked() -> None:
             "is damaged",
         ),
         (msgspec.msgpack.encode(msgspec.structs.replace(SECOND, nodes=("a",))), "is damaged"),
+        (msgspec.msgpack.encode(msgspec.structs.replace(SECOND, served=b"x")), "is damaged"),
+        (msgspec.msgpack.encode(msgspec.structs.replace(SECOND, homes=(2,))), "is damaged"),
         (msgspec.msgpack.encode(msgspec.structs.replace(SECOND, index=-1)), "is damaged"),
         (msgspec.msgpack.encode(msgspec.structs.replace(SECOND, clock_offset_s=math.inf)), "is damaged"),
         (msgspec.msgpack.encode(msgspec.structs.replace(SECOND, taken_s=math.nan)), "is damaged"),

@@ -209,7 +209,7 @@ def survives(data: bytes) -> None:
     verify(decode(encode(graph)))
 
 
-QUICK = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+QUICK = settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
 
 
 @QUICK

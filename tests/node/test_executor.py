@@ -77,14 +77,16 @@ async def test_one_that_reads_none_of_far_too_many_messages_is_ended(monkeypatch
     exits: list[str] = []
     executor = await Executor.start(0, 1, lambda message: None, exits.append)
     os.kill(executor.pid, signal.SIGSTOP)
-    for sequence in range(200_000):
-        executor.send(commands.Marked(0, 0, sequence))
-        if exits:
-            break
-    assert exits
-    assert "left more than 1 MiB of messages unread" in exits[0]
-    executor.send(commands.Marked(0, 0, 0))
-    await executor.end()
+    try:
+        for sequence in range(200_000):
+            executor.send(commands.Marked(0, 0, sequence))
+            if exits:
+                break
+        assert exits
+        assert "left more than 1 MiB of messages unread" in exits[0]
+        executor.send(commands.Marked(0, 0, 0))
+    finally:
+        await executor.end()
     assert len(exits) == 1
     assert gone(executor.pid)
 

@@ -102,9 +102,10 @@ async def test_a_node_that_computes_and_serves_has_an_executor_for_each_and_is_p
     await bench.begin()
     computes, serves = bench.prepares
     assert (computes.role, computes.spans, computes.snapshots, computes.landings > 0) == ("compute", 0, -1, True)
-    assert (serves.role, serves.spans, serves.snapshots, serves.landings) == ("serve", -1, -1, -1)
+    ring = bench.served.arena_bytes  # behind all else
+    assert (serves.role, serves.spans, serves.snapshots, serves.landings) == ("serve", ring, -1, -1)
     assert (computes.plan, computes.node_index) == (serves.plan, serves.node_index) == (encode(bench.plan), 1)
-    assert (len(bench.compute.memory), len(bench.serve.memory)) == (computes_bytes(bench), bench.served.arena_bytes)
+    assert (len(bench.compute.memory), len(bench.serve.memory)) == (computes_bytes(bench), ring + RING_BYTES)
     assert bench.place.executor_pids == {"compute": 4711, "serve": 4711}
     bench.serve.say(commands.Prepared(4))
     assert bench.outside.of(wire.Prepared) == []

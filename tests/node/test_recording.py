@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from p2pnn.job.spans import RING_BYTES, Kind, Ring, unpack
+from p2pnn.job.spans import RING_BYTES, Kind, Ring, of_push, unpack
 from p2pnn.node import recording as module
 from p2pnn.node.recording import DRIFT, Offset, Recording
 from tests.node.nodes import JOB, A, B, plan_of, toy
@@ -41,6 +41,18 @@ def test_tensors_from_their_beginning_to_their_end(recording: Recording) -> None
     ]
 
 
+def test_parts_of_pushes_from_their_beginning_to_their_end(recording: Recording) -> None:
+    recording.push_begins(1, 2, 7, 0)
+    recording.push_begins(1, 2, 7, 1)
+    recording.push_received(1, 2, 7, 1)
+    recording.push_received(1, 2, 8, 0)  # of which no beginning was seen
+    recording.exchanged(Kind.SEND_VALUES, 1, 2, 7, 100.5)
+    assert [(s.start, s.end, s.micro_batch, s.kind, s.what) for s in unpack(recording.part().moved)] == [
+        (102.0, 103.0, 7, Kind.RECEIVE_PUSH, of_push(1, 2)),
+        (100.5, 104.0, 7, Kind.SEND_VALUES, of_push(1, 2)),
+    ]
+
+
 def test_a_part_says_what_its_numbers_mean(recording: Recording) -> None:
     part = recording.part()
     assert (part.job, part.generation, part.index, part.name, part.nodes) == (JOB, 2, 1, "b", ("a", "b"))
@@ -57,13 +69,14 @@ def test_the_executors_ring_outlives_its_memory(recording: Recording) -> None:
     memory = memoryview(bytearray(RING_BYTES))
     ring = Ring(memory)
     recording.watch(memory)
+    recording.watch_server(memory)
     ring.add(1.0, 2.0, 0, 0, Kind.FORWARD, 0)
     ring.waits(2.0)
     assert len(unpack(recording.part().computed)) == 1
     recording.close()
     ring.add(2.0, 3.0, 0, 0, Kind.BACKWARD, 0)
     part = recording.part()
-    assert len(unpack(part.computed)) == 1
+    assert len(unpack(part.computed)) == len(unpack(part.served)) == 1
     assert part.since == 2.0
     assert part.taken_s == recording.part().taken_s
 

@@ -48,8 +48,6 @@ async def test_pushes_that_no_honest_worker_sends_are_dropped_and_their_sender_n
     assert bench.place.body_for(A, bench.push(1), nbytes) is not None
     wrong = [
         (A, bench.push(), nbytes),  # it is coming in already
-        (A, bench.push(2), nbytes + 4),
-        (A, bench.push(2), 0),
         (A, bench.push(2, worker=1), nbytes),  # another's
         (C, bench.push(2), nbytes),  # a node that computes nothing
         (STRANGER, bench.push(2), nbytes),
@@ -65,6 +63,21 @@ async def test_pushes_that_no_honest_worker_sends_are_dropped_and_their_sender_n
         assert len(lines) == count, "one line each"
         assert f"node={ {A: 'a', C: 'c'}.get(node, 'dddddddd') } " in lines[-1]
     assert bench.serve.sent == []
+
+
+async def test_a_push_of_another_size_is_dropped_and_counted_by_the_shard(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench = DataBench(tmp_path)
+    await bench.begin()
+    for nbytes in (bench.push_bytes + 4, 0):
+        assert bench.place.body_for(A, bench.push(2), nbytes) is None
+        assert bench.serve.sent[-1] == commands.PushArrived(0, 0, 2, 0, 7, 6, True, 5, 2, nbytes)
+        assert "node=a reason=part 0 of push 2 of worker 0 to shard 0 has" in caplog.text
+    assert bench.place.body_for(C, bench.push(2), 0) is None
+    assert bench.place.body_for(A, bench.push(2, shard=1), 0) is None
+    assert bench.place.body_for(A, bench.push(2, part=1), 0) is None
+    assert len(bench.serve.sent) == 2, "others' are no business of the shard's"
 
 
 async def test_the_window_moves_as_the_shard_decides(tmp_path: Path) -> None:

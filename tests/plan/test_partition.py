@@ -57,7 +57,7 @@ def brute(work: Workload, profiles: list[Profile], links: dict, count: int, fram
     return best
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.data())
 def test_the_dp_finds_what_brute_force_finds(data: st.DataObject) -> None:
     widths = data.draw(st.lists(st.sampled_from([4, 40, 300, 900]), min_size=2, max_size=4))

@@ -177,7 +177,7 @@ def test_evaluations_and_predictions_are_planned_forward_only(kind: str) -> None
     assert plan.samples_per_s > made(mlp(40, 40)).samples_per_s
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 2**32))
 def test_a_plan_keeps_every_promise(seed: int) -> None:
     """Random pins, speeds and memory: refused with a sentence, or groups whole, pins kept, memory within limits."""

@@ -116,7 +116,7 @@ def test_nodes_on_one_machine_slow_each_other_down() -> None:
     assert step_s("pc", "laptop") * 1.02 < step_s("pc", "pc") < step_s("pc", "laptop") * CROWDING
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 2**32), nodes=st.integers(1, 4), frames=st.integers(1, 4), trains=st.booleans())
 def test_any_assignment_ends_and_repeats(seed: int, nodes: int, frames: int, trains: bool) -> None:
     kind = "train" if trains else "predict"

@@ -72,6 +72,9 @@ def test_the_first_line_says_when_it_loses_why_and_what_would_win() -> None:
     assert verdict.headline([SINGLE, data(300.0)], "the links are slow", "", "a").endswith(
         "because the links are slow; no other setting of it would win here, --parallel model --nodes 1 does"
     )
+    assert verdict.headline([SINGLE, MODEL, data(300.0)], "the links are slow", "", "a").endswith(
+        "; no other setting of it would win here, --parallel model does"
+    ), "the cut that the same line calls faster"
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
@@ -52,7 +52,6 @@ def test_sizes_are_exact(name: str, count: int, expected: int) -> None:
     assert codec(name).byte_count(count) == expected
 
 
-@settings(deadline=None)
 @given(arrays(ANY))
 def test_bfloat16_rounds_as_ml_dtypes_does(x: Flat) -> None:
     found = through(codec("bf16"), x)
@@ -83,7 +82,6 @@ def quantized(x: Flat) -> NDArray[np.float64]:
     return np.concatenate(found)
 
 
-@settings(deadline=None)
 @given(arrays(FLOAT32))
 def test_int8_is_the_nearest_of_255_steps(x: Flat) -> None:
     found = through(codec("int8"), x)
@@ -100,7 +98,6 @@ def test_int8_over_many_blocks() -> None:
     assert np.array_equal(through(codec("int8"), x), quantized(x))
 
 
-@settings(deadline=None)
 @given(arrays(FLOAT32), st.sampled_from([0.01, 0.3, 1.0]))
 def test_top_k_sends_the_largest_as_they_are(x: Flat, fraction: float) -> None:
     found = through(codec(f"top:{fraction}"), x)
@@ -121,7 +118,6 @@ def test_top_k_of_several_blocks_and_of_hostile_places() -> None:
     how.decode(np.full(how.byte_count(100), 0xFF, np.uint8), np.empty(100, np.float32))
 
 
-@settings(deadline=None)
 @given(arrays(FLOAT32), st.sampled_from(ALL))
 def test_what_was_rounded_is_not_rounded_again(x: Flat, name: str) -> None:
     how = codec(name)
@@ -133,7 +129,6 @@ def test_what_was_rounded_is_not_rounded_again(x: Flat, name: str) -> None:
         assert twice.tobytes() == (once + np.float32(0)).tobytes() or np.array_equal(twice, once)
 
 
-@settings(deadline=None)
 @given(st.lists(hnp.arrays(np.float32, 300, elements=MODERATE), min_size=1, max_size=5), st.sampled_from(LOSSY))
 def test_what_was_sent_and_what_is_owed_is_what_was_given(steps: list[Flat], name: str) -> None:
     feedback, how = Feedback(codec(name), 300), codec(name)

@@ -53,6 +53,7 @@ def test_who_may_push_what(
     said = gate.refusal(worker, node, shard, sequence, part, nbytes)
     assert words in said
     assert bool(said) == bool(words)
+    assert gate.is_misfit(worker, node, shard, part, nbytes) == ("instead of" in words)
 
 
 def test_a_part_comes_in_once_and_again_only_where_it_broke() -> None:

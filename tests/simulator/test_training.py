@@ -13,6 +13,7 @@ from p2pnn.ps.replicated import Taken
 from p2pnn.ps.shard import Shard
 from p2pnn.ps.space import Flat
 from p2pnn.ps.state import State
+from p2pnn.replication.peers import Peer
 from p2pnn.replication.replica import Replica
 from p2pnn.train.optimizers import Updater
 from p2pnn.train.rates import rate
@@ -135,7 +136,6 @@ RULES: dict[str, tuple[str, Any]] = {
     "who has pushed what travels with the state": ("p2pnn.ps.carrying._load_workers", _load_nobody),
     "an open round travels with the state": ("p2pnn.ps.replicated.unpack", _unpack_without_round),
     "the log knows what the state knows": ("p2pnn.ps.replicated.Taken.last", _nothing_is_taken),
-    "a slot is free when its push is applied": ("p2pnn.ps.gate.PushGate.refusal", _everything_comes_in),
 }
 """Rule → what is put in its place. Those of replication are switched off in `test_shards`, and some here as well."""
 
@@ -146,6 +146,17 @@ TOO = ("generations", "all in sync hold it", "promotion when synced", "whole upd
 def test_every_rule_is_needed(without: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(*RULES[without])
     assert_caught(Replica)
+
+
+class SendsAll(Replica):
+    def has_place(self, peer: Peer, worker: int, sequence: int) -> bool:
+        return True
+
+
+def test_a_slot_is_free_only_when_its_push_is_applied(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A primary keeps to that, and so does the gate where one does not."""
+    monkeypatch.setattr("p2pnn.ps.gate.PushGate.refusal", _everything_comes_in)
+    assert_caught(SendsAll)
 
 
 @pytest.mark.parametrize("without", TOO)

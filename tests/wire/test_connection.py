@@ -198,7 +198,7 @@ def test_a_cancelled_body_does_not_leave() -> None:
 
 
 @given(st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_any_split_of_the_bytes_gives_the_same_events(data: st.DataObject) -> None:
     """Interleaved bodies of any size, cut anywhere; also when a flipped bit ends the link somewhere."""
     sizes = data.draw(st.lists(st.integers(0, 300), min_size=1, max_size=8))

@@ -107,7 +107,7 @@ def test_any_prefix_with_a_right_checksum_ends_or_passes(
 
 @pytest.mark.parametrize("phase", PHASES)
 @given(data=st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_any_message_at_any_time_with_or_without_a_body(phase: str, data: st.DataObject) -> None:
     connection = PHASES[phase]()
     happened: list[Event] = []
@@ -120,7 +120,7 @@ def test_any_message_at_any_time_with_or_without_a_body(phase: str, data: st.Dat
 
 
 @given(data=st.data())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_mutated_and_truncated_streams_end_with_a_reason(data: st.DataObject) -> None:
     """A real conversation with bytes changed, cut out, doubled or cut off."""
     sender, receiver = pair(LinkKind.DATA, limits=Limits(piece_bytes=50))

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from p2pnn.engine.base import Context, Tensors
+from p2pnn.engine.base import Context, Look, Tensors
 from p2pnn.engine.numpy.kernel import NOTHING, Call, carve
 from p2pnn.engine.numpy.layout import Array
 from p2pnn.engine.numpy.planning import Backward, Forward, Plan, Total
@@ -28,12 +28,16 @@ Copying pays for short rows (16 channels), and costs a strided addition of long 
 numpy's own 8192 elements even rows of 4096 are copied; 1024 is the best, or within a tenth of it, for rows of any length.
 """
 
+RECTIFIERS = ("Relu",)
+"""Operators that make exact zeros of whatever is negative, so that a layer of them can be dead."""
+
 
 class Pass:
     """One direction of a frame: bound calls in order, and those Calls among them, whose context changes with each pass.
 
     versioned: the Calls whose op has parameters, with the registers of its inputs; updating: of those the ones that update
-    some. version: whose parameters they hold now (`Context.slot` and `update`).
+    some. version: whose parameters they hold now (`Context.slot` and `update`). rectified: (op, what it makes) of rectifiers, by
+    the number of calls after which it is there.
     """
 
     def __init__(self) -> None:
@@ -41,20 +45,27 @@ class Pass:
         self.steps: list[Callable[[], Any]] = []
         self.versioned: list[tuple[Call, Forward]] = []
         self.updating: list[tuple[Call, Backward]] = []
+        self.rectified: dict[int, tuple[int, Array]] = {}
         self.version: tuple[int, tuple[int, int]] | None = None
 
     def add(self, function: Callable[..., Any], *arguments: Any, **named: Any) -> None:
         """The next bound call."""
         self.steps.append(partial(function, *arguments, **named))
 
-    def run(self, context: Context) -> None:
+    def run(self, context: Context, look: Look | None = None) -> None:
         """One pass."""
         for call in self.calls:
             call.context = context
         with np.errstate(all="ignore"):  # a run that diverges shows in its loss, not in warnings
             np.setbufsize(BUFFER_ELEMENTS)  # until the end of this block, as errstate restores it
-            for step in self.steps:
+            if look is None or not self.rectified:
+                for step in self.steps:
+                    step()
+                return
+            for done, step in enumerate(self.steps, 1):
                 step()
+                if done in self.rectified:
+                    look(*self.rectified[done])
 
 
 class Frame:
@@ -83,13 +94,13 @@ class Frame:
         self._forward: Pass | None = None
         self._backward: dict[tuple[int, int], Pass] = {}
 
-    def forward(self, context: Context, values: Mapping[str, Array]) -> None:
+    def forward(self, context: Context, values: Mapping[str, Array], look: Look | None = None) -> None:
         """Run the ops in order."""
         self._meet(self._plan.values, values)
         if self._forward is None:
             self._forward = self._bind_forward(context)
         self._hold(self._forward, context)
-        self._forward.run(context)
+        self._forward.run(context, look)
 
     def backward(self, context: Context, gradients: Mapping[Any, Array], index: int) -> None:
         """Run the ops' gradients in reverse order."""
@@ -150,6 +161,8 @@ class Frame:
             call = self._call(steps, context, op)
             call.bound = op.kernel.bind_forward(call)
             steps.add(op.kernel.forward, call)
+            if op.kernel.site.op.kind in RECTIFIERS:
+                steps.rectified[len(steps.steps)] = op.kernel.site.index, call.y
         return steps
 
     def _bind_backward(self, context: Context, level: int, merges: int) -> Pass:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence, Set
 
 import numpy as np
 
-from p2pnn.engine.base import Context, Edge, Mode, Tensors
+from p2pnn.engine.base import Context, Edge, Look, Mode, Tensors
 from p2pnn.engine.numpy.binding import Frame
 from p2pnn.engine.numpy.edges import Edges
 from p2pnn.engine.numpy.kernel import Kernel, Site, Workspace, arena
@@ -63,11 +63,11 @@ class NumpyProgram:
         self._frames = [Frame(plan, tensors, shared, own, dtype, ready) for own in kept]
         self.memory_bytes = workspace.allocate() + shared.nbytes + sum(own.nbytes for own in kept)
 
-    def forward(self, frame: int, context: Context, values: Mapping[str, Array]) -> None:
+    def forward(self, frame: int, context: Context, values: Mapping[str, Array], look: Look | None = None) -> None:
         """Run the ops on one micro-batch. What backward needs stays in the frame."""
         if not 0 < context.rows <= self._rows or (self._mode == "train" and context.rows != self._rows):
             raise ModelError(f"a micro-batch has {context.rows} rows, but the program was compiled for {self._rows}")
-        self._frames[frame].forward(context, values)
+        self._frames[frame].forward(context, values, look)
 
     def backward(self, frame: int, context: Context, gradients: Mapping[Edge, Array], *, index: int) -> None:
         """Run the ops' gradients in reverse order, over what `forward` left in the frame."""
