@@ -1,4 +1,5 @@
-"""The messages between workers and parameter-server shards that are not those of replication: 62–64.
+"""The messages between workers and parameter-server shards that are not those of replication: 62–64; and those about who holds
+the shards: 106, 107.
 
 They are part of the closed list in `wire.messages`. A worker is named by its number in the plan, a shard by its. A push is
 `wire.replication.Push`, answered by Values or, without values, by `wire.replication.Pushed`.
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from p2pnn.wire.fields import Count, JobText, Message, Name
+from p2pnn.wire.fields import Count, JobText, Message, Name, Packed
 
 
 class Values(Message, tag=62):
@@ -58,3 +59,28 @@ class Mark(Message, tag=64):
     shard: Count
     worker: Count
     sequence: Count
+
+
+class Assigned(Message, tag=106):
+    """Coordinator to the nodes of a start that take part in it: this has been committed. The newest counts; it may come again.
+
+    assignment: MessagePack of job.assignment.Assignment.
+    """
+
+    job: JobText
+    generation: Count
+    assignment: Packed
+    term: Count = 0
+
+
+class ShardWish(Message, tag=107):
+    """Node to coordinator: a shard's primary wants this configuration of its replicas, made from the newest that it knows.
+    Answered by Assigned, once it is committed or where another one holds.
+
+    configuration: MessagePack of replication.configuration.Configuration; empty to be told what holds.
+    """
+
+    job: JobText
+    generation: Count
+    shard: Count
+    configuration: Packed = b""
