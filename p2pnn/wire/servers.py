@@ -1,14 +1,16 @@
-"""The messages between workers and parameter-server shards that are not those of replication: 62–64.
+"""The messages between workers and parameter-server shards that are not those of replication: 62–64; and those about who holds
+the shards: 106, 107.
 
 They are part of the closed list in `wire.messages`. A worker is named by its number in the plan, a shard by its. A push is
-`wire.replication.Push`, answered by Values or, without values, by `wire.replication.Pushed`.
+`wire.replication.Push`, answered by Values or, without values, by `wire.replication.Pushed`. generation: of the job's start; by:
+of the shard's configuration by which the sender acts.
 """
 
 from __future__ import annotations
 
 from typing import ClassVar
 
-from p2pnn.wire.fields import Count, JobText, Message, Name
+from p2pnn.wire.fields import Count, JobText, Message, Name, Packed
 
 
 class Values(Message, tag=62):
@@ -32,6 +34,7 @@ class Values(Message, tag=62):
     number: Count
     refusal: Name = ""
     log_number: Count = 0
+    by: Count = 0
 
 
 class Fetch(Message, tag=63):
@@ -47,6 +50,7 @@ class Fetch(Message, tag=63):
     request: Count
     have: Count = 0
     after: Count = 0
+    by: Count = 0
 
 
 class Mark(Message, tag=64):
@@ -58,3 +62,29 @@ class Mark(Message, tag=64):
     shard: Count
     worker: Count
     sequence: Count
+    by: Count = 0
+
+
+class Assigned(Message, tag=106):
+    """Coordinator to the nodes of a start that take part in it: this has been committed. The newest counts; it may come again.
+
+    assignment: MessagePack of job.assignment.Assignment.
+    """
+
+    job: JobText
+    generation: Count
+    assignment: Packed
+    term: Count = 0
+
+
+class ShardWish(Message, tag=107):
+    """Node to coordinator: a shard's primary wants this configuration of its replicas, made from the newest that it knows.
+    Answered by Assigned, once it is committed or where another one holds.
+
+    configuration: MessagePack of replication.configuration.Configuration; empty to be told what holds.
+    """
+
+    job: JobText
+    generation: Count
+    shard: Count
+    configuration: Packed = b""
