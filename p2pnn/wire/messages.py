@@ -101,6 +101,8 @@ from p2pnn.wire.replication import StatePiece as StatePiece
 from p2pnn.wire.replication import Superseded as Superseded
 from p2pnn.wire.replication import UpdateWanted as UpdateWanted
 from p2pnn.wire.servers import Fetch as Fetch
+from p2pnn.wire.servers import Leased as Leased
+from p2pnn.wire.servers import LeaseWish as LeaseWish
 from p2pnn.wire.servers import Mark as Mark
 from p2pnn.wire.servers import Values as Values
 
@@ -254,7 +256,7 @@ AnyMessage = (
     | Reserve | Waiting | Granted | Release | Prepare | Preparing | Prepared | Command | Report | JobFailed
     | Retired | Squares | Keep | Kept | Record | RecordRequest | Ask | Answered | Traced
     | CutsWanted | CutsHeld | PartWanted | PartMade | Adopt | Adopted | Happened | Follow | Tensor | Snapshot
-    | Values | Fetch | Mark
+    | Values | Fetch | Mark | LeaseWish | Leased
     | Lead | Held | PreVote | PreVoted | Vote | Voted | CharterPiece | CharterWanted | Handover
     | Petition | Ruling | AuthorityWanted | AuthorityKey | AuthorityHeld
     | Push | Pushed | Forward | Append | Appended | Beat | UpdateWanted | StatePiece | StateHeld | Superseded

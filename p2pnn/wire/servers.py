@@ -1,4 +1,4 @@
-"""The messages between workers and parameter-server shards that are not those of replication: 62–64.
+"""The messages between workers and parameter-server shards that are not those of replication: 62–64, 110, 111.
 
 They are part of the closed list in `wire.messages`. A worker is named by its number in the plan, a shard by its. A push is
 `wire.replication.Push`, answered by Values or, without values, by `wire.replication.Pushed`.
@@ -6,9 +6,16 @@ They are part of the closed list in `wire.messages`. A worker is named by its nu
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Annotated, ClassVar, Final
+
+from msgspec import Meta
 
 from p2pnn.wire.fields import Count, JobText, Message, Name
+
+LEASES_MAX: Final = 16
+"""Ranges of the data that one worker has at once: it asks for one when the last is near its end, so it has two."""
+
+LeaseRanges = Annotated[tuple[tuple[Count, Count], ...], Meta(max_length=LEASES_MAX)]
 
 
 class Values(Message, tag=62):
@@ -51,10 +58,47 @@ class Fetch(Message, tag=63):
 
 class Mark(Message, tag=64):
     """Worker to shard: the worker has done all commands of the script before `sequence`, and the shard has acknowledged its
-    pushes."""
+    pushes. rests: it has nothing to train after `pushes` pushes: no bound waits for it until its next one."""
 
     job: JobText
     generation: Count
     shard: Count
     worker: Count
     sequence: Count
+    rests: bool = False
+    pushes: Count = 0
+
+
+class LeaseWish(Message, tag=110):
+    """Worker to the shard that deals out the data: what it has trained, and that it wants more. Answered by Leased: at once, or
+    when there are batches for it, or when all below `until` are trained. number: rises by one with each; the newest counts.
+
+    done: ranges [first, behind the last) of batches, counted through all epochs; pushed: its last push that holds any of them.
+    batches: how many more it wants, of those below `below`. quits: it trains nothing any more.
+    """
+
+    job: JobText
+    generation: Count
+    shard: Count
+    worker: Count
+    number: Count
+    done: LeaseRanges = ()
+    pushed: Count = 0
+    batches: Count = 0
+    below: Count = 0
+    until: Count = 0
+    quits: bool = False
+
+
+class Leased(Message, tag=111):
+    """Shard to worker: the ranges of batches that it is to train, in this order, all of them. trained_below: all batches below
+    are trained. again: how many of the epoch of `LeaseWish.until` were trained more often than once."""
+
+    job: JobText
+    generation: Count
+    shard: Count
+    worker: Count
+    number: Count
+    ranges: LeaseRanges = ()
+    trained_below: Count = 0
+    again: Count = 0
