@@ -98,7 +98,7 @@ class Granting:
         return table is not None and all(table.has_quit(state.roster.number(worker)) for worker in state.training)
 
     def _is_answered(self, table: LeaseTable, number: int, wish: Wish) -> bool:
-        return table.was_given(number) or table.trained_below >= wish.until
+        return table.has_news(number, wish.heard) or table.trained_below >= wish.until
 
     def _may_get(self, table: LeaseTable, number: int, worker: Worker, wish: Wish) -> bool:
         is_able = wish.batches > 0 and worker not in self._state.guard.set_aside and not table.has_quit(number)

@@ -49,21 +49,22 @@ class _Run:
 
 
 class Leasing:
-    """step: global steps that were trained before this start. at_least: steps of a range, where a push holds several.
+    """step: global steps that were trained before this start. at_least: steps of a range, where a push holds several. retry_s: as
+    RETRY_S.
 
     until: the least step that the script waits for, −1 for none. below: batches below it may be trained.
     """
 
-    def __init__(self, step: int, at_least: int = 1) -> None:
+    def __init__(self, step: int, at_least: int = 1, retry_s: float = RETRY_S) -> None:
         self.trained_below = step
         self.again = 0
         self.granted = 0  # local steps
         self.until, self.below = -1, step
-        self._at_least = at_least
+        self._at_least, self._retry_s = at_least, retry_s
         self._runs: deque[_Run] = deque()
         self._told = self._heard = 0  # local steps that were said to be trained, and of which the shard has heard
         self._quits = False
-        self._number = self._pushed = 0
+        self._number = self._pushed = self._answered = 0
         self._waits: Wish | None = None
         self._sent_at = self._retry_at = -math.inf
         self._again = False
@@ -120,15 +121,15 @@ class Leasing:
             self._pushed = pushed
         self._told = max(done, self._told)
         said = self._between(self._heard, self._told)
-        wish = Wish(self._number, said, self._pushed, wanted, self.below, until, self._quits)
-        self._waits, self._sent_at, self._retry_at, self._again = wish, now, now + RETRY_S, False
+        wish = Wish(self._number, said, self._pushed, wanted, self.below, until, self._answered, self._quits)
+        self._waits, self._sent_at, self._retry_at, self._again = wish, now, now + self._retry_s, False
         return wish
 
     def leased(self, number: int, ranges: Iterable[Range], trained_below: int, again: int) -> None:
         """The answer to a wish. One to an older wish says nothing that the newest will not say."""
         if self._waits is None or number != self._waits.number:
             return
-        self._waits, self._heard = None, self._told
+        self._waits, self._heard, self._answered = None, self._told, number
         self.trained_below = max(self.trained_below, trained_below)
         self.again = again
         while self._runs and self._runs[0].end <= self._heard:
@@ -142,7 +143,7 @@ class Leasing:
 
     def say_again(self) -> None:
         """Another process may deal out the data now, or what was said was lost."""
-        self._again = True
+        self._again |= self._waits is not None
 
     def get_timer(self) -> float | None:
         """When `next_wish` may have something although nothing has happened."""
@@ -161,7 +162,7 @@ class Leasing:
 
     def _is_due(self, now: float, wanted: int, until: int, news: bool, idle: bool) -> bool:
         if self._again:
-            return self._number > 0 or self._quits
+            return True
         tells = news and (idle or now >= self._sent_at + TELL_S)
         if self._waits is None:
             polls = idle and until > self.trained_below

@@ -48,7 +48,7 @@ class Wish(msgspec.Struct, frozen=True, array_like=True):
     from the first that the table may not know of; pushed: its last push that holds any of that, or of what it said before.
 
     batches: how many more it wants, of those below `below`. until: when all below this are trained it is answered, with nothing or
-    not. quits: it trains nothing any more (`LeaseTable.lost`).
+    not. heard: the last wish whose answer it has. quits: it trains nothing any more (`LeaseTable.lost`).
     """
 
     number: _Count
@@ -57,6 +57,7 @@ class Wish(msgspec.Struct, frozen=True, array_like=True):
     batches: _Count = 0
     below: _Count = 0
     until: _Count = 0
+    heard: _Count = 0
     quits: bool = False
 
 
@@ -158,10 +159,9 @@ class LeaseTable:
         known = self._table.workers.get(worker)
         return known.number if known is not None else 0
 
-    def was_given(self, worker: int) -> bool:
-        """Whether its last wish was granted anything."""
-        known = self._table.workers.get(worker)
-        return known is not None and known.given
+    def has_news(self, worker: int, heard: int) -> bool:
+        """Whether it was granted anything that the answer to its wish number `heard` could not say."""
+        return any(s.holder == worker and s.grant > heard for s in self._table.stretches)
 
     def has_quit(self, worker: int) -> bool:
         """Whether it gets nothing more: it said so, or is lost."""

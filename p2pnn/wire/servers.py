@@ -74,7 +74,7 @@ class LeaseWish(Message, tag=110):
     when there are batches for it, or when all below `until` are trained. number: rises by one with each; the newest counts.
 
     done: ranges [first, behind the last) of batches, counted through all epochs; pushed: its last push that holds any of them.
-    batches: how many more it wants, of those below `below`. quits: it trains nothing any more.
+    batches: how many more it wants, of those below `below`. heard: the newest Leased that it has. quits: it trains nothing any more.
     """
 
     job: JobText
@@ -87,6 +87,7 @@ class LeaseWish(Message, tag=110):
     batches: Count = 0
     below: Count = 0
     until: Count = 0
+    heard: Count = 0
     quits: bool = False
 
 

@@ -41,7 +41,7 @@ def test_ranges_are_granted_in_order_and_only_below_what_may_be_trained() -> Non
     b.wish(4, below=6)
     a.wish(4, below=6)
     assert (b.held, a.held) == (((3, 5), (5, 6)), ((0, 3),))
-    assert not table.was_given(1)
+    assert not table.has_news(1, 2)
     assert not table.has_free(6)
     a.wish(4, (0, 2), below=6)
     assert (a.held, table.trained_below) == (((2, 3),), 2)
@@ -87,11 +87,11 @@ def test_what_there_was_nothing_for_is_granted_when_there_is() -> None:
     a.wish(4)
     b.wish(4)
     assert a.held == ((0, 2), (2, 3), (3, 4))
-    assert not table.was_given(2)
+    assert not table.has_news(2, 0)
     table.lost(1, 0)
     b.wish(4, again=True)
     assert b.held == ((0, 2),)
-    assert table.was_given(2)
+    assert table.has_news(2, 0)
 
 
 def test_what_a_lost_worker_trained_and_did_not_say_is_trained_again_and_told() -> None:
