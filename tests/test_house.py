@@ -33,7 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "nn": {"model"},
     "zoo": {"nn", "model"},
     "engine": {"model"},
-    "job": {"model"},
+    "job": {"model", "replication"},
     "data": {"job", "model"},
     "train": {"job", "model"},
     "plan": {"job", "model", "train", "ps"},

@@ -140,6 +140,13 @@ class AnswerLeft(_Message, tag=19):
     token: int
 
 
+class Assigned(_Message, tag=33):
+    """To both executors of a data-parallel run: who has which role now, newer than what they had. assignment: MessagePack of a
+    `job.assignment.Assignment`."""
+
+    assignment: bytes
+
+
 # executor → daemon
 
 
@@ -243,7 +250,7 @@ class Failed(_Message, tag=26):
 
 ToExecutor = (
     Prepare | Train | Evaluate | Predict | Sample | Checkpoint | Restore | Finish | Arrived | Sent | PeerRetired | PeerSquares
-    | Freed | Answered | Left | PushArrived | Fetched | Marked | AnswerLeft
+    | Freed | Answered | Left | PushArrived | Fetched | Marked | AnswerLeft | Assigned
 )  # fmt: skip
 FromExecutor = (
     Prepared | Send | Retired | Squares | Snapped | Progress | Done | Failed

@@ -28,10 +28,12 @@ class Train(_Message, tag=2):
 
 
 class Evaluate(_Message, tag=3):
-    """One forward pass over a split (`validation` or `test`); answer Done with an Evaluation."""
+    """One forward pass over a split (`validation` or `test`); answer Done with an Evaluation. gone: numbers of the workers of a
+    data-parallel run that take no part any more; the others share the split."""
 
     sequence: int
     split: str
+    gone: tuple[int, ...] = ()
 
 
 class Predict(_Message, tag=4):
@@ -51,9 +53,11 @@ class Sample(_Message, tag=12):
 
 
 class Checkpoint(_Message, tag=5):
-    """Write this node's part, after all earlier commands; answer Done with a Part, or with `error` (training goes on)."""
+    """Write this node's part, after all earlier commands; answer Done with a Part, or with `error` (training goes on). gone: as
+    of Evaluate: the least worker that is left writes the parameters."""
 
     sequence: int
+    gone: tuple[int, ...] = ()
 
 
 class Restore(_Message, tag=11):

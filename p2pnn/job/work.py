@@ -24,6 +24,8 @@ RECORD_BYTES_MAX: Final = 1024
 """Of a larger record plan and history stay out, so that hundreds of jobs fit a charter: the members have both as well, and a
 coordinator that has neither plans anew."""
 
+ASSIGNMENT_BYTES_MAX: Final = 32 * 1024
+"""Of some two hundred shards; it comes with the first loss of a node."""
 
 _JobText = Annotated[str, Meta(max_length=128, pattern=r"\A[A-Za-z0-9][A-Za-z0-9._-]*\Z")]  # it becomes a folder's name
 _BlobText = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
@@ -32,13 +34,15 @@ _Generation = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 
 
 class Entry(msgspec.Struct, frozen=True, array_like=True):
-    """One start of a job. spec: a blob that a majority of the voters holds. record: as it was when the start was decided."""
+    """One start of a job. spec: a blob that a majority of the voters holds. record: as it was when the start was decided.
+    assignment: who has which role now (`job.assignment`); empty for as the plan has it."""
 
     job: _JobText
     generation: _Generation
     spec: _BlobText
     nodes: tuple[_NodeText, ...]
     record: bytes
+    assignment: Annotated[bytes, Meta(max_length=ASSIGNMENT_BYTES_MAX)] = b""
 
     def began(self) -> JobRecord:
         """The record at the start, of this generation. Raises CheckpointError where a newer p2pnn wrote it."""

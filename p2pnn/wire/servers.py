@@ -1,4 +1,9 @@
+<<<<<<< HEAD
 """The messages between workers and parameter-server shards that are not those of replication: 62–64, 110, 111.
+=======
+"""The messages between workers and parameter-server shards that are not those of replication: 62–64; and those about who holds
+the shards: 106, 107.
+>>>>>>> job5
 
 They are part of the closed list in `wire.messages`. A worker is named by its number in the plan, a shard by its. A push is
 `wire.replication.Push`, answered by Values or, without values, by `wire.replication.Pushed`.
@@ -10,7 +15,7 @@ from typing import Annotated, ClassVar, Final
 
 from msgspec import Meta
 
-from p2pnn.wire.fields import Count, JobText, Message, Name
+from p2pnn.wire.fields import Count, JobText, Message, Name, Packed
 
 LEASES_MAX: Final = 16
 """Ranges of the data that one worker has at once: it asks for one when the last is near its end, so it has two."""
@@ -65,6 +70,7 @@ class Mark(Message, tag=64):
     shard: Count
     worker: Count
     sequence: Count
+<<<<<<< HEAD
     rests: bool = False
     pushes: Count = 0
 
@@ -75,11 +81,33 @@ class LeaseWish(Message, tag=110):
 
     done: ranges [first, behind the last) of batches, counted through all epochs; pushed: its last push that holds any of them.
     batches: how many more it wants, of those below `below`. heard: the newest Leased that it has. quits: it trains nothing any more.
+=======
+
+
+class Assigned(Message, tag=106):
+    """Coordinator to the nodes of a start that take part in it: this has been committed. The newest counts; it may come again.
+
+    assignment: MessagePack of job.assignment.Assignment.
+    """
+
+    job: JobText
+    generation: Count
+    assignment: Packed
+    term: Count = 0
+
+
+class ShardWish(Message, tag=107):
+    """Node to coordinator: a shard's primary wants this configuration of its replicas, made from the newest that it knows.
+    Answered by Assigned, once it is committed or where another one holds.
+
+    configuration: MessagePack of replication.configuration.Configuration; empty to be told what holds.
+>>>>>>> job5
     """
 
     job: JobText
     generation: Count
     shard: Count
+<<<<<<< HEAD
     worker: Count
     number: Count
     done: LeaseRanges = ()
@@ -103,3 +131,6 @@ class Leased(Message, tag=111):
     ranges: LeaseRanges = ()
     trained_below: Count = 0
     again: Count = 0
+=======
+    configuration: Packed = b""
+>>>>>>> job5
