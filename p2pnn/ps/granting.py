@@ -19,7 +19,7 @@ from p2pnn.replication.leases import LEASES_MAX, LeaseTable, Range, Wish
 @dataclass(frozen=True, slots=True)
 class Leased:
     """To a worker's wish. ranges: all that it holds, in the order in which it trains them. trained_below: everything below was
-    trained by somebody. again: batches of the epoch that it waits for which were trained more often than once."""
+    trained by somebody. again: batches of the epoch that it trains which were trained more often than once."""
 
     worker: Worker
     number: int
@@ -76,7 +76,7 @@ class Granting:
             number = state.roster.number(worker)
             if table.number(number) == wish.number and self._is_answered(table, number, wish):
                 del self._waiting[worker]
-                epoch = table.epoch_of(max(0, wish.until - 1))
+                epoch = table.epoch_of(max(0, wish.below - 1))
                 again = table.coverage(epoch).more
                 return Leased(worker, wish.number, table.held(number), table.trained_below, again)
         return None

@@ -1,9 +1,5 @@
-<<<<<<< HEAD
-"""The messages between workers and parameter-server shards that are not those of replication: 62–64, 110, 111.
-=======
-"""The messages between workers and parameter-server shards that are not those of replication: 62–64; and those about who holds
-the shards: 106, 107.
->>>>>>> job5
+"""The messages between workers and parameter-server shards that are not those of replication: 62–64; those about who holds the
+shards: 106, 107; and those about who trains what: 110–112.
 
 They are part of the closed list in `wire.messages`. A worker is named by its number in the plan, a shard by its. A push is
 `wire.replication.Push`, answered by Values or, without values, by `wire.replication.Pushed`.
@@ -21,6 +17,7 @@ LEASES_MAX: Final = 16
 """Ranges of the data that one worker has at once: it asks for one when the last is near its end, so it has two."""
 
 LeaseRanges = Annotated[tuple[tuple[Count, Count], ...], Meta(max_length=LEASES_MAX)]
+"""[first batch, the one behind the last), counted through all epochs."""
 
 
 class Values(Message, tag=62):
@@ -63,25 +60,13 @@ class Fetch(Message, tag=63):
 
 class Mark(Message, tag=64):
     """Worker to shard: the worker has done all commands of the script before `sequence`, and the shard has acknowledged its
-    pushes. rests: it has nothing to train after `pushes` pushes: no bound waits for it until its next one."""
+    pushes."""
 
     job: JobText
     generation: Count
     shard: Count
     worker: Count
     sequence: Count
-<<<<<<< HEAD
-    rests: bool = False
-    pushes: Count = 0
-
-
-class LeaseWish(Message, tag=110):
-    """Worker to the shard that deals out the data: what it has trained, and that it wants more. Answered by Leased: at once, or
-    when there are batches for it, or when all below `until` are trained. number: rises by one with each; the newest counts.
-
-    done: ranges [first, behind the last) of batches, counted through all epochs; pushed: its last push that holds any of them.
-    batches: how many more it wants, of those below `below`. heard: the newest Leased that it has. quits: it trains nothing any more.
-=======
 
 
 class Assigned(Message, tag=106):
@@ -101,13 +86,25 @@ class ShardWish(Message, tag=107):
     Answered by Assigned, once it is committed or where another one holds.
 
     configuration: MessagePack of replication.configuration.Configuration; empty to be told what holds.
->>>>>>> job5
     """
 
     job: JobText
     generation: Count
     shard: Count
-<<<<<<< HEAD
+    configuration: Packed = b""
+
+
+class LeaseWish(Message, tag=110):
+    """Worker to the shard that deals out the data: what it has trained, and that it wants more. Answered by Leased: at once, or
+    when there are batches for it, or when all below `until` are trained. number: rises by one with each; the newest counts.
+
+    done: ranges of batches; pushed: the last push that holds any of those, or of what was said before. batches: how many more it
+    wants, of those below `below`. heard: the newest Leased that it has. quits: it trains nothing any more.
+    """
+
+    job: JobText
+    generation: Count
+    shard: Count
     worker: Count
     number: Count
     done: LeaseRanges = ()
@@ -120,8 +117,8 @@ class ShardWish(Message, tag=107):
 
 
 class Leased(Message, tag=111):
-    """Shard to worker: the ranges of batches that it is to train, in this order, all of them. trained_below: all batches below
-    are trained. again: how many of the epoch of `LeaseWish.until` were trained more often than once."""
+    """Shard to worker: the ranges of batches that it is to train, in this order, all of them. trained_below: all batches below are
+    trained. again: how many of the epoch that `LeaseWish.below` ends or is in were trained more often than once."""
 
     job: JobText
     generation: Count
@@ -131,6 +128,14 @@ class Leased(Message, tag=111):
     ranges: LeaseRanges = ()
     trained_below: Count = 0
     again: Count = 0
-=======
-    configuration: Packed = b""
->>>>>>> job5
+
+
+class Rest(Message, tag=112):
+    """Worker to shard: it has nothing to train after `pushes` pushes, all of them acknowledged: no bound waits for it until its
+    next one."""
+
+    job: JobText
+    generation: Count
+    shard: Count
+    worker: Count
+    pushes: Count
