@@ -2,7 +2,8 @@
 shards: 106, 107; and those about who trains what: 110–112.
 
 They are part of the closed list in `wire.messages`. A worker is named by its number in the plan, a shard by its. A push is
-`wire.replication.Push`, answered by Values or, without values, by `wire.replication.Pushed`.
+`wire.replication.Push`, answered by Values or, without values, by `wire.replication.Pushed`. generation: of the job's start; by:
+of the shard's configuration by which the sender acts.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ class Values(Message, tag=62):
     number: Count
     refusal: Name = ""
     log_number: Count = 0
+    by: Count = 0
 
 
 class Fetch(Message, tag=63):
@@ -56,6 +58,7 @@ class Fetch(Message, tag=63):
     request: Count
     have: Count = 0
     after: Count = 0
+    by: Count = 0
 
 
 class Mark(Message, tag=64):
@@ -67,6 +70,7 @@ class Mark(Message, tag=64):
     shard: Count
     worker: Count
     sequence: Count
+    by: Count = 0
 
 
 class Assigned(Message, tag=106):
