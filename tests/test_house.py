@@ -38,7 +38,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "train": {"job", "model"},
     "plan": {"job", "model", "train", "ps"},
     "ps": {"job", "model", "train", "wire", "replication"},
-    "executor": {"engine", "train", "data", "job", "model", "plan", "ps"},
+    "executor": {"engine", "train", "data", "job", "model", "plan", "ps", "replication"},
     "node": {
         "config", "wire", "identity", "transport", "cluster", "model", "engine", "job", "data", "train", "plan", "executor",
         "ps",

@@ -31,14 +31,17 @@ from p2pnn.executor.pieces import Pieces
 from p2pnn.executor.session import manifest_of
 from p2pnn.executor.tally import PROGRESS_INTERVAL_S
 from p2pnn.job import script
+from p2pnn.job.assignment import decode, gone_workers, is_leased
 from p2pnn.job.plan import Plan
 from p2pnn.job.spec import JobSpec
 from p2pnn.model import sums
 from p2pnn.ps.allotment import updates
 from p2pnn.ps.consistency import settings
+from p2pnn.ps.granting import Leased
 from p2pnn.ps.layout import Bump, server_layout, slot_of, workers_of
 from p2pnn.ps.messages import BAD, Answer, Pull, Push, Worker
 from p2pnn.ps.shard import Shard
+from p2pnn.replication.leases import LeaseTable
 
 BAD_IN_A_ROW_MAX: Final = 5
 """Per worker, how many bad pushes to a shard may follow each other, from any worker, before the run is called broken. A worker
@@ -50,7 +53,7 @@ class Server:
 
     def __init__(self, channel: Channel, arena: Arena, prepare: commands.Prepare, spec: JobSpec, plan: Plan) -> None:
         self._channel = channel
-        self._spec = spec
+        self._spec, self._plan = spec, plan
         self._blobs = BlobStore(Path(prepare.blobs))
         self._limit = threadpoolctl.threadpool_limits(spec.threads)
         assert spec.data is not None  # `read` has seen to it
@@ -69,6 +72,7 @@ class Server:
         source = self._saves.source(self._blobs, manifest)
         engine = NumpyEngine()
         done = manifest.step if manifest is not None else 0
+        leased = is_leased(plan, spec)
         for number, slots in layout.slots.items():
             arrays = self._saves.read(source, number, with_slots=manifest is not None)
             self._shards[number] = shard = Shard(
@@ -81,6 +85,7 @@ class Server:
                 buffer=self._memory,
                 steps=updates(self._settings, len(self._workers), spec.steps),
                 combine=engine.combine,
+                leases=LeaseTable(spec.steps_per_epoch, spec.epochs, done) if leased and number == 0 else None,
             )
             if manifest is not None:
                 shard.resume({**shard.arrays, **arrays}, updates(self._settings, len(self._workers), done))
@@ -151,6 +156,12 @@ class Server:
                 shard.pull(Pull(worker, shard.generation, message.request, message.have, message.after), now)
             case commands.Marked():
                 self._shard(message.shard).mark(self._worker(message.worker), message.sequence, now)
+            case commands.Rested():
+                self._shard(message.shard).rest(self._worker(message.worker), message.pushes, now)
+            case commands.LeasesWished():
+                self._shard(message.shard).wish(self._worker(message.worker), message.wish, now)
+            case commands.Assigned(packed):
+                self._assigned(packed, now)
             case commands.AnswerLeft():
                 number, answer = self._leaving.pop(message.token, (-1, None))
                 if answer is not None:
@@ -163,6 +174,12 @@ class Server:
                 self._script.append(message)
             case _:
                 raise JobFailedError(f"a parameter server was told {type(message).__name__}")
+
+    def _assigned(self, packed: bytes, now: float) -> None:
+        """Who has which role now: workers that are gone are waited for no more."""
+        for worker in gone_workers(decode(packed), self._plan):
+            for shard in self._shards.values():
+                shard.leave(self._workers[worker], now)
 
     def _push(self, message: commands.PushArrived, shard: Shard) -> Push:
         sizes = self._slots[message.shard].parts
@@ -207,8 +224,18 @@ class Server:
         for number, shard in self._shards.items():
             while (answer := shard.next_answer(time.perf_counter())) is not None:
                 out.append(self._answer(number, shard, answer))
+            while (leased := shard.next_leased()) is not None:
+                out.append(self._leased(number, leased))
+            if shard.is_deserted:
+                raise JobFailedError(
+                    "every worker was set aside by a shard for its bad pushes, so nobody is left to train"
+                )
         if out:
             self._channel.send(*out)
+
+    def _leased(self, number: int, leased: Leased) -> commands.SendLeased:
+        about = (leased.number, leased.ranges, leased.trained_below, leased.again)
+        return commands.SendLeased(number, self._numbers[leased.worker], *about)
 
     def _answer(self, number: int, shard: Shard, answer: Answer) -> commands.SendAnswer:
         token, values = next(self._tokens), answer.values

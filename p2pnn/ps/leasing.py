@@ -17,6 +17,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
+from p2pnn.ps.allotment import Allotment
 from p2pnn.replication.leases import LEASES_MAX, Range, Wish
 
 RANGE_S: Final = 0.25
@@ -80,6 +81,11 @@ class Leasing:
     def quit(self) -> None:
         """Nothing is trained here any more; what it holds is somebody else's. What was said before counts."""
         self._quits, self._again = True, True
+        self.granted = 0
+
+    @property
+    def has_quit(self) -> bool:
+        return self._quits
 
     # steps
 
@@ -179,3 +185,20 @@ class Leasing:
             if start < stop:
                 found.append((run.start + start - run.first, run.start + stop - run.first))
         return tuple(found[:LEASES_MAX])
+
+
+@dataclass(frozen=True, slots=True)
+class LeasedAllotment(Allotment):
+    """A worker's share of the steps that is dealt out while they are done. Local steps are those of this start alone."""
+
+    leasing: Leasing | None = None
+
+    def local(self, until: int) -> int:
+        """How many steps were granted, whichever they are."""
+        return self.leasing.granted if self.leasing is not None else 0
+
+    def batch(self, local: int) -> int:
+        return self.leasing.batch(local) if self.leasing is not None else local
+
+    def reached(self, local: int) -> int:
+        return self.leasing.trained_below if self.leasing is not None else local

@@ -47,8 +47,8 @@ class Wish(msgspec.Struct, frozen=True, array_like=True):
     """What a worker says. number: rises by one with each; the newest counts. done: what it has trained since the last one, each
     from the first that the table may not know of; pushed: its last push that holds any of that, or of what it said before.
 
-    batches: how many more it wants, of those below `below`. until: when all below this are trained it is answered, with nothing or
-    not. heard: the last wish whose answer it has. quits: it trains nothing any more (`LeaseTable.lost`).
+    batches: how many more it wants, of those below `below`. until: when all below this are trained it is answered anyhow. heard:
+    the last wish whose answer it has. quits: it trains nothing any more (`LeaseTable.lost`).
     """
 
     number: _Count

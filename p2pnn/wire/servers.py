@@ -121,8 +121,8 @@ class LeaseWish(Message, tag=110):
 
 
 class Leased(Message, tag=111):
-    """Shard to worker: the ranges of batches that it is to train, in this order, all of them. trained_below: all batches below are
-    trained. again: how many of the epoch that `LeaseWish.below` ends or is in were trained more often than once."""
+    """Shard to worker: the ranges of batches that it is to train, in this order, all of them. trained_below: all batches below
+    are trained. again: how many of the epoch that `LeaseWish.below` ends or is in were trained more often than once."""
 
     job: JobText
     generation: Count

@@ -1,20 +1,20 @@
 """Workers that train what a replicated shard leases to them, and die: every batch is trained, and the coverage is what happened.
 
-The world of `training`, with epochs of few batches and a mark behind each. A worker that dies, or only seems to, never comes back: a
-little later all processes of the shard are told that it is gone. What the pushes held is known here, so what the table says of
-how often each batch was trained can be compared with what the shard has decided. (`play` is one seed.)
+The world of `training`, with epochs of few batches and a mark behind each. A worker that dies, or only seems to, never comes back:
+a little later all processes of the shard are told that it is gone. What the pushes held is known here, so what the table says
+of how often each batch was trained can be compared with what the shard has decided. (`play` is one seed.)
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 from random import Random
 from typing import Any, cast
 
 import numpy as np
 
 from p2pnn.ps.leasing import Leasing
-from p2pnn.ps.port import MarkNote
 from p2pnn.ps.space import Flat
 from p2pnn.replication.leases import Coverage, LeaseTable
 from p2pnn.replication.replica import Replica
@@ -165,7 +165,11 @@ class Leased(Training):
         self.world.fired["lost worker"] += 1
 
     def _trainers(self) -> list[Trainer | None]:
-        return [cast("Trainer | None", host.core) for node in self.workers if (host := self.world.hosts.get(node)) is not None]
+        return [
+            cast("Trainer | None", host.core)
+            for node in self.workers
+            if (host := self.world.hosts.get(node)) is not None
+        ]
 
     def _living(self) -> list[Trainer]:
         return [one for one in self._trainers() if one is not None and one.number not in self.gone]
@@ -223,7 +227,7 @@ def play(seed: int, replica: type[Replica] = Replica, *, command: str = "") -> t
     leased.whims = random.choice((0.0, 0.05, 0.2))
     leased.fault_every_s, leased.fault_lasts_s = random.choice(((0.3, 0.4), (0.6, 0.6), (1.0, 1.5)))
     for worker in random.sample(range(workers), max(0, workers - 1)):
-        leased.world.at(random.uniform(0.5, 3.5), lambda w=worker, d=random.random() < 0.6: leased.lose(w, dies=d))
+        leased.world.at(random.uniform(0.5, 3.5), partial(leased.lose, worker, dies=random.random() < 0.6))
     chosen = {random.choice(("partition", "one-way partition", "cut")), "crash"}
     faults = tuple(sorted({*chosen, *random.sample(STRIKES, random.randint(0, 2))}))
     return leased, leased.run(faults, random.uniform(2.0, 4.0))

@@ -29,8 +29,8 @@ from p2pnn.ps.sharding import Part, Piece, Sharding, ShardRange
 from p2pnn.ps.space import Entry, Flat, Space
 from p2pnn.ps.worker import Replica as Model
 from p2pnn.replication.configuration import Configuration, Member
-from p2pnn.replication.outcomes import FetchConfiguration, Propose
 from p2pnn.replication.leases import LeaseTable, Wish
+from p2pnn.replication.outcomes import FetchConfiguration, Propose
 from p2pnn.replication.replica import Replica
 from p2pnn.types import NodeId
 from p2pnn.wire.messages import Forward, StatePiece, Superseded
@@ -461,7 +461,14 @@ class Training(Shards):
             entries_max=16,
         )
         super().__init__(
-            seed, copies, replicas, workers, replica, replica_host=self.server_host, worker_host=self.worker_host, **more
+            seed,
+            copies,
+            replicas,
+            workers,
+            replica,
+            replica_host=self.server_host,
+            worker_host=self.worker_host,
+            **more,
         )
         for node in self.replicas:
             core: Any = self.world.hosts[node].core
