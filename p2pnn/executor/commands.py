@@ -12,6 +12,7 @@ from __future__ import annotations
 import msgspec
 
 from p2pnn.job.script import Checkpoint, Done, Evaluate, Finish, Predict, Progress, Restore, Sample, Train
+from p2pnn.replication.leases import Wish
 
 
 class _Message(msgspec.Struct, array_like=True):
@@ -167,6 +168,31 @@ class ReplicaLeft(_Message, tag=35):
     token: int
 
 
+class Leased(_Message, tag=40):
+    """To a worker: `wire.Leased`."""
+
+    number: int
+    ranges: tuple[tuple[int, int], ...]
+    trained_below: int
+    again: int
+
+
+class LeasesWished(_Message, tag=41):
+    """To a server: a worker's `wire.LeaseWish`."""
+
+    shard: int
+    worker: int
+    wish: Wish
+
+
+class Rested(_Message, tag=42):
+    """To a server: a worker's `wire.Rest`."""
+
+    shard: int
+    worker: int
+    pushes: int
+
+
 # executor → daemon
 
 
@@ -294,6 +320,29 @@ class ProposeConfiguration(_Message, tag=38):
     configuration: bytes = b""
 
 
+class WishLeases(_Message, tag=43):
+    """Of a worker: send a `wire.LeaseWish` to shard 0, which deals out the data."""
+
+    wish: Wish
+
+
+class SendRest(_Message, tag=44):
+    """Of a worker: send a `wire.Rest` to all shards that it speaks to."""
+
+    pushes: int
+
+
+class SendLeased(_Message, tag=45):
+    """Of a server: send a `wire.Leased` to a worker."""
+
+    shard: int
+    worker: int
+    number: int
+    ranges: tuple[tuple[int, int], ...]
+    trained_below: int
+    again: int
+
+
 class Failed(_Message, tag=26):
     """This executor cannot go on and exits: one sentence."""
 
@@ -303,8 +352,10 @@ class Failed(_Message, tag=26):
 ToExecutor = (
     Prepare | Train | Evaluate | Predict | Sample | Checkpoint | Restore | Finish | Arrived | Sent | PeerRetired | PeerSquares
     | Freed | Answered | Left | PushArrived | Fetched | Marked | AnswerLeft | Assigned | Replicated | ReplicaLeft
+    | Leased | LeasesWished | Rested
 )  # fmt: skip
 FromExecutor = (
     Prepared | Send | Retired | Squares | Snapped | Progress | Done | Failed
     | PushPart | FetchValues | Lend | SendMark | SendAnswer | Replicate | Applied | ProposeConfiguration
+    | WishLeases | SendRest | SendLeased
 )  # fmt: skip

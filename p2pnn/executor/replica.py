@@ -6,7 +6,7 @@ they are *lent*; push bodies lie behind them and are sent from there.
 
 The script's Train commands flow into each other. Before any other command the worker pushes what it has left, waits until all is
 acknowledged, and draws a mark (`ps.messages`): so an evaluation and a checkpoint see the parameters after all steps before
-them, the same ones on every worker. Worker 0 writes them, and its own state (running means and variances), as a part.
+them, the same ones on every worker. The first worker writes them, and its own state (running means and variances), as a part.
 """
 
 from __future__ import annotations
@@ -210,17 +210,33 @@ class ReplicaSession(Session):
         while self._script:
             command = self._script[0]
             if isinstance(command, script.Train):
-                if self._restored and self._given:
+                if self._restored and self._is_busy:
                     return
                 if self._restored:
                     self._replica.install(again=True)
                     self._install()
                 self._until = command.until_step
-            elif self._given or not self._is_at(command):
+            elif self._is_busy or not self._is_at(command):
                 return
             self._script.popleft()
-            self._given.append(command)
-            self._machine.command(self._local(command))
+            self._give(command)
+
+    @property
+    def _is_busy(self) -> bool:
+        """Whether a command that was begun is not answered."""
+        return bool(self._given)
+
+    def _give(self, command: script.Command) -> None:
+        """A command begins."""
+        if isinstance(command, script.Evaluate):
+            self._runner.feed.gone = command.gone
+            self._machine.split(self._split_batches())
+        self._given.append(command)
+        self._machine.command(self._local(command))
+
+    def _writes(self, command: script.Checkpoint) -> bool:
+        """Whether this worker, the least that is left, writes parameters and state."""
+        return all(worker in command.gone for worker in range(self._number))
 
     def _local(self, command: script.Command) -> script.Command:
         """The command in this worker's own steps."""
@@ -254,7 +270,7 @@ class ReplicaSession(Session):
             case script.Evaluate():
                 return not self._restored
             case script.Checkpoint():
-                return self._number == 0 and not self._restored
+                return self._writes(command) and not self._restored
             case _:
                 return False
 
@@ -331,7 +347,7 @@ class ReplicaSession(Session):
         if isinstance(command, script.Train) and command.sequence in self._answered_early:
             self._answered_early.remove(command.sequence)
             self._progress(time.perf_counter())
-        elif isinstance(command, script.Checkpoint) and self._number:
+        elif isinstance(command, script.Checkpoint) and not self._writes(command):
             self._channel.send(script.Done(command.sequence))
         else:
             super()._answer(command)
@@ -354,6 +370,8 @@ class ReplicaSession(Session):
                     out.append(commands.FetchValues(shard, pull.request, pull.have, pull.after, pull.generation))
                 case MarkNote(mark):
                     out.append(commands.SendMark(mark.sequence))
+                    if mark.rests:
+                        out.append(commands.SendRest(mark.pushes))
         if out:
             self._channel.send(*out)
 

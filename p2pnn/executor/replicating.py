@@ -7,8 +7,9 @@ that travel with the command; `replication.limits` bounds how many there are.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from itertools import count
 from typing import Final
 
@@ -25,7 +26,7 @@ from p2pnn.ps.replicated import ReplicatedShard, limits_of
 from p2pnn.replication.configuration import Member
 from p2pnn.replication.holding import Parcel
 from p2pnn.replication.holding import Shard as Name
-from p2pnn.replication.limits import Limits, Timing
+from p2pnn.replication.limits import Timing
 from p2pnn.replication.outcomes import FetchConfiguration, Propose
 from p2pnn.types import NodeId
 from p2pnn.wire.codec import decode, encode
@@ -36,20 +37,24 @@ TIMING: Final = Timing(silence_s=1.5, slow_s=1.5)
 gets no core for a moment is no lost one. Who dies is missed by its links first, at once (`job.assignment.without`)."""
 
 
-def name_of(prepare: commands.Prepare, number: int) -> Name:
-    """A shard's, among all jobs."""
-    return Name(prepare.job, number)
+def maker(
+    prepare: commands.Prepare, plan: Plan, number: int, push_bytes: int, state_bytes: int, now: float
+) -> Callable[..., ReplicatedShard]:
+    """What makes this process's replica of a shard, from the arguments of a `ps.Shard`. state_bytes: of its arrays; a learner
+    takes no state that is larger.
 
-
-def member_of(prepare: commands.Prepare, plan: Plan) -> Member:
-    """This process: nodes begin a start with new ones, so its generation tells them apart from those of before."""
-    return Member(plan.nodes[prepare.node_index].node, prepare.generation)
-
-
-def limits_for(workers: int, push_bytes: int, state_bytes: int) -> Limits:
-    """state_bytes: of the arrays of a shard; a learner takes no state that cannot be one of it."""
-    most = HEAD_BYTES_MAX + state_bytes + workers * push_bytes
-    return replace(limits_of(workers, push_bytes), state_bytes_max=most)
+    Nodes begin a start with new processes, so its generation tells them apart from those of before.
+    """
+    workers = len(plan.replicas)
+    limits = limits_of(workers, push_bytes)
+    return partial(
+        ReplicatedShard,
+        Name(prepare.job, number),
+        Member(plan.nodes[prepare.node_index].node, prepare.generation),
+        now=now,
+        limits=replace(limits, state_bytes_max=HEAD_BYTES_MAX + state_bytes + workers * push_bytes),
+        timing=TIMING,
+    )
 
 
 class Replicas:
@@ -77,7 +82,7 @@ class Replicas:
 
     # what comes in
 
-    def assigned(self, packed: bytes, through: int, now: float) -> None:
+    def assigned(self, packed: bytes, through: int, now: float) -> assignment.Assignment:
         """Who has which role now. through: up to which command of the script this server has done all; a new primary says so."""
         try:
             found = assignment.decode(packed)
@@ -90,6 +95,7 @@ class Replicas:
             shard.configured(found.shards[number], now)
             if shard.is_primary and not was_primary and through > shard.served_to:
                 shard.served(through, now)
+        return found
 
     def receive(self, command: commands.Replicated, now: float) -> None:
         """A message of another replica. Raises JobFailedError for what none sends: then nobody knows what this one holds."""

@@ -31,19 +31,22 @@ from p2pnn.executor import commands
 from p2pnn.executor.arena import Arena
 from p2pnn.executor.channel import Channel
 from p2pnn.executor.pieces import Pieces
-from p2pnn.executor.replicating import TIMING, Replicas, limits_for, member_of, name_of
+from p2pnn.executor.replicating import Replicas, maker
 from p2pnn.executor.session import manifest_of
 from p2pnn.executor.tally import PROGRESS_INTERVAL_S
 from p2pnn.job import script
+from p2pnn.job.assignment import gone_workers, is_leased
 from p2pnn.job.plan import Plan
 from p2pnn.job.spec import JobSpec
 from p2pnn.model import sums
 from p2pnn.ps.allotment import updates
 from p2pnn.ps.consistency import settings
+from p2pnn.ps.granting import Leased
 from p2pnn.ps.layout import Bump, server_layout, slot_of, workers_of
 from p2pnn.ps.messages import BAD, Answer, Pull, Push, Refusal, Worker
 from p2pnn.ps.replicated import ReplicatedShard
 from p2pnn.ps.shard import Shard
+from p2pnn.replication.leases import LeaseTable
 
 BAD_IN_A_ROW_MAX: Final = 5
 """Per worker, how many bad pushes to a shard may follow each other, from any worker, before the run is called broken. A worker
@@ -55,7 +58,7 @@ class Server:
 
     def __init__(self, channel: Channel, arena: Arena, prepare: commands.Prepare, spec: JobSpec, plan: Plan) -> None:
         self._channel = channel
-        self._spec = spec
+        self._spec, self._plan = spec, plan
         self._blobs = BlobStore(Path(prepare.blobs))
         self._limit = threadpoolctl.threadpool_limits(spec.threads)
         assert spec.data is not None  # `read` has seen to it
@@ -75,11 +78,13 @@ class Server:
         engine = NumpyEngine()
         done = manifest.step if manifest is not None else 0
         replicated: dict[int, ReplicatedShard] = {}
+        leased = is_leased(plan, spec)
         for number, slots in layout.slots.items():
             arrays = self._saves.read(source, number, with_slots=manifest is not None)
             make: Callable[..., Shard] = Shard
             if len(plan.shards[number].nodes) > 1:
-                make = self._replicated(prepare, plan, number, slots.nbytes, len(self._saves.slots))
+                state_bytes = (1 + len(self._saves.slots)) * self._ranges[number].byte_count
+                make = maker(prepare, plan, number, slots.nbytes, state_bytes, time.perf_counter())
             self._shards[number] = shard = make(
                 self._ranges[number],
                 arrays["parameters"],
@@ -90,6 +95,7 @@ class Server:
                 buffer=self._memory,
                 steps=updates(self._settings, len(self._workers), spec.steps),
                 combine=engine.combine,
+                leases=LeaseTable(spec.steps_per_epoch, spec.epochs, done) if leased and number == 0 else None,
             )
             if isinstance(shard, ReplicatedShard):
                 replicated[number] = shard
@@ -106,20 +112,6 @@ class Server:
         self._told: tuple[script.ShardReport, ...] = ()
         self._compute_s = 0.0
         self._bad = dict.fromkeys(self._shards, 0)
-
-    def _replicated(
-        self, prepare: commands.Prepare, plan: Plan, number: int, push_bytes: int, slots: int
-    ) -> Callable[..., Shard]:
-        """How to make one of a shard's replicas. slots: arrays of the optimizer."""
-        state_bytes = (1 + slots) * self._ranges[number].byte_count
-        return partial(
-            ReplicatedShard,
-            name_of(prepare, number),
-            member_of(prepare, plan),
-            now=time.perf_counter(),
-            limits=limits_for(len(self._workers), push_bytes, state_bytes),
-            timing=TIMING,
-        )
 
     def _own_bytes(self) -> int:
         """What lies outside the arena: the optimizer's arrays, and what shards sum or decode into."""
@@ -184,6 +176,12 @@ class Server:
                 shard.pull(Pull(worker, message.by, message.request, message.have, message.after), now)
             case commands.Marked():
                 self._shard(message.shard).mark(self._worker(message.worker), message.sequence, now)
+            case commands.Rested():
+                self._shard(message.shard).rest(self._worker(message.worker), message.pushes, now)
+            case commands.LeasesWished():
+                self._shard(message.shard).wish(self._worker(message.worker), message.wish, now)
+            case commands.Assigned(packed):
+                self._assigned(packed, now)
             case commands.AnswerLeft():
                 number, answer = self._leaving.pop(message.token, (-1, None))
                 if answer is not None:
@@ -192,8 +190,6 @@ class Server:
                 self._replicas.receive(message, now)
             case commands.ReplicaLeft(token):
                 self._replicas.left(token)
-            case commands.Assigned(packed):
-                self._replicas.assigned(packed, self._through, now)
             case commands.Prepare():
                 raise JobFailedError("the executor was told Prepare twice")
             case script.Predict() | script.Sample():
@@ -202,6 +198,13 @@ class Server:
                 self._script.append(message)
             case _:
                 raise JobFailedError(f"a parameter server was told {type(message).__name__}")
+
+    def _assigned(self, packed: bytes, now: float) -> None:
+        """Who has which role now: workers that are gone are waited for no more."""
+        found = self._replicas.assigned(packed, self._through, now)
+        for worker in gone_workers(found, self._plan):
+            for shard in self._shards.values():
+                shard.leave(self._workers[worker], now)
 
     def _push(self, message: commands.PushArrived) -> Push:
         sizes = self._slots[message.shard].parts
@@ -246,9 +249,19 @@ class Server:
         for number, shard in self._shards.items():
             while (answer := shard.next_answer(time.perf_counter())) is not None:
                 out.append(self._answer(number, shard, answer))
+            while (leased := shard.next_leased()) is not None:
+                out.append(self._leased(number, leased))
+            if shard.is_deserted:
+                raise JobFailedError(
+                    "every worker was set aside by a shard for its bad pushes, so nobody is left to train"
+                )
         out += self._replicas.say(time.perf_counter())
         if out:
             self._channel.send(*out)
+
+    def _leased(self, number: int, leased: Leased) -> commands.SendLeased:
+        about = (leased.number, leased.ranges, leased.trained_below, leased.again)
+        return commands.SendLeased(number, self._numbers[leased.worker], *about)
 
     def _answer(self, number: int, shard: Shard, answer: Answer) -> commands.SendAnswer:
         token, values = next(self._tokens), answer.values

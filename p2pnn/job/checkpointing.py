@@ -68,10 +68,16 @@ class Checkpointing:
         """The nodes are told to write their parts, by the command of this number."""
         self._writing[number] = (manifest, best)
 
+    def withdraw(self, number: int) -> tuple[Manifest, bool]:
+        """The command of this number is answered for by nobody: (its manifest, whether it is the best epoch)."""
+        return self._writing.pop(number)
+
     def written(self, number: int, found: dict[NodeId, Done]) -> None:
-        """All nodes have answered: have the parts copied, or give up where one could not write."""
+        """All nodes that take part have answered: have the parts copied, or give up where one could not write."""
         manifest, best = self._writing.pop(number)
-        errors = [f"node {self._ledger.name(n)}: {found[n].error}" for n in self._nodes if found[n].error]
+        errors = [
+            f"node {self._ledger.name(n)}: {found[n].error}" for n in self._nodes if n in found and found[n].error
+        ]
         if errors:
             self._give_up(manifest, "; ".join(errors))
             return

@@ -70,7 +70,7 @@ class ProgressMeter:
 
     def add(self, node: str, progress: Progress, now: float) -> dict[str, Any] | None:
         """Count one message; returns the fields of a progress event when it is time for one."""
-        if self._computes(node):
+        if self._computes(node) and not self._served.is_gone(node):
             self._steps[node] = progress.step
             self.interval.add(node, progress)
         if progress.wall_s > 0:
@@ -104,6 +104,12 @@ class ProgressMeter:
         }
         self._since_event = Totals()
         return event
+
+    def without(self, node: str) -> None:
+        """A node takes part no more: nobody waits for it, and it is not busy. What it has reported counts."""
+        self._steps.pop(node, None)
+        self._busy.pop(node, None)
+        self._served.without(node)
 
     def tell(self, nodes: Iterable[str]) -> tuple[tuple[Totals, ...], Totals]:
         """What a coordinator that goes on needs: what was counted so far by node, and the sums of this epoch."""

@@ -5,24 +5,23 @@
     to go on with a text: Sample … Sample (each with the token that the answer before it gave), Finish
 
 Nothing that was granted is taken back: a pause takes effect where the granted steps end, at the same step on every node.
-A checkpoint counts when each node's part is verified there and on a buddy (see `job.saving`).
+A checkpoint counts when each node's part is verified there and on a buddy (see `job.saving`). Where a run goes on without a lost
+node (`job.failover`), an evaluation or checkpoint that was under way is ordered anew of the others.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
-
-import msgspec
 
 from p2pnn.errors import JobFailedError
-from p2pnn.job import answers, run_state
+from p2pnn.job import answers, results, run_state
 from p2pnn.job.actions import Order
-from p2pnn.job.checkpoint import Manifest, fingerprint
+from p2pnn.job.checkpoint import Manifest
 from p2pnn.job.checkpointing import Checkpointing
 from p2pnn.job.ledger import Ledger
 from p2pnn.job.monitor import Monitor
 from p2pnn.job.orders import Issued, Orders
+from p2pnn.job.pace import AHEAD, Pace
 from p2pnn.job.part_log import Totals
 from p2pnn.job.progress import ProgressMeter
 from p2pnn.job.records import SplitResult
@@ -44,15 +43,6 @@ from p2pnn.job.script import (
 from p2pnn.job.spec import JobSpec
 from p2pnn.job.watch import Watch
 from p2pnn.types import NodeId
-
-PIECE_S: Final = 0.5
-"""Aim for the length of one Train command."""
-
-AHEAD: Final = 3
-"""Train commands that are granted. A pause waits for as many; and while a coordinator is replaced, nodes have the work of the
-last two, which is longer than an election takes where the old one was seen to die."""
-
-FIRST_PIECE_STEPS: Final = 4
 
 
 class Run:
@@ -78,7 +68,10 @@ class Run:
         self._monitor = Monitor(spec, resumed)
         self.sampler = Sampler(spec) if spec.sampling is not None else None
         self._stage = spec.kind
-        self._steps_per_s = 0.0
+        self._pace = Pace()
+        self._gone: tuple[int, ...] = ()
+        self._gone_workers: tuple[int, ...] = ()
+        self._can_lose = False
         self._evaluating = False
         self.meter = ProgressMeter(spec, self._step_done, now)
 
@@ -87,11 +80,16 @@ class Run:
         """Updates that all nodes have done."""
         return self._step_done
 
-    def assign(self, nodes: list[NodeId], cut: str = "") -> None:
-        """The nodes of the plan, in its order, and its `job.plan.cut`."""
-        self._nodes = self._orders.nodes = nodes
-        self.checkpoints.assign(nodes)
-        self.cut = cut
+    @property
+    def left_s(self) -> float | None:
+        """How long training will last, at most; None while that is not known."""
+        return self._pace.left_s(self._spec.steps - self._step_done)
+
+    def assign(self, nodes: list[NodeId], cut: str = "", *, can_lose: bool = False) -> None:
+        """The nodes of the plan, in its order, and its `job.plan.cut`. can_lose: the run may go on without one of them."""
+        self._nodes = self._orders.nodes = list(nodes)
+        self.checkpoints.assign(list(nodes))
+        self.cut, self._can_lose = cut, can_lose
 
     def start(self, now: float) -> None:
         """All nodes are prepared."""
@@ -112,7 +110,7 @@ class Run:
         self._orders.last = state.sequence
         self._step_granted, self._step_done, self._epoch = state.step_granted, state.step_done, state.epoch
         self._history = self._ledger.record.history
-        self._stage, self._evaluating, self._steps_per_s = state.stage, state.evaluating, state.steps_per_s
+        self._stage, self._evaluating, self._pace.steps_per_s = state.stage, state.evaluating, state.steps_per_s
         self._monitor.best_value, self._monitor.best_epoch = state.best_value, state.best_epoch
         for number, manifest, best in state.checkpointing:
             self.checkpoints.begin(number, manifest, best=best)
@@ -141,22 +139,29 @@ class Run:
             self._answered(issued)
             self._go_on()
 
+    def without(self, index: int, gone_workers: tuple[int, ...], now: float) -> None:
+        """A node of the plan takes part no more; the others go on. gone_workers: the numbers of all workers that do not."""
+        self._at(now)
+        node = self._nodes[index]
+        self._gone, self._gone_workers = (*self._gone, index), gone_workers
+        self.meter.without(self._ledger.name(node))
+        complete, withdrawn = self._orders.without(node)
+        for issued in complete:
+            self._answered(issued)
+        self._order_again(withdrawn)
+        self.checkpoints.member_failed(node)
+        self._go_on()
+
     def pause(self, now: float) -> None:
         """Stop where the granted steps end, with a checkpoint there."""
         self._at(now)
         self._ledger.move("pause", "pausing at the end of the granted steps", self._step_done)
         self._go_on()
 
-    def kept(self, node: NodeId, request: int, error: str, now: float) -> None:
-        """`node` keeps the blobs of a KeepBlobs, or could not."""
+    def copying(self, tell: Callable[[Checkpointing], None], now: float) -> None:
+        """Something has become of copies of checkpoints: what came of it, or who is to keep one no more."""
         self._at(now)
-        self.checkpoints.kept(node, request, error)
-        self._go_on()
-
-    def member_failed(self, node: NodeId, now: float) -> None:
-        """A member that is no node of the plan is gone: what it was to keep is asked of another."""
-        self._at(now)
-        self.checkpoints.member_failed(node)
+        tell(self.checkpoints)
         self._go_on()
 
     def get_timer(self) -> float | None:
@@ -164,9 +169,7 @@ class Run:
         return self.checkpoints.get_timer()
 
     def handle_timer(self, now: float) -> None:
-        self._at(now)
-        self.checkpoints.handle_timer()
-        self._go_on()
+        self.copying(Checkpointing.handle_timer, now)
 
     # --- the script
 
@@ -179,8 +182,10 @@ class Run:
         if self._ledger.record.state not in ("running", "pausing", "finishing"):
             return
         if self._stage in ("evaluate", "predict"):
-            number = self._orders.next()
-            self._order(Evaluate(number, "test") if self._stage == "evaluate" else Predict(number))
+            if self._stage == "evaluate":
+                self._evaluate("test")
+            else:
+                self._order(Predict(self._orders.next()))
             self._stage = "answer"
         elif self._stage == "train":
             self._advance_training()
@@ -206,8 +211,8 @@ class Run:
                 else:
                     self._end_epoch_training()
             return
-        while self._step_granted < self._epoch_end() and self._orders.training < AHEAD:
-            until = min(self._step_granted + self._piece(), self._epoch_end())
+        while self._step_granted < self._epoch_end() and self._orders.training < AHEAD and not self._writes_best():
+            until = min(self._step_granted + self._pace.piece(), self._epoch_end())
             every = self._spec.checkpoint_steps
             if every:
                 until = min(until, (self._step_granted // every + 1) * every)
@@ -221,16 +226,31 @@ class Run:
     def _end_epoch_training(self) -> None:
         if self._spec.validation is not None:
             self._evaluating = True
-            self._order(Evaluate(self._orders.next(), "validation"))
+            self._evaluate("validation")
         else:
             self._epoch_done(None)
 
+    def _writes_best(self) -> bool:
+        """Whether nodes write a best epoch that the job may end with: should one of them be lost, it is to be written anew by the
+        others, which must not have trained on."""
+        return self._can_lose and bool(self._spec.patience) and any(best for _, _, best in self.checkpoints.writing)
+
+    def _order_again(self, withdrawn: list[Command]) -> None:
+        """Order anew, of those that are left, what was under way. A checkpoint is then of where the granted steps end."""
+        saves = [self.checkpoints.withdraw(c.sequence) for c in withdrawn if isinstance(c, Checkpoint)]
+        if saves:
+            self._checkpoint(best=any(best and manifest.step == self._step_granted for manifest, best in saves))
+        splits = [command.split for command in withdrawn if isinstance(command, Evaluate)]
+        if "validation" in splits:
+            self._evaluate("validation")
+        if "test" in splits:
+            self._end_script()  # parameters that were restored are evaluated once, so they are restored again
+
     def _answered(self, issued: Issued) -> None:
-        """All nodes have answered a command."""
+        """All nodes that take part have answered a command."""
         command, found = issued.command, issued.answers
         if isinstance(command, Train):
-            elapsed = max(1e-6, self.now - issued.since)
-            self._steps_per_s = max(self._steps_per_s * 0.5, (command.until_step - self._step_done) / elapsed)
+            self._pace.trained(command.until_step - self._step_done, self.now - issued.since)
             self._step_done = max(self._step_done, command.until_step)  # a large answer may be overtaken
         elif isinstance(command, Evaluate):
             result = answers.evaluation(self._spec, command.split, self._nodes, found)
@@ -238,8 +258,7 @@ class Run:
                 self._evaluating = False
                 self._epoch_done(result)
             else:
-                self._ledger.change(results=(*self._ledger.record.results, result))
-                self._ledger.publish("evaluation", **msgspec.to_builtins(result))
+                results.evaluated(self._ledger, result)
                 if self._spec.kind == "evaluate":
                     self._stage = "end"
                     self._ledger.move("complete", "", self._step_done)
@@ -269,9 +288,7 @@ class Run:
         entry = self.meter.end_epoch(self._epoch, self._step_done, self.now)
         improved = False
         if validation is not None:
-            if validation.loss is not None:
-                entry["validation_loss"] = validation.loss
-            entry |= {f"validation_{name}": value for name, value in validation.metrics.items()}
+            entry = results.with_validation(entry, validation)
             improved = self._monitor.improves(self._epoch, validation)
         self._history = (*self._history, entry)
         self._ledger.publish("epoch", **entry, epochs=self._spec.epochs)
@@ -292,25 +309,15 @@ class Run:
         if self._spec.patience and self._monitor.best_epoch != self._epoch and best is not None:
             self._order(Restore(self._orders.next(), tuple(part.blob for part in best.parts)))
         if self._spec.test is not None:
-            self._order(Evaluate(self._orders.next(), "test"))
+            self._evaluate("test")
 
     def _finish(self) -> None:
         """The script is through: say what came out, give the nodes back."""
-        if self._spec.kind == "train":
-            result = self._ledger.record.outcome
-            if result is None or (result is not self._ledger.record.best and result.step != self._step_done):
-                error = self.checkpoints.last_error
-                self._end("fail", f"the last checkpoint could not be written, so there is no result: {error}")
-                return
-            self._ledger.change(bits=fingerprint(result.parts))
-            self._ledger.publish(
-                "result",
-                bits=self._ledger.record.bits,
-                step=result.step,
-                epoch=result.epoch,
-                stopped_early=self._ledger.record.stopped_early,
-                evaluation=msgspec.to_builtins(self._ledger.record.results),
-            )
+        if self._spec.kind == "train" and (
+            error := results.trained(self._ledger, self._step_done, self.checkpoints.last_error)
+        ):
+            self._end("fail", error)
+            return
         self._order(Finish())
         self._send()
         self._end("gathered", "")
@@ -318,18 +325,12 @@ class Run:
     # --- checkpoints
 
     def _checkpoint(self, *, best: bool) -> None:
+        record, over = self._ledger.record, self._epoch >= self._spec.epochs
+        best_so_far = (self._monitor.best_value, self._monitor.best_epoch)
         manifest = Manifest(
-            job=self._ledger.record.job,
-            spec=self._ledger.record.spec,
-            step=self._step_granted,
-            epoch=self._epoch,
-            parts=(),
-            best_value=self._monitor.best_value,
-            best_epoch=self._monitor.best_epoch,
-            finished=self._epoch >= self._spec.epochs,
-            cut=self.cut,
+            record.job, record.spec, self._step_granted, self._epoch, (), *best_so_far, finished=over, cut=self.cut
         )
-        command = Checkpoint(self._orders.next())
+        command = Checkpoint(self._orders.next(), self._gone_workers)
         self.checkpoints.begin(command.sequence, manifest, best=best)
         self._order(command)
 
@@ -348,6 +349,9 @@ class Run:
 
     # --- small questions
 
+    def _evaluate(self, split: str) -> None:
+        self._order(Evaluate(self._orders.next(), split, self._gone_workers))
+
     def _order(self, command: Command) -> None:
         self._orders.issue(command, self.now)
 
@@ -356,7 +360,7 @@ class Run:
         commands = self._orders.take()
         if commands:
             state = run_state.encode(self._state()) if self._spec.kind == "train" else b""
-            self._ledger.do(Order(commands, self._orders.oldest, state))
+            self._ledger.do(Order(commands, self._orders.oldest, state, tuple(self._orders.nodes)))
 
     def _state(self) -> RunState:
         record = self._ledger.record
@@ -372,7 +376,7 @@ class Run:
             state=record.state,
             reason=record.reason,
             evaluating=self._evaluating,
-            steps_per_s=self._steps_per_s,
+            steps_per_s=self._pace.steps_per_s,
             best_value=self._monitor.best_value,
             best_epoch=self._monitor.best_epoch,
             stopped_early=record.stopped_early,
@@ -385,6 +389,7 @@ class Run:
             counted=counted,
             epoch_sums=epoch_sums,
             writers=self.checkpoints.writers,
+            gone=self._gone,
         )
 
     def _at(self, now: float) -> None:
@@ -393,6 +398,3 @@ class Run:
 
     def _epoch_end(self) -> int:
         return (self._epoch + 1) * self._spec.steps_per_epoch
-
-    def _piece(self) -> int:
-        return max(1, int(self._steps_per_s * PIECE_S)) if self._steps_per_s else FIRST_PIECE_STEPS

@@ -22,6 +22,7 @@ class Served:
         names = [share.name for share in plan.nodes] if plan is not None else []
         self.workers = tuple(names[replica.nodes[0]] for replica in replicas)
         self.computing = frozenset(names[node] for replica in replicas for node in replica.nodes)
+        self._gone: set[str] = set()
         self._shards = len(plan.shards) if plan is not None else 0
         self._reports: dict[int, ShardReport] = {}
         self._first: tuple[int, int, int] | None = None  # step, bytes in and out, where counting began
@@ -29,6 +30,13 @@ class Served:
     def begins(self, step: int) -> None:
         """The shards start here. Without this word, bytes are counted from the first reports on."""
         self._first = (step, 0, 0)
+
+    def without(self, node: str) -> None:
+        """A node takes part no more."""
+        self._gone.add(node)
+
+    def is_gone(self, node: str) -> bool:
+        return node in self._gone
 
     def add(self, reports: Iterable[ShardReport], step: int) -> None:
         """What a node tells of its shards; of a shard that the plan has not, nothing is kept. step: how far the run is."""
@@ -58,14 +66,15 @@ class Served:
         pushed, fetched = self._bytes()
         first, pushed_before, fetched_before = self._first or (step, pushed, fetched)
         done = max(1, step - first)
-        slowest = min(self.workers, key=lambda name: (steps.get(name, 0), -busy.get(name, 0.0), name), default="")
+        workers = [name for name in self.workers if name not in self._gone]
+        slowest = min(workers, key=lambda name: (steps.get(name, 0), -busy.get(name, 0.0), name), default="")
         return {
             "staleness": {str(behind): staleness[behind] for behind in sorted(staleness)},
             "pushed_bytes": (pushed - pushed_before) / done,
             "fetched_bytes": (fetched - fetched_before) / done,
             "refused": {name: dict(sorted(refused[name].items())) for name in sorted(refused)},
             "set_aside": sorted(self._name(worker) for worker in aside),
-            "slowest": slowest if len(self.workers) > 1 else "",
+            "slowest": slowest if len(workers) > 1 else "",
         }
 
     def _bytes(self) -> tuple[int, int]:

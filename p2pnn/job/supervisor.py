@@ -168,7 +168,7 @@ class Supervisor:
     def kept(self, node: NodeId, request: int, error: str, now: float) -> None:
         """`node` keeps the blobs of a KeepBlobs, or could not."""
         if not self.ended:
-            self._run.kept(node, request, error, now)
+            self._run.copying(lambda checkpoints: checkpoints.kept(node, request, error), now)
 
     def node_failed(self, node: NodeId, text: str, now: float, kind: int = Loss.FINAL, peer: str = "") -> None:
         """This start cannot go on at a node. text: one sentence; kind: one of `Loss`; peer: who it does not reach."""
@@ -205,10 +205,10 @@ class Supervisor:
             self._recovery.member_lost(node, reason, now)
             self._recovered(now)
         elif node not in self.nodes:
-            self._run.member_failed(node, now)
+            self._run.copying(lambda checkpoints: checkpoints.member_failed(node), now)
         elif self.record.state in life.PLACING:
             self._reservation.lost(node)
-            self._run.member_failed(node, now)
+            self._run.copying(lambda checkpoints: checkpoints.member_failed(node), now)
             self._replan(f"node {name} is lost before the job started ({reason}); planning without it")
         else:
             self._lose(f"node {name} is lost ({reason})", {node: reason}, now)

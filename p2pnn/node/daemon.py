@@ -296,6 +296,9 @@ class Daemon:
                 wire.Pushed,
                 wire.Fetch,
                 wire.Mark,
+                wire.LeaseWish,
+                wire.Leased,
+                wire.Rest,
             ),
             self.jobs.receive: (
                 wire.Waiting,

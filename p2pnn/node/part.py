@@ -115,9 +115,9 @@ class Part:
                     self._obey(message)
             case wire.Retired() | wire.Squares() if self._tensors is not None:
                 self._tensors.receive(node, message)
-            case wire.Pushed() if self._pushing is not None:
+            case wire.Pushed() | wire.Leased() if self._pushing is not None:
                 self._pushing.receive(node, message)
-            case wire.Fetch() | wire.Mark() if self._serving is not None:
+            case wire.Fetch() | wire.Mark() | wire.LeaseWish() | wire.Rest() if self._serving is not None:
                 self._serving.receive(node, message)
 
     def adopt(self, coordinator: NodeId, term: int, record: bytes) -> None:

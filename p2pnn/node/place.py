@@ -29,7 +29,17 @@ log = logging.getLogger("p2pnn.place")
 OfPart = wire.Tensor | wire.Push | wire.Values
 """Messages with a body between the parts of one start."""
 
-OfScript = wire.Command | wire.Retired | wire.Squares | wire.Pushed | wire.Fetch | wire.Mark
+OfScript = (
+    wire.Command
+    | wire.Retired
+    | wire.Squares
+    | wire.Pushed
+    | wire.Fetch
+    | wire.Mark
+    | wire.LeaseWish
+    | wire.Leased
+    | wire.Rest
+)
 """Messages without one, for a part."""
 
 
@@ -92,7 +102,17 @@ class Place:
                 self._release(Ticket(JobId(message.job), message.generation, node))
             case wire.Prepare():
                 self._prepare(node, message)
-            case wire.Command() | wire.Retired() | wire.Squares() | wire.Pushed() | wire.Fetch() | wire.Mark():
+            case (
+                wire.Command()
+                | wire.Retired()
+                | wire.Squares()
+                | wire.Pushed()
+                | wire.Fetch()
+                | wire.Mark()
+                | wire.LeaseWish()
+                | wire.Leased()
+                | wire.Rest()
+            ):
                 if (part := self._about(node, message)) is not None:
                     part.receive(node, message)
 

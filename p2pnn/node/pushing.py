@@ -22,8 +22,18 @@ from p2pnn.wire import messages as wire
 
 log = logging.getLogger("p2pnn.place")
 
-SAID: Final = (commands.PushPart, commands.FetchValues, commands.Lend, commands.SendMark)
+SAID: Final = (
+    commands.PushPart,
+    commands.FetchValues,
+    commands.Lend,
+    commands.SendMark,
+    commands.SendRest,
+    commands.WishLeases,
+)
 """What an executor says to shards."""
+
+LEASES: Final = 0
+"""The shard that deals out the data."""
 
 
 class Pushing:
@@ -32,6 +42,7 @@ class Pushing:
     def __init__(self, spec: JobSpec, plan: Plan, layout: WorkerLayout, company: Company, executor: Executor) -> None:
         assert spec.data is not None
         self._worker = plan.worker_of(company.index)
+        self._steps = spec.steps
         self._homes = [home.nodes[0] for home in plan.shards]
         self._company = company
         self._executor = executor
@@ -48,14 +59,25 @@ class Pushing:
         for message in (early or {}).values():
             self.says(message)
 
-    def receive(self, node: NodeId, message: wire.Pushed) -> None:
+    def receive(self, node: NodeId, message: wire.Pushed | wire.Leased) -> None:
         """A shard's answer without values."""
         home = self._homes[message.shard] if message.shard < len(self._homes) else -1
         if message.worker != self._worker or home != self._company.index_of(node):
             self._refuse(node, f"an answer of shard {message.shard} to worker {message.worker}")
             return
+        if isinstance(message, wire.Leased):
+            self._leased(node, message)
+            return
         about = (message.shard, message.sequence, message.request, message.generation)
         self._executor.send(commands.Answered(*about, message.refusal, message.log_number, False))
+
+    def _leased(self, node: NodeId, message: wire.Leased) -> None:
+        if any(not start < stop <= self._steps for start, stop in message.ranges):
+            self._refuse(node, f"batches {message.ranges} of a job that has {self._steps}")
+            return
+        self._executor.send(
+            commands.Leased(message.number, message.ranges, message.trained_below, message.again),
+        )
 
     def body_for(self, node: NodeId, message: wire.Values, nbytes: int) -> memoryview | None:
         """The landing place whose turn it is, if it is lent; None for values that are dropped. An honest shard's answer counts
@@ -78,7 +100,15 @@ class Pushing:
         """The values lie whole in their landing place, which is the executor's until it lends it again."""
         self._answered(message, self._receiving.pop(message.shard))
 
-    def says(self, message: commands.PushPart | commands.FetchValues | commands.Lend | commands.SendMark) -> None:
+    def says(
+        self,
+        message: commands.PushPart
+        | commands.FetchValues
+        | commands.Lend
+        | commands.SendMark
+        | commands.SendRest
+        | commands.WishLeases,
+    ) -> None:
         """The executor has something for shards, or a place for values."""
         company = self._company
         match message:
@@ -94,6 +124,24 @@ class Pushing:
             case commands.SendMark(sequence):
                 for shard, home in enumerate(self._homes):
                     company.send(home, wire.Mark(*company.about, shard, self._worker, sequence))
+            case commands.SendRest(pushes):
+                for shard, home in enumerate(self._homes):
+                    company.send(home, wire.Rest(*company.about, shard, self._worker, pushes))
+            case commands.WishLeases(wish):
+                said = wire.LeaseWish(
+                    *company.about,
+                    LEASES,
+                    self._worker,
+                    wish.number,
+                    wish.done,
+                    wish.pushed,
+                    wish.batches,
+                    wish.below,
+                    wish.until,
+                    wish.heard,
+                    wish.quits,
+                )
+                company.send(self._homes[LEASES], said)
 
     def _push(self, message: commands.PushPart) -> None:
         job, generation = self._company.about

@@ -16,12 +16,13 @@ from p2pnn.node.executor import Executor
 from p2pnn.node.links import Priority
 from p2pnn.ps.gate import PushGate
 from p2pnn.ps.layout import ServerLayout
+from p2pnn.replication.leases import Wish
 from p2pnn.types import NodeId
 from p2pnn.wire import messages as wire
 
 log = logging.getLogger("p2pnn.place")
 
-SAID: Final = (commands.SendAnswer,)
+SAID: Final = (commands.SendAnswer, commands.SendLeased)
 """What an executor says to workers."""
 
 
@@ -35,14 +36,28 @@ class Serving:
         self._executor = executor
         self._gate = PushGate(plan, layout)
 
-    def receive(self, node: NodeId, message: wire.Fetch | wire.Mark) -> None:
-        """A worker wants values, or has done its commands up to one."""
+    def receive(self, node: NodeId, message: wire.Fetch | wire.Mark | wire.LeaseWish | wire.Rest) -> None:
+        """A worker wants values or batches, has none, or has done its commands up to one."""
         worker = self._workers[message.worker] if message.worker < len(self._workers) else -1
         if message.shard not in self._layout.slots or worker != self._company.index_of(node):
             what = f"{type(message).__name__} of worker {message.worker} to shard {message.shard}"
             log.warning("refused job=%s node=%s reason=%s", message.job, self._company.name(node), what)
         elif isinstance(message, wire.Mark):
             self._executor.send(commands.Marked(message.shard, message.worker, message.sequence))
+        elif isinstance(message, wire.Rest):
+            self._executor.send(commands.Rested(message.shard, message.worker, message.pushes))
+        elif isinstance(message, wire.LeaseWish):
+            wish = Wish(
+                message.number,
+                message.done,
+                message.pushed,
+                message.batches,
+                message.below,
+                message.until,
+                message.heard,
+                message.quits,
+            )
+            self._executor.send(commands.LeasesWished(message.shard, message.worker, wish))
         else:
             about = (message.shard, message.worker, message.request, message.have, message.after)
             self._executor.send(commands.Fetched(*about))
@@ -65,9 +80,22 @@ class Serving:
         self._gate.received(message.shard, message.worker, message.sequence, message.part)
         self._arrived(message)
 
-    def says(self, message: commands.SendAnswer) -> None:
-        """The executor has decided pushes, or has values for a worker."""
+    def says(self, message: commands.SendAnswer | commands.SendLeased) -> None:
+        """The executor has decided pushes, or has values or batches for a worker."""
         job, generation = self._company.about
+        if isinstance(message, commands.SendLeased):
+            leased = wire.Leased(
+                job,
+                generation,
+                message.shard,
+                message.worker,
+                message.number,
+                message.ranges,
+                message.trained_below,
+                message.again,
+            )
+            self._company.send(self._workers[message.worker], leased)
+            return
         shard, worker = message.shard, message.worker
         self._gate.acknowledged(shard, worker, message.acknowledged)
         if not message.nbytes:

@@ -13,6 +13,7 @@ import msgspec
 
 from p2pnn.errors import RemoteProtocolError
 from p2pnn.ps.messages import Refusal
+from p2pnn.replication.leases import Wish
 from p2pnn.wire.fields import Count, Name
 from p2pnn.wire.messages import CloseReason
 
@@ -50,7 +51,30 @@ class Strike(msgspec.Struct, frozen=True, array_like=True, tag=5):
     refusal: Name
 
 
-Decision = Take | Close | Draw | Serve | Strike
+class Grant(msgspec.Struct, frozen=True, array_like=True, tag=6):
+    """A worker's wish for batches, or the same once more since some are free now (`replication.leases`)."""
+
+    worker: Count
+    wish: Wish
+
+
+class Rest(msgspec.Struct, frozen=True, array_like=True, tag=7):
+    """A worker has nothing to train after so many pushes: nobody waits for it until its next one."""
+
+    worker: Count
+    pushes: Count
+
+
+class Leave(msgspec.Struct, frozen=True, array_like=True, tag=8):
+    """A worker is gone for good."""
+
+    worker: Count
+
+
+Own = Draw | Serve | Strike | Rest | Leave
+"""What can be ordered at any time and does no harm twice."""
+
+Decision = Take | Close | Grant | Own
 
 _encoder: Final = msgspec.msgpack.Encoder()
 _decoder: Final = msgspec.msgpack.Decoder(Decision)

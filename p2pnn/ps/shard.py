@@ -3,8 +3,9 @@
     arrived     a part of a push lies in its slot
     pull        a worker wants values alone
     mark        a worker has drawn a mark, and has what it wants of that moment; served: so has the server
+    wish        a worker wants batches to train, where this shard deals them out; rest: it has none; leave: it is gone
     work        decide one push, or one round of them; False while there is nothing to decide
-    next_answer what to send now; answer_sent: it has left
+    next_answer what to send now; answer_sent: it has left; next_leased: to wishes
     set_workers who takes part
 
 A push runs through these states, and touches the parameters in the last but one of them: coming (a slot in `inbox`), whole,
@@ -29,7 +30,8 @@ from p2pnn.job.spec import Optimizer
 from p2pnn.ps.answers import Answers, Due
 from p2pnn.ps.compression import Buffer, new
 from p2pnn.ps.consistency import Settings
-from p2pnn.ps.decisions import Close, Decision, Draw, Serve, Strike, Take
+from p2pnn.ps.decisions import Close, Decision, Draw, Grant, Leave, Own, Rest, Serve, Strike, Take
+from p2pnn.ps.granting import Granting, Leased
 from p2pnn.ps.guard import Guard
 from p2pnn.ps.inbox import Inbox
 from p2pnn.ps.layout import WINDOW, part_sizes
@@ -40,13 +42,15 @@ from p2pnn.ps.sharding import ShardRange
 from p2pnn.ps.space import Flat
 from p2pnn.ps.staging import Slot, Staged
 from p2pnn.ps.state import State
+from p2pnn.replication.leases import LeaseTable, Wish
 from p2pnn.train.optimizers import Combine, combine
 
 
 class Shard:
     """initial: float32[the shard's size], copied. optimizer: the job's (`local` takes `Settings.outer` here). steps: the updates
     that the run will make, for schedules that end. slot: where pushes lie (`layout.Slots`), by the worker's place in `workers`;
-    window: how many slots it has. buffer: for what is sent from where it lies: versions, and compressed answers.
+    window: how many slots it has. buffer: for what is sent from where it lies: versions, and compressed answers. leases: of the
+    batches, where this shard deals them out.
     """
 
     def __init__(
@@ -64,6 +68,7 @@ class Shard:
         guard: Guard | None = None,
         combine: Combine = combine,
         window: int = WINDOW,
+        leases: LeaseTable | None = None,
     ) -> None:
         self._settings, self._how = settings, settings.consistency
         self.state = State(
@@ -78,6 +83,7 @@ class Shard:
             guard=guard,
             combine=combine,
             window=window,
+            leases=leases,
         )
         self._roster, self._guard, self._marks = self.state.roster, self.state.guard, self.state.marks
         self._inbox = Inbox(part_sizes(shard, settings.push), self._roster, self.state.staging)
@@ -86,6 +92,7 @@ class Shard:
         self._held: dict[Worker, Due] = {}  # answers that a bound (ssp), its round or the warm start holds back
         self._awaiting: dict[Worker, tuple[Due, int]] = {}  # pulls, and the mark at which they are answered
         self._norms: dict[Worker, float] = {}
+        self._granting = Granting(self.state)
 
     # the log: what another one than that of a single process overrides
 
@@ -97,7 +104,7 @@ class Shard:
         """Give an entry its place; it is applied when it is safe there."""
         self._apply(decision, worker, sequence, now)
 
-    def _order_own(self, decision: Draw | Serve | Strike, now: float) -> None:
+    def _order_own(self, decision: Own, now: float) -> None:
         """The same, of what can be ordered at any time and does no harm twice."""
         self._order(decision, now)
 
@@ -120,6 +127,8 @@ class Shard:
 
     def arrived(self, push: Push, now: float) -> None:
         """A part of a push lies in its slot, all of it; or nothing was received, because the part is known (`gate`)."""
+        if push.worker in self.state.gone:
+            return
         why = self._inbox.unwelcome(push, self.generation, self._guard.set_aside)
         if why is not None:
             self._turn_away(push, why, now)
@@ -144,6 +153,8 @@ class Shard:
     def pull(self, pull: Pull, now: float) -> None:
         """A worker wants values alone, now or at a mark, which it draws with that."""
         worker = pull.worker
+        if worker in self.state.gone:
+            return
         if worker not in self._roster or pull.generation != self.generation:
             why = Refusal.STALE_GENERATION if worker in self._roster else Refusal.UNKNOWN
             self._answers.add(Due(worker, request=pull.request, refusal=why, fetch=False))
@@ -166,6 +177,20 @@ class Shard:
     def mark(self, worker: Worker, sequence: int, now: float) -> None:
         """The worker has drawn this mark, and needs no more values of before; what it pushes from now on is behind it."""
         self._draw(worker, sequence, now, passed=True)
+
+    def rest(self, worker: Worker, pushes: int, now: float) -> None:
+        """The worker has nothing to train after so many pushes, all of which are acknowledged: no bound waits for it."""
+        if worker in self._roster and self._roster[worker].rested < pushes:
+            self._order_own(Rest(self._roster.number(worker), pushes), now)
+
+    def wish(self, worker: Worker, wish: Wish, now: float) -> None:
+        """The worker wants batches to train; `next_leased` answers when there are any, or are none."""
+        self._granting.wish(worker, wish)
+
+    def leave(self, worker: Worker, now: float) -> None:
+        """The worker is gone, and never comes back: nobody waits for it, and others get what it had to train."""
+        if worker in self._roster and worker not in self.state.gone:
+            self._order_own(Leave(self._roster.number(worker)), now)
 
     def served(self, sequence: int, now: float = 0.0) -> None:
         """The server has done what it has to do at this mark, which all workers had drawn (`is_marked`)."""
@@ -195,6 +220,10 @@ class Shard:
         """Decide one push or close one round; False where nothing can be done until another fact comes in."""
         if self._is_closing():
             return False
+        if (grant := self._granting.next()) is not None and self._may_order(grant):
+            self._granting.ordered(grant)
+            self._order(grant, now)
+            return True
         if self._how.in_rounds and self._close_round(now):
             return True
         next_of = self._next_in_round if self._how.in_rounds else self._next
@@ -242,18 +271,29 @@ class Shard:
 
     def _apply(self, decision: Decision, worker: Worker | None, sequence: int, now: float) -> None:
         """An entry has its place for good. Its answers may leave."""
-        state, aside = self.state, len(self._guard.set_aside)
+        state, out = self.state, len(self._guard.set_aside) + len(self.state.gone)
         for decided in state.apply(worker, sequence, decision, now):
             number = state.roster[decided].sequence
             staged = self._inbox.get(decided, number)
             if staged is not None:
                 self._inbox.close(staged)  # its worker hears of it by the answer, so its slot stays as it is
                 self._decided(decided, staged.header)
-        if len(self._guard.set_aside) > aside:
-            for bad in self._guard.set_aside:
-                self._inbox.drop(bad)
+        if isinstance(decision, Grant):
+            self._granting.applied(decision)
+        if len(self._guard.set_aside) + len(state.gone) > out:
+            self._drop_those_out()
         self._answer_marked()
         self._release()
+
+    def _drop_those_out(self) -> None:
+        """What is here of workers that were set aside or are gone."""
+        for worker in self._guard.set_aside | self.state.gone:
+            self._inbox.drop(worker)
+        for worker in self.state.gone:
+            self._answers.drop(worker)
+            self._granting.drop(worker)
+            self._held.pop(worker, None)
+            self._awaiting.pop(worker, None)
 
     def _decided(self, worker: Worker, push: Push) -> None:
         """Answer a push that is decided, now or when nothing holds the answer back any more."""
@@ -280,7 +320,7 @@ class Shard:
 
     def _is_cold(self, worker: Worker) -> bool:
         """Whether the first worker is still to train alone."""
-        first = self._roster.workers[0]
+        first = next(iter(self.state.training), worker)
         alone = worker != first and first not in self._marks.ahead
         return alone and self.state.versions.number < self._settings.warm_start
 
@@ -325,6 +365,15 @@ class Shard:
     def next_answer(self, now: float) -> Answer | None:
         """Something to send. Its values are read now, from the newest version."""
         return self._answers.next(self.generation)
+
+    def next_leased(self) -> Leased | None:
+        """An answer to a wish, to be sent."""
+        return self._granting.next_leased()
+
+    @property
+    def is_deserted(self) -> bool:
+        """Whether it deals out data that nobody is left to train: all have said that they train nothing any more."""
+        return self._granting.is_deserted
 
     def answer_sent(self, answer: Answer, now: float) -> None:
         """The answer has left, or its link is broken: its memory may change."""

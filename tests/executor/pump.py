@@ -104,6 +104,7 @@ class Pump:
         self.dropped = 0  # values for which no place was lent
         self.spoil: Callable[[int, commands.PushPart, memoryview], None] | None = None
         self.finishing = False
+        self.wishes = 0
         self.sequence = 0
         self._began = False
         self._gone: set[Key] = set()
@@ -270,6 +271,14 @@ class Pump:
                     self.assign(after)
                 else:
                     self.tell(key, commands.Assigned(assignment.encode(self.assignment)))
+            case commands.SendRest(pushes):
+                for shard in range(len(self.primaries)):
+                    self.tell_server(shard, commands.Rested(shard, self.workers.index(node), pushes))
+            case commands.WishLeases(wish):
+                self.wishes += 1
+                self.tell_server(0, commands.LeasesWished(0, self.workers.index(node), wish))
+            case commands.SendLeased(_, worker, number, ranges, trained_below, again):
+                self.tell(("compute", self.workers[worker]), commands.Leased(number, ranges, trained_below, again))
             case commands.Prepared(memory):
                 self.prepared[key] = memory
             case script.Progress():
