@@ -12,6 +12,7 @@ whose shards have one replica each, or that has none, goes on without nobody: it
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Annotated, Final
 
 import msgspec
@@ -62,10 +63,9 @@ def index_of(plan: Plan, node: str) -> int:
     return next((index for index, share in enumerate(plan.nodes) if share.node == node), -1)
 
 
-def gone_workers(assignment: Assignment, plan: Plan) -> tuple[int, ...]:
-    """The numbers of the workers that take no part any more: a model replica needs all of its nodes."""
-    gone = set(assignment.gone)
-    return tuple(number for number, replica in enumerate(plan.replicas) if gone.intersection(replica.nodes))
+def gone_workers(gone: Collection[int], plan: Plan) -> tuple[int, ...]:
+    """The numbers of the workers that take no part any more, where these nodes do not: a model replica needs all of its own."""
+    return tuple(number for number, replica in enumerate(plan.replicas) if not set(gone).isdisjoint(replica.nodes))
 
 
 def is_leased(plan: Plan, spec: JobSpec) -> bool:
@@ -84,7 +84,7 @@ def without(assignment: Assignment, plan: Plan, spec: JobSpec, lost: int) -> Ass
         return None
     after = Assignment(assignment.shards, (*assignment.gone, lost))
     if plan.worker_of(lost) >= 0 and (
-        not is_leased(plan, spec) or len(gone_workers(after, plan)) == len(plan.replicas)
+        not is_leased(plan, spec) or len(gone_workers(after.gone, plan)) == len(plan.replicas)
     ):
         return None
     node = plan.nodes[lost].node

@@ -70,7 +70,9 @@ class Orders:
         checkpoint is one only with all shares, and its shares are dealt out anew."""
         self.nodes = [other for other in self.nodes if other != node]
         self._watch.forget(node)
-        withdrawn = [i.command for i in self._open.values() if isinstance(i.command, Evaluate | Checkpoint)]
+        withdrawn: list[Command] = [
+            i.command for i in self._open.values() if isinstance(i.command, Evaluate | Checkpoint)
+        ]
         for command in withdrawn:
             del self._open[command.sequence]
             for other in self.nodes:
