@@ -137,16 +137,14 @@ def decode(data: bytes) -> Assignment:
         raise CheckpointError(f"who has which role in a start cannot be read: {error}") from None
 
 
-def fits(assignment: Assignment, plan: Plan) -> bool:
-    """Whether it is one of this plan: as many shards, where it has any, and only nodes that the plan has."""
+def check(assignment: Assignment, plan: Plan) -> None:
+    """Raises CheckpointError for one of another plan: for as many shards as it has, where those have replicas, and its nodes."""
     nodes = {share.node for share in plan.nodes}
     members = {member.node for shard in assignment.shards for member in shard.members}
-    return (
-        len(assignment.shards) in (0, len(plan.shards))
-        and members <= nodes
-        and len(set(assignment.gone)) == len(assignment.gone)
-        and all(index < len(plan.nodes) for index in assignment.gone)
-    )
+    shards = len(plan.shards) if initial(plan, 0).shards else 0
+    gone = set(assignment.gone)
+    if len(assignment.shards) != shards or not members <= nodes or not gone <= set(range(len(plan.nodes))):
+        raise CheckpointError("who has which role is told of another plan")
 
 
 def encode_configuration(configuration: Configuration) -> bytes:

@@ -11,7 +11,7 @@ node (`job.failover`), an evaluation or checkpoint that was under way is ordered
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from p2pnn.job import answers, results, run_state
 from p2pnn.job.actions import Order
@@ -237,7 +237,7 @@ class Run:
         for index in gone:
             self.meter.without(self._ledger.name(self._nodes[index]))
 
-    def _order_again(self, withdrawn: list[Command]) -> None:
+    def _order_again(self, withdrawn: Sequence[Command]) -> None:
         """Order anew, of those that are left, what was under way. A checkpoint is then of where the granted steps end."""
         saves = [self.checkpoints.withdraw(c.sequence) for c in withdrawn if isinstance(c, Checkpoint)]
         if saves:

@@ -16,7 +16,7 @@ import msgspec
 
 from p2pnn.errors import CheckpointError
 from p2pnn.job import life, run_state
-from p2pnn.job.assignment import Assignment, fits, initial
+from p2pnn.job.assignment import Assignment, check, initial
 from p2pnn.job.checkpointing import oldest_best
 from p2pnn.job.part_log import PartState, Totals
 from p2pnn.job.records import JobRecord
@@ -51,8 +51,10 @@ def of(record: JobRecord, told: Mapping[NodeId, PartState], held: Assignment | N
         return "its plan is not known here"
     nodes = [share.node for share in record.plan.nodes]
     held = initial(record.plan, record.generation) if held is None else held
-    if not fits(held, record.plan):
-        return "its plan is not the one that the cluster has decided"
+    try:
+        check(held, record.plan)
+    except CheckpointError as error:
+        return str(error)
     parts = {node: told[node] for index, node in enumerate(nodes) if index not in held.gone and node in told}
     lost: dict[NodeId, str] = {}
     for index, share in enumerate(record.plan.nodes):

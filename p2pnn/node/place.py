@@ -29,7 +29,7 @@ log = logging.getLogger("p2pnn.place")
 OfPart = wire.Tensor | wire.Push | wire.Values
 """Messages with a body between the parts of one start."""
 
-OfScript = wire.Command | wire.Retired | wire.Squares | wire.Pushed | wire.Fetch | wire.Mark
+OfScript = wire.Command | wire.Assigned | wire.Retired | wire.Squares | wire.Pushed | wire.Fetch | wire.Mark
 """Messages without one, for a part."""
 
 
@@ -80,7 +80,7 @@ class Place:
 
     def receive(self, node: NodeId, message: wire.Message) -> None:
         match message:
-            case wire.Reserve() | wire.Release() | wire.Prepare() | wire.Command() | wire.Adopt() if (
+            case wire.Reserve() | wire.Release() | wire.Prepare() | wire.Command() | wire.Assigned() | wire.Adopt() if (
                 refusal := self._refusal(node, message.term)
             ):
                 log.info("refused message=%s node=%s reason=%s", type(message).__name__, node[:8], refusal)
@@ -92,7 +92,15 @@ class Place:
                 self._release(Ticket(JobId(message.job), message.generation, node))
             case wire.Prepare():
                 self._prepare(node, message)
-            case wire.Command() | wire.Retired() | wire.Squares() | wire.Pushed() | wire.Fetch() | wire.Mark():
+            case (
+                wire.Command()
+                | wire.Assigned()
+                | wire.Retired()
+                | wire.Squares()
+                | wire.Pushed()
+                | wire.Fetch()
+                | wire.Mark()
+            ):
                 if (part := self._about(node, message)) is not None:
                     part.receive(node, message)
 
@@ -106,7 +114,7 @@ class Place:
             part.arrived(node, message)
 
     def member_lost(self, node: NodeId, reason: str) -> None:
-        """What a lost node takes part in cannot go on, even if its link comes back."""
+        """What was on its way to and from a lost node is lost, even if its link comes back."""
         if self._part is not None:
             self._part.peer_lost(node, reason)
 
