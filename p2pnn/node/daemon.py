@@ -233,7 +233,8 @@ class Daemon:
             self.secured.identity.charter_committed(charter)
         self.jobs.charter_committed(charter)
         if not self.jobs.work.unreadable:
-            self.place.decided(generations(self.jobs.work.entries), charter.version.generation)
+            found = generations(self.jobs.work.entries, self.node)
+            self.place.decided(found, charter.version.generation)
 
     def coordinator_changed(self, coordinator: NodeId | None) -> None:
         if self.secured:
@@ -291,6 +292,7 @@ class Daemon:
                 wire.Prepare,
                 wire.Command,
                 wire.Adopt,
+                wire.Assigned,
                 wire.Retired,
                 wire.Squares,
                 wire.Pushed,
@@ -318,6 +320,7 @@ class Daemon:
                 wire.Follow,
                 wire.CutsHeld,
                 wire.PartMade,
+                wire.ShardWish,
             ),
             self.snapshots.receive: (wire.CutsWanted, wire.PartWanted),
             self._receive_blob: (wire.BlobRequest, wire.BlobMissing, wire.Keep),

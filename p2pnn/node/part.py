@@ -15,7 +15,7 @@ from typing import Final
 
 import msgspec
 
-from p2pnn.errors import P2pnnError, PeerGone, StorageError
+from p2pnn.errors import CheckpointError, P2pnnError, PeerGone, StorageError
 from p2pnn.executor import commands
 from p2pnn.job import script
 from p2pnn.job.answers import of_node
@@ -32,6 +32,7 @@ from p2pnn.node.links import Post
 from p2pnn.node.needs import Needs
 from p2pnn.node.pushing import Pushing
 from p2pnn.node.recording import Recording
+from p2pnn.node.roles import Roles
 from p2pnn.node.room import Room, check, divide
 from p2pnn.node.serving import Serving
 from p2pnn.node.snapshots import Own, Snapshots
@@ -44,9 +45,6 @@ from p2pnn.types import BlobId, JobId, NodeId
 from p2pnn.wire import messages as wire
 
 log = logging.getLogger("p2pnn.place")
-
-LINK_GRACE_S: Final = 2.0
-"""How long the coordinator has to notice a dead peer before a node that misses it fails the job for a broken link."""
 
 COMPUTE: Final = "compute"
 SERVE: Final = "serve"
@@ -86,6 +84,7 @@ class Part:
         self._tensors: Tensors | None = None
         self._pushing: Pushing | None = None
         self._serving: Serving | None = None
+        self._roles = Roles()
         self._prepared: dict[str, int] = {}
         self._answers: dict[int, list[script.Done]] = {}
         self._step = 0
@@ -113,6 +112,8 @@ class Part:
             case wire.Command():
                 if self._executors:
                     self._obey(message)
+            case wire.Assigned():
+                self._assigned(message.assignment)
             case wire.Retired() | wire.Squares() if self._tensors is not None:
                 self._tensors.receive(node, message)
             case wire.Pushed() | wire.Leased() if self._pushing is not None:
@@ -155,8 +156,8 @@ class Part:
 
     def peer_lost(self, node: NodeId, reason: str) -> None:
         """Messages to and from the node were lost with its link, and nobody says them again: the part fails, unless the
-        coordinator misses the node too and says so first."""
-        if node in self._nodes:
+        coordinator says before that the start is over, or that it goes on without the node."""
+        if node in self._nodes and self._roles.doubts(node):
             self._tasks.spawn(self._fail_for_link(node, reason))
 
     async def end(self) -> None:
@@ -181,6 +182,7 @@ class Part:
             spec, plan = await needs.read()
             self._names = {share.node: share.name for share in plan.nodes}
             check(spec, plan, self._nodes, self._message.index, self._post.node)
+            self._roles.begin(plan, self._message.generation, self._message.index)
             # A process takes as long to start as its data to come: both at once.
             both = (self._spawn(spec, plan), needs.fetch())
             done = await asyncio.gather(*both, return_exceptions=True)
@@ -332,9 +334,24 @@ class Part:
         else:
             self._tasks.spawn(self._answer_parcel(message.sequence, data))
 
+    def _assigned(self, data: bytes) -> None:
+        """The coordinator says who has which role now: the executors are told what is newer than what they know."""
+        try:
+            if not self._running or self._over or not self._roles.take(data):
+                return
+        except CheckpointError as error:
+            log.warning("not taken job=%s reason=%s", self._message.job, error)
+            return
+        if not self._roles.takes_part:
+            self._fail("the start goes on without this node", Loss.UNREACHABLE)
+            return
+        for executor in self._executors.values():
+            executor.send(commands.Assigned(data))
+
     async def _fail_for_link(self, node: NodeId, reason: str) -> None:
         """Where the peer is dead the coordinator says so by itself, and better; this is for a broken link between two."""
-        await asyncio.sleep(LINK_GRACE_S)
+        if not await self._roles.gives_up(node, lambda: self._coordinator, self._post.reachable):
+            return
         self._fail(f"its link to node {self._names.get(node, node[:8])} broke: {reason}", Loss.UNREACHABLE, node)
 
     # --- what the coordinator is told

@@ -31,6 +31,7 @@ OfPart = wire.Tensor | wire.Push | wire.Values
 
 OfScript = (
     wire.Command
+    | wire.Assigned
     | wire.Retired
     | wire.Squares
     | wire.Pushed
@@ -90,7 +91,7 @@ class Place:
 
     def receive(self, node: NodeId, message: wire.Message) -> None:
         match message:
-            case wire.Reserve() | wire.Release() | wire.Prepare() | wire.Command() | wire.Adopt() if (
+            case wire.Reserve() | wire.Release() | wire.Prepare() | wire.Command() | wire.Assigned() | wire.Adopt() if (
                 refusal := self._refusal(node, message.term)
             ):
                 log.info("refused message=%s node=%s reason=%s", type(message).__name__, node[:8], refusal)
@@ -104,6 +105,7 @@ class Place:
                 self._prepare(node, message)
             case (
                 wire.Command()
+                | wire.Assigned()
                 | wire.Retired()
                 | wire.Squares()
                 | wire.Pushed()
@@ -126,7 +128,7 @@ class Place:
             part.arrived(node, message)
 
     def member_lost(self, node: NodeId, reason: str) -> None:
-        """What a lost node takes part in cannot go on, even if its link comes back."""
+        """What was on its way to and from a lost node is lost, even if its link comes back."""
         if self._part is not None:
             self._part.peer_lost(node, reason)
 
