@@ -127,10 +127,9 @@ class ReplicaSession(Session):
         """Who has which role now. What a shard has not acknowledged is pushed again to whoever is its primary: it counts once."""
         try:
             found = assignment.decode(packed)
+            assignment.check(found, self._plan)
         except P2pnnError as error:
             raise JobFailedError(str(error)) from None
-        if not assignment.fits(found, self._plan):
-            raise JobFailedError("it was told who holds the shards of another plan")
         now = time.perf_counter()
         for shard, configuration in enumerate(found.shards):
             if configuration.generation > self._replica.generation_of(shard):

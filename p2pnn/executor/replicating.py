@@ -86,10 +86,9 @@ class Replicas:
         """Who has which role now. through: up to which command of the script this server has done all; a new primary says so."""
         try:
             found = assignment.decode(packed)
+            assignment.check(found, self._plan)
         except P2pnnError as error:
             raise JobFailedError(str(error)) from None
-        if not assignment.fits(found, self._plan):
-            raise JobFailedError("it was told who holds the shards of another plan")
         for number, shard in self._shards.items():
             was_primary = shard.is_primary
             shard.configured(found.shards[number], now)

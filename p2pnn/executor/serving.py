@@ -202,7 +202,7 @@ class Server:
     def _assigned(self, packed: bytes, now: float) -> None:
         """Who has which role now: workers that are gone are waited for no more."""
         found = self._replicas.assigned(packed, self._through, now)
-        for worker in gone_workers(found, self._plan):
+        for worker in gone_workers(found.gone, self._plan):
             for shard in self._shards.values():
                 shard.leave(self._workers[worker], now)
 
