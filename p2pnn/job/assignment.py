@@ -101,8 +101,8 @@ def wished(assignment: Assignment, shard: int, proposal: Configuration) -> Assig
     """What to propose when a shard's primary wants another configuration of its replicas: to demote, promote or remove one. None
     for a wish that is stale, or that changes nothing: whoever has it is to be told what holds.
 
-    A backup that is to be removed, for it has been silent, becomes a learner while its node is a member: where it only stood still
-    it comes back by itself, and nobody waits for a learner.
+    A backup that is to be removed, for it has been silent, becomes a learner while its node is a member: where it only stood
+    still it comes back by itself, and nobody waits for a learner.
     """
     if shard >= len(assignment.shards):
         return None
