@@ -160,13 +160,6 @@ class Run:
         tell(self.checkpoints)
         self._go_on()
 
-    def get_timer(self) -> float | None:
-        """When handle_timer is to be called, for copies that nobody answers for."""
-        return self.checkpoints.get_timer()
-
-    def handle_timer(self, now: float) -> None:
-        self.copying(Checkpointing.handle_timer, now)
-
     # --- the script
 
     def _go_on(self) -> None:
@@ -340,12 +333,18 @@ class Run:
             self._send()
             self._end("saved", f"paused at step {manifest.step}")
 
-    def _checkpoint_failed(self, error: str) -> None:
-        if self._ledger.record.state == "pausing":
+    def _checkpoint_failed(self, error: str, torn: tuple[Manifest, bool] | None) -> None:
+        """torn: the checkpoint, and whether it was the best epoch, where a node was lost that alone had a part of it."""
+        if torn is not None and self._can_lose:
+            manifest, best = torn
+            if manifest.step == self._step_granted:
+                self._checkpoint(best=best)
+            elif best and self._spec.patience:  # nobody has its parameters any more, and the job may end with them
+                self._end("lose", f"the checkpoint of the best epoch is lost: {error}")
+        elif self._ledger.record.state == "pausing":
             self._ledger.change(vacating="")
-            self._ledger.move(
-                "unsaved", f"not paused, because the checkpoint could not be written: {error}", self._step_done
-            )
+            reason = f"not paused, because the checkpoint could not be written: {error}"
+            self._ledger.move("unsaved", reason, self._step_done)
 
     # --- small questions
 

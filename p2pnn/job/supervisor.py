@@ -15,7 +15,7 @@ from p2pnn.errors import UsageError
 from p2pnn.job import life
 from p2pnn.job.actions import Compare, ReleaseNode
 from p2pnn.job.checkpoint import Manifest, Part
-from p2pnn.job.checkpointing import cut_of
+from p2pnn.job.checkpointing import Checkpointing, cut_of
 from p2pnn.job.healing import Healing, stronger
 from p2pnn.job.placing import PREPARE, Placing
 from p2pnn.job.plan import Plan
@@ -237,7 +237,10 @@ class Supervisor(Placing):
             return self._recovery.get_timer()
         parked = self._parked_until if self.record.state == "parked" and not self._planning else None
         heals = self._healing.due if self.record.state == "running" else None
-        return min((t for t in (self._watch.due, self._run.get_timer(), parked, heals) if t is not None), default=None)
+        return min(
+            (t for t in (self._watch.due, self._run.checkpoints.get_timer(), parked, heals) if t is not None),
+            default=None,
+        )
 
     def handle_timer(self, now: float) -> None:
         """Ends the start where a node does not move any more. Harmless when nothing is due."""
@@ -251,7 +254,7 @@ class Supervisor(Placing):
         if self.record.state == "running" and self._healing.is_due(now, self._run.left_s, bool(self.failover.gone)):
             self._ledger.do(Compare())
         if (silent := self._watch.silent(now)) is None:
-            self._run.handle_timer(now)
+            self._run.copying(Checkpointing.handle_timer, now)
         elif self.record.state == "preparing":
             self.node_failed(silent[0], f"its preparing has not moved for {silent[1]:.0f} s", now, Loss.FINAL)
         else:
@@ -336,6 +339,9 @@ class Supervisor(Placing):
         if event == "saved" and self.record.vacating:
             self._ran = (0, 0, "")  # that checkpoint is newer than any cut
             self._lose(self.record.vacating, {}, self._run.now)
+            return
+        if event == "lose":
+            self._lose(reason, {}, self._run.now)
             return
         self._recovery = None
         self._ledger.move(event, reason, self._run.step)
