@@ -1,7 +1,7 @@
 """Workers that train what a replicated shard leases to them, and die: every batch is trained, and the coverage is what happened.
 
-The world of `training`, with epochs of few batches and a mark behind each. A worker that dies, or only seems to, never comes back:
-a little later all processes of the shard are told that it is gone. What the pushes held is known here, so what the table says
+The world of `training`, with epochs of few batches and a mark behind each. A worker that dies, or only seems to, never comes
+back: a little later all processes of the shard are told that it is gone. What pushes held is known here, so what the table says
 of how often each batch was trained can be compared with what the shard has decided. (`play` is one seed.)
 """
 
