@@ -38,10 +38,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "train": {"job", "model"},
     "plan": {"job", "model", "train", "ps"},
     "ps": {"job", "model", "train", "wire", "replication"},
-    "executor": {"engine", "train", "data", "job", "model", "plan", "ps", "replication"},
+    "executor": {"engine", "train", "data", "job", "model", "plan", "ps", "replication", "wire"},
     "node": {
         "config", "wire", "identity", "transport", "cluster", "model", "engine", "job", "data", "train", "plan", "executor",
-        "ps",
+        "ps", "replication",
     },
     "api": {"node", "config", "wire", "identity", "cluster", "data", "job", "model"},
     "cli": {"zoo", "nn", "data", "job", "model", "config", "values", "plan", "ps"},

@@ -27,8 +27,9 @@ class Prepare(_Message, tag=1):
     `job.checkpoint.Manifest` or empty; all blobs that either names, and the data chunks this node reads, lie in `blobs`.
     The arena's descriptor and the socket's are given on the command line. spans: where in the arena, behind the tensors, the
     ring of spans begins (`job.spans`), snapshots: where the counter and the slots of snapshots do (`train.cuts`); −1 for none.
-    role: `compute`, or `serve` for the shards of the parameter server that node_index holds. landings: where in the arena of a
-    data-parallel run's worker the landing places begin (`ps.layout`); −1 in any other. job, generation: of the start."""
+    role: `compute`, or `serve` for the shards of the parameter server that node_index holds. landings: where in the
+    arena of a data-parallel run's worker the landing places begin (`ps.layout`); −1 in any other. job, generation: of the
+    start."""
 
     spec_path: str
     plan: bytes

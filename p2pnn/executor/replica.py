@@ -20,12 +20,12 @@ import msgspec
 import numpy as np
 
 from p2pnn.engine.base import Array
-from p2pnn.errors import JobFailedError, PlanError
+from p2pnn.errors import JobFailedError, P2pnnError, PlanError
 from p2pnn.executor import commands, parts
 from p2pnn.executor.arena import Arena
 from p2pnn.executor.channel import Channel
 from p2pnn.executor.session import Session, manifest_of
-from p2pnn.job import script
+from p2pnn.job import assignment, script
 from p2pnn.job.checkpoint import Manifest, Part
 from p2pnn.job.plan import Plan
 from p2pnn.job.spec import JobSpec
@@ -36,9 +36,6 @@ from p2pnn.ps.port import MarkNote, PullRequest, PushPart
 from p2pnn.ps.worker import Replica
 from p2pnn.train import machine as m
 from p2pnn.train.optimizers import slot_name
-
-GENERATION = 0
-"""Of the workers within one start of a job: they do not change."""
 
 
 class ReplicaSession(Session):
@@ -57,7 +54,7 @@ class ReplicaSession(Session):
             self._worker,
             layout.sharding,
             settings(spec.data),
-            generation=GENERATION,
+            generation=prepare.generation if plan.copies > 1 else 0,  # as `job.assignment.initial`
             optimizer=spec.optimizer,
             steps=self._allotment.local(spec.steps),
             step=self._machine.step,
@@ -66,6 +63,7 @@ class ReplicaSession(Session):
             parameters=weights.flat,
             gradient=weights.flat_gradient,
         )
+        self._plan = plan
         self._layout_bytes = layout.nbytes
         self._runner.check_memory(self.memory_bytes)
         space = self._space = layout.sharding.space
@@ -126,7 +124,16 @@ class ReplicaSession(Session):
                 super()._take(message)
 
     def _assigned(self, packed: bytes) -> None:
-        """Who has which role now."""
+        """Who has which role now. What a shard has not acknowledged is pushed again to whoever is its primary: it counts once."""
+        try:
+            found = assignment.decode(packed)
+            assignment.check(found, self._plan)
+        except P2pnnError as error:
+            raise JobFailedError(str(error)) from None
+        now = time.perf_counter()
+        for shard, configuration in enumerate(found.shards):
+            if configuration.generation > self._replica.generation_of(shard):
+                self._replica.restart(configuration.generation, now, shard)
 
     def _answered(self, message: commands.Answered) -> None:
         landings = self._landings.get(message.shard)
@@ -139,7 +146,7 @@ class ReplicaSession(Session):
             values = Values(message.version, message.clock, data, message.whole, message.number)
         answer = Answer(
             self._worker,
-            GENERATION,
+            message.generation,
             message.sequence,
             message.request,
             Refusal[message.refusal] if message.refusal else None,
@@ -359,7 +366,7 @@ class ReplicaSession(Session):
                 case PushPart():
                     out.append(self._part(message))
                 case PullRequest(shard, pull):
-                    out.append(commands.FetchValues(shard, pull.request, pull.have, pull.after))
+                    out.append(commands.FetchValues(shard, pull.request, pull.have, pull.after, pull.generation))
                 case MarkNote(mark):
                     out.append(commands.SendMark(mark.sequence))
                     if mark.rests:
@@ -383,4 +390,5 @@ class ReplicaSession(Session):
             push.have,
             message.needed,
             push.mark,
+            push.generation,
         )

@@ -12,6 +12,7 @@ whose shards have one replica each, or that has none, goes on without nobody: it
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Annotated, Final
 
 import msgspec
@@ -62,10 +63,9 @@ def index_of(plan: Plan, node: str) -> int:
     return next((index for index, share in enumerate(plan.nodes) if share.node == node), -1)
 
 
-def gone_workers(assignment: Assignment, plan: Plan) -> tuple[int, ...]:
-    """The numbers of the workers that take no part any more: a model replica needs all of its nodes."""
-    gone = set(assignment.gone)
-    return tuple(number for number, replica in enumerate(plan.replicas) if gone.intersection(replica.nodes))
+def gone_workers(gone: Collection[int], plan: Plan) -> tuple[int, ...]:
+    """The numbers of the workers that take no part any more, where these nodes do not: a model replica needs all of its own."""
+    return tuple(number for number, replica in enumerate(plan.replicas) if not set(gone).isdisjoint(replica.nodes))
 
 
 def is_leased(plan: Plan, spec: JobSpec) -> bool:
@@ -84,7 +84,7 @@ def without(assignment: Assignment, plan: Plan, spec: JobSpec, lost: int) -> Ass
         return None
     after = Assignment(assignment.shards, (*assignment.gone, lost))
     if plan.worker_of(lost) >= 0 and (
-        not is_leased(plan, spec) or len(gone_workers(after, plan)) == len(plan.replicas)
+        not is_leased(plan, spec) or len(gone_workers(after.gone, plan)) == len(plan.replicas)
     ):
         return None
     node = plan.nodes[lost].node
@@ -99,7 +99,11 @@ def without(assignment: Assignment, plan: Plan, spec: JobSpec, lost: int) -> Ass
 
 def wished(assignment: Assignment, shard: int, proposal: Configuration) -> Assignment | None:
     """What to propose when a shard's primary wants another configuration of its replicas: to demote, promote or remove one. None
-    for a wish that is stale, or that changes nothing: whoever has it is to be told what holds."""
+    for a wish that is stale, or that changes nothing: whoever has it is to be told what holds.
+
+    A backup that is to be removed, for it has been silent, becomes a learner while its node is a member: where it only stood
+    still it comes back by itself, and nobody waits for a learner.
+    """
     if shard >= len(assignment.shards):
         return None
     before = assignment.shards[shard]
@@ -107,6 +111,8 @@ def wished(assignment: Assignment, shard: int, proposal: Configuration) -> Assig
         return None
     if not may_follow(before, proposal):
         return None
+    silent = [member for member in before.in_sync if member not in proposal.members]
+    proposal = proposal.replaced(proposal.in_sync, (*proposal.learners, *silent))
     shards = (*assignment.shards[:shard], proposal, *assignment.shards[shard + 1 :])
     return msgspec.structs.replace(assignment, shards=shards)
 
@@ -137,16 +143,14 @@ def decode(data: bytes) -> Assignment:
         raise CheckpointError(f"who has which role in a start cannot be read: {error}") from None
 
 
-def fits(assignment: Assignment, plan: Plan) -> bool:
-    """Whether it is one of this plan: as many shards, where it has any, and only nodes that the plan has."""
+def check(assignment: Assignment, plan: Plan) -> None:
+    """Raises CheckpointError for one of another plan: for as many shards as it has, where those have replicas, and its nodes."""
     nodes = {share.node for share in plan.nodes}
     members = {member.node for shard in assignment.shards for member in shard.members}
-    return (
-        len(assignment.shards) in (0, len(plan.shards))
-        and members <= nodes
-        and len(set(assignment.gone)) == len(assignment.gone)
-        and all(index < len(plan.nodes) for index in assignment.gone)
-    )
+    shards = len(plan.shards) if initial(plan, 0).shards else 0
+    gone = set(assignment.gone)
+    if len(assignment.shards) != shards or not members <= nodes or not gone <= set(range(len(plan.nodes))):
+        raise CheckpointError("who has which role is told of another plan")
 
 
 def encode_configuration(configuration: Configuration) -> bytes:

@@ -18,12 +18,18 @@ from p2pnn.types import BlobId, NodeId
 
 
 class Checkpointing:
-    """Pure. completed(manifest) and failed(error) are called when the record and its followers know already.
+    """Pure. completed(manifest) and failed(error, torn) are called when the record and its followers know already. torn:
+    (manifest, whether it is the best epoch) where it was written, and a node that alone had a part is lost.
 
     Verbs that name no time belong to the last one that did.
     """
 
-    def __init__(self, ledger: Ledger, completed: Callable[[Manifest], None], failed: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        completed: Callable[[Manifest], None],
+        failed: Callable[[str, tuple[Manifest, bool] | None], None],
+    ) -> None:
         record = ledger.record
         self.last_error = ""
         self._ledger = ledger
@@ -124,15 +130,15 @@ class Checkpointing:
                     for text in warnings:
                         self._ledger.publish("warning", text=f"the checkpoint of step {manifest.step} has {text}")
                     self._complete(manifest, best)
-                case Torn(manifest, error):
-                    self._give_up(manifest, error)
+                case Torn(manifest, error, best):
+                    self._give_up(manifest, error, (manifest, best))
                 case DataAlone(error):
                     self._ledger.publish("warning", text=f"the data has {error}")
 
-    def _give_up(self, manifest: Manifest, error: str) -> None:
+    def _give_up(self, manifest: Manifest, error: str, torn: tuple[Manifest, bool] | None = None) -> None:
         self.last_error = error
         self._publish(manifest, complete=False, error=error)
-        self._failed(error)
+        self._failed(error, torn)
 
     def _complete(self, manifest: Manifest, best: bool) -> None:
         if (

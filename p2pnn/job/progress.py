@@ -126,6 +126,11 @@ class ProgressMeter:
         self.counted = counted
         self._since_epoch = epoch
 
+    def catch_up(self, totals: dict[str, Totals], now: float) -> None:
+        """After `take_over`: what nodes have reported in all, by name, which was counted or not."""
+        for name, total in totals.items():
+            self.add(name, Progress(self._step, *total.beyond(self.counted.get(name, Totals())), 0.0, 0.0), now)
+
     def _computes(self, node: str) -> bool:
         return not self._served.computing or node in self._served.computing
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import msgspec
 
+from p2pnn.errors import JobFailedError
 from p2pnn.job.checkpoint import fingerprint
 from p2pnn.job.ledger import Ledger
 from p2pnn.job.records import SplitResult
+from p2pnn.job.sampling import Sampler
 
 
 def with_validation(entry: dict[str, float], validation: SplitResult) -> dict[str, float]:
@@ -19,6 +21,15 @@ def evaluated(ledger: Ledger, result: SplitResult) -> None:
     """A split that is evaluated for its own sake."""
     ledger.change(results=(*ledger.record.results, result))
     ledger.publish("evaluation", **msgspec.to_builtins(result))
+
+
+def drawn(ledger: Ledger, sampler: Sampler, scores: bytes) -> str:
+    """The next token of a text, by the scores of its last position. Returns why there is none, or nothing."""
+    try:
+        ledger.publish("tokens", tokens=[sampler.take(scores)])
+    except JobFailedError as error:
+        return str(error)
+    return ""
 
 
 def trained(ledger: Ledger, step: int, last_error: str) -> str:

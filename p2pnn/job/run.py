@@ -11,11 +11,11 @@ node (`job.failover`), an evaluation or checkpoint that was under way is ordered
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from p2pnn.errors import JobFailedError
 from p2pnn.job import answers, results, run_state
 from p2pnn.job.actions import Order
+from p2pnn.job.assignment import gone_workers
 from p2pnn.job.checkpoint import Manifest
 from p2pnn.job.checkpointing import Checkpointing
 from p2pnn.job.ledger import Ledger
@@ -51,8 +51,7 @@ class Run:
     def __init__(
         self, ledger: Ledger, spec: JobSpec, end: Callable[[str, str], None], watch: Watch, now: float
     ) -> None:
-        record = ledger.record
-        resumed = record.newest
+        record, resumed = ledger.record, ledger.record.newest
         self._ledger = ledger
         self._spec = spec
         self._end = end
@@ -71,8 +70,7 @@ class Run:
         self._pace = Pace()
         self._gone: tuple[int, ...] = ()
         self._gone_workers: tuple[int, ...] = ()
-        self._can_lose = False
-        self._evaluating = False
+        self._can_lose = self._evaluating = False
         self.meter = ProgressMeter(spec, self._step_done, now)
 
     @property
@@ -97,8 +95,7 @@ class Run:
         self.meter.start(now, map(self._ledger.name, self._nodes), self._ledger.record.plan)
         self._ledger.move("prepared", "", self._step_done)
         if self._spec.kind == "train" and self._over():  # resumed from the last checkpoint of all
-            self._stage = "close"
-            self._ledger.move("complete", "", self._step_done)
+            self._complete("close")
         self._go_on()
 
     def take_over(self, state: RunState, commands: dict[int, Command], totals: list[Totals], now: float) -> None:
@@ -114,11 +111,12 @@ class Run:
         self._monitor.best_value, self._monitor.best_epoch = state.best_value, state.best_epoch
         for number, manifest, best in state.checkpointing:
             self.checkpoints.begin(number, manifest, best=best)
-        names = [self._ledger.name(node) for node in self._nodes]
-        by_name = dict(zip(names, state.counted, strict=True))
-        self.meter.take_over(by_name, state.epoch_sums, state.step_done, now, self._ledger.record.plan)
-        for name, total, counted in zip(names, totals, state.counted, strict=True):
-            self.meter.add(name, Progress(state.step_done, *total.beyond(counted), 0.0, 0.0), now)
+        names = list(map(self._ledger.name, self._nodes))
+        counted = dict(zip(names, state.counted, strict=True))
+        self.meter.take_over(counted, state.epoch_sums, state.step_done, now, self._ledger.record.plan)
+        self._does_without(state.gone)
+        self._orders.nodes = [node for index, node in enumerate(self._nodes) if index not in state.gone]
+        self.meter.catch_up(dict(zip(names, totals, strict=True)), now)
         for number in sorted(state.outstanding):
             self._order(commands[number])
         for manifest, best, writers in state.copies(len(self._nodes)):
@@ -139,17 +137,15 @@ class Run:
             self._answered(issued)
             self._go_on()
 
-    def without(self, index: int, gone_workers: tuple[int, ...], now: float) -> None:
-        """A node of the plan takes part no more; the others go on. gone_workers: the numbers of all workers that do not."""
+    def without(self, index: int, now: float) -> None:
+        """A node of the plan takes part no more; the others go on."""
         self._at(now)
-        node = self._nodes[index]
-        self._gone, self._gone_workers = (*self._gone, index), gone_workers
-        self.meter.without(self._ledger.name(node))
-        complete, withdrawn = self._orders.without(node)
+        self._does_without((*self._gone, index))
+        complete, withdrawn = self._orders.without(self._nodes[index])
         for issued in complete:
             self._answered(issued)
         self._order_again(withdrawn)
-        self.checkpoints.member_failed(node)
+        self.checkpoints.member_failed(self._nodes[index])
         self._go_on()
 
     def pause(self, now: float) -> None:
@@ -163,13 +159,6 @@ class Run:
         self._at(now)
         tell(self.checkpoints)
         self._go_on()
-
-    def get_timer(self) -> float | None:
-        """When handle_timer is to be called, for copies that nobody answers for."""
-        return self.checkpoints.get_timer()
-
-    def handle_timer(self, now: float) -> None:
-        self.copying(Checkpointing.handle_timer, now)
 
     # --- the script
 
@@ -235,7 +224,13 @@ class Run:
         others, which must not have trained on."""
         return self._can_lose and bool(self._spec.patience) and any(best for _, _, best in self.checkpoints.writing)
 
-    def _order_again(self, withdrawn: list[Command]) -> None:
+    def _does_without(self, gone: tuple[int, ...]) -> None:
+        self._gone, plan = gone, self._ledger.record.plan
+        self._gone_workers = gone_workers(gone, plan) if plan is not None else ()
+        for index in gone:
+            self.meter.without(self._ledger.name(self._nodes[index]))
+
+    def _order_again(self, withdrawn: Sequence[Command]) -> None:
         """Order anew, of those that are left, what was under way. A checkpoint is then of where the granted steps end."""
         saves = [self.checkpoints.withdraw(c.sequence) for c in withdrawn if isinstance(c, Checkpoint)]
         if saves:
@@ -260,12 +255,10 @@ class Run:
             else:
                 results.evaluated(self._ledger, result)
                 if self._spec.kind == "evaluate":
-                    self._stage = "end"
-                    self._ledger.move("complete", "", self._step_done)
+                    self._complete("end")
         elif isinstance(command, Predict):
             self._ledger.change(predictions=answers.predictions(self._nodes, found))
-            self._stage = "end"
-            self._ledger.move("complete", "", self._step_done)
+            self._complete("end")
         elif isinstance(command, Sample):
             self._drawn(answers.scores(self._nodes, found))
         elif isinstance(command, Checkpoint):
@@ -274,14 +267,10 @@ class Run:
     def _drawn(self, scores: bytes) -> None:
         """The text has one more token."""
         assert self.sampler is not None
-        try:
-            self._ledger.publish("tokens", tokens=[self.sampler.take(scores)])
-        except JobFailedError as error:
-            self._end("fail", str(error))
-            return
-        if self.sampler.done:
-            self._stage = "end"
-            self._ledger.move("complete", "", self._step_done)
+        if error := results.drawn(self._ledger, self.sampler, scores):
+            self._end("fail", error)
+        elif self.sampler.done:
+            self._complete("end")
 
     def _epoch_done(self, validation: SplitResult | None) -> None:
         self._epoch += 1
@@ -295,14 +284,18 @@ class Run:
         self._ledger.change(epoch=self._epoch, history=self._history)
         self._checkpoint(best=improved)
         if self._over():
-            self._stage = "close"
-            self._ledger.move("complete", "", self._step_done)
+            self._complete("close")
 
     def _over(self) -> bool:
         """Whether the last epoch is done, or the run is to be stopped early."""
         early = self._monitor.stops(self._epoch)
         self._ledger.change(stopped_early=early and self._epoch < self._spec.epochs)
         return early or self._epoch >= self._spec.epochs
+
+    def _complete(self, stage: str) -> None:
+        """Only the end of the script, from this stage on, is still to come."""
+        self._stage = stage
+        self._ledger.move("complete", "", self._step_done)
 
     def _end_script(self) -> None:
         best = self._ledger.record.best
@@ -340,12 +333,18 @@ class Run:
             self._send()
             self._end("saved", f"paused at step {manifest.step}")
 
-    def _checkpoint_failed(self, error: str) -> None:
-        if self._ledger.record.state == "pausing":
+    def _checkpoint_failed(self, error: str, torn: tuple[Manifest, bool] | None) -> None:
+        """torn: the checkpoint, and whether it was the best epoch, where a node was lost that alone had a part of it."""
+        if torn is not None and self._can_lose:
+            manifest, best = torn
+            if manifest.step == self._step_granted:
+                self._checkpoint(best=best)
+            elif best and self._spec.patience:  # nobody has its parameters any more, and the job may end with them
+                self._end("lose", f"the checkpoint of the best epoch is lost: {error}")
+        elif self._ledger.record.state == "pausing":
             self._ledger.change(vacating="")
-            self._ledger.move(
-                "unsaved", f"not paused, because the checkpoint could not be written: {error}", self._step_done
-            )
+            reason = f"not paused, because the checkpoint could not be written: {error}"
+            self._ledger.move("unsaved", reason, self._step_done)
 
     # --- small questions
 
@@ -357,8 +356,7 @@ class Run:
 
     def _send(self) -> None:
         """Send what was issued at once, with where the script stands now: nobody must get a part of it without the rest."""
-        commands = self._orders.take()
-        if commands:
+        if commands := self._orders.take():
             state = run_state.encode(self._state()) if self._spec.kind == "train" else b""
             self._ledger.do(Order(commands, self._orders.oldest, state, tuple(self._orders.nodes)))
 

@@ -13,8 +13,9 @@ from typing import Annotated, Final
 import msgspec
 from msgspec import Meta
 
-from p2pnn.errors import CharterError
-from p2pnn.job import records
+from p2pnn.errors import CharterError, CheckpointError
+from p2pnn.job import assignment, records
+from p2pnn.job.assignment import Assignment
 from p2pnn.job.records import JobRecord
 from p2pnn.types import JobId, NodeId
 
@@ -43,6 +44,15 @@ class Entry(msgspec.Struct, frozen=True, array_like=True):
     nodes: tuple[_NodeText, ...]
     record: bytes
     assignment: Annotated[bytes, Meta(max_length=ASSIGNMENT_BYTES_MAX)] = b""
+
+    def assigned(self) -> Assignment | None:
+        """Who has which role now; None for as the plan has it. Raises CheckpointError for what cannot be read."""
+        return assignment.decode(self.assignment) if self.assignment else None
+
+    def takes_part(self, node: NodeId) -> bool:
+        """Whether the start does not go on without this node."""
+        held = self.assigned() or Assignment()
+        return node not in {self.nodes[index] for index in held.gone if index < len(self.nodes)}
 
     def began(self) -> JobRecord:
         """The record at the start, of this generation. Raises CheckpointError where a newer p2pnn wrote it."""
@@ -86,9 +96,14 @@ def decode(work: bytes) -> dict[JobId, Entry]:
         raise CharterError(
             f"the charter's table of jobs has format {table.format}; this p2pnn reads up to {FORMAT}: update it"
         )
+    for entry in table.entries:
+        try:
+            entry.assigned()
+        except CheckpointError as error:
+            raise CharterError(f"of job {entry.job} in the charter's table: {error}; use a newer p2pnn here") from None
     return {JobId(entry.job): entry for entry in table.entries}
 
 
-def generations(entries: Mapping[JobId, Entry]) -> dict[JobId, int]:
-    """What the fence compares."""
-    return {job: entry.generation for job, entry in entries.items()}
+def generations(entries: Mapping[JobId, Entry], node: NodeId) -> dict[JobId, int]:
+    """What the fence on a node compares: of all starts that there are, but for those that go on without it."""
+    return {job: entry.generation for job, entry in entries.items() if entry.takes_part(node)}

@@ -10,6 +10,8 @@ from functools import partial
 from typing import Final
 
 from p2pnn.executor import commands
+from p2pnn.job import assignment
+from p2pnn.job.assignment import Assignment
 from p2pnn.job.plan import Plan
 from p2pnn.job.spec import JobSpec
 from p2pnn.node.company import Company
@@ -43,6 +45,7 @@ class Pushing:
         assert spec.data is not None
         self._worker = plan.worker_of(company.index)
         self._steps = spec.steps
+        self._plan = plan
         self._homes = [home.nodes[0] for home in plan.shards]
         self._company = company
         self._executor = executor
@@ -51,7 +54,9 @@ class Pushing:
         self._bodies = [Slots.of(part_sizes(shard, spec.data.push), 1) for shard in shards]
         self._ranks = [sorted({part.needed for part in shard.parts}) for shard in shards]
         self._early: dict[int, commands.FetchValues] | None = {}  # by shard, until all nodes are known to be prepared
-        self._receiving: dict[int, int] = {}  # by shard: bytes of the values that are coming in
+        self._receiving: dict[
+            int, tuple[NodeId, int]
+        ] = {}  # by shard: who sends the values that are coming in, their bytes
 
     def begin(self) -> None:
         """The first command has come, so the shards are there: ask them for what the executor wanted as soon as it was ready."""
@@ -68,7 +73,7 @@ class Pushing:
         if isinstance(message, wire.Leased):
             self._leased(node, message)
             return
-        about = (message.shard, message.sequence, message.request, message.generation)
+        about = (message.shard, message.sequence, message.request, message.by)
         self._executor.send(commands.Answered(*about, message.refusal, message.log_number, False))
 
     def _leased(self, node: NodeId, message: wire.Leased) -> None:
@@ -88,17 +93,30 @@ class Pushing:
         if refusal:
             self._refuse(node, refusal)
             return None
-        place = self._gate.take(message.shard, nbytes)
+        is_busy = message.shard in self._receiving  # with what its last primary sent, and will not send to its end
+        place = None if is_busy else self._gate.take(message.shard, nbytes)
         if place is None:
             log.debug("values dropped job=%s node=%s shard=%d", message.job, self._company.name(node), message.shard)
             self._answered(message, 0)
             return None
-        self._receiving[message.shard] = nbytes
+        self._receiving[message.shard] = node, nbytes
         return self._executor.room(*place)
 
     def arrived(self, message: wire.Values) -> None:
         """The values lie whole in their landing place, which is the executor's until it lends it again."""
-        self._answered(message, self._receiving.pop(message.shard))
+        _, nbytes = self._receiving.pop(message.shard)
+        self._answered(message, nbytes)
+
+    def assigned(self, held: Assignment) -> None:
+        """Who holds the shards now. The executor pushes again to new primaries what is not acknowledged."""
+        self._homes = [assignment.primary_of(held, self._plan, shard) for shard in range(len(self._homes))]
+        self._gate.assigned(self._homes)
+
+    def lost(self, node: NodeId) -> None:
+        """What was coming from a node will not."""
+        for shard in [shard for shard, (sender, _) in self._receiving.items() if sender == node]:
+            del self._receiving[shard]
+            self._gate.broken(shard)
 
     def says(
         self,
@@ -116,8 +134,8 @@ class Pushing:
                 self._push(message)
             case commands.FetchValues(shard) if self._early is not None:
                 self._early[shard] = message
-            case commands.FetchValues(shard, request, have, after):
-                fetch = wire.Fetch(*company.about, shard, self._worker, request, have, after)
+            case commands.FetchValues(shard, request, have, after, by):
+                fetch = wire.Fetch(*company.about, shard, self._worker, request, have, after, by)
                 company.send(self._homes[shard], fetch)
             case commands.Lend(shard):
                 self._gate.lend(shard)
@@ -160,6 +178,7 @@ class Pushing:
             message.fetch,
             message.have,
             message.mark,
+            message.by,
         )
         ranks = self._ranks[message.shard]
         priority = (
@@ -175,7 +194,7 @@ class Pushing:
                 message.shard,
                 message.sequence,
                 message.request,
-                message.generation,
+                message.by,
                 message.refusal,
                 message.log_number,
                 True,

@@ -12,6 +12,7 @@ from typing import Final
 import msgspec
 
 from p2pnn.errors import RemoteProtocolError
+from p2pnn.ps.messages import Refusal
 from p2pnn.replication.leases import Wish
 from p2pnn.wire.fields import Count, Name
 from p2pnn.wire.messages import CloseReason
@@ -87,6 +88,13 @@ def encode(decision: Decision) -> bytes:
 def decode(head: bytes) -> Decision:
     """Raises RemoteProtocolError for bytes that are no decision."""
     try:
-        return _decoder.decode(head)
+        decision = _decoder.decode(head)
+        if isinstance(decision, Take | Strike) and decision.refusal:
+            Refusal[decision.refusal]
+        return decision
+    except KeyError:
+        raise RemoteProtocolError(
+            CloseReason.MALFORMED, "an entry of a shard's log refuses a push for no reason"
+        ) from None
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
         raise RemoteProtocolError(CloseReason.MALFORMED, f"an entry of a shard's log cannot be read: {error}") from None

@@ -27,7 +27,7 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from typing import Any, Final
 
-from p2pnn.errors import LocalProtocolError
+from p2pnn.errors import LocalProtocolError, RemoteProtocolError
 from p2pnn.ps.answers import Due
 from p2pnn.ps.carrying import pack, unpack
 from p2pnn.ps.decisions import Close, Decision, Draw, Leave, Own, Rest, Serve, Strike, Take, decode, encode
@@ -55,7 +55,7 @@ from p2pnn.replication.replica import Replica
 from p2pnn.replication.staging import Body
 from p2pnn.types import NodeId
 from p2pnn.wire.fields import Message
-from p2pnn.wire.messages import Forward
+from p2pnn.wire.messages import CloseReason, Forward
 
 SLOTS: Final = window(2)
 
@@ -308,6 +308,8 @@ class ReplicatedShard(Shard):
                 self.replica.state_taken(event.number, pack(self.state), now)
             else:
                 decision = decode(event.head)
+                if isinstance(decision, Take):
+                    self._check(event)
                 if not self.state.can_apply(decision):
                     break
                 self._apply(decision, self._roster.worker(event.worker), event.sequence, now)
@@ -316,6 +318,13 @@ class ReplicatedShard(Shard):
             self._committed.popleft()
             moved = True
         return moved
+
+    def _check(self, entry: Apply) -> None:
+        """Raise RemoteProtocolError for a push that cannot be the next of its worker: the primary is none."""
+        worker = self._roster.worker(entry.worker)
+        if worker is None or entry.sequence != self.state.taken(worker) + 1:
+            what = f"entry {entry.number} of a shard's log is push {entry.sequence} of worker {entry.worker}, which is not next"
+            raise RemoteProtocolError(CloseReason.MALFORMED, what)
 
     # --- inside
 

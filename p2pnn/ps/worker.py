@@ -354,6 +354,10 @@ class Replica:
         for port in self._ports if shard is None else [self._ports[shard]]:
             port.restart(generation)
 
+    def generation_of(self, shard: int) -> int:
+        """By which its messages to a shard are sent."""
+        return self._ports[shard].generation
+
     def get_timer(self) -> float | None:
         times = [self._note_retry_at, *(port.get_timer() for port in self._ports)]
         return min((at for at in times if at is not None), default=None)
