@@ -8,7 +8,7 @@ pushes), `set_aside` (workers), `slowest` (the worker that the others wait for).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
 from p2pnn.cli.render import count, label, percent, size, staleness, table
@@ -49,6 +49,16 @@ def holders(held: Mapping[str, Any]) -> str:
     backups, learners = ", ".join(held["backups"]), ", ".join(held["learners"])
     said = f"{held['primary']}, {f'backup {backups}' if backups else 'no backup'}"
     return said + (f"; {learners} catches up" if learners else "")
+
+
+def coverage(epochs: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """Of epochs whose batches were not all trained exactly once, by their `epoch` events."""
+    for epoch in epochs:
+        if again := int(epoch.get("trained_again") or 0):
+            batches = f"{count(again)} batch{'es' * (again != 1)}"
+            yield label(
+                "coverage", f"epoch {int(epoch['epoch'])}: {batches} trained again, since their worker was lost"
+            )
 
 
 def summary(last: Mapping[str, Any]) -> dict[str, Any]:

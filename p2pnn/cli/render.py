@@ -15,7 +15,18 @@ from p2pnn.ps.histogram import Histogram
 BAR_CELLS: Final = 30
 BAR_CELLS_MIN: Final = 6
 LABEL_CELLS: Final = 13
-_NOT_METRICS: Final = ("number", "time", "kind", "epoch", "epochs", "step", "steps", "samples_per_s", "rate")
+_NOT_METRICS: Final = (
+    "number",
+    "time",
+    "kind",
+    "epoch",
+    "epochs",
+    "step",
+    "steps",
+    "samples_per_s",
+    "rate",
+    "trained_again",
+)
 
 
 def label(name: str, text: str) -> str:
