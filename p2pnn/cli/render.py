@@ -100,6 +100,8 @@ def _roles_table(plan: Mapping[str, Any]) -> list[str]:
     for node in plan["nodes"]:
         pushed, fetched = (sum(row[n] for row in node.get("sends", ())) for n in (1, 2))
         moves = f"pushes {size(pushed)}, fetches {size(fetched)}" if node.get("sends") else ""
+        if node.get("copied_bytes"):
+            moves += f"{', ' * bool(moves)}sends {size(node['copied_bytes'])} on to backups"
         rows.append([node["name"], node["layers"], count(node["parameters"]), size(node["memory_bytes"]), moves])
     return ["  " + line for line in table(rows, right=(2, 3))]
 

@@ -43,7 +43,7 @@ class Session:
         self._spec = spec
         self._blobs = BlobStore(Path(prepare.blobs))
         manifest = manifest_of(prepare)
-        self._allotment = Allotment.of(spec, plan, prepare.node_index)
+        self._allotment = self._allot(spec, plan, prepare.node_index, manifest)
         node_index = prepare.node_index
         if plan.replicas:
             node_index = plan.replicas[self._allotment.index].nodes.index(node_index)
@@ -55,9 +55,7 @@ class Session:
         self._runner = Runner(spec, plan, routes, engine, self._blobs, arena, self._allotment)
         self._runner.check_memory(self._runner.memory_bytes)
         self._runner.weights.load(self._blobs, manifest)
-        splits = {"validation": spec.validation, "test": spec.test}
         micro_batches = len(self._allotment.micro_batches(spec.micro_batches))
-        batches = {name: self._runner.feed.batches(name) for name, split in splits.items() if split}
 
         def new_machine(step: int) -> m.Machine:
             return m.Machine(
@@ -66,7 +64,7 @@ class Session:
                 micro_batches,
                 delay=plan.delays[node_index] if plan.delays else 0,
                 step=step,
-                split_batches=batches,
+                split_batches=self._split_batches(),
                 clip=spec.optimizer.clip_norm > 0 and spec.in_flight < 2 and spec.data is None,
                 gated=spec.data is not None,
             )
@@ -84,6 +82,14 @@ class Session:
         )
         self._pace = Pace(time.perf_counter(), self._machine.step)
         self._evaluation = Sums()
+
+    def _allot(self, spec: JobSpec, plan: Plan, node_index: int, manifest: Manifest | None) -> Allotment:
+        """Which steps are this node's."""
+        return Allotment.of(spec, plan, node_index)
+
+    def _split_batches(self) -> dict[str, int]:
+        splits = {"validation": self._spec.validation, "test": self._spec.test}
+        return {name: self._runner.feed.batches(name) for name, split in splits.items() if split}
 
     def run(self, early: Sequence[commands.ToExecutor] = ()) -> None:
         """Work until the script ends. early: messages that came with Prepare."""

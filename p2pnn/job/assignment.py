@@ -99,7 +99,11 @@ def without(assignment: Assignment, plan: Plan, spec: JobSpec, lost: int) -> Ass
 
 def wished(assignment: Assignment, shard: int, proposal: Configuration) -> Assignment | None:
     """What to propose when a shard's primary wants another configuration of its replicas: to demote, promote or remove one. None
-    for a wish that is stale, or that changes nothing: whoever has it is to be told what holds."""
+    for a wish that is stale, or that changes nothing: whoever has it is to be told what holds.
+
+    A backup that is to be removed, for it has been silent, becomes a learner while its node is a member: where it only stood
+    still it comes back by itself, and nobody waits for a learner.
+    """
     if shard >= len(assignment.shards):
         return None
     before = assignment.shards[shard]
@@ -107,6 +111,8 @@ def wished(assignment: Assignment, shard: int, proposal: Configuration) -> Assig
         return None
     if not may_follow(before, proposal):
         return None
+    silent = [member for member in before.in_sync if member not in proposal.members]
+    proposal = proposal.replaced(proposal.in_sync, (*proposal.learners, *silent))
     shards = (*assignment.shards[:shard], proposal, *assignment.shards[shard + 1 :])
     return msgspec.structs.replace(assignment, shards=shards)
 

@@ -77,7 +77,8 @@ class Finish(_Message, tag=6):
 class ShardReport(msgspec.Struct, frozen=True, array_like=True):
     """What a shard has seen so far. staleness: updates that a push was behind → how many pushes. taken: pushes applied, by
     worker. refused: (worker, name of a `ps.messages.Refusal`, how often). Bytes are those of bodies, in and out. queued:
-    pushes that wait."""
+    pushes that wait. Of a shard that lives on several nodes the primary tells: in_sync: their indices in the plan, the primary's
+    first; learners: those that catch up; lag: decisions that not all in sync hold yet; copied_bytes: sent to the others."""
 
     shard: int
     version: int
@@ -88,6 +89,10 @@ class ShardReport(msgspec.Struct, frozen=True, array_like=True):
     received_bytes: int
     sent_bytes: int
     queued: int
+    in_sync: tuple[int, ...] = ()
+    learners: tuple[int, ...] = ()
+    lag: int = 0
+    copied_bytes: int = 0
 
 
 class Progress(_Message, tag=24):

@@ -141,6 +141,7 @@ class Daemon:
         self.blobs.peer_lost(node, reason)
         self.planning.peer_lost(node, reason)
         self.snapshots.member_lost(node)
+        self.place.link_lost(node)
         self.members.link_down(node, reason, left)
 
     def dial_reached(self, address: Address, node: NodeId) -> None:
@@ -161,7 +162,7 @@ class Daemon:
 
     def body_for(self, node: NodeId, message: wire.Message, nbytes: int) -> memoryview | None:
         match message:
-            case wire.Tensor() | wire.Push() | wire.Values():
+            case wire.Tensor() | wire.Push() | wire.Values() | wire.Forward() | wire.StatePiece():
                 return self.place.body_for(node, message, nbytes)
             case wire.BlobPiece():
                 return self.blobs.body_for(node, message, nbytes)
@@ -173,7 +174,7 @@ class Daemon:
 
     def body(self, node: NodeId, message: wire.Message) -> None:
         match message:
-            case wire.Tensor() | wire.Push() | wire.Values():
+            case wire.Tensor() | wire.Push() | wire.Values() | wire.Forward() | wire.StatePiece():
                 self.place.body(node, message)
             case wire.BlobPiece():
                 self.blobs.received(node, message)
@@ -298,6 +299,15 @@ class Daemon:
                 wire.Pushed,
                 wire.Fetch,
                 wire.Mark,
+                wire.LeaseWish,
+                wire.Leased,
+                wire.Rest,
+                wire.Append,
+                wire.Appended,
+                wire.Beat,
+                wire.UpdateWanted,
+                wire.StateHeld,
+                wire.Superseded,
             ),
             self.jobs.receive: (
                 wire.Waiting,

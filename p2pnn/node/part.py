@@ -1,8 +1,7 @@
 """One start of one job on this node: its executors from their beginning to their end, and what passes between them and the
 coordinator: the script's commands, and what answers them.
 
-What passes between executors is in `node.tensors` (tensors of a model that is cut over nodes), `node.pushing` and `node.serving`
-(gradients and parameters of a data-parallel run).
+What passes between executors is in `node.exchange`.
 """
 
 from __future__ import annotations
@@ -24,20 +23,18 @@ from p2pnn.job.plan import Plan
 from p2pnn.job.recovery import Loss
 from p2pnn.job.spans import RING_BYTES
 from p2pnn.job.spec import JobSpec
-from p2pnn.node import parcels, pushing, serving, tensors
+from p2pnn.node import parcels
 from p2pnn.node.blobs import BlobExchange
 from p2pnn.node.company import Company
+from p2pnn.node.exchange import Exchange
 from p2pnn.node.executor import Executor
 from p2pnn.node.links import Post
 from p2pnn.node.needs import Needs
-from p2pnn.node.pushing import Pushing
 from p2pnn.node.recording import Recording
 from p2pnn.node.roles import Roles
 from p2pnn.node.room import Room, check, divide
-from p2pnn.node.serving import Serving
 from p2pnn.node.snapshots import Own, Snapshots
 from p2pnn.node.tasks import Tasks, in_thread
-from p2pnn.node.tensors import Tensors
 from p2pnn.node.traces import Traces
 from p2pnn.ps.layout import ServerLayout, server_layout
 from p2pnn.train.cuts import COUNTER_BYTES
@@ -81,9 +78,7 @@ class Part:
         self._nodes = [NodeId(n) for n in message.nodes]
         self._names: dict[NodeId, str] = {}
         self._executors: dict[str, Executor] = {}
-        self._tensors: Tensors | None = None
-        self._pushing: Pushing | None = None
-        self._serving: Serving | None = None
+        self._exchange = Exchange()
         self._roles = Roles()
         self._prepared: dict[str, int] = {}
         self._answers: dict[int, list[script.Done]] = {}
@@ -114,12 +109,8 @@ class Part:
                     self._obey(message)
             case wire.Assigned():
                 self._assigned(message.assignment)
-            case wire.Retired() | wire.Squares() if self._tensors is not None:
-                self._tensors.receive(node, message)
-            case wire.Pushed() if self._pushing is not None:
-                self._pushing.receive(node, message)
-            case wire.Fetch() | wire.Mark() if self._serving is not None:
-                self._serving.receive(node, message)
+            case _:
+                self._exchange.receive(node, message)
 
     def adopt(self, coordinator: NodeId, term: int, record: bytes) -> None:
         """Another node coordinates from now on, or the same in another term: tell it how far this part is, and the job's record
@@ -135,24 +126,15 @@ class Part:
     def body_for(self, node: NodeId, message: wire.Message, nbytes: int) -> memoryview | None:
         if self._over:
             return None
-        match message:
-            case wire.Tensor() if self._tensors is not None:
-                return self._tensors.body_for(node, message, nbytes)
-            case wire.Values() if self._pushing is not None:
-                return self._pushing.body_for(node, message, nbytes)
-            case wire.Push() if self._serving is not None:
-                return self._serving.body_for(node, message, nbytes)
-        return None
+        return self._exchange.body_for(node, message, nbytes)
 
     def arrived(self, node: NodeId, message: wire.Message) -> None:
         """A body lies whole in the place that was given for it."""
-        match message:
-            case wire.Tensor() if self._tensors is not None:
-                self._tensors.arrived(message)
-            case wire.Values() if self._pushing is not None:
-                self._pushing.arrived(message)
-            case wire.Push() if self._serving is not None:
-                self._serving.arrived(message)
+        self._exchange.arrived(node, message)
+
+    def link_lost(self, node: NodeId) -> None:
+        """What was coming from a node will not."""
+        self._exchange.lost(node)
 
     def peer_lost(self, node: NodeId, reason: str) -> None:
         """Messages to and from the node were lost with its link, and nobody says them again: the part fails, unless the
@@ -217,11 +199,10 @@ class Part:
         )
         root = str(self._blobs.blobs.root)
         prepare = partial(commands.Prepare, needs.spec_path, needs.packed, index, root, needs.checkpoint)
+        prepare = partial(prepare, job=self._message.job, generation=self._message.generation)
         if (executor := self._executors.get(COMPUTE)) is not None:
             room = self._room
-            self._tensors = Tensors(spec, plan, room.tensors, company, executor, recording)
-            if room.exchange is not None:
-                self._pushing = Pushing(spec, plan, room.exchange, company, executor)
+            self._exchange.computes(spec, plan, room, company, executor, recording)
             if room.snapshots is not None:
                 self._own = self._snapshots.begin(
                     (*about, index),
@@ -234,7 +215,7 @@ class Part:
             recording.watch(executor.room(room.ring, RING_BYTES))
             executor.send(prepare(room.ring, room.counter, COMPUTE, room.landings))
         if (server := self._executors.get(SERVE)) is not None:
-            self._serving = Serving(plan, self._served, company, server)
+            self._exchange.serves(plan, self._served, company, server)
             server.send(prepare(role=SERVE))
         self._traces.begin(recording)
 
@@ -263,10 +244,9 @@ class Part:
 
     def _pass_on(self, command: commands.ToExecutor) -> None:
         self._over |= isinstance(command, script.Finish)
+        self._exchange.begin(self._roles.assignment)
         for executor in self._executors.values():
             executor.send(command)
-        if self._pushing is not None:
-            self._pushing.begin()
 
     async def _restore(self) -> None:
         """Fetch the parts before the executors are told to load them. What comes behind waits: a script has an order."""
@@ -285,12 +265,11 @@ class Part:
     # --- what the executors say
 
     def _on_message(self, role: str, message: commands.FromExecutor) -> None:
-        if isinstance(message, tensors.SAID) and self._tensors is not None:
-            self._tensors.says(message)
-        elif isinstance(message, pushing.SAID) and self._pushing is not None:
-            self._pushing.says(message)
-        elif isinstance(message, serving.SAID) and self._serving is not None:
-            self._serving.says(message)
+        if self._exchange.says(message):
+            pass
+        elif isinstance(message, commands.ProposeConfiguration):
+            wish = wire.ShardWish(*self._about, message.shard, message.configuration)
+            self._post.send(self._coordinator, wish)
         elif isinstance(message, commands.Prepared):
             self._prepared[role] = message.memory_bytes
             if self._prepared.keys() == self._executors.keys():
@@ -345,6 +324,7 @@ class Part:
         if not self._roles.takes_part:
             self._fail("the start goes on without this node", Loss.UNREACHABLE)
             return
+        self._exchange.assigned(self._roles.assignment)
         for executor in self._executors.values():
             executor.send(commands.Assigned(data))
 

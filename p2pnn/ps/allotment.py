@@ -10,6 +10,7 @@ A split is evaluated by all workers in every kind, each on a run of its micro-ba
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from p2pnn.errors import LocalProtocolError
@@ -70,9 +71,14 @@ class Allotment:
 
     # evaluation
 
-    def evaluated(self, count: int) -> range:
-        """Those of a split's `count` micro-batches that this worker evaluates: all workers' are the whole, once, in order."""
-        return range(self.index * count // self.workers, (self.index + 1) * count // self.workers)
+    def evaluated(self, count: int, gone: Collection[int] = ()) -> range:
+        """Those of a split's `count` micro-batches that this worker evaluates: all workers' are the whole, once, in order. gone:
+        workers that take no part."""
+        left = [worker for worker in range(self.workers) if worker not in gone]
+        if self.index not in left:
+            return range(0)
+        place = left.index(self.index)
+        return range(place * count // len(left), (place + 1) * count // len(left))
 
 
 def updates(settings: Settings, workers: int, steps: int) -> int:

@@ -78,10 +78,16 @@ class Answers:
         for pushed in (False, True):
             self._due.pop((worker, pushed), None)
 
-    def next(self, generation: int) -> Answer | None:
+    def clear(self) -> None:
+        """Whoever asked will ask somebody else."""
+        self._due.clear()
+        for worker in list(self._streams):
+            self.drop(worker)
+
+    def next(self, generation: int, may_leave: Callable[[Due], bool] = lambda due: True) -> Answer | None:
         """An answer to send now; `sent` is called when it has left, or when its link has broken."""
         for key, due in self._due.items():
-            if due.fetch and due.worker in self._busy:
+            if not may_leave(due) or (due.fetch and due.worker in self._busy):
                 continue
             del self._due[key]
             values, pin = self._read(due) if due.fetch else (None, -1)

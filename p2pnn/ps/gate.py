@@ -8,9 +8,10 @@ that it is answered again. All of it is O(1), and its memory is bounded by the p
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 from p2pnn.job.plan import Plan
-from p2pnn.ps.layout import LANDINGS, WINDOW, Run, ServerLayout, WorkerLayout
+from p2pnn.ps.layout import LANDINGS, Run, ServerLayout, WorkerLayout
 
 _Key = tuple[int, int]
 
@@ -29,21 +30,24 @@ class PushGate:
         self._coming: dict[_Key, list[set[int]]] = {}  # by slot: the parts that bytes go into now
         self._here: dict[_Key, list[set[int]]] = {}  # by slot: those that lie there whole
 
-    def refusal(self, worker: int, node: int, shard: int, sequence: int, part: int, nbytes: int) -> str:
-        """Why a part of a push from the plan's node `node` may not come in, as one sentence; empty where it may, or is known."""
+    def refusal(self, worker: int, node: int | None, shard: int, sequence: int, part: int, nbytes: int) -> str:
+        """Why a part of a push from the plan's node `node` may not come in, as one sentence; empty where it may, or is known.
+
+        node: None for a part that the shard's primary forwards.
+        """
         what = f"part {part} of push {sequence} of worker {worker} to shard {shard}"
         slots = self._layout.slots.get(shard)
         if slots is None:
             return f"{what} is not for this node"
-        if not 0 <= worker < len(self._nodes) or node not in self._nodes[worker]:
+        if not 0 <= worker < len(self._nodes) or (node is not None and node not in self._nodes[worker]):
             return f"{what} came from node {node} of the plan"
         if not 0 <= part < len(slots.parts):
             return f"{what} is none of the {len(slots.parts)} parts"
         if nbytes != slots.parts[part][1]:
             return f"{what} has {nbytes:,} bytes instead of {slots.parts[part][1]:,}"
         decided = self._decided.get((shard, worker), 0)
-        if sequence < 1 or sequence > decided + WINDOW:
-            return f"{what} is outside the window {decided + 1} … {decided + WINDOW}"
+        if sequence < 1 or sequence > decided + slots.window:
+            return f"{what} is outside the window {decided + 1} … {decided + slots.window}"
         if sequence > decided and part in self._parts(self._coming, shard, worker, sequence):
             return f"{what} is coming in already"
         return ""
@@ -71,12 +75,13 @@ class PushGate:
     def acknowledged(self, shard: int, worker: int, sequence: int) -> None:
         """The shard has decided this worker's pushes up to this number: their slots are free (`SendAnswer.acknowledged`)."""
         decided = self._decided.get((shard, worker), 0)
-        for number in range(decided + 1, min(sequence, decided + WINDOW) + 1):
+        for number in range(decided + 1, min(sequence, decided + self._layout.slots[shard].window) + 1):
             self._parts(self._here, shard, worker, number).clear()
         self._decided[shard, worker] = max(decided, sequence)
 
     def _parts(self, where: dict[_Key, list[set[int]]], shard: int, worker: int, sequence: int) -> set[int]:
-        return where.setdefault((shard, worker), [set() for _ in range(WINDOW)])[sequence % WINDOW]
+        window = self._layout.slots[shard].window
+        return where.setdefault((shard, worker), [set() for _ in range(window)])[sequence % window]
 
 
 class ValuesGate:
@@ -92,6 +97,10 @@ class ValuesGate:
         self._primaries = [home.nodes[0] for home in plan.shards]
         self._lent: Counter[int] = Counter()
         self._taken: Counter[int] = Counter()
+
+    def assigned(self, primaries: Sequence[int]) -> None:
+        """These nodes of the plan are the shards' primaries from now on."""
+        self._primaries = list(primaries)
 
     def lend(self, shard: int) -> None:
         """The place whose turn it is next, of those that are not lent, is the daemon's until values lie in it whole."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -67,6 +68,19 @@ class Guard:
             return False
         self.set_aside.add(worker)
         return True
+
+    @property
+    def in_a_row(self) -> dict[Worker, int]:
+        """How many bad pushes of each worker have followed one another."""
+        return dict(self._in_a_row)
+
+    def load(
+        self, refused: Mapping[tuple[Worker, Refusal], int], in_a_row: Mapping[Worker, int], aside: Iterable[Worker]
+    ) -> None:
+        """Become what another guard of this shard is, apart from what norms it has seen."""
+        self.refused, self._in_a_row = Counter(refused), Counter(in_a_row)
+        self.set_aside.clear()
+        self.set_aside.update(aside)
 
     def forget(self, worker: Worker) -> None:
         """The worker has left; its counts stay to be shown, at most those of a job's workers."""

@@ -7,22 +7,21 @@ in which they got whole.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 
-from p2pnn.ps.compression import Bytes
 from p2pnn.ps.layout import WINDOW
 from p2pnn.ps.messages import Push, Refusal, Worker
 from p2pnn.ps.roster import Roster
-from p2pnn.ps.staging import Slot, Staged, Staging
+from p2pnn.ps.staging import Staged, Staging
 
 
 class Inbox:
-    """part_bytes: of each part of a push. slot: see `Staging`."""
+    """part_bytes: of each part of a push. staging: where they lie."""
 
-    def __init__(self, part_bytes: Sequence[int], roster: Roster, slot: Slot) -> None:
+    def __init__(self, part_bytes: Sequence[int], roster: Roster, staging: Staging) -> None:
         self._part_bytes = part_bytes
         self._roster = roster
-        self._staging = Staging(part_bytes, roster.workers, slot)
+        self._staging = staging
         self._staged: dict[tuple[Worker, int], Staged] = {}  # (worker, sequence)
         self._whole: dict[tuple[Worker, int], Staged] = {}
         self.received_bytes = 0
@@ -58,20 +57,23 @@ class Inbox:
                 self._whole[key] = staged
         return None
 
-    def ready(self) -> Iterator[Staged]:
-        """Whole pushes that may be decided next, in the order in which they got whole; what is decided must be closed."""
+    def ready(self, next_of: Callable[[Worker], int]) -> Iterator[Staged]:
+        """Whole pushes that may be decided next, in the order in which they got whole; what is decided must be closed.
+
+        next_of: the number of a worker's push that is next.
+        """
         for (worker, sequence), staged in list(self._whole.items()):
-            if sequence == self._roster[worker].sequence + 1:
+            if sequence == next_of(worker):
                 yield staged
+
+    def get(self, worker: Worker, sequence: int) -> Staged | None:
+        """What is here of a push."""
+        return self._staged.get((worker, sequence))
 
     @property
     def whole(self) -> int:
         """How many pushes wait whole."""
         return len(self._whole)
-
-    def part(self, staged: Staged, index: int) -> Bytes:
-        """The bytes of one part."""
-        return self._staging.part(staged, index)
 
     def take(self, staged: Staged) -> None:
         """The push is being decided: it waits no more, but stays where it is."""
@@ -92,7 +94,3 @@ class Inbox:
     def workers(self) -> list[Worker]:
         """Those of whom something is here."""
         return list(dict.fromkeys(worker for worker, _ in self._staged))
-
-    def set_workers(self) -> None:
-        """The roster has changed."""
-        self._staging.set_workers(self._roster.workers)

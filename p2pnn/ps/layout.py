@@ -1,8 +1,8 @@
 """Where pushes and values lie in the arenas that a daemon shares with its executors: pure functions of (spec, plan, node).
 
 Memory is static, as in `train.frames`: what comes from a peer has one place, which daemon and executor compute alike, so a body
-is received straight into it. In a server's arena each shard has `WINDOW` slots per worker; push number n lies in slot n mod
-WINDOW, part behind part. Its worker makes push n only when push n − WINDOW is acknowledged, so the slot is free. In a worker's
+is received straight into it. In a server's arena each shard has `window` slots per worker; push number n lies in slot n mod
+window, part behind part. Its worker makes push n only when push n − WINDOW is acknowledged, so the slot is free. In a worker's
 arena each shard has LANDINGS places for values, which are used in turn. What only the executor writes lies behind them: versions
 and compressed answers of a server, push bodies of a worker. It is handed out front to back (`Bump`), and travels as (offset,
 bytes) in commands.
@@ -30,7 +30,7 @@ from p2pnn.ps.space import Space
 from p2pnn.ps.versions import buffers
 
 WINDOW: Final = 2
-"""Pushes of a worker that a shard can hold: one is on its way in while the one before is decided."""
+"""Pushes of a worker under way: one is on its way in while the one before is decided."""
 
 LANDINGS: Final = 2
 """Values of a shard that a worker's arena holds: while it computes, or takes the last ones over, the next come in behind them."""
@@ -39,6 +39,17 @@ ALIGNMENT_BYTES: Final = 64
 
 Run = tuple[int, int]
 """(offset, bytes)."""
+
+
+def window(copies: int) -> int:
+    """Slots per worker of a shard that lives in so many processes.
+
+    Alone, those of the pushes under way: push n comes when n − WINDOW is applied. A backup holds a push before it is applied,
+    and hears only with later ones that it is. But n has its place in the log when n − WINDOW has been acknowledged, and says so:
+    whoever holds n has applied n − WINDOW. So that is applied everywhere when n is acknowledged and n + WINDOW comes: twice the
+    window is enough.
+    """
+    return WINDOW if copies == 1 else 2 * WINDOW
 
 
 def sharding_of(spec: JobSpec, plan: Plan, index: int = 0) -> Sharding:
@@ -62,24 +73,25 @@ def part_sizes(shard: ShardRange, push: str) -> tuple[int, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Slots:
-    """Where the pushes to one shard lie: worker w's number n at start + (w · WINDOW + n mod WINDOW) · stride.
+    """Where the pushes to one shard lie: worker w's number n at start + (w · window + n mod window) · stride.
 
-    parts: (offset within the slot, bytes).
+    parts: (offset within the slot, bytes). window: slots of a worker.
     """
 
     start: int
     stride: int
     workers: int
     parts: tuple[Run, ...]
+    window: int = WINDOW
 
     @classmethod
-    def of(cls, sizes: Sequence[int], workers: int, start: int = 0) -> Slots:
+    def of(cls, sizes: Sequence[int], workers: int, start: int = 0, window: int = WINDOW) -> Slots:
         starts = list(accumulate(sizes, initial=0))
-        return cls(start, _aligned(starts[-1]), workers, tuple(zip(starts, sizes, strict=False)))
+        return cls(start, _aligned(starts[-1]), workers, tuple(zip(starts, sizes, strict=False)), window)
 
     @property
     def stop(self) -> int:
-        return self.start + self.workers * WINDOW * self.stride
+        return self.start + self.workers * self.window * self.stride
 
     @property
     def nbytes(self) -> int:
@@ -87,13 +99,13 @@ class Slots:
         return self.parts[-1][0] + self.parts[-1][1]
 
     def offset(self, worker: int, number: int) -> int:
-        """Where a worker's slot number `number` of WINDOW begins."""
-        return self.start + (worker * WINDOW + number) * self.stride
+        """Where a worker's slot number `number` begins."""
+        return self.start + (worker * self.window + number) * self.stride
 
     def place(self, worker: int, sequence: int, part: int) -> Run:
         """(offset, bytes) of a part of a push. The caller has checked that there are such a worker and part."""
         offset, nbytes = self.parts[part]
-        return self.offset(worker, sequence % WINDOW) + offset, nbytes
+        return self.offset(worker, sequence % self.window) + offset, nbytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,13 +118,15 @@ class ServerLayout:
     arena_bytes: int
 
     @classmethod
-    def of(cls, sharding: Sharding, served: Iterable[int], settings: Settings, workers: int) -> ServerLayout:
-        """For the shards with these numbers, none for an empty arena."""
+    def of(
+        cls, sharding: Sharding, served: Iterable[int], settings: Settings, workers: int, copies: int = 1
+    ) -> ServerLayout:
+        """For the shards with these numbers, none for an empty arena. copies: processes that each of them lives in."""
         slots: dict[int, Slots] = {}
         end = own = 0
         for number in served:
             shard = sharding.shards[number]
-            slots[number] = Slots.of(part_sizes(shard, settings.push), workers, end)
+            slots[number] = Slots.of(part_sizes(shard, settings.push), workers, end, window(copies))
             end = slots[number].stop
             own += _served_bytes(shard, settings, workers)
         return cls(sharding, slots, end, end + own)
@@ -169,9 +183,9 @@ class WorkerLayout:
 
 
 def server_layout(spec: JobSpec, plan: Plan, index: int) -> ServerLayout:
-    """Of node `index`, which serves some of the plan's shards."""
-    served = plan.served_by(index)
-    return ServerLayout.of(sharding_of(spec, plan, index), served, settings(_data(spec)), len(plan.replicas))
+    """Of node `index`, which holds some of the plan's shards. A backup has all that it would need as the primary."""
+    served, workers = plan.served_by(index), len(plan.replicas)
+    return ServerLayout.of(sharding_of(spec, plan, index), served, settings(_data(spec)), workers, plan.copies)
 
 
 def worker_layout(spec: JobSpec, plan: Plan, index: int, start: int = 0) -> WorkerLayout:

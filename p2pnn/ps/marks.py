@@ -7,17 +7,18 @@ nothing is decided until all workers have passed it, and the server itself, whic
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from p2pnn.ps.messages import Worker
 
 
 class Marks:
-    """marked: the newest mark that all workers have drawn; open: that all have passed, the server too."""
+    """marked: the newest mark that all workers have drawn. server: at which the server has done its part. open: that all have
+    passed, the server too.
+    """
 
     def __init__(self, workers: Iterable[Worker]) -> None:
-        self.marked = self.open = 0
-        self._server = 0
+        self.marked = self.open = self.server = 0
         self._drawn = dict.fromkeys(workers, 0)
         self._passed = dict(self._drawn)
 
@@ -29,6 +30,11 @@ class Marks:
             self._count()
         return self.marked > before
 
+    def is_news(self, worker: Worker, sequence: int, passed: bool) -> bool:
+        """Whether that it has drawn this mark, or passed it, would change anything."""
+        known = (self._passed if passed else self._drawn).get(worker)
+        return known is not None and sequence > known
+
     def passes(self, worker: Worker, sequence: int) -> bool:
         """It has drawn it as well. True where all have drawn another mark with that."""
         if worker in self._passed:
@@ -37,8 +43,19 @@ class Marks:
 
     def served(self, sequence: int) -> None:
         """The server has done its part at this mark."""
-        self._server = max(sequence, self._server)
+        self.server = max(sequence, self.server)
         self._count()
+
+    def positions(self) -> tuple[dict[Worker, int], dict[Worker, int]]:
+        """What each worker has drawn and has passed; for `load`."""
+        return dict(self._drawn), dict(self._passed)
+
+    def load(
+        self, drawn: Mapping[Worker, int], passed: Mapping[Worker, int], server: int, marked: int, open: int
+    ) -> None:
+        """Become what was saved."""
+        self._drawn, self._passed = dict(drawn), dict(passed)
+        self.marked, self.open, self.server = marked, open, server
 
     @property
     def ahead(self) -> set[Worker]:
@@ -55,4 +72,4 @@ class Marks:
 
     def _count(self) -> None:
         self.marked = max(self.marked, min(self._drawn.values(), default=0))
-        self.open = max(self.open, min(self._server, *self._passed.values())) if self._passed else self._server
+        self.open = max(self.open, min(self.server, *self._passed.values())) if self._passed else self.server

@@ -246,7 +246,7 @@ class Port:
     def place(self, answer: Answer) -> Bytes | None:
         """Where an answer's values are to be received; None: read their bytes and drop them."""
         values = answer.values
-        if values is None or self._receiving or values.version < self._floor:
+        if values is None or self._receiving or values.version < self._floor or answer.generation < self.generation:
             return None
         if not self._is_wanted(answer) and not self._is_news(values, answer):
             return None
@@ -259,11 +259,18 @@ class Port:
         return self._delta
 
     def answered(self, answer: Answer, took_values: bool, now: float) -> None:
-        """An answer is here; took_values: so are its values, in the place that was given."""
-        self._acknowledge(answer)
+        """An answer is here; took_values: so are its values, in the place that was given.
+
+        Of one of an older generation than `restart` spoke of only the refusal counts: another process may have said more since.
+        """
+        is_old = answer.generation < self.generation
+        if not is_old:
+            self._acknowledge(answer)
         if answer.refusal is not None:
             self.refusals[answer.refusal] += 1
             self._heed(answer.refusal, answer.generation, now)
+        if is_old:
+            return
         values = answer.values
         if values is None:
             if 0 < self._wanted_with <= answer.sequence:  # it acknowledges the push whose own answer was lost

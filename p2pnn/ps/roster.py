@@ -18,7 +18,7 @@ from p2pnn.ps.messages import Refusal, Worker
 @dataclass(slots=True)
 class Member:
     """sequence: the last logged push; refusal, log_number: what became of it. taken: how many were applied. heard: when the last
-    was logged, −1 before. request: of its newest pull.
+    was logged, −1 before. request: of its newest pull. rested: after how many pushes it had nothing to train; −1 before.
     """
 
     worker: Worker
@@ -29,15 +29,24 @@ class Member:
     taken: int = 0
     heard: float = -1.0
     request: int = 0
+    rested: int = -1
+
+    @property
+    def is_resting(self) -> bool:
+        """Whether that was after its last push."""
+        return self.rested == self.sequence
 
 
 class Roster:
-    """workers: in the order in which gradients are summed."""
+    """workers: in the order in which gradients are summed. came: how many ever did; each has a number, from 1."""
 
     def __init__(self, workers: Sequence[Worker]) -> None:
         self.workers: tuple[Worker, ...] = ()
         self._members: dict[Worker, Member] = {}
         self._left: dict[str, int] = {}  # node → the newest of its lives that has left
+        self._numbers: dict[Worker, int] = {}
+        self._by_number: dict[int, Worker] = {}
+        self.came = 0
         self.log_number = 0
         self.set(workers)
 
@@ -49,6 +58,14 @@ class Roster:
 
     def get(self, worker: Worker) -> Member | None:
         return self._members.get(worker)
+
+    def number(self, worker: Worker) -> int:
+        """Of a life of a worker that takes part; no other one ever has it."""
+        return self._numbers[worker]
+
+    def worker(self, number: int) -> Worker | None:
+        """Who takes part under this number."""
+        return self._by_number.get(number)
 
     @property
     def members(self) -> list[Member]:
@@ -91,17 +108,30 @@ class Roster:
         start = self.clock()
         gone = [worker for worker in self.workers if worker not in set(workers)]
         for worker in gone:
-            del self._members[worker]
+            del self._members[worker], self._by_number[self._numbers.pop(worker)]
             self._left[worker.node] = max(worker.incarnation, self._left.get(worker.node, -1))
         for worker in workers:
-            self._members.setdefault(worker, Member(worker, clock=start))
+            if worker not in self:
+                self.came += 1
+                self._members[worker] = Member(worker, clock=start)
+                self._numbers[worker], self._by_number[self.came] = self.came, worker
         self.workers = tuple(workers)
         return gone
 
-    def load(self, members: Sequence[Member], log_number: int, left: dict[str, int]) -> None:
-        """Go on from what was saved."""
+    def load(
+        self,
+        members: Sequence[Member],
+        log_number: int,
+        left: dict[str, int],
+        numbers: Sequence[int] = (),
+        came: int = 0,
+    ) -> None:
+        """Go on from what was saved. numbers: of the members, where they had any; came: how many ever did."""
         self._members = {member.worker: member for member in members}
         self.workers = tuple(member.worker for member in members)
+        self._by_number = dict(zip(numbers or range(1, len(members) + 1), self.workers, strict=True))
+        self._numbers = {worker: number for number, worker in self._by_number.items()}
+        self.came = came or len(members)
         self._left, self.log_number = dict(left), log_number
 
     @property

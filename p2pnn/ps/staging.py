@@ -1,7 +1,7 @@
-"""Where pushes lie until they are decided: `layout.WINDOW` slots per worker, each as large as one push in its compressed form.
+"""Where pushes lie until they are decided: a few slots per worker (`layout.window`), each as large as one push, compressed.
 
-Push number n of a worker has its slot n mod WINDOW, and no other, so whoever receives needs not ask; its worker makes it when
-push n − WINDOW is acknowledged. A push is applied only when it lies there whole: half a push could not be taken back.
+Push number n of a worker has its slot n mod their number, and no other, so whoever receives needs not ask. A push is applied only
+when it lies there whole: half a push could not be taken back.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from p2pnn.ps.compression import Bytes
-from p2pnn.ps.layout import WINDOW, Slots
+from p2pnn.ps.layout import WINDOW, Run, Slots
 from p2pnn.ps.messages import Push, Worker
 
 Slot = Callable[[int, int], Bytes]
-"""(number of the worker, number of its slot, below WINDOW) → the slot's bytes."""
+"""(number of the worker, number of its slot) → the slot's bytes."""
 
 
 @dataclass(eq=False, slots=True)
@@ -27,9 +27,13 @@ class Staged:
 
 
 class Staging:
-    """part_bytes: the size of each part of a push. workers: numbered as they are given. slot: is asked once for each slot."""
+    """part_bytes: the size of each part of a push. workers: numbered as they are given. slot: is asked once for each slot.
 
-    def __init__(self, part_bytes: Sequence[int], workers: Iterable[Worker], slot: Slot) -> None:
+    window: slots of a worker.
+    """
+
+    def __init__(self, part_bytes: Sequence[int], workers: Iterable[Worker], slot: Slot, window: int = WINDOW) -> None:
+        self.window = window
         self._slots = Slots.of(part_bytes, 1)
         self._slot = slot
         self._numbers: dict[Worker, int] = {}
@@ -47,12 +51,27 @@ class Staging:
 
     def open(self, header: Push) -> Staged:
         """A push of which the first part is here."""
-        key = self._numbers[header.worker], header.sequence % WINDOW
+        place = self.place(header.worker, header.sequence)
+        return Staged(header, place, set(range(len(self._slots.parts))))
+
+    def place(self, worker: Worker, sequence: int) -> Bytes:
+        """The bytes of the slot of a worker's push."""
+        key = self._numbers[worker], sequence % self.window
         if key not in self._places:
             self._places[key] = self._slot(*key)
-        return Staged(header, self._places[key], set(range(len(self._slots.parts))))
+        return self._places[key]
 
-    def part(self, staged: Staged, index: int) -> Bytes:
-        """The bytes of one part."""
+    def part(self, place: Bytes, index: int) -> Bytes:
+        """The bytes of one part of the push that lies there."""
         offset, nbytes = self._slots.parts[index]
-        return staged.place[offset : offset + nbytes]
+        return place[offset : offset + nbytes]
+
+    @property
+    def parts(self) -> tuple[Run, ...]:
+        """Of each part of a push (offset, bytes)."""
+        return self._slots.parts
+
+    @property
+    def nbytes(self) -> int:
+        """Of a push."""
+        return self._slots.nbytes

@@ -57,7 +57,9 @@ class Versions:
         self.number += 1
 
     def load(self, values: Flat, number: int) -> None:
-        """Start from these; nobody may be reading."""
+        """Start from these, if possible in a buffer that nobody reads."""
+        index = self.next()
+        self._newest = self._newest if index is None else index
         np.copyto(self.newest, values)
         self.number = number
 

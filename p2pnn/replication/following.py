@@ -11,7 +11,7 @@ from __future__ import annotations
 from p2pnn.replication.configuration import Member
 from p2pnn.replication.holding import Holding, Role, Shard
 from p2pnn.replication.limits import Limits, Timing
-from p2pnn.replication.log import Entry, Sessions
+from p2pnn.replication.log import Entry, Sequences
 from p2pnn.replication.outcomes import LoadState
 from p2pnn.replication.staging import Body, Update
 from p2pnn.replication.transfer import Assembly
@@ -23,8 +23,16 @@ WANTED_MAX = 4
 
 
 class Following(Holding):
-    def __init__(self, shard: Shard, me: Member, now: float, limits: Limits, timing: Timing) -> None:
-        super().__init__(shard, me, now, limits, timing)
+    def __init__(
+        self,
+        shard: Shard,
+        me: Member,
+        now: float,
+        limits: Limits,
+        timing: Timing,
+        sessions: Sequences | None = None,
+    ) -> None:
+        super().__init__(shard, me, now, limits, timing, sessions)
         self._held = 0
         self._named = 0
         self._aligned = False
@@ -100,7 +108,9 @@ class Following(Holding):
         if entry is None and message.number == self.log.last + 1:
             key = (message.worker, message.sequence)
             update = self._staging.claim(key, message.total_bytes, now) if message.total_bytes else None
-            entry = Entry(message.number, message.ordered, *key, update, now)
+            if update is None:
+                self._staging.remove(key)
+            entry = Entry(message.number, message.ordered, *key, update, now, head=message.head)
             self.log.append(entry)
         if entry is None:
             return
@@ -137,7 +147,7 @@ class Following(Holding):
 
     def _commit_held(self, committed: int, stable: int) -> None:
         self._commit(self.may_apply(committed))
-        self.log.trim(min(stable, self.committed), self._limits.retained_entries, self._limits.retained_bytes)
+        self.log.trim(min(stable, self._is_applied()), self._limits.retained_entries, self._limits.retained_bytes)
 
     def _tell_held(self) -> None:
         assert self.configuration is not None
@@ -174,8 +184,9 @@ class Following(Holding):
     def _load(self, number: int) -> None:
         """The state is whole: go on from there."""
         head, pieces = self._assembly.take()
-        self.sessions = Sessions.decode(head)
+        self.sessions.load(head)
         self.committed = self._held = self._named = number
+        self._applied = None if self._applied is None else number
         self.log.reset(number)
         self._staging.clear()
         self._wanted_at = None

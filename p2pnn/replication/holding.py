@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from p2pnn.replication.configuration import Configuration, Member
 from p2pnn.replication.limits import Limits, Timing
-from p2pnn.replication.log import Entry, Log, Sessions
+from p2pnn.replication.log import Entry, Log, Sequences, Sessions
 from p2pnn.replication.outcomes import Apply, FetchConfiguration, Outcome
 from p2pnn.replication.staging import Body, Staging
 from p2pnn.types import NodeId
@@ -35,16 +35,25 @@ Parcel = tuple[NodeId, Message, Body]
 
 
 class Holding:
-    """me: this process. It begins with the state that its job began with, after entry 0."""
+    """me: this process. It begins with the state that its job began with, after entry 0. sessions: the owner's, if it has any."""
 
-    def __init__(self, shard: Shard, me: Member, now: float, limits: Limits, timing: Timing) -> None:
+    def __init__(
+        self,
+        shard: Shard,
+        me: Member,
+        now: float,
+        limits: Limits,
+        timing: Timing,
+        sessions: Sequences | None = None,
+    ) -> None:
         self.shard = shard
         self.me = me
         self.configuration: Configuration | None = None
         self.role = Role.OUTSIDE
         self.committed = 0
         self.log = Log()
-        self.sessions = Sessions()
+        self.sessions: Sequences = Sessions() if sessions is None else sessions
+        self._applied = None if sessions is None else 0
         self._limits = limits
         self._timing = timing
         self._staging = Staging(limits)
@@ -85,6 +94,14 @@ class Holding:
 
     # --- for all roles
 
+    def ordered(self, worker: int) -> int:
+        """The last sequence of this worker that has a number; 0 where there is none."""
+        return self._ordered(worker)
+
+    def _is_applied(self) -> int:
+        """Up to which entry the owner's state knows everything, so that the log may forget it."""
+        return self.committed if self._applied is None else min(self._applied, self.committed)
+
     def _ordered(self, worker: int) -> int:
         """The last sequence of this worker that has a number."""
         return max(self.sessions.last(worker), self.log.latest(worker))
@@ -103,7 +120,7 @@ class Holding:
             self.committed = entry.number
             self.sessions.committed(entry.worker, entry.sequence)
             pieces = () if entry.update is None else entry.update.body()
-            self._events.append(Apply(entry.number, entry.worker, entry.sequence, pieces))
+            self._events.append(Apply(entry.number, entry.worker, entry.sequence, pieces, entry.head))
         return entries
 
     def _hear_of(self, generation: int, now: float) -> None:

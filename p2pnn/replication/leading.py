@@ -11,32 +11,37 @@ rest, and serves then. Nothing that it ordered in an earlier generation changes 
 from __future__ import annotations
 
 from p2pnn.replication.configuration import Configuration, Member, demoted, promoted, removed
-from p2pnn.replication.following import Following
 from p2pnn.replication.holding import Role, Shard
 from p2pnn.replication.limits import Limits, Timing
-from p2pnn.replication.log import Entry
-from p2pnn.replication.outcomes import Acknowledge, Propose, Received, Serving, TakeState
+from p2pnn.replication.log import SHARD, Entry, Sequences
+from p2pnn.replication.outcomes import Acknowledge, Propose, Received, Serving
 from p2pnn.replication.peers import Peer
-from p2pnn.replication.staging import Body, Update
-from p2pnn.replication.transfer import Outgoing
+from p2pnn.replication.staging import Body, Key, Update
+from p2pnn.replication.supplying import Supplying
 from p2pnn.types import NodeId
-from p2pnn.wire.messages import Append, Appended, Beat, Forward, Push, Pushed, StateHeld, UpdateWanted
+from p2pnn.wire.messages import Append, Appended, Beat, Forward, Push, Pushed, UpdateWanted
 
 APPENDS_MAX = 64
 """Entries that are told to one replica again at once."""
 
 
-class Leading(Following):
-    def __init__(self, shard: Shard, me: Member, now: float, limits: Limits, timing: Timing) -> None:
-        super().__init__(shard, me, now, limits, timing)
+class Leading(Supplying):
+    def __init__(
+        self,
+        shard: Shard,
+        me: Member,
+        now: float,
+        limits: Limits,
+        timing: Timing,
+        sessions: Sequences | None = None,
+    ) -> None:
+        super().__init__(shard, me, now, limits, timing, sessions)
         self.is_serving = False
         self._base = 0
         self._stable = 0
-        self._peers: dict[NodeId, Peer] = {}
         self._promised: list[NodeId] = []
         self._demotions: dict[Member, int] = {}
         self._pushing: dict[int, NodeId] = {}
-        self._taking: tuple[Member, int, bytes] | None = None
         self._beat_due = now
         self._propose_due = now
 
@@ -123,13 +128,21 @@ class Leading(Following):
         if not self._has_room_for(worker, sequence, message.total_bytes):
             return
         self._pushing[worker] = source
-        update = self._staging.open(key, message.total_bytes, now)
+        self._came(key, message.start, message.total_bytes, body, now)
+
+    def _came(self, key: Key, start: int, total_bytes: int, body: Body, now: float) -> None:
+        """A piece of an update that may come: forward it at once."""
+        update = self._staging.open(key, total_bytes, now)
         if update is None:
             return
-        if update.add(message.start, body, now, self._limits.pieces_max):
-            told = Forward(*self.shard, self.generation, worker, sequence, message.start, message.total_bytes)
+        if update.add(start, body, now, self._limits.pieces_max):
+            told = Forward(*self.shard, self.generation, *key, start, total_bytes)
             for peer in self._peers.values():
-                if peer.held is not None and not peer.needs_state(self.log):
+                if peer.held is None or peer.needs_state(self.log):
+                    continue
+                if peer.next <= self.committed:  # it catches up: it would have no place for this yet
+                    peer.skipped.add(key)
+                else:
                     self._send(peer.member.id, told, body)
         self._offer(update)
 
@@ -145,11 +158,11 @@ class Leading(Following):
             update.offered = True
             self._events.append(Received(*update.key, update.body()))
 
-    def _settle(self, worker: int, sequence: int, error: str, now: float) -> None:
+    def _settle(self, worker: int, sequence: int, error: str, head: bytes, now: float) -> None:
         """The owner has checked an update."""
         update = self._staging.get((worker, sequence))
         if self.role is Role.PRIMARY and update is not None and update.offered:
-            update.accepted, update.error = True, error
+            update.accepted, update.error, update.head = True, error, head
             self._order(now)
             self._advance(now)
 
@@ -159,18 +172,27 @@ class Leading(Following):
             return
         for key in sorted(self._staging.waiting()):
             update = self._staging.get(key)
-            if update is not None and self.is_next(*key) and self._log_has_room(update):
+            if update is not None and self.is_next(*key) and self._log_has_room(update.total_bytes):
                 self._staging.remove(update.key)
                 bytes_of = None if update.error else update
-                entry = Entry(self.log.last + 1, self.generation, *update.key, bytes_of, now, update.error)
-                self.log.append(entry)
+                self._number(update.key, bytes_of, now, update.error, update.head)
         for peer in self._peers.values():
             self._tell(peer, now)
 
-    def _log_has_room(self, update: Update) -> bool:
+    def _number(self, key: Key, update: Update | None, now: float, error: str = "", head: bytes = b"") -> None:
+        self.log.append(Entry(self.log.last + 1, self.generation, *key, update, now, error, head))
+
+    def _write(self, head: bytes, now: float) -> None:
+        """An entry of the owner's own gets its number."""
+        self._number((SHARD, self._ordered(SHARD) + 1), None, now, head=head)
+        for peer in self._peers.values():
+            self._tell(peer, now)
+        self._advance(now)
+
+    def _log_has_room(self, total_bytes: int) -> bool:
         open_entries = self.log.last - self.committed
         open_bytes = self.log.open_bytes(self.committed)
-        is_small = open_bytes == 0 or open_bytes + update.total_bytes <= self._limits.log_bytes_max
+        is_small = open_bytes == 0 or open_bytes + total_bytes <= self._limits.log_bytes_max
         return open_entries < self._limits.entries_max and is_small
 
     # --- replication
@@ -185,19 +207,20 @@ class Leading(Following):
         if peer.held < self.committed:
             room -= sum(entry.total_bytes for entry in self.log.between(peer.held, peer.next - 1))
         for entry in self.log.between(peer.next - 1, peer.next - 1 + APPENDS_MAX):
-            if entry.number <= self.committed:
-                if room <= 0:
-                    return
+            if entry.number <= self.committed and room <= 0:
+                return
+            key = entry.worker, entry.sequence
+            if entry.update is not None and (entry.number <= self.committed or key in peer.skipped):
                 room -= entry.total_bytes
-                if entry.update is not None:
-                    self._forward(peer, entry.update)
+                self._forward(peer, entry.update)
+            peer.skipped.discard(key)
             self._send(peer.member.id, self._append(entry))
             peer.next = entry.number + 1
             peer.sent_at = now
 
     def _append(self, entry: Entry) -> Append:
         where = (self.shard.job, self.shard.number, self.generation, self._base, self.committed, self._stable)
-        return Append(*where, entry.number, entry.ordered, entry.worker, entry.sequence, entry.total_bytes)
+        return Append(*where, entry.number, entry.ordered, entry.worker, entry.sequence, entry.total_bytes, entry.head)
 
     def _receive_appended(self, source: NodeId, message: Appended, now: float) -> None:
         peer = self._peer(source, message.generation, now)
@@ -210,7 +233,7 @@ class Leading(Following):
         if is_first:
             self._forward_staged(peer)
         if peer.transfer is not None and peer.held is not None and peer.held >= peer.transfer.number:
-            peer.transfer = None
+            peer.transfer, peer.lacks = None, False
         self._tell(peer, now)
         self._advance(now)
 
@@ -219,15 +242,11 @@ class Leading(Following):
         """A restarted process is another one, which has nothing."""
         return peer.member.incarnation == incarnation
 
-    def _peer(self, source: NodeId, generation: int, now: float) -> Peer | None:
-        if not self.is_current(source, generation, now) or self.role is not Role.PRIMARY:
-            return None
-        return self._peers.get(source)
-
     def _receive_update_wanted(self, source: NodeId, message: UpdateWanted, now: float) -> None:
         peer = self._peer(source, message.generation, now)
         entry = self.log.get(message.number)
         if peer is not None and entry is not None and entry.update is not None:
+            peer.lacks = peer.lacks or entry.update.is_gone
             self._forward(peer, entry.update)
 
     def _forward_staged(self, peer: Peer) -> None:
@@ -261,7 +280,7 @@ class Leading(Following):
 
     def _trim(self, now: float) -> None:
         """Let old entries go, but keep more while a learner that is on its way will need them."""
-        stable, limits = min(self._stable, self.committed), self._limits
+        stable, limits = min(self._stable, self._is_applied()), self._limits
         needed = stable
         for peer in self._peers.values():
             if peer.held is not None and peer.held < stable and self._is_in_touch(peer, now):
@@ -291,9 +310,6 @@ class Leading(Following):
         self._tend_transfers(now)
         if now >= self._propose_due:
             self._propose(now)
-
-    def _is_in_touch(self, peer: Peer, now: float) -> bool:
-        return now - peer.heard <= self._timing.silence_s
 
     def _propose(self, now: float) -> None:
         """Who should not be waited for any more, or who may be in sync again."""
@@ -331,42 +347,3 @@ class Leading(Following):
             self._promised.extend(peer.member.id for peer in chosen)
         ready = [peer.member for peer in chosen if self.is_ready(peer)]
         return (promoted(before, ready[0]), f"{ready[0].node[:8]} holds all updates") if ready else (None, "")
-
-    # --- whole states for learners
-
-    def _tend_transfers(self, now: float) -> None:
-        wanting = [peer for peer in self._peers.values() if peer.needs_state(self.log) and self._is_in_touch(peer, now)]
-        for peer in self._peers.values():
-            if peer.transfer is None:
-                continue
-            if peer not in wanting or peer.transfer.number < self.log.floor:
-                peer.transfer = None  # it is gone, or what comes after that state is
-            elif now - peer.transfer.moved_at >= self._timing.silence_s:
-                peer.transfer.again(now)
-                self._send_state(peer, peer.transfer)
-        is_busy = self._taking is not None or any(peer.transfer is not None for peer in self._peers.values())
-        if wanting and not is_busy:
-            self._taking = (wanting[0].member, self.committed, self.sessions.encode())
-            self._events.append(TakeState(self.committed))
-
-    def _state_taken(self, number: int, pieces: tuple[Body, ...], now: float) -> None:
-        taking, self._taking = self._taking, None
-        if taking is None or taking[1] != number or self.role is not Role.PRIMARY:
-            return
-        peer = self._peers.get(taking[0].id)
-        if peer is not None and peer.member == taking[0]:
-            peer.transfer = Outgoing(number, taking[2], pieces, self._limits, now)
-            self._send_state(peer, peer.transfer)
-
-    def _send_state(self, peer: Peer, transfer: Outgoing) -> None:
-        for message, body in transfer.next_pieces(self.shard, self.generation):
-            self._send(peer.member.id, message, body)
-
-    def _receive_state_held(self, source: NodeId, message: StateHeld, now: float) -> None:
-        peer = self._peer(source, message.generation, now)
-        if peer is None:
-            return
-        peer.heard = now
-        if peer.transfer is not None and peer.transfer.number == message.number:
-            peer.transfer.heard(message.held_bytes, now)
-            self._send_state(peer, peer.transfer)

@@ -7,7 +7,7 @@ replicas know them to be committed and there are more than are kept for who was 
 
 from __future__ import annotations
 
-from typing import Annotated, Final
+from typing import Annotated, Final, Protocol
 
 import msgspec
 from msgspec import Meta
@@ -19,12 +19,13 @@ from p2pnn.wire.messages import CloseReason
 
 
 class Entry:
-    """since: when it came here. update: None for one that was refused, of which only the sequence counts; `error` says why.
+    """since: when it came here. update: None for one without bytes: that was refused (only its sequence counts; `error` says
+    why), or that is the shard's own (`SHARD`). head: what the owner has decided of it, opaque here.
 
     end_bytes: the log's, of all its entries up to this one, those that are gone included.
     """
 
-    __slots__ = ("end_bytes", "error", "number", "ordered", "sequence", "since", "update", "worker")
+    __slots__ = ("end_bytes", "error", "head", "number", "ordered", "sequence", "since", "update", "worker")
 
     def __init__(
         self,
@@ -35,6 +36,7 @@ class Entry:
         update: Update | None,
         since: float,
         error: str = "",
+        head: bytes = b"",
     ) -> None:
         self.number = number
         self.ordered = ordered
@@ -43,6 +45,7 @@ class Entry:
         self.update = update
         self.since = since
         self.error = error
+        self.head = head
         self.end_bytes = 0
 
     @property
@@ -52,6 +55,10 @@ class Entry:
     @property
     def total_bytes(self) -> int:
         return 0 if self.update is None else self.update.total_bytes
+
+
+SHARD: Final = 0
+"""The worker of the entries that no worker pushed: the shard's own decisions."""
 
 
 class Log:
@@ -127,6 +134,12 @@ class Log:
         del self._entries[:count]
         self.floor += count
 
+    def let_go(self, after: int, to: int, keep_copies: bool) -> None:
+        """What is behind one number, up to another, is applied, and its bytes may change from now on: keep copies, or nothing."""
+        for entry in self.between(after, to):
+            if entry.update is not None:
+                entry.update.let_go(keep_copies)
+
     def open_bytes(self, committed: int) -> int:
         """Bytes of the entries behind what is committed."""
         return self._end_bytes(self.last) - self._end_bytes(committed)
@@ -144,6 +157,28 @@ class _Head(msgspec.Struct, frozen=True, array_like=True):
 FORMAT: Final = 1
 _encoder: Final = msgspec.msgpack.Encoder()
 _decoder: Final = msgspec.msgpack.Decoder(_Head)
+
+
+class Sequences(Protocol):
+    """The last sequence of each worker among what is committed, as far as the log does not say it. An owner whose state knows
+    that anyway is asked, instead of keeping it twice: then it says `applied`, up to which its state knows.
+    """
+
+    def __len__(self) -> int: ...
+
+    def __contains__(self, worker: int) -> bool: ...
+
+    def last(self, worker: int) -> int:
+        """0 where there is none."""
+
+    def committed(self, worker: int, sequence: int) -> None:
+        """This one is."""
+
+    def encode(self) -> bytes:
+        """What travels before the owner's state; nothing, where it is a part of that."""
+
+    def load(self, data: bytes) -> None:
+        """What was encoded: the owner's state comes right after it."""
 
 
 class Sessions:
@@ -168,6 +203,10 @@ class Sessions:
 
     def encode(self) -> bytes:
         return _encoder.encode(_Head(FORMAT, self._sequences))
+
+    def load(self, data: bytes) -> None:
+        """Become the table of `encode`. Raises RemoteProtocolError for bytes that are none."""
+        self._sequences = Sessions.decode(data)._sequences
 
     @classmethod
     def decode(cls, data: bytes) -> Sessions:

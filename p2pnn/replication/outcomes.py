@@ -19,12 +19,14 @@ class Received(NamedTuple):
 
 
 class Apply(NamedTuple):
-    """Entry `number` is committed: apply it, after all earlier ones. No pieces: it was refused and changes nothing."""
+    """Entry `number` is committed: apply it, after all earlier ones. No pieces: it was refused and changes nothing, or the
+    owner wrote it itself. head: what the owner of the primary decided of it."""
 
     number: int
     worker: int
     sequence: int
     pieces: tuple[Body, ...]
+    head: bytes = b""
 
 
 class Acknowledge(NamedTuple):

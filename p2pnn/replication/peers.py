@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from p2pnn.replication.configuration import Member
 from p2pnn.replication.log import Log
+from p2pnn.replication.staging import Key
 from p2pnn.replication.transfer import Outgoing
 
 
@@ -13,7 +14,8 @@ from p2pnn.replication.transfer import Outgoing
 class Peer:
     """held: up to there it has the log; None until it has said so. next: the number of the entry that it is told of next.
 
-    committed: up to there it knows that all is committed. since: when the generation began. late_at: when it last kept an
+    committed: up to there it knows that all is committed. lacks: it needs bytes that are gone. skipped: updates that were not
+    forwarded to it while they came. since: when the generation began. late_at: when it last kept an
     entry waiting for too long.
     """
 
@@ -25,6 +27,8 @@ class Peer:
     committed: int = 0
     sent_at: float = 0.0
     late_at: float = 0.0
+    lacks: bool = False
+    skipped: set[Key] = field(default_factory=set)
     transfer: Outgoing | None = None
 
     def acknowledged(self, held: int, committed: int, now: float) -> None:
@@ -40,8 +44,8 @@ class Peer:
         return self.held is not None and self.held >= number
 
     def needs_state(self, log: Log) -> bool:
-        """Whether entries that it lacks are not in the log any more."""
-        return self.held is not None and self.held < log.floor
+        """Whether entries that it lacks, or their bytes, are not in the log any more."""
+        return self.held is not None and (self.lacks or self.held < log.floor)
 
     def waits_s(self, log: Log, now: float) -> float:
         """For how long the first entry that it does not hold has been waiting for it."""

@@ -35,6 +35,7 @@ from p2pnn.replication.configuration import Configuration, Member
 from p2pnn.replication.holding import Parcel, Role, Shard
 from p2pnn.replication.leading import Leading
 from p2pnn.replication.limits import Limits, Timing
+from p2pnn.replication.log import Sequences
 from p2pnn.replication.outcomes import Outcome
 from p2pnn.replication.staging import Body
 from p2pnn.types import NodeId
@@ -70,9 +71,15 @@ class Replica(Leading):
     """
 
     def __init__(
-        self, shard: Shard, me: Member, now: float, limits: Limits | None = None, timing: Timing | None = None
+        self,
+        shard: Shard,
+        me: Member,
+        now: float,
+        limits: Limits | None = None,
+        timing: Timing | None = None,
+        sessions: Sequences | None = None,
     ) -> None:
-        super().__init__(shard, me, now, limits or Limits(), timing or Timing())
+        super().__init__(shard, me, now, limits or Limits(), timing or Timing(), sessions)
 
     # --- what the owner feeds
 
@@ -118,13 +125,49 @@ class Replica(Leading):
             self._staging.clear()
         self._follow(now)
 
-    def accept(self, worker: int, sequence: int, now: float) -> None:
-        """The update of a Received event is good."""
-        self._settle(worker, sequence, "", now)
+    def arrived(self, worker: int, sequence: int, start: int, total_bytes: int, body: Body, now: float) -> None:
+        """A piece of a push is here, whose header the owner reads itself; a primary's owner calls it instead of `receive`."""
+        if self.role is Role.PRIMARY and not self.is_duplicate(worker, sequence):
+            self._came((worker, sequence), start, total_bytes, body, now)
 
-    def refuse(self, worker: int, sequence: int, reason: str, now: float) -> None:
+    def accept(self, worker: int, sequence: int, now: float, head: bytes = b"") -> None:
+        """The update of a Received event is good. head: goes with it to everybody's Apply, at most `RECORD_BYTES_MAX` bytes."""
+        self._settle(worker, sequence, "", head, now)
+
+    def refuse(self, worker: int, sequence: int, reason: str, now: float, head: bytes = b"") -> None:
         """The update of a Received event is not to be applied; reason: one sentence for the worker. Its number is used up."""
-        self._settle(worker, sequence, reason or "it was refused", now)
+        self._settle(worker, sequence, reason or "it was refused", head, now)
+
+    def may_order(self, total_bytes: int = 0) -> bool:
+        """Whether an update of so many bytes would get its number at once."""
+        return self.role is Role.PRIMARY and self.is_serving and self._log_has_room(total_bytes)
+
+    def write(self, head: bytes, now: float) -> None:
+        """Order a decision of the shard's own; `may_order` said that it may be."""
+        assert self.may_order(), "only a primary that serves orders anything"
+        self._write(head, now)
+
+    def applied(self, number: int, now: float) -> None:
+        """The state holds all entries up to this number, and their bytes may change: for owners that receive into memory of their
+        own, after each Apply. Copies are kept only while a learner may need them."""
+        has_learners = self.configuration is not None and bool(self.configuration.learners)
+        self.log.let_go(self._applied or 0, number, keep_copies=self.role is Role.PRIMARY and has_learners)
+        self._applied = number
+        if self.role is Role.PRIMARY:
+            self._trim(now)
+
+    def is_whole(self, worker: int, sequence: int) -> bool:
+        """Whether an update that has no number yet is here with all its bytes."""
+        update = self._staging.get((worker, sequence))
+        return update is not None and update.is_complete
+
+    def hear_of(self, generation: int, now: float) -> None:
+        """Somebody acts by a configuration of this generation: fetch it, if it is newer."""
+        self._hear_of(generation, now)
+
+    def is_waited_for(self, node: NodeId) -> bool:
+        """Whether nothing is acknowledged before this one holds it."""
+        return self.role is Role.PRIMARY and any(peer.member.id == node for peer in self.must_hold())
 
     def state_taken(self, number: int, pieces: Sequence[Body], now: float) -> None:
         """The state that a TakeState event asked for. It must not change while it is sent."""

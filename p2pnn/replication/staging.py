@@ -17,9 +17,24 @@ Key = tuple[int, int]
 
 
 class Update:
-    """The bytes of one push, as far as they are here. offered, accepted, error: how far its check is, on the primary."""
+    """The bytes of one push, as far as they are here. offered, accepted, error, head: how far its check is, on the primary.
 
-    __slots__ = ("accepted", "claimed", "error", "held_bytes", "key", "offered", "pieces", "total_bytes", "touched")
+    is_gone: they were all here, were applied, and are not here any more.
+    """
+
+    __slots__ = (
+        "accepted",
+        "claimed",
+        "error",
+        "head",
+        "held_bytes",
+        "is_gone",
+        "key",
+        "offered",
+        "pieces",
+        "total_bytes",
+        "touched",
+    )
 
     def __init__(self, key: Key, total_bytes: int, now: float) -> None:
         self.key = key
@@ -31,6 +46,8 @@ class Update:
         self.offered = False
         self.accepted = False
         self.error = ""
+        self.head = b""
+        self.is_gone = False
 
     @property
     def is_complete(self) -> bool:
@@ -53,6 +70,14 @@ class Update:
     def body(self) -> tuple[Body, ...]:
         """The pieces in their order."""
         return tuple(self.pieces[start] for start in sorted(self.pieces))
+
+    def let_go(self, keep_copies: bool) -> None:
+        """The memory of its pieces may change from now on."""
+        if keep_copies:
+            self.pieces = {start: bytes(body) for start, body in self.pieces.items()}
+        else:
+            self.pieces.clear()
+            self.is_gone = True
 
     def _fits_together(self) -> bool:
         at = 0
@@ -119,7 +144,7 @@ class Staging:
         """What is staged was checked by a primary that this node is not (any more)."""
         for update in self._updates.values():
             update.offered = update.accepted = False
-            update.error = ""
+            update.error, update.head = "", b""
 
     def _keep(self, update: Update) -> Update:
         self._updates[update.key] = update

@@ -233,7 +233,7 @@ async def test_a_worker_and_a_shard_on_one_node_speak_by_copies_from_arena_to_ar
     bench.compute.say(commands.Lend(0))
     bench.serve.say(commands.SendAnswer(5, 0, 1, 1, 0, "", 1, 1, bench.served.rest, size, 8, 7))
     await until(lambda: commands.AnswerLeft(5) in bench.serve.sent)
-    assert bench.compute.sent[1:] == [commands.Answered(0, 1, 0, 1, "", 1, True, 8, 7, True, 0, True, size)]
+    assert bench.compute.sent[1:] == [commands.Answered(0, 1, 0, 0, "", 1, True, 8, 7, True, 0, True, size)]
     place = bench.worked.landings[0][0] - bench.worked.start + start
     assert bench.compute.memory[place] == 77
 

@@ -83,11 +83,11 @@ async def test_values_are_received_into_a_lent_place_once(tmp_path: Path) -> Non
     assert bench.compute.memory[offset : offset + 4] == b"abcd"
     assert bench.compute.sent == []
     bench.place.body(C, values)
-    told = commands.Answered(1, 3, 0, 1, "LATE", 9, True, 8, 7, True, 4, True, nbytes)
+    told = commands.Answered(1, 3, 0, 0, "LATE", 9, True, 8, 7, True, 4, True, nbytes)
     assert bench.compute.sent == [told]
     # Nobody has lent it again: the values are dropped, and the executor has the answer without them.
     assert bench.place.body_for(C, values, nbytes) is None
-    assert bench.compute.sent[1:] == [commands.Answered(1, 3, 0, 1, "LATE", 9, True, 8, 7, True, 4, False, 0)]
+    assert bench.compute.sent[1:] == [commands.Answered(1, 3, 0, 0, "LATE", 9, True, 8, 7, True, 4, False, 0)]
 
 
 async def test_values_that_no_honest_shard_sends_are_dropped_and_their_sender_named(
@@ -125,7 +125,7 @@ async def test_an_answer_without_values_is_taken_from_its_shard_alone(
     bench = DataBench(tmp_path)
     await bench.begin()
     bench.place.receive(C, wire.Pushed(JOB, 1, 1, 1, 3, refusal="LATE", request=2, log_number=9))
-    assert bench.compute.sent == [commands.Answered(1, 3, 2, 1, "LATE", 9, False)]
+    assert bench.compute.sent == [commands.Answered(1, 3, 2, 0, "LATE", 9, False)]
     for node, shard, worker, generation in ((A, 1, 1, 1), (C, 0, 1, 1), (C, 1, 0, 1), (C, 9, 1, 1), (C, 1, 1, 2)):
         bench.place.receive(node, wire.Pushed(JOB, shard, generation, worker, 3))
     assert len(bench.compute.sent) == 1

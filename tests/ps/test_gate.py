@@ -171,3 +171,18 @@ def test_a_shards_landing_places_take_turns_also_where_values_break_off() -> Non
 def test_where_values_are_not_compressed_none_are_differences() -> None:
     gate = ValuesGate(PLAN, WorkerLayout.of(SHARDING, Settings()))
     assert "instead of 0" in gate.refusal(0, 3, 4, whole=False)
+
+
+def test_a_backup_lets_in_what_its_primary_forwards_and_holds_twice_the_window() -> None:
+    layout = ServerLayout.of(SHARDING, [0], Settings(), 3, copies=2)
+    gate = PushGate(PLAN, layout)
+    places = {gate.take(0, 1, sequence, 0) for sequence in range(1, 2 * WINDOW + 1)}
+    assert len(places) == 2 * WINDOW
+    for sequence in range(1, 2 * WINDOW + 1):
+        gate.received(0, 1, sequence, 0)
+    assert gate.refusal(1, None, 0, 2 * WINDOW, 0, SIZE) == ""
+    assert "outside the window" in gate.refusal(1, None, 0, 2 * WINDOW + 1, 0, SIZE)
+    assert "came from node" in gate.refusal(3, None, 0, 1, 0, SIZE)
+    gate.acknowledged(0, 1, 1)
+    assert gate.refusal(1, None, 0, 2 * WINDOW + 1, 0, SIZE) == ""
+    assert gate.take(0, 1, 2 * WINDOW + 1, 0) == layout.slot(0, 1, 1, 0)

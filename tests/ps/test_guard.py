@@ -81,3 +81,14 @@ def test_the_histogram_of_staleness_is_bounded() -> None:
         histogram.add(number)
     assert histogram.rows() == [("0", 2), ("3", 1), ("15", 1), ("16–31", 2), ("32–63", 1), ("512–1023", 1)]
     assert (histogram.total, histogram.max, histogram.mean) == (8, 1000, pytest.approx(1097 / 8))
+
+
+def test_strikes_travel_and_norms_do_not() -> None:
+    guard, other = Guard(strikes=2), Guard(strikes=2)
+    known = other.set_aside
+    guard.refuse(A, Refusal.NOT_FINITE, 1)
+    guard.refuse(B, Refusal.LATE, 1)
+    other.load(guard.refused, guard.in_a_row, {B})
+    assert (other.in_a_row, other.refused, other.set_aside) == ({A: 1}, guard.refused, {B})
+    assert other.set_aside is known
+    assert other.refuse(A, Refusal.RUNAWAY, 1)

@@ -8,6 +8,7 @@ import pytest
 from p2pnn.ps.inbox import Inbox
 from p2pnn.ps.messages import Push, Refusal, Worker
 from p2pnn.ps.roster import Roster
+from p2pnn.ps.staging import Staging
 from tests.ps.network import workers_named
 
 A, B, C, D = workers_named(4)
@@ -15,7 +16,8 @@ A, B, C, D = workers_named(4)
 
 def inbox() -> tuple[Inbox, Roster]:
     roster = Roster([A, B, C])
-    return Inbox([8, 4], roster, lambda worker, number: np.zeros(12, np.uint8)), roster
+    staging = Staging([8, 4], roster.workers, lambda worker, number: np.zeros(12, np.uint8))
+    return Inbox([8, 4], roster, staging), roster
 
 
 def push(worker: Worker, sequence: int = 1, part: int = 0) -> Push:
@@ -28,7 +30,8 @@ def come(box: Inbox, worker: Worker, sequence: int = 1) -> None:
 
 
 def ready(box: Inbox) -> list[tuple[Worker, int]]:
-    return [(staged.header.worker, staged.header.sequence) for staged in box.ready()]
+    found = box.ready(lambda worker: box._roster[worker].sequence + 1)
+    return [(staged.header.worker, staged.header.sequence) for staged in found]
 
 
 def test_parts_make_a_push_whole_in_any_order_and_once() -> None:
@@ -38,8 +41,9 @@ def test_parts_make_a_push_whole_in_any_order_and_once() -> None:
     assert (ready(box), box.received_bytes) == ([], 4)
     assert box.arrived(push(A, part=0)) is None
     assert (ready(box), box.received_bytes, box.whole) == ([(A, 1)], 12, 1)
-    (staged,) = box.ready()
-    assert [box.part(staged, i).nbytes for i in (0, 1)] == [8, 4]
+    (staged,) = box.ready(lambda worker: 1)
+    assert box.get(A, 1) is staged
+    assert box.get(A, 2) is None
 
 
 def test_each_workers_pushes_are_taken_in_order_and_all_in_the_order_of_arrival() -> None:
@@ -49,7 +53,7 @@ def test_each_workers_pushes_are_taken_in_order_and_all_in_the_order_of_arrival(
     come(box, A, 1)
     assert ready(box) == [(B, 1), (A, 1)]
     assert box.arrived(push(A, 3)) is Refusal.GAP  # its slot is that of the first
-    for staged in list(box.ready()):
+    for staged in list(box.ready(lambda worker: 1)):
         roster.log(staged.header.worker, 1, None, 0.0)
         box.close(staged)
     assert ready(box) == [(A, 2)]
@@ -60,7 +64,7 @@ def test_each_workers_pushes_are_taken_in_order_and_all_in_the_order_of_arrival(
 def test_what_is_taken_into_a_round_waits_no_more_but_is_here() -> None:
     box, _ = inbox()
     come(box, A)
-    (staged,) = box.ready()
+    (staged,) = box.ready(lambda worker: 1)
     box.take(staged)
     come(box, A)  # again
     assert (ready(box), box.workers) == ([], [A])

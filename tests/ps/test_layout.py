@@ -22,6 +22,7 @@ from p2pnn.ps.layout import (
     server_layout,
     sharding_of,
     slot_of,
+    window,
     worker_layout,
     workers_of,
 )
@@ -177,3 +178,12 @@ def test_replicas_of_several_nodes_and_other_jobs_are_refused() -> None:
         sharding_of(spec_of(), msgspec.structs.replace(plan, replicas=(Replica((0, 1)),)))
     with pytest.raises(PlanError, match="not data-parallel"):
         sharding_of(JobSpec("net", GRAPH, {}), plan)
+
+
+def test_shards_with_copies_have_twice_the_slots() -> None:
+    assert (window(1), window(2), window(3)) == (WINDOW, 2 * WINDOW, 2 * WINDOW)
+    slots = Slots.of([8, 4], 2, window=window(2))
+    offsets = [slots.place(worker, sequence, 0)[0] for worker in (0, 1) for sequence in range(4)]
+    assert offsets == [slots.stride * n for n in range(8)]
+    assert slots.stop == 8 * slots.stride
+    assert slots.place(0, 4, 1) == slots.place(0, 0, 1)

@@ -191,3 +191,20 @@ _COUNT = Marks._count
 def _all_is_open(self: Marks) -> None:
     _COUNT(self)
     self.open = 1 << 30
+
+
+def test_what_is_news_and_what_travels() -> None:
+    marks = Marks([A, B])
+    assert marks.is_news(A, 1, passed=False)
+    marks.draw(A, 1)
+    assert not marks.is_news(A, 1, passed=False)
+    assert marks.is_news(A, 1, passed=True)
+    assert not marks.is_news(C, 1, passed=True)
+    marks.passes(A, 1)
+    marks.passes(B, 1)
+    marks.served(1)
+    other = Marks([])
+    other.load(*marks.positions(), marks.marked, marks.open, marks.server)
+    assert (other.marked, other.open, other.server, other.positions()) == (1, 1, 1, marks.positions())
+    assert other.draw(A, 2) is False
+    assert other.ahead == {A}

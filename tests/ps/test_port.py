@@ -220,3 +220,19 @@ def test_what_is_accrued_over_steps_is_based_on_the_first() -> None:
     assert (message.push.based_on, float(sees(message)[0])) == (1, 3.0)
     made.accrue(0, np.full(SIZE, 5, np.float32))
     assert made.accrued[0] == 5.0
+
+
+def test_what_an_older_generation_answers_is_passed_over() -> None:
+    """Another process is the primary now, and may have said more."""
+    made = port()
+    made.ask()
+    request = made.next_message(0.0)
+    assert isinstance(request, PullRequest)
+    made.sent(pushed(made, 1.0))
+    made.restart(2)
+    assert not give(made, Answer(A, 1, request=request.pull.request, values=whole(4, 4.0)))
+    made.answered(Answer(A, 1, 1), False, 0.0)
+    assert (made.version, made.unacknowledged, made.wanting) == (-1, 1, True)
+    made.answered(Answer(A, 2, 1), False, 0.0)
+    assert give(made, Answer(A, 2, request=request.pull.request, values=whole(3, 3.0)))
+    assert (made.version, made.unacknowledged, made.wanting) == (3, 0, False)

@@ -7,12 +7,13 @@ import pytest
 
 from p2pnn.job.spec import Optimizer
 from p2pnn.ps.consistency import Settings, consistency
-from p2pnn.ps.messages import Answer, Push
+from p2pnn.ps.decisions import Take
+from p2pnn.ps.messages import Answer, Push, Worker
 from p2pnn.ps.port import Port
 from p2pnn.ps.shard import Shard
 from p2pnn.ps.sharding import POLICIES, Sharding, cut
 from p2pnn.ps.space import Flat, Space
-from p2pnn.ps.staging import Staged
+from p2pnn.ps.state import State
 from p2pnn.train.optimizers import Updater
 from p2pnn.train.rates import rate
 from tests.ps.models import mlp
@@ -350,7 +351,7 @@ def broken(monkeypatch: pytest.MonkeyPatch, rule: str) -> None:
     elif rule == "a version that is read is not written":
         monkeypatch.setattr("p2pnn.ps.versions.Versions.next", lambda self: 1 - self._newest)
     elif rule == "gradients are summed in the order of workers":
-        monkeypatch.setattr("p2pnn.ps.shard.Shard._enter_round", _enter_in_order_of_arrival)
+        monkeypatch.setattr("p2pnn.ps.state.State._take", _take_in_order_of_arrival)
     elif rule == "a body is kept until it is acknowledged":
         monkeypatch.setattr("p2pnn.ps.port.Port._reclaim", _reclaim_too_early)
 
@@ -362,9 +363,10 @@ def _arrives_anew(self: Shard, push: Push, now: float) -> None:
     _ARRIVED(self, push, now)
 
 
-def _enter_in_order_of_arrival(self: Shard, staged: Staged, now: float) -> None:
-    _ENTER(self, staged, now)
-    self._roster.workers = (*self._round, *(w for w in self._roster.workers if w not in self._round))
+def _take_in_order_of_arrival(self: State, worker: Worker, sequence: int, take: Take, now: float) -> list[Worker]:
+    decided = _TAKE(self, worker, sequence, take, now)
+    self.roster.workers = (*self.round, *(w for w in self.roster.workers if w not in self.round))
+    return decided
 
 
 def _reclaim_too_early(self: Port) -> None:
@@ -373,7 +375,7 @@ def _reclaim_too_early(self: Port) -> None:
         self._bodies.extend(push.body for push in self._outgoing)
 
 
-_ARRIVED, _ENTER, _RECLAIM = Shard.arrived, Shard._enter_round, Port._reclaim
+_ARRIVED, _TAKE, _RECLAIM = Shard.arrived, State._take, Port._reclaim
 
 
 @pytest.mark.parametrize(

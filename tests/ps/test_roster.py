@@ -58,3 +58,18 @@ def test_at_a_mark_all_clocks_become_those_of_the_foremost() -> None:
     roster.level()
     assert (roster[A].clock, roster[B].clock, roster.clock()) == (1, 1, 1)
     assert roster[B].sequence == 0
+
+
+def test_every_life_has_a_number_of_its_own() -> None:
+    roster = Roster([A, B])
+    assert [roster.number(w) for w in (A, B)] == [1, 2]
+    roster.set([B, C])
+    again = Worker(A.node, A.incarnation + 1)
+    roster.set([B, C, again])
+    assert [roster.number(w) for w in (B, C, again)] == [2, 3, 4]
+    assert (roster.worker(1), roster.worker(4), roster.came) == (None, again, 4)
+    other = Roster([])
+    other.load(roster.members, roster.log_number, roster.left, [2, 3, 4], 4)
+    assert [other.number(w) for w in other.workers] == [2, 3, 4]
+    other.set([B, C, again, Worker(A.node, A.incarnation + 2)])
+    assert other.came == 5

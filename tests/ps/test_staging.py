@@ -33,7 +33,7 @@ def test_a_push_has_the_slot_of_its_worker_and_number() -> None:
     assert places[3] is places[0]
     staged = staging.open(push(B, 2))
     assert staged.missing == {0, 1}
-    staging.part(staged, 1)[:] = 7
+    staging.part(staged.place, 1)[:] = 7
     assert staged.place.tolist() == [0] * 8 + [7] * 4
 
 

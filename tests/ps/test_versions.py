@@ -37,3 +37,12 @@ def test_a_version_that_is_read_is_not_written() -> None:
     assert np.array_equal(versions.newest, [1, 1, 1])
     versions.load(np.full(3, 5, np.float32), 7)
     assert (versions.number, versions.newest[0]) == (7, 5)
+
+
+def test_what_is_loaded_leaves_what_is_read_alone() -> None:
+    versions = Versions(np.zeros(3, np.float32), 2)
+    read = versions.newest
+    versions.pin()
+    versions.load(np.ones(3, np.float32), 4)
+    assert not read.any()
+    assert versions.newest.all()

@@ -87,3 +87,22 @@ def test_sessions_travel() -> None:
     for wrong in (b"", b"\x00", b"\x92\x02\x80", b"\x92\x01\x81\xff\x00"):
         with pytest.raises(RemoteProtocolError, match="cannot be read"):
             Sessions.decode(wrong)
+
+
+def test_bytes_that_were_applied_go_or_are_kept_as_copies() -> None:
+    log, memory = Log(), bytearray(b"0123456789")
+    for number, start in ((1, 0), (2, 4), (3, 8)):
+        update = Update((9, number), 2, 0.0)
+        update.add(0, memoryview(memory)[start : start + 2], 0.0, 9)
+        log.append(Entry(number, 1, 9, number, update, 0.0))
+    log.let_go(0, 1, keep_copies=False)
+    log.let_go(1, 2, keep_copies=True)
+    memory[:] = b"x" * 10
+    first, second, third = (entry.update for entry in log.after(0))
+    assert first is not None
+    assert second is not None
+    assert third is not None
+    assert (first.pieces, first.is_gone, first.is_complete) == ({}, True, True)
+    assert (second.pieces, second.is_gone) == ({0: b"45"}, False)
+    assert bytes(third.pieces[0]) == b"xx"
+    assert log.complete(0) == 3

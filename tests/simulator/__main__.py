@@ -1,4 +1,4 @@
-"""`./run sim`: many seeds of a simulation, on all cores, and what came of them: of the charter, replicated shards, or membership.
+"""`./run sim`: many seeds of a simulation, on all cores, and what came of them: the charter, shards, training, or membership.
 
 ./run sim                       200 seeds
 ./run sim --seeds 10000         seeds 1 to 10000
@@ -6,6 +6,7 @@
 ./run sim --seed 7              seed 7 alone: what repeats a failure
 ./run sim --without "rule 4"    with a rule switched off, which must be caught
 ./run sim --shards              the same for replicated shards
+./run sim --training            the same for workers that train on a replicated shard
 ./run sim --membership          the same for membership (SWIM), which has no rules to switch off here
 """
 
@@ -28,6 +29,7 @@ from tests.simulator.member_seeds import one_seed as one_member_seed
 from tests.simulator.shard_ablations import SHARD_RULES, Ablation
 from tests.simulator.shard_seeds import one_seed as one_shard_seed
 from tests.simulator.shards import Result as ShardResult
+from tests.simulator.training import play as play_training_seed
 
 FSYNC = "rule 1, fsync"
 WITHOUT: dict[str, type[Consensus]] = {**SAFETY, "rule 2": DoesNotRewrite, FSYNC: Consensus}
@@ -70,6 +72,19 @@ def run_shard_seeds(seeds: range, without: str = "") -> list[ShardResult]:
     return list(play_shards(seeds, without))
 
 
+def play_training(seeds: range, without: str = "") -> Iterator[ShardResult]:
+    """The same of workers on a replicated shard. without: a key of SHARD_RULES whose replica differs."""
+    ablation = SHARD_RULES[without] if without else Ablation()
+    suffix = f' --without "{without}"' if without else ""
+    for seed in seeds:
+        yield play_training_seed(seed, ablation.replica, command=f"./run sim --training --seed {seed}{suffix}")[1]
+
+
+def run_training_seeds(seeds: range, without: str = "") -> list[ShardResult]:
+    """The same of those."""
+    return list(play_training(seeds, without))
+
+
 def run_member_seeds(seeds: range, without: str = "") -> list[MemberResult]:
     """The same of membership."""
     return list(play_members(seeds, without))
@@ -95,8 +110,7 @@ def main(arguments: list[str]) -> int:
         + (f", without {options.without}" * bool(options.without))
     )
     began = time.perf_counter()
-    run = _run_shards if options.shards else _run_members if options.membership else _run
-    broken = run(seeds, options.without, processes, began)
+    broken = RUNS[options.run](seeds, options.without, processes, began)
     return int(broken != bool(options.without))
 
 
@@ -117,7 +131,20 @@ def _run(seeds: range, without: str, processes: int, began: float) -> bool:
 def _run_shards(seeds: range, without: str, processes: int, began: float) -> bool:
     """The same of replicated shards."""
     found = play_shards(seeds, without) if processes == 1 else run_parallel(run_shard_seeds, seeds, without, processes)
-    results = list(_shown(found))
+    return _report_shards(list(_shown(found)), began)
+
+
+def _run_training(seeds: range, without: str, processes: int, began: float) -> bool:
+    """The same of workers on a replicated shard."""
+    one_process = processes == 1
+    found = (
+        play_training(seeds, without) if one_process else run_parallel(run_training_seeds, seeds, without, processes)
+    )
+    return _report_shards(list(_shown(found)), began)
+
+
+def _report_shards(results: Sequence[ShardResult], began: float) -> bool:
+    """What came of them; whether a promise was broken."""
     _report(results, time.perf_counter() - began)
     lost = sum(result.is_lost for result in results)
     print(f"lost        {lost:,} in which the whole in-sync set died: safety was checked until then")
@@ -144,6 +171,14 @@ def _run_members(seeds: range, without: str, processes: int, began: float) -> bo
     return _report_violations(results)
 
 
+RUNS: dict[str, Callable[[range, str, int, float], bool]] = {
+    "charter": _run,
+    "shards": _run_shards,
+    "training": _run_training,
+    "membership": _run_members,
+}
+
+
 def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="./run sim", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -151,18 +186,30 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, help="how many; 200, or 1 with --seed alone")
     parser.add_argument("--seed", type=int, help="the first; 1")
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--shards", action="store_true", help="of replicated shards instead of the charter")
-    what.add_argument("--membership", action="store_true", help="of membership instead of the charter")
-    told = f"{'; '.join(WITHOUT)}; with --shards {'; '.join(SHARD_RULES)}"
+    what.add_argument(
+        "--shards", action="store_const", dest="run", const="shards", help="of replicated shards instead of the charter"
+    )
+    what.add_argument(
+        "--training", action="store_const", dest="run", const="training", help="of workers on a replicated shard"
+    )
+    what.add_argument(
+        "--membership",
+        action="store_const",
+        dest="run",
+        const="membership",
+        help="of membership instead of the charter",
+    )
+    parser.set_defaults(run="charter")
+    told = f"{'; '.join(WITHOUT)}; with --shards or --training {'; '.join(SHARD_RULES)}"
     parser.add_argument("--without", default="", metavar="RULE", help=told)
     parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)), help="all cores")
     options = parser.parse_args(arguments)
     if options.seeds is None:
         options.seeds = 200 if options.seed is None else 1
     options.seed = 1 if options.seed is None else options.seed
-    if options.without and options.membership:
+    if options.without and options.run == "membership":
         parser.error("--without switches no rule of membership off; tests/simulator/test_membership.py does")
-    rules = SHARD_RULES if options.shards else WITHOUT
+    rules = SHARD_RULES if options.run in ("shards", "training") else WITHOUT
     if options.without and options.without not in rules:
         parser.error(f"--without {options.without!r} is no rule; one of: {'; '.join(rules)}")
     if options.seeds < 1 or options.processes < 1:

@@ -75,6 +75,12 @@ class Ledger:
             self._certain = number
             self._all_hold()
 
+    def certain(self, number: int) -> None:
+        """Somebody is about to be told what follows from the entries up to this one."""
+        if number > self._certain:
+            self._certain = number
+            self._all_hold()
+
     def commits(self, configuration: Configuration) -> None:
         """The configuration manager replaces the committed configuration."""
         before, self.configuration = self.configuration, configuration
