@@ -62,9 +62,7 @@ class Supervisor(Placing):
         self._ledger.remember()
         self._run.assign(found.nodes, state.cut, can_lose=self.failover.can_lose)
         self._run.take_over(state, found.commands, found.totals, now)
-        for index in found.assignment.gone:
-            if index not in state.gone:
-                self._run.without(index, now)
+        self._run.without([index for index in found.assignment.gone if index not in state.gone], now)
         if self._ledger.members.keys() - set(self.nodes):
             self._healing.changed(now)
         self._ran = (record.generation, len(found.nodes), state.cut)
