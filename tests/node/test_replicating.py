@@ -170,6 +170,7 @@ async def test_who_is_the_primary_changes_by_the_coordinators_word(tmp_path: Pat
     """Replicas begin with the first command. Then C is lost: its shard goes on here, and what this node pushes comes here."""
     bench = Both(tmp_path)
     await bench.begin()
+    bench.post._deliver = bench.place.receive  # type: ignore[method-assign]  # as the daemon routes it
     bench.both_ready()
     bench.command(script.Train(1, 4))
     held = assignment.initial(bench.plan, START)
