@@ -77,7 +77,7 @@ def run_shard_seeds(seeds: range, without: str = "") -> list[ShardResult]:
 
 
 def play_training(seeds: range, without: str = "") -> Iterator[ShardResult]:
-    """The same of workers on a replicated shard, of some seeds such as train what is leased to them. without: a key of SHARD_RULES
+    """The same of workers on a replicated shard, some of whom train what is leased to them. without: a key of SHARD_RULES
     whose replica differs."""
     ablation = SHARD_RULES[without] if without else Ablation()
     suffix = f' --without "{without}"' if without else ""

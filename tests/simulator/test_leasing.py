@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from p2pnn.ps.decisions import Decision, Leave, Rest
-from p2pnn.ps.messages import Refusal, Worker
+from p2pnn.ps.messages import Worker
 from p2pnn.ps.state import State
 from p2pnn.replication.leases import LeaseTable, Table
 from tests.simulator.leasing import play
@@ -44,18 +44,16 @@ def _nobody_rests(self: State, worker: Worker | None, sequence: int, decision: D
     return [] if isinstance(decision, Rest) else _APPLY(self, worker, sequence, decision, now)
 
 
-def _the_dead_push_on(self: State, worker: Worker, based_on: int, based_clock: int) -> Refusal | None:
-    gone, self.gone = self.gone, set()
-    found = _AGE(self, worker, based_on, based_clock)
-    self.gone = gone
-    return found
+def _the_dead_push_on(self: State, worker: Worker) -> None:
+    _LEAVE(self, worker)
+    self.gone.discard(worker)
 
 
 def _nobody_leaves(self: State, worker: Worker | None, sequence: int, decision: Decision, now: float) -> list[Worker]:
     return [] if isinstance(decision, Leave) else _APPLY(self, worker, sequence, decision, now)
 
 
-_LOST, _APPLY, _AGE = LeaseTable.lost, State.apply, State.age
+_LOST, _APPLY, _LEAVE = LeaseTable.lost, State.apply, State._leave
 
 RULES: dict[str, tuple[Any, str, Any]] = {
     "what the lost had pushed counts": (LeaseTable, "lost", _says_nothing_of_what_was_pushed),
@@ -63,7 +61,7 @@ RULES: dict[str, tuple[Any, str, Any]] = {
     "leases travel with the state": (LeaseTable, "load", _stays_as_it_was),
     "a worker hears of all that it was given": (LeaseTable, "has_news", _says_only_what_the_last_wish_was_given),
     "who has nothing to train holds nobody back": (State, "apply", _nobody_rests),
-    "who is lost pushes nothing": (State, "age", _the_dead_push_on),
+    "who is lost pushes nothing": (State, "_leave", _the_dead_push_on),
     "who is lost is waited for no more": (State, "apply", _nobody_leaves),
 }
 """Rule → what is put in its place."""
