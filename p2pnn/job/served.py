@@ -58,6 +58,7 @@ class Served:
 
         staleness: updates that a push was behind (as text) → pushes, over all shards. pushed_bytes, fetched_bytes: per step, to
         and from all shards. refused: worker's name → name of a `ps.messages.Refusal` → pushes. set_aside: workers' names.
+        pushes: worker's name → how many a shard has applied, at most.
         slowest: the worker that is furthest behind; of several, the busiest, since it waits least for the others.
 
         Where shards live on several nodes: copied_bytes: per step, sent to backups; shards: of each its number as `shard`, the
@@ -67,12 +68,14 @@ class Served:
             return {}
         staleness: Counter[int] = Counter()
         refused: dict[str, Counter[str]] = {}
+        pushes: Counter[int] = Counter()
         aside: set[int] = set()
         for report in self._reports.values():
             staleness.update(report.staleness)
             for worker, why, count in report.refused:
                 refused.setdefault(self._name(worker), Counter())[why] += count
             aside.update(report.set_aside)
+            pushes |= Counter(report.taken)
         pushed, fetched, copied = self._bytes()
         first, pushed_before, fetched_before = self._first or (step, pushed, fetched)
         done = max(1, step - first)
@@ -84,6 +87,7 @@ class Served:
             "fetched_bytes": (fetched - fetched_before) / done,
             "refused": {name: dict(sorted(refused[name].items())) for name in sorted(refused)},
             "set_aside": sorted(self._name(worker) for worker in aside),
+            "pushes": {self._name(worker): pushes[worker] for worker in sorted(pushes)},
             "slowest": slowest if len(workers) > 1 else "",
             **(self._held(copied / done) if any(report.in_sync for report in self._reports.values()) else {}),
         }

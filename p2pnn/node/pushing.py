@@ -77,8 +77,8 @@ class Pushing:
         self._executor.send(commands.Answered(*about, message.refusal, message.log_number, False))
 
     def _leased(self, node: NodeId, message: wire.Leased) -> None:
-        if any(not start < stop <= self._steps for start, stop in message.ranges):
-            self._refuse(node, f"batches {message.ranges} of a job that has {self._steps}")
+        if message.shard != LEASES or any(not start < stop <= self._steps for start, stop in message.ranges):
+            self._refuse(node, f"batches {message.ranges} of {self._steps}, of shard {message.shard}")
             return
         self._executor.send(
             commands.Leased(message.number, message.ranges, message.trained_below, message.again),

@@ -357,14 +357,10 @@ class ReplicatedShard(Shard):
 
 def _rank(decision: Draw | Serve | Rest | Leave) -> tuple[_Key, int]:
     """Of decisions with one key the one that counts most is the last."""
-    match decision:
-        case Draw(worker, mark, passed):
-            return ("draw", worker, passed), mark
-        case Rest(worker, pushes):
-            return ("rest", worker, True), pushes + 1
-        case Leave(worker):
-            return ("leave", worker, True), 1
-    return ("serve", SHARD, True), decision.mark
+    if isinstance(decision, Serve):
+        return ("serve", SHARD, True), decision.mark
+    rank = decision.mark if isinstance(decision, Draw) else decision.pushes + 1 if isinstance(decision, Rest) else 1
+    return (type(decision).__name__, decision.worker, not isinstance(decision, Draw) or decision.passed), rank
 
 
 class Taken:

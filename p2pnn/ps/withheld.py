@@ -1,8 +1,8 @@
 """Answers that are due and must not leave yet: what holds them back, and when that is over. Pure.
 
 A bound (`ssp`), the round that a refused push was for, or the warm start holds back the answer to a push, or values that were
-asked for; a mark holds back the values that were asked for at it. All of that follows from the shard's state, so another process that
-takes over holds back the same.
+asked for; a mark holds back the values that were asked for at it. All of that follows from the shard's state, so another process
+that takes over holds back the same.
 """
 
 from __future__ import annotations

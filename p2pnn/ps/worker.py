@@ -123,7 +123,9 @@ class Replica:
         if self._missing is not None:
             raise LocalProtocolError(f"step {self.step} has not ended")
         if self._rests:
-            self._wake()
+            self._rests = False
+            for port in self._ports:
+                port.ask()
         settings, step = self._settings, self.step
         pushing = self._since + 1 == settings.consistency.local_steps if self._local else step % settings.n_push == 0
         if self.ended is not None or not self._may_begin() or (pushing and not self._has_room()):
@@ -219,11 +221,6 @@ class Replica:
         if self._settings.consistency.kind == "ssp" and not self._rests and not self._left:
             self._rests = self._note_due = True
             self._note_tries = 0
-
-    def _wake(self) -> None:
-        self._rests = False
-        for port in self._ports:
-            port.ask()
 
     # marks
 
@@ -333,7 +330,7 @@ class Replica:
     def answered(self, shard: int, answer: Answer, now: float, *, took_values: bool) -> None:
         """An answer is here. took_values: `place` gave a place, and the values are in it."""
         self._ports[shard].answered(answer, took_values, now)
-        decided = self._begun - self.unacknowledged_most
+        decided = self._begun - max(port.unacknowledged for port in self._ports)
         while self._unsure and self._unsure[0][0] <= decided:
             push, steps = self._unsure.popleft()
             self.acknowledged = steps, push
@@ -394,11 +391,6 @@ class Replica:
     def memory_bytes(self) -> int:
         """What lies outside of `buffer`, without `parameters` and `gradient`."""
         return sum(array.nbytes for array in self.state.values()) + sum(port.memory_bytes for port in self._ports)
-
-    @property
-    def unacknowledged_most(self) -> int:
-        """Pushes that no answer of some shard has come to."""
-        return max(port.unacknowledged for port in self._ports)
 
     @property
     def unacknowledged(self) -> int:

@@ -23,8 +23,8 @@ import msgspec
 from msgspec import Meta
 
 from p2pnn.errors import RemoteProtocolError
+from p2pnn.wire.fields import LEASES_MAX, LeaseRanges
 from p2pnn.wire.messages import CloseReason
-from p2pnn.wire.servers import LEASES_MAX, LeaseRanges
 
 FORMAT: Final = 1
 

@@ -8,17 +8,9 @@ of the shard's configuration by which the sender acts.
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Final
+from typing import ClassVar
 
-from msgspec import Meta
-
-from p2pnn.wire.fields import Count, JobText, Message, Name, Packed
-
-LEASES_MAX: Final = 16
-"""Ranges of the data that one worker has at once: it asks for one when the last is near its end, so it has two."""
-
-LeaseRanges = Annotated[tuple[tuple[Count, Count], ...], Meta(max_length=LEASES_MAX)]
-"""[first batch, the one behind the last), counted through all epochs."""
+from p2pnn.wire.fields import Count, JobText, LeaseRanges, Message, Name, Packed
 
 
 class Values(Message, tag=62):

@@ -39,9 +39,24 @@ def test_shards_add_up_and_the_newest_report_of_each_counts() -> None:
     served.begins(10)
     assert served.fields(10, {}, {}) == {}
     served.add([report(0, staleness={0: 9}, received_bytes=9)], 10)
-    served.add([report(0, staleness={10: 1, 0: 3}, received_bytes=100, refused=((1, "LATE", 2),))], 12)
+    served.add(
+        [report(0, staleness={10: 1, 0: 3}, received_bytes=100, refused=((1, "LATE", 2),), taken={0: 5, 1: 2})], 12
+    )
     more = ((1, "LATE", 1), (1, "SHAPE", 1), (9, "GAP", 1))
-    served.add([report(1, staleness={0: 1, 2: 1}, received_bytes=60, sent_bytes=80, refused=more, set_aside=(1,))], 13)
+    served.add(
+        [
+            report(
+                1,
+                staleness={0: 1, 2: 1},
+                received_bytes=60,
+                sent_bytes=80,
+                refused=more,
+                set_aside=(1,),
+                taken={0: 4, 1: 3, 9: 1},
+            )
+        ],
+        13,
+    )
     served.add([report(2, received_bytes=1 << 40)], 13)  # there is no such shard
     found = served.fields(14, {"a": 14, "b": 14}, {"a": 0.5, "b": 0.9})
     assert found == {
@@ -50,6 +65,7 @@ def test_shards_add_up_and_the_newest_report_of_each_counts() -> None:
         "fetched_bytes": 20.0,
         "refused": {"b": {"LATE": 3, "SHAPE": 1}, "worker 9": {"GAP": 1}},
         "set_aside": ["b"],
+        "pushes": {"a": 5, "b": 3, "worker 9": 1},
         "slowest": "b",
     }
     assert list(found["staleness"]) == ["0", "2", "10"]

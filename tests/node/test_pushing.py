@@ -9,6 +9,7 @@ import pytest
 
 from p2pnn.executor import commands
 from p2pnn.job import script
+from p2pnn.replication.leases import Wish
 from p2pnn.types import NodeId
 from p2pnn.wire import messages as wire
 from tests.node.data_bench import DataBench, fake_executors
@@ -130,3 +131,34 @@ async def test_an_answer_without_values_is_taken_from_its_shard_alone(
         bench.place.receive(node, wire.Pushed(JOB, shard, generation, worker, 3))
     assert len(bench.compute.sent) == 1
     assert caplog.text.count("values refused") == 4
+
+
+async def test_a_wish_for_batches_goes_to_shard_0_and_what_is_leased_is_taken_from_it_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench = DataBench(tmp_path)
+    await bench.begin()
+    bench.both_ready()
+    bench.command(script.Train(1, 4))
+    bench.compute.say(commands.WishLeases(Wish(3, ((2, 4),), 5, 6, 10, 8, 2, True)))
+    bench.compute.say(commands.SendRest(5))
+    await until(lambda: bench.outside.of(wire.Rest, B))
+    assert bench.outside.of(wire.LeaseWish) == [wire.LeaseWish(JOB, 1, 0, 1, 3, ((2, 4),), 5, 6, 10, 8, 2, True)]
+    assert bench.outside.of(wire.LeaseWish, B)
+    assert bench.outside.of(wire.Rest, C) == [wire.Rest(JOB, 1, 1, 1, 5)]
+    bench.compute.sent.clear()
+    bench.place.receive(B, wire.Leased(JOB, 1, 0, 1, 3, ((1, 2),), 1, 1))
+    assert bench.compute.sent == [commands.Leased(3, ((1, 2),), 1, 1)]
+    wrong = [
+        (C, wire.Leased(JOB, 1, 0, 1, 3)),  # not the shard's primary
+        (C, wire.Leased(JOB, 1, 1, 1, 3)),  # a shard that deals out nothing
+        (B, wire.Leased(JOB, 1, 0, 0, 3)),  # another worker's
+        (B, wire.Leased(JOB, 1, 0, 1, 3, ((2, 2),))),
+        (B, wire.Leased(JOB, 1, 0, 1, 3, ((2, 10**9),))),
+        (STRANGER, wire.Leased(JOB, 1, 0, 1, 3)),
+    ]
+    for count, (node, message) in enumerate(wrong, 1):
+        bench.place.receive(node, message)
+        assert caplog.text.count("refused job=") == count
+    bench.place.receive(B, wire.Leased(JOB, 2, 0, 1, 3))
+    assert len(bench.compute.sent) == 1
