@@ -68,12 +68,17 @@ def plain() -> nn.Model:
     )
 
 
-def job(model: nn.Model, how: str = "", *, workers: int = 2, shards: int = 2, **settings: Any) -> Job:
-    """Of one node, or data-parallel."""
+def job(
+    model: nn.Model, how: str = "", *, workers: int = 2, shards: int = 2, replicas: int = 1, **settings: Any
+) -> Job:
+    """Of one node, or data-parallel; with backups of the shards: test_failover."""
     fields: dict[str, Any] = {"batch_size": 32, "micro_batches": 4, "optimizer": ADAM} | settings
     if how:
         data = {name: fields.pop(name) for name in ("push", "pull", "cut") if name in fields}
-        fields |= {"parallel": "data", "data": DataParallel(how, workers=workers, shards=shards, **data)}
+        fields |= {
+            "parallel": "data",
+            "data": DataParallel(how, workers=workers, shards=shards, replicas=replicas, **data),
+        }
     return make_job(model, blobs_of(), **fields)
 
 
