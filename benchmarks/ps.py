@@ -66,7 +66,7 @@ JOBS = {
 CALLS = {TORCH: (1, False), TORCH_AHEAD: (1, True), TORCH_FOURTH: (4, False)}
 """Contestant → steps per push, whether a push is waited for a step later."""
 
-CONTESTS = (
+CONTESTS: tuple[tuple[str, tuple[str, ...], dict[str, float]], ...] = (
     (EACH, (EACH, TORCH, TORCH_AHEAD, TENSORFLOW, ONE), {TORCH: 1.0, TORCH_AHEAD: 1.0, TENSORFLOW: 1.4}),
     (FOURTH, (FOURTH, ONE, EACH, TORCH_FOURTH), {ONE: 1.5}),
     (BACKED, (BACKED, EACH, ONE), {}),

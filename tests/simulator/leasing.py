@@ -227,7 +227,7 @@ def play(seed: int, replica: type[Replica] = Replica, *, command: str = "") -> t
     leased.leaves_within_s = random.choice((0.001, 0.01))
     leased.whims = random.choice((0.0, 0.05, 0.2))
     leased.fault_every_s, leased.fault_lasts_s = random.choice(((0.3, 0.4), (0.6, 0.6), (1.0, 1.5)))
-    for worker in random.sample(range(workers), random.randint(0, workers - 1)):
+    for worker in random.sample(range(workers), random.randint(min(1, workers - 1), workers - 1)):
         leased.world.at(random.uniform(0.5, 3.5), partial(leased.lose, worker, dies=random.random() < 0.6))
     chosen = {random.choice(("partition", "one-way partition", "cut")), "crash"}
     faults = tuple(sorted({*chosen, *random.sample(STRIKES, random.randint(0, 2))}))

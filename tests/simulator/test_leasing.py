@@ -12,7 +12,7 @@ from p2pnn.ps.state import State
 from p2pnn.replication.leases import LeaseTable, Table
 from tests.simulator.leasing import play
 
-SEEDS = 8
+SEEDS = 10
 ABLATION_SEEDS = 24
 
 
