@@ -6,7 +6,7 @@ they are *lent*; push bodies lie behind them and are sent from there.
 
 The script's Train commands flow into each other. Before any other command the worker pushes what it has left, waits until all is
 acknowledged, and draws a mark (`ps.messages`): so an evaluation and a checkpoint see the parameters after all steps before
-them, the same ones on every worker. Worker 0 writes them, and its own state (running means and variances), as a part.
+them, the same ones on every worker. The first worker writes them, and its own state (running means and variances), as a part.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ import msgspec
 import numpy as np
 
 from p2pnn.engine.base import Array
-from p2pnn.errors import JobFailedError, PlanError
+from p2pnn.errors import JobFailedError, P2pnnError, PlanError
 from p2pnn.executor import commands, parts
 from p2pnn.executor.arena import Arena
 from p2pnn.executor.channel import Channel
 from p2pnn.executor.session import Session, manifest_of
-from p2pnn.job import script
+from p2pnn.job import assignment, script
 from p2pnn.job.checkpoint import Manifest, Part
 from p2pnn.job.plan import Plan
 from p2pnn.job.spec import JobSpec
@@ -36,9 +36,6 @@ from p2pnn.ps.port import MarkNote, PullRequest, PushPart
 from p2pnn.ps.worker import Replica
 from p2pnn.train import machine as m
 from p2pnn.train.optimizers import slot_name
-
-GENERATION = 0
-"""Of the workers within one start of a job: they do not change."""
 
 
 class ReplicaSession(Session):
@@ -57,7 +54,7 @@ class ReplicaSession(Session):
             self._worker,
             layout.sharding,
             settings(spec.data),
-            generation=GENERATION,
+            generation=prepare.generation if plan.copies > 1 else 0,  # as `job.assignment.initial`
             optimizer=spec.optimizer,
             steps=self._allotment.local(spec.steps),
             step=self._machine.step,
@@ -66,6 +63,7 @@ class ReplicaSession(Session):
             parameters=weights.flat,
             gradient=weights.flat_gradient,
         )
+        self._plan = plan
         self._layout_bytes = layout.nbytes
         self._runner.check_memory(self.memory_bytes)
         space = self._space = layout.sharding.space
@@ -116,12 +114,26 @@ class ReplicaSession(Session):
                         f"the executor was told that message {message.token} left, which it did not send"
                     )
                 self._replica.sent(part)
+            case commands.Assigned(packed):
+                self._assigned(packed)
             case script.Predict() | script.Sample():
                 raise JobFailedError(f"a worker of a data-parallel run was told {type(message).__name__}")
             case script.Train() | script.Evaluate() | script.Checkpoint() | script.Restore() | script.Finish():
                 self._script.append(message)
             case _:
                 super()._take(message)
+
+    def _assigned(self, packed: bytes) -> None:
+        """Who has which role now. What a shard has not acknowledged is pushed again to whoever is its primary: it counts once."""
+        try:
+            found = assignment.decode(packed)
+            assignment.check(found, self._plan)
+        except P2pnnError as error:
+            raise JobFailedError(str(error)) from None
+        now = time.perf_counter()
+        for shard, configuration in enumerate(found.shards):
+            if configuration.generation > self._replica.generation_of(shard):
+                self._replica.restart(configuration.generation, now, shard)
 
     def _answered(self, message: commands.Answered) -> None:
         landings = self._landings.get(message.shard)
@@ -134,7 +146,7 @@ class ReplicaSession(Session):
             values = Values(message.version, message.clock, data, message.whole, message.number)
         answer = Answer(
             self._worker,
-            GENERATION,
+            message.generation,
             message.sequence,
             message.request,
             Refusal[message.refusal] if message.refusal else None,
@@ -197,17 +209,33 @@ class ReplicaSession(Session):
         while self._script:
             command = self._script[0]
             if isinstance(command, script.Train):
-                if self._restored and self._given:
+                if self._restored and self._is_busy:
                     return
                 if self._restored:
                     self._replica.install(again=True)
                     self._install()
                 self._until = command.until_step
-            elif self._given or not self._is_at(command):
+            elif self._is_busy or not self._is_at(command):
                 return
             self._script.popleft()
-            self._given.append(command)
-            self._machine.command(self._local(command))
+            self._give(command)
+
+    @property
+    def _is_busy(self) -> bool:
+        """Whether a command that was begun is not answered."""
+        return bool(self._given)
+
+    def _give(self, command: script.Command) -> None:
+        """A command begins."""
+        if isinstance(command, script.Evaluate):
+            self._runner.feed.gone = command.gone
+            self._machine.split(self._split_batches())
+        self._given.append(command)
+        self._machine.command(self._local(command))
+
+    def _writes(self, command: script.Checkpoint) -> bool:
+        """Whether this worker, the least that is left, writes parameters and state."""
+        return all(worker in command.gone for worker in range(self._number))
 
     def _local(self, command: script.Command) -> script.Command:
         """The command in this worker's own steps."""
@@ -241,7 +269,7 @@ class ReplicaSession(Session):
             case script.Evaluate():
                 return not self._restored
             case script.Checkpoint():
-                return self._number == 0 and not self._restored
+                return self._writes(command) and not self._restored
             case _:
                 return False
 
@@ -322,7 +350,7 @@ class ReplicaSession(Session):
         if isinstance(command, script.Train) and command.sequence in self._answered_early:
             self._answered_early.remove(command.sequence)
             self._progress(time.perf_counter())
-        elif isinstance(command, script.Checkpoint) and self._number:
+        elif isinstance(command, script.Checkpoint) and not self._writes(command):
             self._channel.send(script.Done(command.sequence))
         else:
             super()._answer(command)
@@ -342,9 +370,11 @@ class ReplicaSession(Session):
                 case PushPart():
                     out.append(self._part(message))
                 case PullRequest(shard, pull):
-                    out.append(commands.FetchValues(shard, pull.request, pull.have, pull.after))
+                    out.append(commands.FetchValues(shard, pull.request, pull.have, pull.after, pull.generation))
                 case MarkNote(mark):
                     out.append(commands.SendMark(mark.sequence))
+                    if mark.rests:
+                        out.append(commands.SendRest(mark.pushes))
         if out:
             self._channel.send(*out)
 
@@ -364,4 +394,5 @@ class ReplicaSession(Session):
             push.have,
             message.needed,
             push.mark,
+            push.generation,
         )

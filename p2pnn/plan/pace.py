@@ -10,6 +10,9 @@ what all processes of one machine compute, over its cores.
               update, all fetches at once
     local:H   H steps of the slowest worker, each with an update of its own, then as in sync
 
+Where shards have backups, each push goes on from the primary to the backup, which makes the update as well; it is answered
+when the backup has it.
+
 What travels while a worker still computes its last backward pass is not taken off (`ssp`, `sync`, `local`): these are a little
 faster.
 """
@@ -68,6 +71,7 @@ class _Round:
         self.passes = [share * pass_s(work, nodes[w]) for w in self.workers]
         self.own = [worker_s(spec, there, nodes[w]) for w in self.workers]
         self.shards = [serve_s(spec, there, shard, nodes[home]) for shard, home in enumerate(roles.homes)]
+        self.backups = [serve_s(spec, there, shard, nodes[backup]) for shard, backup in enumerate(roles.backups)]
         self.machine = [p.machine or f"node {n}" for n, p in enumerate(nodes)]
         self.cores = {self.machine[n]: p.cores if p.machine else 2 for n, p in enumerate(nodes)}
         self.crowded = [share * self._crowding(work, w) for w in self.workers]
@@ -113,6 +117,7 @@ class _Round:
         serving = max((max(s, c), n) for n, (s, c) in enumerate(zip(served, self._over_cores(served), strict=True)))
         fetches = max((self._traffic(n, 0, 1), n) for n in self.nodes)
         trip_s = 4 * HOP_S + self._latency(slowest) + DAEMON_S * max(map(self._messages, self.nodes))
+        trip_s += max((self._held_s(shard) for shard in range(len(self.backups))), default=0.0)
         phases = [
             Bound("cores", crowd, steps * crowd_s) if crowded else Bound("compute", slowest, steps * slowest_s),
             Bound("link", max(pushes, fetches)[1], pushes[0] + fetches[0]),
@@ -132,7 +137,15 @@ class _Round:
         """From a worker's push until its answer is here, if nobody else has one under way: the slowest of its shards."""
         up = sum(self._moved(w, shard, pushed=True) for shard in range(len(self.shards)))
         down = sum(self._moved(w, shard, pushed=False) for shard in range(len(self.shards)))
-        return up + max(sum(times) for times in self.shards) + down + self._latency(w) + 4 * HOP_S
+        held = max((self._held_s(shard) for shard in range(len(self.backups))), default=0.0)
+        return up + held + max(sum(times) for times in self.shards) + down + self._latency(w) + 4 * HOP_S
+
+    def _held_s(self, shard: int) -> float:
+        """From a push's last part on the primary until the primary knows that the backup has all of it."""
+        home, backup = self.roles.homes[shard], self.roles.backups[shard]
+        there, back = self._link(home, backup), self._link(backup, home)
+        last = self.there.push_bytes[shard] / self.there.parts[shard] / there.bytes_per_s
+        return last + there.latency_s + back.latency_s + 4 * HOP_S
 
     def _latency(self, w: int) -> float:
         """There and back, of the farthest shard."""
@@ -150,18 +163,26 @@ class _Round:
                     continue
                 up, down = pushed * self._moved(w, shard, pushed=True), fetched * self._moved(w, shard, pushed=False)
                 out, back = (out + up, back + down) if w == n else (out + down, back + up)
+        for shard, backup in enumerate(self.roles.backups):
+            home = self.roles.homes[shard]
+            if n in (home, backup):
+                link = self._link(home, backup)
+                copied = pushed * len(self.workers) * self.there.push_bytes[shard] / link.bytes_per_s
+                out, back = (out + copied, back) if n == home else (out, back + copied)
         return max(out, back)
 
     def _served(self, n: int, pushed: float, updated: float, fetched: float) -> float:
         """What the process that holds a node's shards computes; updated: per worker, as the others."""
         times = [self.shards[shard] for shard in self.roles.shards_of(n)]
+        times += [(*self.backups[shard][:2], 0.0) for shard in self.roles.backups_of(n)]
         return self.roles.workers * sum(pushed * p + updated * u + fetched * a for p, u, a in times)
 
     def _messages(self, n: int) -> float:
         """How many a node's daemon sends and receives for one push of each worker with its answer."""
         each = [parts + 1 for parts in self.there.parts]
         own = sum(each) if n in self.workers else 0
-        return own + self.roles.workers * sum(each[shard] for shard in self.roles.shards_of(n))
+        copied = [*self.roles.shards_of(n), *self.roles.backups_of(n)] if self.backups else []
+        return own + self.roles.workers * sum(each[shard] for shard in [*self.roles.shards_of(n), *copied])
 
     def _carried(self, n: int) -> float:
         """What a node's daemon computes: messages, and copies between a worker and a shard that are both here."""

@@ -2,7 +2,8 @@
 
 Workers are the nodes that are fastest with the whole model, unless all with room take part. A shard lies where nobody computes,
 if there is such a node that is not much slower with a push (over its links, and to apply it) than the others, else beside a
-worker; every node gets one before any gets a second. Of equal nodes the one that takes the least time comes first, then the
+worker; every node gets one before any gets a second. Where shards have backups, each lies on another node than its primary, and
+nodes get as many of them as others. Of equal nodes the one that takes the least time comes first, then the
 one whose name does.
 """
 
@@ -27,14 +28,24 @@ UNEQUAL: Final = 1.2
 
 @dataclass(frozen=True, slots=True)
 class Roles:
-    """nodes: those that take part, the workers first. homes: per shard, an index into nodes."""
+    """nodes: those that take part, the workers first. homes: per shard, an index into nodes; backups: likewise, () without."""
 
     nodes: tuple[Profile, ...]
     workers: int
     homes: tuple[int, ...]
+    backups: tuple[int, ...] = ()
 
     def shards_of(self, node: int) -> list[int]:
+        """Whose primary it is when the run begins."""
         return [shard for shard, home in enumerate(self.homes) if home == node]
+
+    def backups_of(self, node: int) -> list[int]:
+        return [shard for shard, backup in enumerate(self.backups) if backup == node]
+
+    @property
+    def copies(self) -> int:
+        """How many nodes hold each shard."""
+        return 2 if self.backups else 1
 
 
 def pass_s(work: Workload, profile: Profile) -> float:
@@ -70,8 +81,14 @@ def place(
     candidates: Sequence[Profile],
     workers: Sequence[int],
     links: Links,
+    copies: int = 1,
+    *,
+    widely: bool = True,
 ) -> Roles | None:
-    """Homes for all shards beside these workers (indices into the candidates, in order); None where memory does not suffice."""
+    """Homes for all shards beside these workers (indices into the candidates, in order); None where memory does not suffice.
+
+    copies: 2 for a backup of each shard. widely: on nodes that would have no part without it as well.
+    """
     room = limits(candidates, spec.memory_bytes_max)
     needed = worker_bytes(work, spec, there)
     taken = [needed if n in workers else 0 for n in range(len(candidates))]
@@ -85,7 +102,7 @@ def place(
         fits = [
             n
             for n in range(len(candidates))
-            if taken[n] + server_bytes(spec, there, [*held[n], shard], len(workers)) <= room[n]
+            if taken[n] + server_bytes(spec, there, [*held[n], shard], len(workers), copies) <= room[n]
         ]
         if not fits:
             return None
@@ -93,8 +110,39 @@ def place(
         home = min(fits, key=lambda n: (len(held[n]), 2 if taking[n] > bound else int(n in workers), taking[n], n))
         held[home].append(shard)
         homes.append(home)
+    backups: list[int] = []
+    having = [n for n in held if held[n] or n in workers]
+    for shard, home in enumerate(homes if copies > 1 else ()):
+        taking = [_copying_s(spec, there, shard, candidates, home, n, links) for n in range(len(candidates))]
+        fits = [
+            n
+            for n in (held if widely else having)
+            if n != home and taken[n] + server_bytes(spec, there, [*held[n], shard], len(workers), copies) <= room[n]
+        ]
+        if not fits:
+            return None
+        bound = SLOW * min(taking[n] for n in fits)
+        rank = [
+            (len(held[n]), 2 if taking[n] > bound else int(n in workers), taking[n]) for n in range(len(candidates))
+        ]
+        # Of equals the next one behind the primary, so that the last shard's backup is not on a node that has two.
+        backup = min(fits, key=lambda n: (rank[n], (n - home) % len(candidates)))
+        held[backup].append(shard)
+        backups.append(backup)
     used = [*workers, *(n for n in sorted(held) if held[n] and n not in workers)]
-    return Roles(tuple(candidates[n] for n in used), len(workers), tuple(used.index(n) for n in homes))
+    places = [tuple(used.index(n) for n in chosen) for chosen in (homes, backups)]
+    return Roles(tuple(candidates[n] for n in used), len(workers), *places)
+
+
+def _copying_s(
+    spec: JobSpec, there: Exchange, shard: int, candidates: Sequence[Profile], home: int, backup: int, links: Links
+) -> float:
+    """What one push takes from the primary to a backup, and to be applied there."""
+    if backup == home:
+        return 0.0
+    push, update, _ = serve_s(spec, there, shard, candidates[backup])
+    across = link(links, candidates[home].node, candidates[backup].node)
+    return there.push_bytes[shard] / across.bytes_per_s + push + update
 
 
 def _moving_s(
