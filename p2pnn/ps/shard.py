@@ -42,6 +42,7 @@ from p2pnn.ps.sharding import ShardRange
 from p2pnn.ps.space import Flat
 from p2pnn.ps.staging import Slot, Staged
 from p2pnn.ps.state import State
+from p2pnn.ps.withheld import Withheld
 from p2pnn.replication.leases import LeaseTable, Wish
 from p2pnn.train.optimizers import Combine, combine
 
@@ -89,8 +90,7 @@ class Shard:
         self._inbox = Inbox(part_sizes(shard, settings.push), self._roster, self.state.staging)
         self._answers = Answers(self.state.versions, settings.pull, lambda: self.state.clock, buffer)
         self.generation = generation
-        self._held: dict[Worker, Due] = {}  # answers that a bound (ssp), its round or the warm start holds back
-        self._awaiting: dict[Worker, tuple[Due, int]] = {}  # pulls, and the mark at which they are answered
+        self._withheld = Withheld(self.state, settings, self._answers)
         self._norms: dict[Worker, float] = {}
         self._granting = Granting(self.state)
 
@@ -146,9 +146,9 @@ class Shard:
     def _repeated(self, push: Push) -> None:
         """A push that is decided comes again: it is answered again, unless its answer is held back."""
         is_last = push.sequence == self._roster[push.worker].sequence and self._inbox.is_last(push)
-        if is_last and push.worker not in self._held:
+        if is_last and push.worker not in self._withheld:
             self._decided(push.worker, push)
-            self._release()
+            self._withheld.release()
 
     def pull(self, pull: Pull, now: float) -> None:
         """A worker wants values alone, now or at a mark, which it draws with that."""
@@ -162,17 +162,10 @@ class Shard:
         if pull.request < self._roster[worker].request:
             return  # it was overtaken by the one that counts now
         self._roster[worker].request = pull.request
-        if worker in self._held and self._held[worker].request:
-            del self._held[worker]
-        due = Due(worker, request=pull.request, have=pull.have)
+        self._withheld.pulled(Due(worker, request=pull.request, have=pull.have), pull.after)
         if pull.after:
-            self._awaiting[worker] = due, pull.after
             self._draw(worker, pull.after, now, passed=False)
-            self._answer_marked()
-        elif self._is_cold(worker):
-            self._held[worker] = due
-        else:
-            self._answers.add(due)
+            self._withheld.release()
 
     def mark(self, worker: Worker, sequence: int, now: float) -> None:
         """The worker has drawn this mark, and needs no more values of before; what it pushes from now on is behind it."""
@@ -282,8 +275,7 @@ class Shard:
             self._granting.applied(decision)
         if len(self._guard.set_aside) + len(state.gone) > out:
             self._drop_those_out()
-        self._answer_marked()
-        self._release()
+        self._withheld.release()
 
     def _drop_those_out(self) -> None:
         """What is here of workers that were set aside or are gone."""
@@ -292,17 +284,12 @@ class Shard:
         for worker in self.state.gone:
             self._answers.drop(worker)
             self._granting.drop(worker)
-            self._held.pop(worker, None)
-            self._awaiting.pop(worker, None)
+            self._withheld.drop(worker)
 
     def _decided(self, worker: Worker, push: Push) -> None:
         """Answer a push that is decided, now or when nothing holds the answer back any more."""
         member = self._roster[worker]
-        due = Due(worker, member.sequence, 0, member.refusal, member.log_number, push.fetch, push.have)
-        if worker not in self._guard.set_aside and (self._how.kind == "ssp" or worker in self.state.out):
-            self._held[worker] = due
-        else:
-            self._answers.add(due)
+        self._withheld.pushed(Due(worker, member.sequence, 0, member.refusal, member.log_number, push.fetch, push.have))
 
     # who is welcome, and who waits
 
@@ -314,29 +301,9 @@ class Shard:
             elif why is Refusal.STALE_GENERATION:
                 self._guard.refuse(push.worker, why, 0)
             member = self._roster.get(push.worker)
-            if push.worker not in self._held:
+            if push.worker not in self._withheld:
                 sequence, log_number = (member.sequence, member.log_number) if member else (0, 0)
                 self._answers.add(Due(push.worker, sequence, 0, why, log_number, fetch=False))
-
-    def _is_cold(self, worker: Worker) -> bool:
-        """Whether the first worker is still to train alone."""
-        first = next(iter(self.state.training), worker)
-        alone = worker != first and first not in self._marks.ahead
-        return alone and self.state.versions.number < self._settings.warm_start
-
-    def _answer_marked(self) -> None:
-        for worker, (due, after) in list(self._awaiting.items()):
-            if self.is_marked(after):
-                del self._awaiting[worker]
-                self._answers.add(due)
-
-    def _release(self) -> None:
-        """Answer those whom no bound holds back any more."""
-        clock, state = self.state.clock, self.state
-        for worker in list(self._held):
-            ahead = self._how.kind == "ssp" and self._roster[worker].clock - clock > self._how.bound
-            if worker in self._guard.set_aside or not (ahead or worker in state.out or self._is_cold(worker)):
-                self._answers.add(self._held.pop(worker))
 
     def set_workers(self, generation: int, workers: Sequence[Worker], now: float) -> None:
         """From now on these take part, in this order; pushes that were not logged are dropped where the generation is new, and
@@ -351,14 +318,12 @@ class Shard:
         for worker in gone:
             self._answers.drop(worker)
             self._norms.pop(worker, None)
-            self._held.pop(worker, None)
-            self._awaiting.pop(worker, None)
+            self._withheld.drop(worker)
         self.generation = generation
-        for worker in refused & set(self._held):
-            self._answers.add(self._held.pop(worker))
+        for worker in refused:
+            self._withheld.let_go(worker)
         if workers:
-            self._answer_marked()
-            self._release()
+            self._withheld.release()
 
     # answers, and what else goes out
 

@@ -1,5 +1,5 @@
-"""Workers that train what is leased to them, as real processes: who trains how much, and what becomes of the batches of one that is
-lost."""
+"""Workers that train what is leased to them, as real processes: who trains how much, and what becomes of the batches of one
+that is lost."""
 
 from __future__ import annotations
 
@@ -96,11 +96,13 @@ class Slowing(Losing):
 
 
 def again(pump: Pump, sequence: int) -> int:
-    """Of a Train's answers: batches of the epoch that were trained more often than once."""
-    answers = [done.result for (role, _), done in pump.results(sequence).items() if role == "compute"]
-    found = {msgspec.msgpack.decode(result) if result else 0 for result in answers}
-    assert len(found) == 1, "all say the same"
-    return int(found.pop())
+    """When a Train is answered: batches of the epoch that were trained more often than once, as the newest word is."""
+    pump.results(sequence)
+    return max(
+        told[-1].again
+        for (role, node), told in pump.progress.items()
+        if role == "compute" and (role, node) in pump.done
+    )
 
 
 def rows(pump: Pump) -> int:
