@@ -83,7 +83,7 @@ def test_each_push_counts_once_though_a_primary_is_lost(consistency: str, blobs:
         pump.results(number)
         pump.checkpoint()
         every = 2 if consistency == "local:2" else 1
-        assert pump.served[0].taken == {0: 20 // every, 1: 20 // every}
+        assert sum(pump.served[0].taken.values()) == 40 // every
         assert pump.served[0].in_sync == (3,)
         assert not pump.served[0].refused
         assert set(pump.finish()) == {0}

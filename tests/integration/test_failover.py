@@ -25,8 +25,7 @@ from p2pnn.job.spec import DataParallel, JobSpec, Optimizer
 from p2pnn.model.initial import initial
 from p2pnn.types import BlobId
 from tests.integration.mesh import Mesh, make_job, mesh, wait_until
-from tests.integration.test_data_parallel import ADAM, blobs_of, events, pids, plain, step
-from tests.integration.test_data_parallel import job as made
+from tests.integration.test_data_parallel import ADAM, blobs_of, pids, plain
 
 Job = tuple[JobSpec, dict[BlobId, bytes]]
 ROWS, FEATURES = 200, 8
@@ -221,56 +220,3 @@ def learners(m: Mesh, name: str, number: str) -> list[str]:
 def in_sync(m: Mesh, name: str, number: str) -> list[str]:
     """Of shard 0, the primary first."""
     return [node for shard in m.job(name, number)["shards"][:1] for node in (shard["primary"], *shard["backups"])]
-
-
-def warnings(m: Mesh, name: str, number: str) -> list[str]:
-    """Those so far, of a job that goes on."""
-    return [event["text"] for event in told(m, name, number) if event["kind"] == "warning"]
-
-
-def told(m: Mesh, name: str, number: str) -> list[dict[str, object]]:
-    """Follow the job up to its newest checkpoint's event."""
-    found = []
-    for event in m[name].stream(f"jobs/{number}/events?after=0"):
-        found.append(event)
-        if event["kind"] == "checkpoint" and event["step"] >= step(m, name, number):
-            break
-    return found
-
-
-@pytest.mark.parametrize("victim", ["b", "c", "a"])
-def test_a_run_that_loses_a_node_goes_on_and_moves_onto_it_when_it_is_back(tmp_path: Path, victim: str) -> None:
-    """a coordinates; all compute, and each holds a shard and the backup of another."""
-    seen = "b" if victim == "a" else "a"
-    others = [name for name in "abc" if name != victim]
-    with mesh(tmp_path, 3) as m:
-        number = m.submit(
-            seen, *made(plain(), "async", workers=3, shards=3, replicas=2, epochs=4000, checkpoint_steps=20)
-        )
-        wait_until(lambda: step(m, seen, number) > 40, "it trains")
-        assert all(len(shard["nodes"]) == 2 for shard in m.job(seen, number)["plan"]["shards"])
-        running = pids(m, "".join(others))
-        m.nodes[victim].kill()
-        begun = step(m, seen, number)
-        wait_until(lambda: step(m, seen, number) > begun + 100, "it goes on")
-        assert pids(m, "".join(others)) == running, "nothing was started again"
-        assert any(text.startswith(f"node {victim} is lost (") for text in warnings(m, seen, number))
-        m.start(victim)
-        wait_until(lambda: pids(m, victim)[victim] != {}, "the run has moved onto it", 60.0)
-        begun = step(m, seen, number)
-        wait_until(lambda: step(m, seen, number) > begun + 100, "it goes on there")
-        m[seen].post(f"jobs/{number}/cancel")
-        m.await_state(seen, number, "cancelled")
-
-
-def test_a_server_process_that_is_killed_ends_no_run(tmp_path: Path) -> None:
-    with mesh(tmp_path, 3) as m:
-        number = m.submit("a", *made(plain(), "async", workers=3, shards=3, replicas=2, epochs=40, checkpoint_steps=20))
-        wait_until(lambda: step(m, "a", number) > 40, "it trains")
-        os.kill(pids(m)["b"]["serve"], signal.SIGKILL)
-        found = m.await_state("a", number, "done")
-        assert len(found["history"]) == 40
-        assert found["result"]["evaluation"][0]["metrics"]["accuracy"] > 0.9
-        assert any(
-            "node b is lost (its compute process was killed" in e["text"] for e in events(m, "a", number, "warning")
-        )
