@@ -147,15 +147,15 @@ def test_compressed_gradients_and_parameters_learn_and_cost_fewer_bytes(
 
 @contextlib.contextmanager
 def slowed(pid: int) -> Iterator[None]:
-    """Meanwhile the process is stopped for three quarters of the time."""
+    """Meanwhile the process is stopped for most of the time."""
     through = threading.Event()
 
     def pulse() -> None:
         while not through.is_set():
             os.kill(pid, signal.SIGSTOP)
-            through.wait(0.15)
+            through.wait(0.3)
             os.kill(pid, signal.SIGCONT)
-            through.wait(0.05)
+            through.wait(0.03)
 
     thread = threading.Thread(target=pulse)
     thread.start()
