@@ -2,7 +2,8 @@
 
 A `progress` event of such a run has `staleness` (updates that a push was behind → pushes, since the start; from 16 on a number
 stands for all up to twice it), `pushed_bytes` and `fetched_bytes` (per step, all workers together), `refused` (worker → why →
-pushes), `set_aside` (workers), `slowest` (the worker that the others wait for).
+pushes), `set_aside` (workers), `slowest` (the worker that the others wait for). Where shards live on several nodes also
+`copied_bytes` (per step, sent to backups) and `shards` (who holds each: `shard`, `primary`, `backups`, `learners`, `lag`).
 """
 
 from __future__ import annotations
@@ -39,7 +40,15 @@ def lines(last: Mapping[str, Any]) -> Iterator[str]:
         yield label("set aside", f"{', '.join(last['set_aside'])}, for bad pushes")
     if last.get("pushed_bytes") is not None:
         pushed, fetched = in_all(last)
-        yield label("exchanged", f"{size(pushed)} pushed, {size(fetched)} fetched")
+        copied = f", {size(last['copied_bytes'] * _steps(last))} sent to backups" if last.get("copied_bytes") else ""
+        yield label("exchanged", f"{size(pushed)} pushed, {size(fetched)} fetched{copied}")
+
+
+def holders(held: Mapping[str, Any]) -> str:
+    """`a, backup b`, `a, no backup; c catches up`: one of `shards`, of a progress event or of a job."""
+    backups, learners = ", ".join(held["backups"]), ", ".join(held["learners"])
+    said = f"{held['primary']}, {f'backup {backups}' if backups else 'no backup'}"
+    return said + (f"; {learners} catches up" if learners else "")
 
 
 def coverage(epochs: Iterable[Mapping[str, Any]]) -> Iterator[str]:
@@ -58,13 +67,18 @@ def summary(last: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     pushed, fetched = in_all(last)
     kept = {name: last.get(name) for name in ("staleness", "refused", "set_aside")}
+    if last.get("shards"):
+        kept |= {"shards": last["shards"], "copied_bytes": round(last["copied_bytes"] * _steps(last))}
     return {"exchange": {**kept, "pushed_bytes": round(pushed), "fetched_bytes": round(fetched)}}
 
 
 def in_all(last: Mapping[str, Any]) -> tuple[float, float]:
     """Bytes pushed and fetched over all steps, from those per step."""
-    steps = last.get("steps") or last["step"]
-    return last["pushed_bytes"] * steps, last["fetched_bytes"] * steps
+    return last["pushed_bytes"] * _steps(last), last["fetched_bytes"] * _steps(last)
+
+
+def _steps(last: Mapping[str, Any]) -> int:
+    return int(last.get("steps") or last["step"])
 
 
 def _reason(name: str) -> str:

@@ -185,7 +185,8 @@ def _measured(event: Mapping[str, Any]) -> list[tuple[str, str]]:
     if behind:
         parts.append(("staleness", f"staleness {_median(behind)} (max {behind[-1][0]})"))
     if event.get("pushed_bytes") is not None:
-        parts.append(("bytes", f"↑{size(event['pushed_bytes'])} ↓{size(event['fetched_bytes'])} a step"))
+        copied = f" ⇉{size(event['copied_bytes'])}" if event.get("copied_bytes") else ""
+        parts.append(("bytes", f"↑{size(event['pushed_bytes'])} ↓{size(event['fetched_bytes'])}{copied} a step"))
     if event.get("slowest"):
         parts.append(("slowest", f"slowest {event['slowest']}"))
     busy = " ".join(f"{name} {percent(share, 0)}" for name, share in (event.get("busy") or {}).items())

@@ -13,7 +13,7 @@ whose shards have one replica each, or that has none, goes on without nobody: it
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 from msgspec import Meta
@@ -56,6 +56,20 @@ def primary_of(assignment: Assignment, plan: Plan, shard: int) -> int:
     if not assignment.shards:
         return plan.shards[shard].nodes[0]
     return index_of(plan, assignment.shards[shard].primary.node)
+
+
+def holders(assignment: Assignment, plan: Plan) -> list[dict[str, Any]]:
+    """For a person, by names of nodes: who holds each shard; none where no shard has several replicas."""
+    names = {share.node: share.name for share in plan.nodes}
+    return [
+        {
+            "shard": number,
+            "primary": names.get(shard.primary.id, shard.primary.node),
+            "backups": [names.get(member.id, member.node) for member in shard.in_sync[1:]],
+            "learners": [names.get(member.id, member.node) for member in shard.learners],
+        }
+        for number, shard in enumerate(assignment.shards)
+    ]
 
 
 def index_of(plan: Plan, node: str) -> int:

@@ -137,7 +137,7 @@ class Placing:
             self._ledger.do(Replan())
 
     def _no_start(self) -> Failover:
-        goes_on = lambda index, now: self._run.without(index, now)  # noqa: E731
+        goes_on = lambda index, now: self._run.without([index], now)  # noqa: E731
         return Failover(self._ledger, self.spec, goes_on, self._over)
 
     # --- the rest of a job's life

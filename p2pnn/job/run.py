@@ -11,7 +11,7 @@ node (`job.failover`), an evaluation or checkpoint that was under way is ordered
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from p2pnn.job import answers, results, run_state
 from p2pnn.job.actions import Order
@@ -99,7 +99,8 @@ class Run:
         self._go_on()
 
     def take_over(self, state: RunState, commands: dict[int, Command], totals: list[Totals], now: float) -> None:
-        """Go on where another coordinator stood; `report` the answers that nodes gave since. The record's state is set already.
+        """Stand where another coordinator did. Call `without` then, with who is gone since, and `report` the answers that nodes
+        gave since. The record's state is set already.
 
         commands: those without all answers, by number, sent again here. totals: what each node of the plan has reported.
         """
@@ -121,7 +122,6 @@ class Run:
             self._order(commands[number])
         for manifest, best, writers in state.copies(len(self._nodes)):
             self.checkpoints.copy(manifest, best=best, writers=writers)
-        self._go_on()
 
     def report(self, node: NodeId, report: Report, now: float) -> None:
         """A node's Progress or Done. Raises msgspec.MsgspecError for a result that cannot be read."""
@@ -137,15 +137,16 @@ class Run:
             self._answered(issued)
             self._go_on()
 
-    def without(self, index: int, now: float) -> None:
-        """A node of the plan takes part no more; the others go on."""
+    def without(self, gone: Iterable[int], now: float) -> None:
+        """These nodes of the plan take part no more; the others go on."""
         self._at(now)
-        self._does_without((*self._gone, index))
-        complete, withdrawn = self._orders.without(self._nodes[index])
-        for issued in complete:
-            self._answered(issued)
-        self._order_again(withdrawn)
-        self.checkpoints.member_failed(self._nodes[index])
+        for index in gone:
+            self._does_without((*self._gone, index))
+            complete, withdrawn = self._orders.without(self._nodes[index])
+            for issued in complete:
+                self._answered(issued)
+            self._order_again(withdrawn)
+            self.checkpoints.member_failed(self._nodes[index])
         self._go_on()
 
     def pause(self, now: float) -> None:

@@ -12,7 +12,8 @@ from p2pnn.job.script import ShardReport
 
 
 class Served:
-    """Pure. Shards count from their start on, so the newest report of each says all.
+    """Pure. Shards count from their start on, so the newest report of each says all. Of one that lives on several nodes its
+    primary reports; bytes are counted by each process, so those of the primaries before are added.
 
     workers: name of each model replica's first node. computing: names of the nodes that compute; () where all do.
     """
@@ -23,7 +24,9 @@ class Served:
         self.workers = tuple(names[replica.nodes[0]] for replica in replicas)
         self.computing = frozenset(names[node] for replica in replicas for node in replica.nodes)
         self._gone: set[str] = set()
+        self._names = names
         self._shards = len(plan.shards) if plan is not None else 0
+        self._before: Counter[str] = Counter()  # bytes that primaries had told of which are none any more
         self._reports: dict[int, ShardReport] = {}
         self._first: tuple[int, int, int] | None = None  # step, bytes in and out, where counting began
 
@@ -42,9 +45,13 @@ class Served:
         """What a node tells of its shards; of a shard that the plan has not, nothing is kept. step: how far the run is."""
         for report in reports:
             if 0 <= report.shard < self._shards:
+                last = self._reports.get(report.shard)
+                if last is not None and last.in_sync[:1] != report.in_sync[:1]:
+                    self._before.update(_counted(last))
                 self._reports[report.shard] = report
         if self._first is None and len(self._reports) == self._shards:
-            self._first = (step, *self._bytes())
+            pushed, fetched, _ = self._bytes()
+            self._first = (step, pushed, fetched)
 
     def fields(self, step: int, steps: Mapping[str, int], busy: Mapping[str, float]) -> dict[str, Any]:
         """Of a progress event; none where the run has no shards. step: how far the run is; steps, busy: by node's name.
@@ -53,6 +60,9 @@ class Served:
         and from all shards. refused: worker's name → name of a `ps.messages.Refusal` → pushes. set_aside: workers' names.
         pushes: worker's name → how many a shard has applied, at most.
         slowest: the worker that is furthest behind; of several, the busiest, since it waits least for the others.
+
+        Where shards live on several nodes: copied_bytes: per step, sent to backups; shards: of each its number as `shard`, the
+        names of its `primary`, `backups` and `learners` (who catch up), and `lag`, decisions that not all backups hold yet.
         """
         if not self._reports:
             return {}
@@ -66,7 +76,7 @@ class Served:
                 refused.setdefault(self._name(worker), Counter())[why] += count
             aside.update(report.set_aside)
             pushes |= Counter(report.taken)
-        pushed, fetched = self._bytes()
+        pushed, fetched, copied = self._bytes()
         first, pushed_before, fetched_before = self._first or (step, pushed, fetched)
         done = max(1, step - first)
         workers = [name for name in self.workers if name not in self._gone]
@@ -79,11 +89,32 @@ class Served:
             "set_aside": sorted(self._name(worker) for worker in aside),
             "pushes": {self._name(worker): pushes[worker] for worker in sorted(pushes)},
             "slowest": slowest if len(workers) > 1 else "",
+            **(self._held(copied / done) if any(report.in_sync for report in self._reports.values()) else {}),
         }
 
-    def _bytes(self) -> tuple[int, int]:
-        reports = self._reports.values()
-        return sum(report.received_bytes for report in reports), sum(report.sent_bytes for report in reports)
+    def _held(self, copied: float) -> dict[str, Any]:
+        """Who holds the shards, and what that costs."""
+        shards = []
+        for number, report in sorted(self._reports.items()):
+            primary, *backups = (self._node(index) for index in report.in_sync or (-1,))
+            learners = [self._node(index) for index in report.learners]
+            held = {"primary": primary, "backups": backups, "learners": learners}
+            shards.append({"shard": number, **held, "lag": report.lag})
+        return {"copied_bytes": copied, "shards": shards}
+
+    def _bytes(self) -> tuple[int, int, int]:
+        """Pushed, fetched, and sent on to backups."""
+        counted = self._before.copy()
+        for report in self._reports.values():
+            counted.update(_counted(report))
+        return counted["pushed"], counted["fetched"], counted["copied"]
+
+    def _node(self, index: int) -> str:
+        return self._names[index] if 0 <= index < len(self._names) else f"node {index}"
 
     def _name(self, worker: int) -> str:
         return self.workers[worker] if 0 <= worker < len(self.workers) else f"worker {worker}"
+
+
+def _counted(report: ShardReport) -> dict[str, int]:
+    return {"pushed": report.received_bytes, "fetched": report.sent_bytes, "copied": report.copied_bytes}

@@ -62,9 +62,7 @@ class Supervisor(Placing):
         self._ledger.remember()
         self._run.assign(found.nodes, state.cut, can_lose=self.failover.can_lose)
         self._run.take_over(state, found.commands, found.totals, now)
-        for index in found.assignment.gone:
-            if index not in state.gone:
-                self._run.without(index, now)
+        self._run.without([index for index in found.assignment.gone if index not in state.gone], now)
         if self._ledger.members.keys() - set(self.nodes):
             self._healing.changed(now)
         self._ran = (record.generation, len(found.nodes), state.cut)
@@ -207,7 +205,8 @@ class Supervisor(Placing):
         if self.record.state in life.PLACING:
             self._replan(f"{text}; planning without it")
         elif self.record.state == "running" and self.spec.kind == "train":
-            self._move(f"{text}: the job moves", "warning", now)
+            self.warn(f"{text}: the job moves when the steps that are granted are done")
+            self._move(text, now)
         elif self.record.state in ("preparing", "running"):
             self._lose(text, {}, now)
 
@@ -216,7 +215,8 @@ class Supervisor(Placing):
         if self.record.state == "running" and self.record.plan is not None and not self.failover.changing:
             text = stronger(self.failover.assignment, self.record.plan, plan)
             if text:
-                self._move(text, "note", now)
+                self._ledger.publish("note", text=f"{text}, when the steps that are granted are done")
+                self._move(text, now)
 
     def fail(self, reason: str, now: float) -> None:
         """The coordinator itself cannot go on (no plan over who is left, …)."""
@@ -263,10 +263,9 @@ class Supervisor(Placing):
 
     # --- how
 
-    def _move(self, text: str, kind: str, now: float) -> None:
+    def _move(self, text: str, now: float) -> None:
         """Go on by another plan, from where the granted steps end. text: why, as a sentence without its full stop."""
         self._ledger.change(vacating=text)
-        self._ledger.publish(kind, text=f"{text}, when the steps that are granted are done")
         self._run.pause(now)
 
     # --- after a loss

@@ -59,7 +59,9 @@ class Replicating:
         self._needed = [[part.needed for part in shard.parts] for shard in shards]
         self._ranks = [sorted(set(needed)) for needed in self._needed]
         self._coming: dict[NodeId, set[Part]] = {}
-        self._pieces: dict[tuple[NodeId, wire.StatePiece], bytearray] = {}
+        self._pieces: dict[
+            tuple[NodeId, int, int, int], bytearray
+        ] = {}  # by node, shard, number of the state and first byte
 
     def assigned(self, held: Assignment) -> None:
         """Who holds the shards now."""
@@ -74,10 +76,11 @@ class Replicating:
         if not self._is_from_holder(node, message) or self._company.index_of(node) != self._primaries[message.shard]:
             return None
         if isinstance(message, wire.StatePiece):
-            if nbytes > Limits().piece_bytes or len(self._pieces) >= PIECES_MAX:
+            key = node, message.shard, message.number, message.start
+            if nbytes > Limits().piece_bytes or len(self._pieces) >= PIECES_MAX or key in self._pieces:
                 return None
-            self._pieces[node, message] = bytearray(nbytes)
-            return memoryview(self._pieces[node, message])
+            self._pieces[key] = bytearray(nbytes)
+            return memoryview(self._pieces[key])
         part = self._part(message)
         if part is None:
             return None
@@ -93,7 +96,9 @@ class Replicating:
     def arrived(self, node: NodeId, message: Carried) -> None:
         """A body lies whole in its place."""
         if isinstance(message, wire.StatePiece):
-            self._pass_on(node, message, bytes(self._pieces.pop((node, message), b"")))
+            piece = self._pieces.pop((node, message.shard, message.number, message.start), None)
+            if piece is not None:
+                self._pass_on(node, message, bytes(piece))
             return
         part = self._part(message)
         assert part is not None, "it had a place"

@@ -23,7 +23,8 @@ import msgspec
 from msgspec import Meta
 
 from p2pnn.errors import RemoteProtocolError
-from p2pnn.wire.fields import LEASES_MAX, LeaseRanges
+from p2pnn.wire.fields import LEASES_MAX as LEASES_MAX
+from p2pnn.wire.fields import LeaseRanges
 from p2pnn.wire.messages import CloseReason
 
 FORMAT: Final = 1

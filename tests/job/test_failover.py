@@ -11,9 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from p2pnn.job import actions, assignment, records, takeover
+from p2pnn.errors import CheckpointError
+from p2pnn.job import actions, assignment, life, records, takeover
 from p2pnn.job.assignment import Assignment, committed, initial
 from p2pnn.job.checkpoint import Part
+from p2pnn.job.failover import Failover
+from p2pnn.job.ledger import Ledger
 from p2pnn.job.part_log import PartLog, PartState
 from p2pnn.job.plan import NodeShare, Plan, Replica, ShardHome
 from p2pnn.job.records import JobRecord
@@ -144,6 +147,7 @@ class Mesh:
         self.events: list[tuple[str, dict[str, Any]]] = []
         self.released: Counter[NodeId] = Counter()
         self.told: list[Assignment] = []
+        self.shared_out: set[int] = set()  # numbers of evaluations and checkpoints
         self.compares = self.replans = 0
         self.nodes = {node: Node(self, index) for index, node in enumerate(NODES)}
         self.links()
@@ -180,6 +184,9 @@ class Mesh:
         while (action := self.supervisor.next_action()) is not None:
             match action:
                 case actions.Order() | actions.Remember() | actions.TellAssigned():
+                    if isinstance(action, actions.Order):
+                        shared = [c for c in action.commands if isinstance(c, Evaluate | Checkpoint)]
+                        self.shared_out |= {command.sequence for command in shared}
                     for node in self.living:
                         self.down[node.node].append(action)
                     if isinstance(action, actions.TellAssigned):
@@ -301,9 +308,10 @@ class Mesh:
             queue = self.down[node.node]
             for _ in range(self.dice.randint(0, len(queue))):
                 node.hear(queue.popleft())
-        if self.losses and self.dice.random() < 0.5 and len(self.lost) < len(NODES) - 1:
+        commanded = [node.index for node in self.living if node.log.last]
+        if self.losses and self.dice.random() < 0.5 and len(commanded) > 1:
             self.losses -= 1
-            index = self.dice.choice(self.living).index
+            index = self.dice.choice(commanded)
             self.drop(index)
             self.away.add(NODES[index])
         for _ in range(self.dice.randint(0, 12)):
@@ -353,7 +361,9 @@ def check(mesh: Mesh) -> None:
         while node.queue:
             node.work()
         assert node.over
-        assert node.numbers == list(range(1, node.log.last + 1)), "every command once, in its order"
+        assert node.numbers == sorted(set(node.numbers)), "every command once, in its order"
+        missed = set(range(1, node.log.last + 1)) - set(node.numbers)
+        assert missed <= mesh.shared_out, "but for what was withdrawn before it came"
         assert set(node.held.gone) <= set(mesh.lost)
     assert mesh.entry.gone == tuple(dict.fromkeys(mesh.entry.gone))
 
@@ -398,3 +408,252 @@ def test_such_runs_lose_nodes_and_coordinators_and_go_on() -> None:
     assert sum(mesh.died for mesh in meshes) > 20
     assert sum(len(mesh.entry.gone) for mesh in meshes if mesh.record.state == "done") > 8
     assert max(mesh.generation for mesh in meshes) > 3
+
+
+# --- one loss at a time
+
+
+def quiet(spec: JobSpec | None = None) -> Mesh:
+    """A start that has trained a little, with nothing on its way."""
+    mesh = Mesh(spec or make_job(), 1)
+    mesh.until(4)
+    return mesh
+
+
+def lost(mesh: Mesh, index: int, reason: str = "connection reset") -> None:
+    mesh.drop(index)
+    mesh.away.add(NODES[index])
+    mesh.supervisor.member_lost(NODES[index], reason, mesh.now)
+    mesh.take()
+
+
+def test_what_becomes_of_the_roles_of_a_lost_node_is_told_in_one_sentence_when_it_is_committed() -> None:
+    mesh = quiet()
+    lost(mesh, 1)
+    assert not mesh.warnings()
+    assert not mesh.told
+    assert mesh.supervisor.nodes == [NODES[0], NODES[2], NODES[3]]
+    mesh.commit()
+    mesh.take()
+    assert mesh.warnings() == [
+        "node b is lost (connection reset): shard 0 has no backup now; shard 1 goes on at c; worker 1's batches go to the others"
+    ]
+    assert [(held.gone, held.shards[1].primary.node) for held in mesh.told] == [((1,), NODES[2])]
+    assert mesh.record.state == "running"
+    assert mesh.run().state == "done"
+    check(mesh)
+
+
+def test_two_nodes_that_are_lost_at_once_go_in_one_change_where_that_can_be() -> None:
+    mesh = quiet()
+    lost(mesh, 1)
+    lost(mesh, 3)
+    assert len(mesh.proposed) == 1, "one change at a time"
+    mesh.commit()
+    mesh.take()
+    assert mesh.entry.gone == (1,)
+    mesh.commit()
+    mesh.take()
+    assert mesh.entry.gone == (1, 3)
+    assert len(mesh.warnings()) == 2
+    lost(mesh, 0)
+    assert mesh.record.state == "recovering", "the parameters of shard 0 are nowhere"
+    assert mesh.warnings()[-1] == "node a is lost (connection reset)"
+    assert mesh.released[NODES[2]] == 1, "its nodes are given back"
+
+
+def test_a_node_that_is_back_at_once_has_no_part_any_more_and_is_told_to_end_what_it_has() -> None:
+    mesh = quiet()
+    lost(mesh, 1)
+    before = mesh.released[NODES[1]]
+    mesh.away.clear()
+    mesh.supervisor.member_joined(NODES[1], "b", mesh.now)
+    mesh.take()
+    assert mesh.released[NODES[1]] == before + 1
+    mesh.commit()
+    mesh.take()
+    step = mesh.supervisor._run.step
+    mesh.supervisor.report(NODES[1], Done(mesh.supervisor._run._orders.oldest), mesh.now)
+    mesh.supervisor.node_failed(NODES[1], "the loss became NaN", mesh.now)
+    mesh.take()
+    assert (mesh.record.state, mesh.supervisor._run.step) == ("running", step)
+    assert mesh.run().state == "done"
+
+
+def test_a_change_that_cannot_be_committed_ends_the_start_with_its_reason() -> None:
+    mesh = quiet()
+    lost(mesh, 1)
+    mesh.supervisor.failover.not_reassigned("the charter would be too large", mesh.now)
+    mesh.take()
+    assert mesh.record.state == "recovering"
+    assert mesh.warnings() == ["node b is lost (connection reset), and the charter would be too large"]
+
+
+def test_a_commit_that_comes_when_the_start_is_over_changes_nothing() -> None:
+    mesh = quiet()
+    lost(mesh, 1)
+    mesh.supervisor.node_failed(NODES[0], "the loss became NaN", mesh.now)
+    mesh.take()
+    assert mesh.record.state == "failed"
+    mesh.commit()
+    assert mesh.supervisor.next_action() is None
+
+
+@pytest.mark.parametrize(
+    ("spec", "plan"),
+    [
+        (make_job(consistency="sync"), make_plan()),
+        (make_job(), msgspec.structs.replace(make_plan(), shards=tuple(map(ShardHome, ((0,), (1,), (3,)))))),
+        (make_spec(), msgspec.structs.replace(make_plan(), shards=(), replicas=())),
+    ],
+    ids=["a worker in sync", "one replica", "a model that is cut"],
+)
+def test_where_it_cannot_be_the_start_is_over_as_it_always_was(spec: JobSpec, plan: Plan) -> None:
+    supervisor = Supervisor(make_record(spec, starts=1), spec, dict(NAMES), 0.0)
+    supervisor.planned(plan, 0.0)
+    supervisor.decided(1, 0.0)
+    for node in NODES:
+        supervisor.granted(node, 0.0)
+    for node in NODES:
+        supervisor.prepared(node, 1, 0.0)
+    while supervisor.next_action() is not None:
+        pass
+    supervisor.member_lost(NODES[1], "connection reset", 1.0)
+    assert supervisor.record.state == "recovering"
+    found = []
+    while (action := supervisor.next_action()) is not None:
+        found.append(action)
+    assert not [a for a in found if isinstance(a, actions.Reassign | actions.TellAssigned)]
+    assert {a.node for a in found if isinstance(a, actions.ReleaseNode)} == {NODES[0], NODES[2], NODES[3]}
+
+
+def test_a_node_that_only_serves_can_be_lost_in_sync_too() -> None:
+    mesh = quiet(make_job(consistency="sync"))
+    lost(mesh, 3)
+    mesh.commit()
+    mesh.take()
+    assert mesh.warnings() == ["node d is lost (connection reset): shard 2 goes on at a"]
+    assert mesh.run().state == "done"
+    check(mesh)
+
+
+def test_who_is_lost_before_the_run_is_planned_around() -> None:
+    spec = make_job()
+    supervisor = Supervisor(make_record(spec, starts=1), spec, dict(NAMES), 0.0)
+    supervisor.planned(make_plan(), 0.0)
+    supervisor.decided(1, 0.0)
+    for node in NODES:
+        supervisor.granted(node, 0.0)
+    assert supervisor.record.state == "preparing"
+    supervisor.member_lost(NODES[1], "connection reset", 1.0)
+    supervisor.member_failed(NODES[1], "no process listens there", 1.0)
+    assert supervisor.record.state == "recovering"
+    assert actions.Replan() in iter(supervisor.next_action, None)
+
+
+@pytest.mark.parametrize("end", ["pause", "cancel", "drain"])
+def test_a_start_without_a_node_is_paused_cancelled_and_drained_as_any(end: str) -> None:
+    mesh = quiet()
+    lost(mesh, 1)
+    mesh.commit()
+    mesh.take()
+    if end == "cancel":
+        mesh.supervisor.cancel("cancelled", mesh.now)
+        mesh.take()
+        assert mesh.record.state == "cancelled"
+        assert mesh.released[NODES[0]] == 1
+        return
+    (mesh.supervisor.pause if end == "pause" else lambda now: mesh.supervisor.vacate(NODES[3], now))(mesh.now)
+    mesh.take()
+    mesh.run()
+    assert mesh.record.state == ("paused" if end == "pause" else "recovering")
+    newest = mesh.record.newest
+    assert newest is not None
+    assert newest.step == mesh.trained, "no step is lost"
+    assert len(newest.parts) == 4
+
+
+def test_a_node_that_is_lost_while_a_pause_is_written_only_has_that_written_again() -> None:
+    mesh = quiet()
+    mesh.supervisor.pause(mesh.now)
+    mesh.take()
+    while not mesh.supervisor._run.checkpoints.writing:
+        mesh.turn()
+    lost(mesh, 1)
+    assert mesh.run().state == "paused"
+    assert mesh.record.newest is not None
+    assert sorted(mesh.blobs[p.blob][0] for p in mesh.record.newest.parts)[0] == "parameters"
+
+
+# --- what primaries wish
+
+
+def begun() -> tuple[Failover, Ledger]:
+    spec = make_job()
+    ledger = Ledger(make_record(spec, state="running", plan=make_plan()), dict(NAMES))
+    failover = Failover(ledger, spec, lambda index, now: None, lambda text, now: None)
+    failover.begin(make_plan(), 1)
+    return failover, ledger
+
+
+def wanted(ledger: Ledger) -> list[Any]:
+    return list(iter(ledger.next_action, None))
+
+
+def test_a_wish_of_a_primary_is_committed_and_then_told_to_all() -> None:
+    failover, ledger = begun()
+    held = failover.assignment.shards[0]
+    wish = demoted(held, held.in_sync[1])
+    failover.wish(NODES[0], 0, assignment.encode_configuration(wish))
+    (action,) = wanted(ledger)
+    assert action.after.shards[0] == wish
+    failover.reassigned(7, 0.0)
+    (told,) = wanted(ledger)
+    assert told.nodes == tuple(NODES)
+    assert told.assignment.shards[0] == msgspec.structs.replace(wish, generation=7)
+
+
+def test_a_wish_that_another_change_has_overtaken_is_answered_with_what_holds() -> None:
+    failover, ledger = begun()
+    held = failover.assignment.shards[0]
+    first, second = demoted(held, held.in_sync[1]), removed(held, held.in_sync[1])
+    failover.wish(NODES[0], 0, assignment.encode_configuration(first))
+    failover.wish(NODES[0], 0, assignment.encode_configuration(second))
+    assert len(wanted(ledger)) == 1, "one change at a time"
+    failover.reassigned(7, 0.0)
+    told = wanted(ledger)
+    assert [(type(action), action.nodes) for action in told] == [
+        (actions.TellAssigned, tuple(NODES)),
+        (actions.TellAssigned, (NODES[0],)),
+    ]
+    assert told[1].assignment == failover.assignment
+
+
+def test_who_asks_what_holds_and_who_is_no_primary_is_told_and_nothing_changes() -> None:
+    failover, ledger = begun()
+    held = failover.assignment.shards[0]
+    data = assignment.encode_configuration(demoted(held, held.in_sync[1]))
+    for node, shard, configuration in ((NODES[2], 0, b""), (NODES[1], 0, data), (NODES[0], 9, data)):
+        failover.wish(node, shard, configuration)
+        (told,) = wanted(ledger)
+        assert (told.nodes, told.assignment) == ((node,), initial(make_plan(), 1))
+    failover.wish(NodeId("f" * 32), 0, data)
+    assert not wanted(ledger), "no node of the start"
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        failover.wish(NODES[0], 0, b"\xc1")
+    assert not wanted(ledger)
+
+
+def test_a_wish_that_cannot_be_committed_is_dropped_and_a_node_that_is_lost_wishes_nothing() -> None:
+    failover, ledger = begun()
+    held = failover.assignment.shards[0]
+    data = assignment.encode_configuration(demoted(held, held.in_sync[1]))
+    failover.wish(NODES[0], 0, data)
+    wanted(ledger)
+    failover.not_reassigned("the charter would be too large", 0.0)
+    assert not failover.changing
+    assert ledger.record.state in life.RUNNING
+    assert failover.lose(NODES[0], "node a is lost")
+    wanted(ledger)
+    failover.wish(NODES[0], 0, data)
+    assert not wanted(ledger)

@@ -71,6 +71,24 @@ def test_shards_add_up_and_the_newest_report_of_each_counts() -> None:
     assert list(found["staleness"]) == ["0", "2", "10"]
 
 
+def test_of_replicated_shards_it_is_told_who_holds_them_and_what_travels_to_backups() -> None:
+    served = Served(make_plan())
+    served.begins(0)
+    served.add([report(0, received_bytes=100, sent_bytes=50, copied_bytes=90, in_sync=(2, 0), lag=3)], 1)
+    served.add([report(1, received_bytes=10, copied_bytes=10, in_sync=(0,), learners=(1,))], 1)
+    found = served.fields(10, {}, {})
+    assert (found["pushed_bytes"], found["fetched_bytes"], found["copied_bytes"]) == (11.0, 5.0, 10.0)
+    assert found["shards"] == [
+        {"shard": 0, "primary": "c", "backups": ["a"], "learners": [], "lag": 3},
+        {"shard": 1, "primary": "a", "backups": [], "learners": ["b"], "lag": 0},
+    ]
+    # Another primary counts from its own start: what the one before has told is not forgotten.
+    served.add([report(0, received_bytes=40, sent_bytes=20, copied_bytes=0, in_sync=(0,))], 2)
+    found = served.fields(10, {}, {})
+    assert (found["pushed_bytes"], found["fetched_bytes"], found["copied_bytes"]) == (15.0, 7.0, 10.0)
+    assert found["shards"][0]["primary"] == "a"
+
+
 def test_the_slowest_is_furthest_behind_and_alone_nobody_is() -> None:
     served = Served(make_plan())
     served.add([report(0)], 0)

@@ -39,3 +39,9 @@ def test_a_wish_travels_with_what_it_says_was_trained() -> None:
     assert decode(encode(grant)) == grant
     with pytest.raises(RemoteProtocolError):
         decode(encode(Grant(3, Wish(9, tuple((n, n + 1) for n in range(17))))))
+
+
+@pytest.mark.parametrize("decision", [Take(1, 2, "NO_REASON"), Strike(1, "NO_REASON")])
+def test_a_refusal_has_a_reason_that_there_is(decision: Decision) -> None:
+    with pytest.raises(RemoteProtocolError, match="for no reason"):
+        decode(encode(decision))
