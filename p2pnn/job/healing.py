@@ -50,9 +50,9 @@ class Healing:
         return left_s is None or left_s > LEFT_S
 
 
-def stronger(held: Assignment, plan: Plan, new: Plan) -> str:
+def stronger(spec: JobSpec, held: Assignment, plan: Plan, new: Plan) -> str:
     """Why the run is to move from what holds to a new plan, as a sentence without its full stop; empty where it is not to: the
-    new one has more replicas of the shards, or more workers and is predicted to be faster."""
+    new one has more replicas of the shards, or more workers and is predicted to be faster, or has more of those asked for."""
     workers = len(plan.replicas) - len(gone_workers(held.gone, plan))
     copies = min((len(s.members) for s in held.shards), default=1)
     new_workers, new_copies = len(new.replicas), min((len(home.nodes) for home in new.shards), default=0)
@@ -60,7 +60,8 @@ def stronger(held: Assignment, plan: Plan, new: Plan) -> str:
         return ""
     now_per_s = plan.samples_per_s * workers / len(plan.replicas)
     gains = []
-    if new_workers > workers and new.samples_per_s > now_per_s:
+    is_asked_for = spec.data is not None and spec.data.workers > 0
+    if new_workers > workers and (is_asked_for or new.samples_per_s > now_per_s):
         gains.append(f"{new_workers} workers instead of {workers}")
     if new_copies > copies:
         gains.append(f"{new_copies} replicas of each shard instead of {copies}")

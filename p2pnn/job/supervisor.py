@@ -213,7 +213,7 @@ class Supervisor(Placing):
     def compared(self, plan: Plan, now: float) -> None:
         """The plan by which the job would begin now: it moves where that is stronger."""
         if self.record.state == "running" and self.record.plan is not None and not self.failover.changing:
-            text = stronger(self.failover.assignment, self.record.plan, plan)
+            text = stronger(self.spec, self.failover.assignment, self.record.plan, plan)
             if text:
                 self._ledger.publish("note", text=f"{text}, when the steps that are granted are done")
                 self._move(text, now)

@@ -70,17 +70,13 @@ def plain() -> nn.Model:
     )
 
 
-def job(
-    model: nn.Model, how: str = "", *, workers: int = 2, shards: int = 2, replicas: int = 1, **settings: Any
-) -> Job:
-    """Of one node, or data-parallel; with backups of the shards: test_failover."""
+def job(model: nn.Model, how: str = "", *, workers: int = 2, shards: int = 2, **settings: Any) -> Job:
+    """Of one node, or data-parallel."""
     fields: dict[str, Any] = {"batch_size": 32, "micro_batches": 4, "optimizer": ADAM} | settings
     if how:
-        data = {name: fields.pop(name) for name in ("push", "pull", "cut") if name in fields}
-        fields |= {
-            "parallel": "data",
-            "data": DataParallel(how, workers=workers, shards=shards, replicas=replicas, **data),
-        }
+        data = {name: fields.pop(name) for name in ("push", "pull", "cut", "replicas") if name in fields}
+        data = {"replicas": 1} | data  # runs that can lose a node and go on are in test_failover
+        fields |= {"parallel": "data", "data": DataParallel(how, workers=workers, shards=shards, **data)}
     return make_job(model, blobs_of(), **fields)
 
 

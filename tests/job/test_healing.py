@@ -8,6 +8,7 @@ import pytest
 from p2pnn.job.assignment import Assignment, committed, initial, without
 from p2pnn.job.healing import AGAIN_S, HEAL_S, LEFT_S, Healing, stronger
 from p2pnn.job.plan import Plan, Replica, ShardHome
+from p2pnn.job.spec import DataParallel
 from p2pnn.types import NodeId
 from tests.job.test_assignment import make_plan as plan_over
 from tests.job.test_failover import NODES, Mesh, lost, make_job, make_plan
@@ -150,7 +151,13 @@ ALONE = Assignment()
     ],
 )
 def test_stronger_is_more_replicas_or_more_workers_that_are_faster(before: Plan, after: Plan, words: str) -> None:
-    assert stronger(initial(before, 1), before, after) == words
+    assert stronger(make_job(), initial(before, 1), before, after) == words
+
+
+def test_workers_that_were_asked_for_are_taken_whatever_is_predicted() -> None:
+    before, after = plan(2, 1, 2), plan(3, 1, 3, speed=0.5)
+    asked = msgspec.structs.replace(make_job(), data=DataParallel(workers=3))
+    assert stronger(asked, initial(before, 1), before, after) == "the job moves onto n2 as well: 3 workers instead of 2"
 
 
 def test_what_a_run_has_left_is_compared_not_what_it_was_planned_with() -> None:
@@ -159,10 +166,13 @@ def test_what_a_run_has_left_is_compared_not_what_it_was_planned_with() -> None:
     after = without(held, before, make_job(), 2)
     assert after is not None
     held = committed(held, after, 2)
-    assert stronger(held, before, plan(2, 2, 2)) == "the job moves over n0, n1: 2 replicas of each shard instead of 1"
-    assert stronger(held, before, plan(2, 1, 2)) == ""
+    assert (
+        stronger(make_job(), held, before, plan(2, 2, 2))
+        == "the job moves over n0, n1: 2 replicas of each shard instead of 1"
+    )
+    assert stronger(make_job(), held, before, plan(2, 1, 2)) == ""
     other = msgspec.structs.replace(plan(3, 2, 3), replicas=tuple(Replica((n,)) for n in (0, 1, 2)))
-    assert stronger(held, before, other).startswith("the job moves onto n2 as well: 3 workers instead of 2")
+    assert stronger(make_job(), held, before, other).startswith("the job moves onto n2 as well: 3 workers instead of 2")
 
 
 def test_a_member_without_a_part_that_comes_has_the_run_compared() -> None:
