@@ -192,7 +192,8 @@ def test_shards_with_copies_have_twice_the_slots() -> None:
 def test_a_backup_has_the_same_slots_as_the_primary_four_per_worker() -> None:
     plan = plan_of(2, 2)
     first, second = (home.nodes[0] for home in plan.shards)
-    both = (msgspec.structs.replace(plan.shards[0], nodes=(first, second)),) + (
+    both = (
+        msgspec.structs.replace(plan.shards[0], nodes=(first, second)),
         msgspec.structs.replace(plan.shards[1], nodes=(second, first)),
     )
     plan = msgspec.structs.replace(plan, shards=both)
