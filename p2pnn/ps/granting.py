@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from p2pnn.ps.decisions import Grant
 from p2pnn.ps.messages import Worker
 from p2pnn.ps.state import State
-from p2pnn.replication.leases import LEASES_MAX, LeaseTable, Range, Wish
+from p2pnn.replication.leases import LeaseTable, Range, Wish
+from p2pnn.wire.fields import LEASES_MAX
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from p2pnn.ps.allotment import Allotment
-from p2pnn.replication.leases import LEASES_MAX, Range, Wish
+from p2pnn.replication.leases import Range, Wish
+from p2pnn.wire.fields import LEASES_MAX
 
 RANGE_S: Final = 0.25
 """Aim for the length of a range."""

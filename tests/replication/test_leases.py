@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from p2pnn.errors import RemoteProtocolError
 from p2pnn.replication import leases
-from p2pnn.replication.leases import LEASES_MAX, Coverage, LeaseTable, Range, Table, Wish
+from p2pnn.replication.leases import Coverage, LeaseTable, Range, Table, Wish
+from p2pnn.wire.fields import LEASES_MAX
 
 
 class Worker:

@@ -15,6 +15,7 @@ from typing import Any, cast
 import numpy as np
 
 from p2pnn.ps.leasing import Leasing
+from p2pnn.ps.messages import Refusal
 from p2pnn.ps.space import Flat
 from p2pnn.replication.leases import Coverage, LeaseTable
 from p2pnn.replication.replica import Replica
@@ -198,7 +199,10 @@ class Leased(Training):
         state = core.shard.state
         table = state.leases
         assert table is not None
-        decided = {n: state.roster[name].sequence for n, name in enumerate(self.names)}
+        late = {
+            n: state.guard.refused[name, Refusal.UNKNOWN] for n, name in enumerate(self.names)
+        }  # it was gone by then
+        decided = {n: state.roster[name].sequence - late[n] for n, name in enumerate(self.names)}
         found = Counter(b for (n, sequence), b in self.batches.items() if sequence <= decided[n])
         for epoch in range(self.allowed + 1):
             first = epoch * self.batches_per_epoch
