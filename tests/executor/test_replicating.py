@@ -74,7 +74,7 @@ def test_sync_has_the_bits_of_one_process_whoever_is_lost(lost: int | None, blob
 
 @pytest.mark.parametrize("consistency", ["async", "ssp:2", "local:2"])
 def test_each_push_counts_once_though_a_primary_is_lost(consistency: str, blobs: BlobStore) -> None:
-    spec = job(blobs)
+    spec = job(blobs, epochs=8)
     with Pump(parallel(spec, consistency), data_plan(spec, 2, 1, copies=2), blobs, dice=random.Random(5)) as pump:
         pump.prepare()
         number = training(pump, 40)
