@@ -99,7 +99,7 @@ def test_what_no_replica_sends_ends_it_with_a_sentence(blobs: BlobStore, capfd: 
         ),
         (Append("j", 0, GENERATION, 0, 1, 0, 1, GENERATION, 0, 1, 0, b"x"), "cannot be read"),
         (Append("j", 0, GENERATION, 0, 1, 0, 1, GENERATION, 1, 9, 0, b"\x94\x01\0\0\xa0"), "which is not next"),
-        (StatePiece("j", 0, GENERATION, 5, 0, 4, 10**12), ""),
+        (StatePiece("j", 0, GENERATION, 5, 0, 4, 2**30), ""),
     ]
     for message, words in entries:
         with Pump(spec, plan, blobs) as pump:
