@@ -55,7 +55,9 @@ def _encodings(mesh: Mesh, rows: work.Rows, link: str, *, quick: bool) -> dict[s
     jobs = {
         name: prepared(
             rows,
-            Kind(BATCH, DataParallelPart(workers=2, shards=1, push_compression=name, pull_compression=name)),
+            Kind(
+                BATCH, DataParallelPart(workers=2, shards=1, replicas=1, push_compression=name, pull_compression=name)
+            ),
             (QUICK_STEPS if quick else STEPS)[link],
         )
         for name in COMPRESSIONS
@@ -98,7 +100,7 @@ def _numbers(mesh: Mesh, counts: tuple[int, ...], rounds: int, each: int) -> dic
     for number in range(rounds):
         for workers in counts:
             for shards in SHARDS:
-                kind = Kind(WAITING.batch, DataParallelPart(workers=workers, shards=shards), WAITING.hidden)
+                kind = Kind(WAITING.batch, DataParallelPart(workers=workers, shards=shards, replicas=1), WAITING.hidden)
                 effort = train(mesh, prepared(rows, kind, workers * each))
                 measured[workers][_shards(shards)].append(effort.samples_per_s / kind.batch)
                 _say(f"round {number + 1}, {workers} workers, {_shards(shards)}", effort)

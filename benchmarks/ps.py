@@ -3,10 +3,10 @@
     ./run bench ps [--json] [--quick] [--only PART] [--torch-python PATH] [--tensorflow-python PATH]
 
 Parts: `here`, all on this machine's loopback. p2pnn on one node; with one server and two workers (`async`, real daemons and
-executors), which push and fetch each step, or each fourth; torch's RPC as its tutorials have a parameter server, as soon as it
-can and one push ahead; TensorFlow's ParameterServerStrategy. 128 rows per batch, one BLAS thread each, the same rows, first
-parameters and rate. They take turns; the speed of a job is the slope of its steps over time. At the end each trains longer,
-once, and the loss is noted against time.
+executors), which push and fetch each step, or each fourth, and the same with a backup of the server on another node; torch's RPC
+as its tutorials have a parameter server, as soon as it can and one push ahead; TensorFlow's ParameterServerStrategy. 128 rows per
+batch, one BLAS thread each, the same rows, first parameters and rate. They take turns; the speed of a job is the slope of its
+steps over time. At the end each trains longer, once, and the loss is noted against time.
 
 `links`: the same with bf16 and int8 both ways, in network namespaces whose links are shaped to 100 Mbit/s and 1 Gbit/s (root).
 
@@ -54,19 +54,22 @@ PARTS = ("here", "links", "shards")
 
 ONE = "p2pnn, 1 node"
 EACH, FOURTH = "p2pnn, server + 2 workers", "p2pnn, server + 2 workers, every 4th step"
+BACKED = "p2pnn, server and backup + 2 workers"
 TORCH, TORCH_AHEAD, TORCH_FOURTH = "torch RPC", "torch RPC, one push ahead", "torch RPC, every 4th step"
 TENSORFLOW = "TensorFlow"
 JOBS = {
     ONE: Kind(BATCH, None),
-    EACH: Kind(BATCH, DataParallelPart(workers=WORKERS, shards=1)),
-    FOURTH: Kind(BATCH, DataParallelPart(workers=WORKERS, shards=1, push_every=4, fetch_every=4)),
+    EACH: Kind(BATCH, DataParallelPart(workers=WORKERS, shards=1, replicas=1)),
+    FOURTH: Kind(BATCH, DataParallelPart(workers=WORKERS, shards=1, replicas=1, push_every=4, fetch_every=4)),
+    BACKED: Kind(BATCH, DataParallelPart(workers=WORKERS, shards=1, replicas=2)),
 }
 CALLS = {TORCH: (1, False), TORCH_AHEAD: (1, True), TORCH_FOURTH: (4, False)}
 """Contestant → steps per push, whether a push is waited for a step later."""
 
-CONTESTS = (
+CONTESTS: tuple[tuple[str, tuple[str, ...], dict[str, float]], ...] = (
     (EACH, (EACH, TORCH, TORCH_AHEAD, TENSORFLOW, ONE), {TORCH: 1.0, TORCH_AHEAD: 1.0, TENSORFLOW: 1.4}),
     (FOURTH, (FOURTH, ONE, EACH, TORCH_FOURTH), {ONE: 1.5}),
+    (BACKED, (BACKED, EACH, ONE), {}),
 )
 """Ours, who it stands beside, and what it must be at least, divided by whom."""
 

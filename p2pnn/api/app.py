@@ -215,7 +215,9 @@ async def _jobs(request: web.Request) -> web.Response:
 
 
 async def _job(request: web.Request) -> web.Response:
-    return web.json_response(views.details(request.app[DAEMON].jobs.get(request.match_info["job"])))
+    jobs = request.app[DAEMON].jobs
+    record = jobs.get(request.match_info["job"])
+    return web.json_response(views.details(record, jobs.work.entries.get(record.job)))
 
 
 async def _change(request: web.Request) -> web.Response:

@@ -14,9 +14,11 @@ import numpy as np
 
 from p2pnn.cluster import Description
 from p2pnn.data.chunks import DTYPES, HEADER_BYTES
-from p2pnn.errors import NotFoundError, StorageError, UsageError
+from p2pnn.errors import CheckpointError, NotFoundError, StorageError, UsageError
+from p2pnn.job import assignment
 from p2pnn.job.records import JobRecord
 from p2pnn.job.spec import Dataset, JobSpec
+from p2pnn.job.work import Entry
 from p2pnn.node.daemon import SOFTWARE, Daemon, resident_bytes
 from p2pnn.node.members import about
 from p2pnn.node.specs import SPEC_BYTES_MAX, splits
@@ -216,8 +218,8 @@ def summary(record: JobRecord) -> dict[str, Any]:
     }
 
 
-def details(record: JobRecord) -> dict[str, Any]:
-    """Everything of `jobs show`."""
+def details(record: JobRecord, entry: Entry | None = None) -> dict[str, Any]:
+    """Everything of `jobs show`. entry: of the job in the charter, while it has one: it says who holds its shards now."""
     result = {
         "bits": record.bits,
         "stopped_early": record.stopped_early,
@@ -226,6 +228,7 @@ def details(record: JobRecord) -> dict[str, Any]:
     return summary(record) | {
         "generation": record.generation,
         "plan": msgspec.to_builtins(record.plan) if record.plan else None,
+        "shards": _holders(record, entry),
         "checkpoints": [
             {"step": m.step, "epoch": m.epoch, "complete": True, "bytes": sum(p.size for p in m.parts)}
             for m in record.checkpoints
@@ -234,6 +237,17 @@ def details(record: JobRecord) -> dict[str, Any]:
         "result": result if record.state == "done" else None,
         "history": list(record.history),
     }
+
+
+def _holders(record: JobRecord, entry: Entry | None) -> list[dict[str, Any]]:
+    """Who holds the shards of a start that runs, where several nodes do."""
+    if entry is None or record.plan is None or entry.generation != record.generation:
+        return []
+    try:
+        held = entry.assigned() or assignment.initial(record.plan, entry.generation)
+    except CheckpointError:
+        return []
+    return assignment.holders(held, record.plan)
 
 
 def results(record: JobRecord) -> dict[str, Any]:

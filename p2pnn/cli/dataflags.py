@@ -38,6 +38,16 @@ Shards = Annotated[
         help="With --parallel data: shards of the parameters; 0 for as many as make no step slower.  [default: 0]",
     ),
 ]
+Replicas = Annotated[
+    int | None,
+    _option(
+        "--replicas",
+        metavar="N",
+        help="With --parallel data: nodes that hold each shard: with 2 a lost one costs no update, with 1 the run goes on from "
+        "its newest checkpoint; 0 for 2 where there is room (with hybrid, where nodes that compute nothing hold shards).  "
+        "[default: 0]",
+    ),
+]
 Consistency = Annotated[
     str | None,
     _option(

@@ -3,12 +3,13 @@
 A `progress` event of such a run has `staleness` (updates that a push was behind → pushes, since the start; from 16 on a number
 stands for all up to twice it), `pushed_bytes` and `fetched_bytes` (per step, all workers together), `pushed_bytes_total` and
 `fetched_bytes_total` (since the run's last start, when its shards began to count), `refused` (worker → why → pushes), `set_aside`
-(workers), `slowest` (the worker that the others wait for).
+(workers), `slowest` (the worker that the others wait for). Where shards live on several nodes also `copied_bytes` (per step, sent
+to backups), `copied_bytes_total` and `shards` (who holds each: `shard`, `primary`, `backups`, `learners`, `lag`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
 from p2pnn.cli.render import count, label, percent, size, staleness, table
@@ -40,7 +41,25 @@ def lines(last: Mapping[str, Any]) -> Iterator[str]:
         yield label("set aside", f"{', '.join(last['set_aside'])}, for bad pushes")
     if last.get("pushed_bytes_total") is not None:
         pushed, fetched = last["pushed_bytes_total"], last["fetched_bytes_total"]
-        yield label("exchanged", f"{size(pushed)} pushed, {size(fetched)} fetched")
+        copied = f", {size(last['copied_bytes_total'])} sent to backups" if last.get("copied_bytes_total") else ""
+        yield label("exchanged", f"{size(pushed)} pushed, {size(fetched)} fetched{copied}")
+
+
+def holders(held: Mapping[str, Any]) -> str:
+    """`a, backup b`, `a, no backup; c catches up`: one of `shards`, of a progress event or of a job."""
+    backups, learners = ", ".join(held["backups"]), ", ".join(held["learners"])
+    said = f"{held['primary']}, {f'backup {backups}' if backups else 'no backup'}"
+    return said + (f"; {learners} catches up" if learners else "")
+
+
+def coverage(epochs: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """Of epochs whose batches were not all trained exactly once, by their `epoch` events."""
+    for epoch in epochs:
+        if again := int(epoch.get("trained_again") or 0):
+            batches = f"{count(again)} batch{'es' * (again != 1)}"
+            yield label(
+                "coverage", f"epoch {int(epoch['epoch'])}: {batches} trained again, since their worker was lost"
+            )
 
 
 def summary(last: Mapping[str, Any]) -> dict[str, Any]:
@@ -48,6 +67,8 @@ def summary(last: Mapping[str, Any]) -> dict[str, Any]:
     if last.get("pushed_bytes_total") is None:
         return {}
     kept = {name: last.get(name) for name in ("staleness", "refused", "set_aside")}
+    if last.get("shards"):
+        kept |= {"shards": last["shards"], "copied_bytes": last["copied_bytes_total"]}
     return {
         "exchange": {**kept, "pushed_bytes": last["pushed_bytes_total"], "fetched_bytes": last["fetched_bytes_total"]}
     }

@@ -69,6 +69,7 @@ FLAGS: Final[dict[str, tuple[str, ...]]] = {
     "memory": ("mesh", "memory"),
     "workers": ("data_parallel", "workers"),
     "shards": ("data_parallel", "shards"),
+    "replicas": ("data_parallel", "replicas"),
     "consistency": ("data_parallel", "consistency"),
     "backup": ("data_parallel", "backup"),
     "push_every": ("data_parallel", "push_every"),

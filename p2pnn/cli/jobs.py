@@ -166,6 +166,7 @@ def fetch(
 def describe(job: dict[str, Any]) -> list[str]:
     """The lines of `jobs show` before the plan."""
     from p2pnn.cli import render
+    from p2pnn.cli.exchanged import holders
 
     reason = f": {job['reason']}" if job.get("reason") else ""
     lines = [
@@ -178,6 +179,7 @@ def describe(job: dict[str, Any]) -> list[str]:
         lines.append(
             render.label("progress", f"epoch {job['epoch']}/{job['epochs']}, step {job['step']:,}/{job['steps']:,}")
         )
+    lines += [render.label(f"shard {held['shard']}", holders(held)) for held in job.get("shards") or ()]
     if job.get("loss") is not None:
         lines.append(
             render.label("training", "  ".join([f"loss {job['loss']:.4f}", *render.metrics(job.get("metrics"))]))

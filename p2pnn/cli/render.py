@@ -15,7 +15,18 @@ from p2pnn.ps.histogram import Histogram
 BAR_CELLS: Final = 30
 BAR_CELLS_MIN: Final = 6
 LABEL_CELLS: Final = 13
-_NOT_METRICS: Final = ("number", "time", "kind", "epoch", "epochs", "step", "steps", "samples_per_s", "rate")
+_NOT_METRICS: Final = (
+    "number",
+    "time",
+    "kind",
+    "epoch",
+    "epochs",
+    "step",
+    "steps",
+    "samples_per_s",
+    "rate",
+    "trained_again",
+)
 
 
 def label(name: str, text: str) -> str:
@@ -104,6 +115,8 @@ def _roles_table(plan: Mapping[str, Any]) -> list[str]:
         pushed, fetched = (sum(row[n] for row in node.get("sends", ())) for n in (1, 2))
         words = ("sends", "gets back") if cut else ("pushes", "fetches")
         moves = f"{words[0]} {size(pushed)}, {words[1]} {size(fetched)}" if node.get("sends") else ""
+        if node.get("copied_bytes"):
+            moves += f"{', ' * bool(moves)}sends {size(node['copied_bytes'])} on to backups"
         rows.append([node["name"], node["layers"], count(node["parameters"]), size(node["memory_bytes"]), moves])
     return ["  " + line for line in table(rows, right=(2, 3))]
 
@@ -176,7 +189,8 @@ def _measured(event: Mapping[str, Any]) -> list[tuple[str, str]]:
     if behind:
         parts.append(("staleness", f"staleness {_median(behind)} (max {behind[-1][0]})"))
     if event.get("pushed_bytes") is not None:
-        parts.append(("bytes", f"↑{size(event['pushed_bytes'])} ↓{size(event['fetched_bytes'])} a step"))
+        copied = f" ⇉{size(event['copied_bytes'])}" if event.get("copied_bytes") else ""
+        parts.append(("bytes", f"↑{size(event['pushed_bytes'])} ↓{size(event['fetched_bytes'])}{copied} a step"))
     if event.get("slowest"):
         parts.append(("slowest", f"slowest {event['slowest']}"))
     busy = " ".join(f"{name} {percent(share, 0)}" for name, share in (event.get("busy") or {}).items())

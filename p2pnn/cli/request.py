@@ -12,7 +12,7 @@ from p2pnn.errors import PlanError, UsageError
 from p2pnn.job.spec import OPTIMIZERS, SCHEDULES, DataParallel, Optimizer, check_schedule
 from p2pnn.plan.verdict import shareable
 from p2pnn.ps.compression import codec
-from p2pnn.ps.consistency import check_segments, consistency
+from p2pnn.ps.consistency import REPLICAS_MAX, check_segments, consistency
 from p2pnn.ps.sharding import POLICIES
 
 FORMAT: Final = 1
@@ -97,6 +97,7 @@ class DataParallelPart(msgspec.Struct, frozen=True):
     consistency: str = "async"
     workers: int = 0
     shards: int = 0
+    replicas: int = 0
     backup: int = 0
     push_every: int = 1
     fetch_every: int = 1
@@ -115,6 +116,7 @@ class DataParallelPart(msgspec.Struct, frozen=True):
             backup=self.backup,
             workers=self.workers,
             shards=self.shards,
+            replicas=self.replicas,
             cut=self.shard_policy,
             push=self.push_compression,
             pull=self.pull_compression,
@@ -316,6 +318,11 @@ def _check_data_parallel(request: Request) -> None:
     for name in ("local_rate", "warm_start", "staleness_max", "scale_by_staleness"):
         if getattr(data, name) and how.kind != "async":
             raise UsageError(f"{name} = {getattr(data, name)} with {how}: it is for async alone")
+    if not 0 <= data.replicas <= REPLICAS_MAX:
+        raise UsageError(
+            f"replicas = {data.replicas}: each shard lives on 1 node or on {REPLICAS_MAX}; 0 takes {REPLICAS_MAX} where there "
+            "is room for it"
+        )
     if how.kind == "sync" and request.train.optimizer.clip_norm:
         raise UsageError(
             f"clip_norm = {request.train.optimizer.clip_norm:g} with sync: no shard sees the whole gradient; leave it away, or "

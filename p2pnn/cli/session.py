@@ -278,7 +278,7 @@ def complete(
         return
     if run.evaluation:
         terminal.say(render.evaluation(run.evaluation, seconds))
-    for line in exchanged.lines(run.outcome.last):
+    for line in (*exchanged.lines(run.outcome.last), *exchanged.coverage(run.outcome.epochs)):
         terminal.say(line)
     for line in result_lines(folder, run.bits, run.same_bits, demonstration=demonstration):
         terminal.say(line)

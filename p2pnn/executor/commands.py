@@ -12,6 +12,7 @@ from __future__ import annotations
 import msgspec
 
 from p2pnn.job.script import Checkpoint, Done, Evaluate, Finish, Predict, Progress, Restore, Sample, Train
+from p2pnn.replication.leases import Wish
 
 
 class _Message(msgspec.Struct, array_like=True):
@@ -27,8 +28,9 @@ class Prepare(_Message, tag=1):
     The arena's descriptor and the socket's are given on the command line. spans: where in the arena, behind the tensors, the
     ring of spans begins (`job.spans`), or behind all else where shards are served; snapshots: where the counter and the slots of
     snapshots do (`train.cuts`); −1 for none.
-    role: `compute`, or `serve` for the shards of the parameter server whose primary node_index is. landings: where in the
-    arena of a data-parallel run's worker the landing places begin (`ps.layout`); −1 in any other."""
+    role: `compute`, or `serve` for the shards of the parameter server that node_index holds. landings: where in the
+    arena of a data-parallel run's worker the landing places begin (`ps.layout`); −1 in any other. job, generation: of the
+    start."""
 
     spec_path: str
     plan: bytes
@@ -39,6 +41,8 @@ class Prepare(_Message, tag=1):
     snapshots: int = -1
     role: str = "compute"
     landings: int = -1
+    job: str = ""
+    generation: int = 0
 
 
 class Arrived(_Message, tag=7):
@@ -104,7 +108,8 @@ class Left(_Message, tag=15):
 
 class PushArrived(_Message, tag=16):
     """To a server: a part of a push lies whole in its slot (`ps.layout`); or it was known, so that its body was dropped
-    (`ps.gate`). misfit: how many bytes came in place of the part's own; they were dropped. −1 where that is not so."""
+    (`ps.gate`). misfit: how many bytes came in place of the part's own; they were dropped. −1 where that is not so. by: the
+    generation of the shard's configuration by which the worker sends; in Fetched likewise."""
 
     shard: int
     worker: int
@@ -115,6 +120,7 @@ class PushArrived(_Message, tag=16):
     fetch: bool
     have: int
     mark: int = 0
+    by: int = 0
     misfit: int = -1
 
 
@@ -126,6 +132,7 @@ class Fetched(_Message, tag=17):
     request: int
     have: int
     after: int
+    by: int = 0
 
 
 class Marked(_Message, tag=18):
@@ -140,6 +147,53 @@ class AnswerLeft(_Message, tag=19):
     """To a server: the bytes of the answer numbered `token` have left, or will not leave."""
 
     token: int
+
+
+class Assigned(_Message, tag=33):
+    """To both executors of a data-parallel run: who has which role now, newer than what they had. assignment: MessagePack of a
+    `job.assignment.Assignment`."""
+
+    assignment: bytes
+
+
+class Replicated(_Message, tag=34):
+    """To a server: a message of another replica of a shard, from node `source` of the plan. body: of a message that has one,
+    except a Forward's, which lies in its push's slot."""
+
+    source: int
+    message: bytes
+    body: bytes = b""
+
+
+class ReplicaLeft(_Message, tag=35):
+    """To a server: the bytes of the Replicate numbered `token` have left, or will not leave."""
+
+    token: int
+
+
+class Leased(_Message, tag=40):
+    """To a worker: `wire.Leased`."""
+
+    number: int
+    ranges: tuple[tuple[int, int], ...]
+    trained_below: int
+    again: int
+
+
+class LeasesWished(_Message, tag=41):
+    """To a server: a worker's `wire.LeaseWish`."""
+
+    shard: int
+    worker: int
+    wish: Wish
+
+
+class Rested(_Message, tag=42):
+    """To a server: a worker's `wire.Rest`."""
+
+    shard: int
+    worker: int
+    pushes: int
 
 
 # executor → daemon
@@ -195,6 +249,7 @@ class PushPart(_Message, tag=28):
     have: int
     needed: int
     mark: int = 0
+    by: int = 0
 
 
 class FetchValues(_Message, tag=29):
@@ -204,6 +259,7 @@ class FetchValues(_Message, tag=29):
     request: int
     have: int
     after: int
+    by: int = 0
 
 
 class Lend(_Message, tag=30):
@@ -220,7 +276,8 @@ class SendMark(_Message, tag=31):
 
 class SendAnswer(_Message, tag=32):
     """Of a server: send an answer to a worker: with values, the arena's bytes [offset, offset + nbytes), then say AnswerLeft;
-    with nbytes = 0 without. acknowledged: pushes of this worker up to this number are decided, so their slots are free."""
+    with nbytes = 0 without. acknowledged: pushes of this worker up to this number are decided, so their slots are free. by: the
+    generation of the shard's configuration in which that is said."""
 
     token: int
     shard: int
@@ -236,6 +293,58 @@ class SendAnswer(_Message, tag=32):
     clock: int = 0
     whole: bool = True
     number: int = 0
+    by: int = 0
+
+
+class Replicate(_Message, tag=36):
+    """Of a server: send a message to another replica of a shard, at node `target` of the plan, then say ReplicaLeft where token
+    is not 0. Its body is the arena's bytes [offset, offset + nbytes), or `body`."""
+
+    token: int
+    target: int
+    message: bytes
+    offset: int = 0
+    nbytes: int = 0
+    body: bytes = b""
+
+
+class Applied(_Message, tag=37):
+    """Of a server that is not the primary: a worker's pushes up to this number are applied here, so their slots are free."""
+
+    shard: int
+    worker: int
+    sequence: int
+
+
+class ProposeConfiguration(_Message, tag=38):
+    """Of a server: a shard's primary wants this configuration of its replicas; empty: a replica wants to be told what holds.
+    configuration: MessagePack of `replication.configuration.Configuration`."""
+
+    shard: int
+    configuration: bytes = b""
+
+
+class WishLeases(_Message, tag=43):
+    """Of a worker: send a `wire.LeaseWish` to shard 0, which deals out the data."""
+
+    wish: Wish
+
+
+class SendRest(_Message, tag=44):
+    """Of a worker: send a `wire.Rest` to all shards that it speaks to."""
+
+    pushes: int
+
+
+class SendLeased(_Message, tag=45):
+    """Of a server: send a `wire.Leased` to a worker."""
+
+    shard: int
+    worker: int
+    number: int
+    ranges: tuple[tuple[int, int], ...]
+    trained_below: int
+    again: int
 
 
 class Failed(_Message, tag=26):
@@ -246,9 +355,11 @@ class Failed(_Message, tag=26):
 
 ToExecutor = (
     Prepare | Train | Evaluate | Predict | Sample | Checkpoint | Restore | Finish | Arrived | Sent | PeerRetired | PeerSquares
-    | Freed | Answered | Left | PushArrived | Fetched | Marked | AnswerLeft
+    | Freed | Answered | Left | PushArrived | Fetched | Marked | AnswerLeft | Assigned | Replicated | ReplicaLeft
+    | Leased | LeasesWished | Rested
 )  # fmt: skip
 FromExecutor = (
     Prepared | Send | Retired | Squares | Snapped | Progress | Done | Failed
-    | PushPart | FetchValues | Lend | SendMark | SendAnswer
+    | PushPart | FetchValues | Lend | SendMark | SendAnswer | Replicate | Applied | ProposeConfiguration
+    | WishLeases | SendRest | SendLeased
 )  # fmt: skip

@@ -24,7 +24,8 @@ from p2pnn.train.machine import Stage
 
 
 class Feed:
-    """Fills graph inputs for one micro-batch at a time. names: the inputs that this node reads in any mode."""
+    """Fills graph inputs for one micro-batch at a time. names: the inputs that this node reads in any mode. gone: workers that
+    evaluate nothing, so that others do."""
 
     def __init__(
         self,
@@ -36,6 +37,7 @@ class Feed:
     ) -> None:
         self._spec = spec
         self._allotment = allotment or Allotment()
+        self.gone: tuple[int, ...] = ()
         self._rows = spec.rows_per_micro_batch
         self._engine = engine
         self._blobs = blobs
@@ -45,7 +47,10 @@ class Feed:
 
     def batches(self, split: str) -> int:
         """Micro-batches of this node's share of one evaluation of a split."""
-        return len(self._allotment.evaluated(self._all_batches(split)))
+        return len(self._evaluated(split))
+
+    def _evaluated(self, split: str) -> range:
+        return self._allotment.evaluated(self._all_batches(split), self.gone)
 
     def _all_batches(self, split: str) -> int:
         return -(-self._split(split).rows // self._rows)
@@ -55,7 +60,7 @@ class Feed:
         step, index = stage.at(micro_batch)
         if stage.mode == "train":
             return self._allotment.batch(step), self._allotment.micro_batches(self._spec.micro_batches)[index]
-        return 0, index if stage.tokens else self._allotment.evaluated(self._all_batches(stage.split))[index]
+        return 0, index if stage.tokens else self._evaluated(stage.split)[index]
 
     def valid_rows(self, stage: Stage, micro_batch: int) -> int:
         """Rows of a micro-batch that are not padding."""

@@ -14,9 +14,11 @@ from p2pnn.errors import JobFailedError, P2pnnError
 from p2pnn.executor import commands
 from p2pnn.executor.arena import Arena
 from p2pnn.executor.channel import Channel
+from p2pnn.executor.leasing import LeasingSession
 from p2pnn.executor.replica import ReplicaSession
 from p2pnn.executor.serving import Server
 from p2pnn.executor.session import Session, read
+from p2pnn.job.assignment import is_leased
 
 
 def run(channel: Channel, arena: Arena) -> int:
@@ -44,6 +46,8 @@ def _serve(channel: Channel, arena: Arena) -> None:
     spec, plan = read(prepare)
     if prepare.role == "serve":
         Server(channel, arena, prepare, spec, plan).run(early)
+    elif is_leased(plan, spec):
+        LeasingSession(channel, arena, prepare, spec, plan).run(early)
     elif spec.data is not None:
         ReplicaSession(channel, arena, prepare, spec, plan).run(early)
     else:

@@ -26,12 +26,12 @@ OUTER: Final = "outer/"
 
 
 class Pieces:
-    """ranges: the shards that this node serves."""
+    """ranges: the shards that this node serves. slots: of the optimizer."""
 
     def __init__(self, spec: JobSpec, settings: Settings, ranges: Mapping[int, ShardRange]) -> None:
         self._spec = spec
         self._local = settings.consistency.kind == "local"
-        self._slots = SLOTS[settings.outer.kind if self._local else spec.optimizer.kind]
+        self.slots = SLOTS[settings.outer.kind if self._local else spec.optimizer.kind]
         self._ranges = ranges
         self._entries = Space.of(spec.graph).entries
 
@@ -55,7 +55,7 @@ class Pieces:
             return source.read(wanted.name, wanted.shape)
 
         found = {"parameters": self._fill(shard, parameter)}
-        for slot in self._slots if with_slots else ():
+        for slot in self.slots if with_slots else ():
 
             def array(index: int, slot: str = slot) -> Flat:
                 wanted = graph.parameters[index]
@@ -72,7 +72,7 @@ class Pieces:
         entries: list[parts.Entry] = []
         for number, held in arrays.items():
             for piece in self._ranges[number].pieces:
-                entries += [self._entry(piece, slot, held[slot]) for slot in self._slots]
+                entries += [self._entry(piece, slot, held[slot]) for slot in self.slots]
         return parts.write(blobs, (), entries) if entries else None
 
     def _entry(self, piece: Piece, slot: str, array: Flat) -> parts.Entry:

@@ -1,13 +1,12 @@
 """The executor of a data-parallel run's worker: a model replica whose parameters live on the shards of the parameter server, or
 one node's segment of such a replica.
 
-`ps.Replica` decides when a step may begin and what is pushed; the segment machine computes the step, on parameters that are
-installed before it. What shards send is received into landing places in the arena, some per shard, which are the daemon's while
-they are *lent*; push bodies lie behind them and are sent from there.
+`ps.Replica` decides when a step may begin and what is pushed (`executor.pushing`); the segment machine computes the step, on
+parameters that are installed before it.
 
 The script's Train commands flow into each other. Before any other command the worker pushes what it has left, waits until all is
 acknowledged, and draws a mark (`ps.messages`): so an evaluation and a checkpoint see the parameters after all steps before
-them, the same ones on every worker. Worker 0 writes them, and its own state (running means and variances), as a part.
+them, the same ones on every worker. The first worker writes them, and its own state (running means and variances), as a part.
 
 Where a replica is cut over nodes, each of them is a worker by itself to the shards of its own layers, under the replica's number;
 all have the same steps, and tensors between them keep them together as in a model-parallel run. A node whose shards have set it
@@ -19,7 +18,6 @@ from __future__ import annotations
 import time
 from collections import deque
 from functools import partial
-from itertools import count
 
 import msgspec
 import numpy as np
@@ -29,21 +27,18 @@ from p2pnn.errors import JobFailedError, PlanError
 from p2pnn.executor import commands, parts
 from p2pnn.executor.arena import Arena
 from p2pnn.executor.channel import Channel
+from p2pnn.executor.pushing import Pushing
 from p2pnn.executor.session import Session, manifest_of
 from p2pnn.job import script
 from p2pnn.job.checkpoint import Manifest, Part
 from p2pnn.job.plan import Plan
 from p2pnn.job.spec import JobSpec
 from p2pnn.ps.consistency import settings
-from p2pnn.ps.layout import LANDINGS, Bump, worker_layout, workers_of
-from p2pnn.ps.messages import Answer, Refusal, Values
-from p2pnn.ps.port import MarkNote, PullRequest, PushPart
+from p2pnn.ps.layout import Bump, worker_layout, workers_of
+from p2pnn.ps.messages import Refusal
 from p2pnn.ps.worker import Replica
 from p2pnn.train import machine as m
 from p2pnn.train.optimizers import slot_name
-
-GENERATION = 0
-"""Of the workers within one start of a job: they do not change."""
 
 
 class ReplicaSession(Session):
@@ -57,12 +52,12 @@ class ReplicaSession(Session):
         if prepare.landings < 0 or layout.stop > arena.size:
             raise PlanError(f"the arena has {arena.size:,} bytes, but the plan takes {layout.stop:,}")
         weights = self._runner.weights
-        self._worker = workers_of(plan)[self._number]
+        worker = workers_of(plan)[self._number]
         self._replica = Replica(
-            self._worker,
+            worker,
             layout.sharding,
             settings(spec.data),
-            generation=GENERATION,
+            generation=prepare.generation if plan.copies > 1 else 0,  # as `job.assignment.initial`
             optimizer=spec.optimizer,
             steps=self._allotment.local(spec.steps),
             step=self._machine.step,
@@ -83,17 +78,7 @@ class ReplicaSession(Session):
         self._gradients = {entry.name: gradients[entry.name] for entry in order}
         self._handed: set[str] = set()  # gradients of this step that were
         self._runner.on_gradient = self._gradient_ready
-        self._landings = {  # by shard; the first is where the next values land
-            shard: deque(
-                arena.array(offset, (nbytes,), "uint8")
-                for offset, nbytes in (layout.landing(shard, turn) for turn in range(LANDINGS))
-            )
-            for shard in layout.landings
-        }
-        self._lending = deque(shard for shard in self._landings for _ in range(LANDINGS))
-        self._bytes = arena.array(0, (arena.size,), "uint8")
-        self._tokens = count(1)
-        self._leaving: dict[int, PushPart] = {}
+        self._pushing = Pushing(worker, self._replica, plan, layout, arena)
         self._script: deque[script.Command] = deque()
         self._given: deque[script.Command] = deque()  # to the machine, and not answered
         self._until = self._machine.step
@@ -116,16 +101,13 @@ class ReplicaSession(Session):
     def _take(self, message: commands.ToExecutor) -> None:
         match message:
             case commands.Answered():
-                self._answered(message)
+                self._pushing.answered(message)
             case commands.Left():
-                part = self._leaving.pop(message.token, None)
-                if part is None:
-                    raise JobFailedError(
-                        f"the executor was told that message {message.token} left, which it did not send"
-                    )
-                self._replica.sent(part)
+                self._pushing.left(message.token)
             case commands.PeerSquares() if self._is_cut and not message.squares:
                 self._aside = True
+            case commands.Assigned(packed):
+                self._assigned(packed)
             case script.Predict() | script.Sample():
                 raise JobFailedError(f"a worker of a data-parallel run was told {type(message).__name__}")
             case script.Train() | script.Evaluate() | script.Checkpoint() | script.Restore() | script.Finish():
@@ -133,35 +115,9 @@ class ReplicaSession(Session):
             case _:
                 super()._take(message)
 
-    def _answered(self, message: commands.Answered) -> None:
-        landings = self._landings.get(message.shard)
-        if landings is None or (message.refusal and message.refusal not in Refusal.__members__):
-            raise JobFailedError(f"shard {message.shard} answered {message.refusal!r}, which it cannot")
-        landing = landings[0]
-        values = None
-        if message.has_values:
-            data = landing[: message.nbytes]
-            values = Values(message.version, message.clock, data, message.whole, message.number)
-        answer = Answer(
-            self._worker,
-            GENERATION,
-            message.sequence,
-            message.request,
-            Refusal[message.refusal] if message.refusal else None,
-            message.log_number,
-            values,
-        )
-        place = self._replica.place(message.shard, answer) if message.landed else None
-        if place is not None:
-            if place.nbytes != message.nbytes:
-                raise JobFailedError(
-                    f"shard {message.shard} sent values of {message.nbytes:,} bytes instead of {place.nbytes:,}"
-                )
-            np.copyto(place, landing[: message.nbytes])
-        if message.landed:
-            landings.rotate(-1)
-            self._lending.append(message.shard)
-        self._replica.answered(message.shard, answer, time.perf_counter(), took_values=place is not None)
+    def _assigned(self, packed: bytes) -> None:
+        """Who has which role now."""
+        self._pushing.assigned(packed)
 
     # what is done
 
@@ -207,17 +163,33 @@ class ReplicaSession(Session):
         while self._script:
             command = self._script[0]
             if isinstance(command, script.Train):
-                if self._restored and self._given:
+                if self._restored and self._is_busy:
                     return
                 if self._restored:
                     self._replica.install(again=True)
                     self._install()
                 self._until = command.until_step
-            elif self._given or not self._is_at(command):
+            elif self._is_busy or not self._is_at(command):
                 return
             self._script.popleft()
-            self._given.append(command)
-            self._machine.command(self._local(command))
+            self._give(command)
+
+    @property
+    def _is_busy(self) -> bool:
+        """Whether a command that was begun is not answered."""
+        return bool(self._given)
+
+    def _give(self, command: script.Command) -> None:
+        """A command begins."""
+        if isinstance(command, script.Evaluate):
+            self._runner.feed.gone = command.gone
+            self._machine.split(self._split_batches())
+        self._given.append(command)
+        self._machine.command(self._local(command))
+
+    def _writes(self, command: script.Checkpoint) -> bool:
+        """Whether this worker, the least that is left, writes parameters and state."""
+        return all(worker in command.gone for worker in range(self._number))
 
     def _local(self, command: script.Command) -> script.Command:
         """The command in this worker's own steps."""
@@ -251,7 +223,7 @@ class ReplicaSession(Session):
             case script.Evaluate():
                 return not self._restored
             case script.Checkpoint():
-                return self._number == 0 and not self._restored
+                return self._writes(command) and not self._restored
             case _:
                 return False
 
@@ -351,7 +323,7 @@ class ReplicaSession(Session):
         if isinstance(command, script.Train) and command.sequence in self._answered_early:
             self._answered_early.remove(command.sequence)
             self._progress(time.perf_counter())
-        elif isinstance(command, script.Checkpoint) and self._number:
+        elif isinstance(command, script.Checkpoint) and not self._writes(command):
             self._channel.send(script.Done(command.sequence))
         else:
             super()._answer(command)
@@ -364,33 +336,5 @@ class ReplicaSession(Session):
         self._send_messages()
 
     def _send_messages(self) -> None:
-        out: list[commands.FromExecutor] = [commands.Lend(shard) for shard in self._lending]
-        self._lending.clear()
-        while (message := self._replica.next_message(time.perf_counter())) is not None:
-            match message:
-                case PushPart():
-                    out.append(self._part(message))
-                case PullRequest(shard, pull):
-                    out.append(commands.FetchValues(shard, pull.request, pull.have, pull.after))
-                case MarkNote(mark):
-                    out.append(commands.SendMark(mark.sequence))
-        if out:
+        if out := self._pushing.messages():
             self._channel.send(*out)
-
-    def _part(self, message: PushPart) -> commands.PushPart:
-        token, push = next(self._tokens), message.push
-        self._leaving[token] = message
-        return commands.PushPart(
-            token,
-            message.shard,
-            push.sequence,
-            push.part,
-            message.data.ctypes.data - self._bytes.ctypes.data,
-            message.data.nbytes,
-            push.based_on,
-            push.based_clock,
-            push.fetch,
-            push.have,
-            message.needed,
-            push.mark,
-        )

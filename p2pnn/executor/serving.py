@@ -5,13 +5,16 @@ say. It blocks on the socket only when no shard has anything to do.
 
 The server gets the same script as the workers, and keeps no pace with them: a Train is done at once, a Checkpoint when all
 workers have marked it, so that all pushes of the steps before it are applied and none of a later one.
+
+A shard that lives on several nodes is a `ps.ReplicatedShard` on each (`executor.replicating`). Its primary alone writes it and
+tells of it.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -28,19 +31,23 @@ from p2pnn.executor import commands
 from p2pnn.executor.arena import Arena
 from p2pnn.executor.channel import Channel
 from p2pnn.executor.pieces import Pieces
+from p2pnn.executor.replicating import Replicas, maker
 from p2pnn.executor.serving_spans import ServingSpans
 from p2pnn.executor.session import manifest_of
 from p2pnn.executor.tally import PROGRESS_INTERVAL_S
 from p2pnn.job import script
+from p2pnn.job.assignment import gone_workers, is_leased
 from p2pnn.job.plan import Plan
 from p2pnn.job.spec import JobSpec
 from p2pnn.model import sums
 from p2pnn.ps.allotment import updates
 from p2pnn.ps.consistency import settings
+from p2pnn.ps.granting import Leased
 from p2pnn.ps.layout import Bump, server_layout, slot_of, workers_of
-from p2pnn.ps.messages import BAD, Answer, Pull, Push, Worker
-from p2pnn.ps.report import Phase
+from p2pnn.ps.messages import BAD, Answer, Pull, Push, Refusal, Worker
+from p2pnn.ps.replicated import ReplicatedShard
 from p2pnn.ps.shard import Shard
+from p2pnn.replication.leases import LeaseTable
 
 BAD_IN_A_ROW_MAX: Final = 5
 """Per worker, how many bad pushes to a shard may follow each other, from any worker, before the run is called broken. A worker
@@ -52,7 +59,7 @@ class Server:
 
     def __init__(self, channel: Channel, arena: Arena, prepare: commands.Prepare, spec: JobSpec, plan: Plan) -> None:
         self._channel = channel
-        self._spec = spec
+        self._spec, self._plan = spec, plan
         self._blobs = BlobStore(Path(prepare.blobs))
         self._limit = threadpoolctl.threadpool_limits(spec.threads)
         assert spec.data is not None  # `read` has seen to it
@@ -67,14 +74,20 @@ class Server:
         self._ranges = {number: layout.sharding.shards[number] for number in layout.slots}
         self._saves = Pieces(spec, self._settings, self._ranges)
         self._shards: dict[int, Shard] = {}
-        self._spans = ServingSpans(arena.view[prepare.spans :] if prepare.spans >= 0 else None)
+        self._spans = ServingSpans(arena.view[prepare.spans :] if prepare.spans >= 0 else None, self._numbers)
         manifest = manifest_of(prepare)
         source = self._saves.source(self._blobs, manifest)
         engine = NumpyEngine()
         done = manifest.step if manifest is not None else 0
+        replicated: dict[int, ReplicatedShard] = {}
+        leased = is_leased(plan, spec)
         for number, slots in layout.slots.items():
             arrays = self._saves.read(source, number, with_slots=manifest is not None)
-            self._shards[number] = shard = Shard(
+            make: Callable[..., Shard] = Shard
+            if len(plan.shards[number].nodes) > 1:
+                state_bytes = (1 + len(self._saves.slots)) * self._ranges[number].byte_count
+                make = maker(prepare, plan, number, slots.nbytes, state_bytes, time.perf_counter())
+            self._shards[number] = shard = make(
                 self._ranges[number],
                 arrays["parameters"],
                 spec.optimizer,
@@ -84,10 +97,15 @@ class Server:
                 buffer=self._memory,
                 steps=updates(self._settings, len(self._workers), spec.steps),
                 combine=engine.combine,
-                did=partial(self._did, number),
+                did=partial(self._spans.did, number),
+                leases=LeaseTable(spec.steps_per_epoch, spec.epochs, done) if leased and number == 0 else None,
             )
+            if isinstance(shard, ReplicatedShard):
+                replicated[number] = shard
             if manifest is not None:
                 shard.resume({**shard.arrays, **arrays}, updates(self._settings, len(self._workers), done))
+        self._replicas = Replicas(prepare, plan, replicated, layout.slots, arena.view)
+        self._through = 0  # the newest command of the script of which all is done here
         self.memory_bytes = layout.arena_bytes + self._own_bytes()
         self._check_memory(plan, prepare.node_index)
         self._script: deque[script.Command] = deque()
@@ -125,7 +143,7 @@ class Server:
             while True:
                 moved = self._follow_script()
                 worked = self._work()
-                self._send_answers()
+                self._send()
                 if self._script and isinstance(self._script[0], script.Finish):
                     self._report()
                     return
@@ -140,25 +158,41 @@ class Server:
         if not patience:
             self._report()
             patience = None
+        timer = self._replicas.get_timer()
+        if timer is not None:
+            until = max(0.0, timer - now)
+            patience = until if patience is None else min(patience, until)
         for message in self._channel.receive(patience if wait else 0.0):
             self._take(message)
+        if timer is not None:
+            self._replicas.handle_timer(time.perf_counter())
 
     def _take(self, message: commands.ToExecutor) -> None:
         now = time.perf_counter()
         match message:
             case commands.PushArrived():
                 shard = self._shard(message.shard)
-                shard.arrived(self._push(message, shard), now)
+                shard.arrived(self._push(message), now)
             case commands.Fetched():
                 shard = self._shard(message.shard)
                 worker = self._worker(message.worker)
-                shard.pull(Pull(worker, shard.generation, message.request, message.have, message.after), now)
+                shard.pull(Pull(worker, message.by, message.request, message.have, message.after), now)
             case commands.Marked():
                 self._shard(message.shard).mark(self._worker(message.worker), message.sequence, now)
+            case commands.Rested():
+                self._shard(message.shard).rest(self._worker(message.worker), message.pushes, now)
+            case commands.LeasesWished():
+                self._shard(message.shard).wish(self._worker(message.worker), message.wish, now)
+            case commands.Assigned(packed):
+                self._assigned(packed, now)
             case commands.AnswerLeft():
                 number, answer = self._leaving.pop(message.token, (-1, None))
                 if answer is not None:
                     self._shards[number].answer_sent(answer, now)
+            case commands.Replicated():
+                self._replicas.receive(message, now)
+            case commands.ReplicaLeft(token):
+                self._replicas.left(token)
             case commands.Prepare():
                 raise JobFailedError("the executor was told Prepare twice")
             case script.Predict() | script.Sample():
@@ -168,14 +202,21 @@ class Server:
             case _:
                 raise JobFailedError(f"a parameter server was told {type(message).__name__}")
 
-    def _push(self, message: commands.PushArrived, shard: Shard) -> Push:
+    def _assigned(self, packed: bytes, now: float) -> None:
+        """Who has which role now: workers that are gone are waited for no more."""
+        found = self._replicas.assigned(packed, self._through, now)
+        for worker in gone_workers(found.gone, self._plan):
+            for shard in self._shards.values():
+                shard.leave(self._workers[worker], now)
+
+    def _push(self, message: commands.PushArrived) -> Push:
         sizes = self._slots[message.shard].parts
         if not 0 <= message.part < len(sizes):
             raise JobFailedError(f"shard {message.shard} has no part {message.part}")
         nbytes = sizes[message.part][1] if message.misfit < 0 else message.misfit
         return Push(
             self._worker(message.worker),
-            shard.generation,
+            message.by,
             message.sequence,
             message.part,
             nbytes,
@@ -210,19 +251,24 @@ class Server:
             self._compute_s += now - start
         return worked
 
-    def _did(self, number: int, phase: Phase, worker: Worker | None, sequence: int, version: int) -> None:
-        if worker is None:
-            self._spans.did(phase, number, -1, -1, version)
-        else:
-            self._spans.did(phase, number, self._numbers[worker], sequence, version)
-
-    def _send_answers(self) -> None:
+    def _send(self) -> None:
         out: list[commands.FromExecutor] = []
         for number, shard in self._shards.items():
             while (answer := shard.next_answer(time.perf_counter())) is not None:
                 out.append(self._answer(number, shard, answer))
+            while (leased := shard.next_leased()) is not None:
+                out.append(self._leased(number, leased))
+            if shard.is_deserted:
+                raise JobFailedError(
+                    "every worker was set aside by a shard for its bad pushes, so nobody is left to train"
+                )
+        out += self._replicas.say(time.perf_counter())
         if out:
             self._channel.send(*out)
+
+    def _leased(self, number: int, leased: Leased) -> commands.SendLeased:
+        about = (leased.number, leased.ranges, leased.trained_below, leased.again)
+        return commands.SendLeased(number, self._numbers[leased.worker], *about)
 
     def _answer(self, number: int, shard: Shard, answer: Answer) -> commands.SendAnswer:
         token, values = next(self._tokens), answer.values
@@ -237,6 +283,7 @@ class Server:
             refusal,
             answer.log_number,
             shard.acknowledged(answer.worker),
+            by=answer.generation,
         )
         if values is None:
             shard.answer_sent(answer, time.perf_counter())
@@ -279,7 +326,7 @@ class Server:
                     done = script.Done(command.sequence)
                     self._served(command.sequence)
                 case script.Checkpoint():
-                    if not all(shard.is_marked(command.sequence) for shard in self._shards.values()):
+                    if not all(self._is_at(shard, command.sequence) for shard in self._shards.values()):
                         break
                     self._report()
                     done = self._checkpoint(command.sequence)
@@ -291,13 +338,26 @@ class Server:
             moved = True
         return moved
 
+    @staticmethod
+    def _is_at(shard: Shard, sequence: int) -> bool:
+        """Whether all workers have drawn a mark, as far as that is this process's concern: a backup writes nothing."""
+        if isinstance(shard, ReplicatedShard):
+            return not shard.is_primary or (shard.is_serving and shard.is_marked(sequence))
+        return shard.is_marked(sequence)
+
     def _served(self, sequence: int) -> None:
+        self._through = sequence
         for shard in self._shards.values():
-            shard.served(sequence)
+            shard.served(sequence, time.perf_counter())
+
+    def _led(self) -> dict[int, Shard]:
+        """The shards whose primary this process is, by number."""
+        led = self._shards.items()
+        return {number: shard for number, shard in led if not isinstance(shard, ReplicatedShard) or shard.is_primary}
 
     def _checkpoint(self, sequence: int) -> script.Done:
         try:
-            part = self._saves.write(self._blobs, {number: shard.arrays for number, shard in self._shards.items()})
+            part = self._saves.write(self._blobs, {number: shard.arrays for number, shard in self._led().items()})
         except StorageError as error:
             return script.Done(sequence, error=str(error))
         return script.Done(sequence, msgspec.msgpack.encode(part) if part is not None else b"")
@@ -308,7 +368,7 @@ class Server:
         """Say how the shards are, where that has changed."""
         now = time.perf_counter()
         self._told_at = now
-        served = tuple(self._shard_report(number) for number in self._shards)
+        served = tuple(self._shard_report(number) for number in self._led())
         if served == self._told:
             return
         report = script.Progress(0, (0.0, 0), {}, self._compute_s, now - self._since, served=served)
@@ -322,10 +382,18 @@ class Server:
             found.version,
             dict(found.staleness.counts),
             {of[worker]: taken for worker, taken in found.taken.items() if worker in of},
-            tuple(sorted((of[w], why.name, often) for (w, why), often in found.refused.items() if w in of)),
+            tuple(
+                sorted(
+                    (of[worker], why.name, often)
+                    for (worker, why), often in found.refused.items()
+                    if worker in of and why is not Refusal.STALE_GENERATION  # it was pushed again to whoever leads now
+                )
+            ),
             tuple(sorted(of[worker] for worker in found.set_aside if worker in of)),
             found.received_bytes,
             found.sent_bytes,
             found.queued,
             {of[worker]: often for worker, often in found.zeros.items() if worker in of},
+            *self._replicas.roles(number),
+            self._replicas.copied_bytes.get(number, 0),
         )

@@ -44,7 +44,7 @@ class Session:
         self._spec = spec
         self._blobs = BlobStore(Path(prepare.blobs))
         manifest = manifest_of(prepare)
-        self._allotment = Allotment.of(spec, plan, prepare.node_index)
+        self._allotment = self._allot(spec, plan, prepare.node_index, manifest)
         node_index = prepare.node_index
         if plan.replicas:
             node_index = plan.replicas[self._allotment.index].nodes.index(node_index)
@@ -56,9 +56,7 @@ class Session:
         self._runner = Runner(spec, plan, routes, engine, self._blobs, arena, self._allotment)
         self._runner.check_memory(self._runner.memory_bytes)
         self._runner.weights.load(self._blobs, manifest)
-        splits = {"validation": spec.validation, "test": spec.test}
         micro_batches = len(self._allotment.micro_batches(spec.micro_batches))
-        batches = {name: self._runner.feed.batches(name) for name, split in splits.items() if split}
 
         def new_machine(step: int) -> m.Machine:
             return m.Machine(
@@ -67,7 +65,7 @@ class Session:
                 micro_batches,
                 delay=plan.delays[node_index] if plan.delays else 0,
                 step=step,
-                split_batches=batches,
+                split_batches=self._split_batches(),
                 clip=spec.optimizer.clip_norm > 0 and spec.in_flight < 2 and (spec.data is None or len(plan.nodes) > 1),
                 gated=spec.data is not None,
             )
@@ -86,6 +84,14 @@ class Session:
         self._pace = Pace(time.perf_counter(), self._machine.step)
         self._evaluation = Sums()
         self._looks = Looks(spec.graph.parameters, self._allotment, self._machine.step, spec.optimizer.warmup_steps)
+
+    def _allot(self, spec: JobSpec, plan: Plan, node_index: int, manifest: Manifest | None) -> Allotment:
+        """Which steps are this node's."""
+        return Allotment.of(spec, plan, node_index)
+
+    def _split_batches(self) -> dict[str, int]:
+        splits = {"validation": self._spec.validation, "test": self._spec.test}
+        return {name: self._runner.feed.batches(name) for name, split in splits.items() if split}
 
     def run(self, early: Sequence[commands.ToExecutor] = ()) -> None:
         """Work until the script ends. early: messages that came with Prepare."""
@@ -248,7 +254,13 @@ class Session:
         if report is not None:
             report.snapshots, report.snapshot_s = self._snapshots.taken()
             report.health = self._looks.health()
+            report.again = self._again
             self._channel.send(report)
+
+    @property
+    def _again(self) -> int:
+        """Batches of this epoch that were trained more often than once."""
+        return 0
 
     def _reached(self) -> int:
         """The job's steps that are done."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from p2pnn.job.assignment import Assignment
 from p2pnn.job.records import JobRecord
 from p2pnn.job.script import Command
 from p2pnn.types import BlobId, NodeId
@@ -32,12 +33,14 @@ class PrepareNode:
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """Send commands to all nodes of the plan, in one message. oldest: number of the oldest command that not all have answered,
-    these included. state: where the script stands with them (`job.run_state`); empty where nobody could go on from it."""
+    """Send commands to these nodes, which are those of the plan that take part, in one message. oldest: number of the oldest
+    command that not all have answered, these included. state: where the script stands with them (`job.run_state`); empty
+    where nobody could go on from it."""
 
     commands: tuple[Command, ...]
     oldest: int
     state: bytes
+    nodes: tuple[NodeId, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,28 @@ class ReleaseNode:
     """Give the node's place back; an executor that still runs there is ended."""
 
     node: NodeId
+
+
+@dataclass(frozen=True, slots=True)
+class Reassign:
+    """Have another assignment of this start committed with the job's entry, in place of `before`; answered by `reassigned`, or
+    `not_reassigned`."""
+
+    before: Assignment
+    after: Assignment
+
+
+@dataclass(frozen=True, slots=True)
+class TellAssigned:
+    """Tell nodes of the start which assignment holds."""
+
+    nodes: tuple[NodeId, ...]
+    assignment: Assignment
+
+
+@dataclass(frozen=True, slots=True)
+class Compare:
+    """Plan the job as if it began now, while it runs; answered by `compared`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +127,9 @@ Action = (
     | ReserveNode
     | PrepareNode
     | Order
+    | Reassign
+    | TellAssigned
+    | Compare
     | ReleaseNode
     | KeepBlobs
     | AskCuts

@@ -33,11 +33,11 @@ def of_node(dones: Sequence[Done]) -> Done:
 
 def evaluation(spec: JobSpec, split: str, nodes: Sequence[NodeId], answers: Answers) -> SplitResult:
     """The split's loss (mean over its rows) and metrics; each comes from the node that holds it, of each model replica. nodes: in
-    the plan's order."""
+    the plan's order; those without an answer take part no more."""
     loss_sum, rows = 0.0, 0
     sums: dict[str, tuple[float, float]] = {}
     for node in nodes:
-        if answers[node].result:
+        if node in answers and answers[node].result:
             found = msgspec.msgpack.decode(answers[node].result, type=Evaluation)
             loss_sum += found.loss_sum
             rows += found.rows
@@ -66,7 +66,7 @@ def parts(nodes: Sequence[NodeId], answers: Answers) -> tuple[tuple[Part, ...], 
     several, where it computes and holds shards."""
     found: list[tuple[Part, int]] = []
     for index, node in enumerate(nodes):
-        if answers[node].result:
+        if node in answers and answers[node].result:
             found += [(part, index) for part in _parts_in(answers[node].result)]
     if not found:
         raise msgspec.ValidationError("no node wrote a part of the checkpoint")

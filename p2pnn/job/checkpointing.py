@@ -18,12 +18,18 @@ from p2pnn.types import BlobId, NodeId
 
 
 class Checkpointing:
-    """Pure. completed(manifest) and failed(error) are called when the record and its followers know already.
+    """Pure. completed(manifest) and failed(error, torn) are called when the record and its followers know already. torn:
+    (manifest, whether it is the best epoch) where it was written, and a node that alone had a part is lost.
 
     Verbs that name no time belong to the last one that did.
     """
 
-    def __init__(self, ledger: Ledger, completed: Callable[[Manifest], None], failed: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        completed: Callable[[Manifest], None],
+        failed: Callable[[str, tuple[Manifest, bool] | None], None],
+    ) -> None:
         record = ledger.record
         self.last_error = ""
         self._ledger = ledger
@@ -68,10 +74,16 @@ class Checkpointing:
         """The nodes are told to write their parts, by the command of this number."""
         self._writing[number] = (manifest, best)
 
+    def withdraw(self, number: int) -> tuple[Manifest, bool]:
+        """The command of this number is answered for by nobody: (its manifest, whether it is the best epoch)."""
+        return self._writing.pop(number)
+
     def written(self, number: int, found: dict[NodeId, Done]) -> None:
-        """All nodes have answered: have the parts copied, or give up where one could not write."""
+        """All nodes that take part have answered: have the parts copied, or give up where one could not write."""
         manifest, best = self._writing.pop(number)
-        errors = [f"node {self._ledger.name(n)}: {found[n].error}" for n in self._nodes if found[n].error]
+        errors = [
+            f"node {self._ledger.name(n)}: {found[n].error}" for n in self._nodes if n in found and found[n].error
+        ]
         if errors:
             self._give_up(manifest, "; ".join(errors))
             return
@@ -118,15 +130,15 @@ class Checkpointing:
                     for text in warnings:
                         self._ledger.publish("warning", text=f"the checkpoint of step {manifest.step} has {text}")
                     self._complete(manifest, best)
-                case Torn(manifest, error):
-                    self._give_up(manifest, error)
+                case Torn(manifest, error, best):
+                    self._give_up(manifest, error, (manifest, best))
                 case DataAlone(error):
                     self._ledger.publish("warning", text=f"the data has {error}")
 
-    def _give_up(self, manifest: Manifest, error: str) -> None:
+    def _give_up(self, manifest: Manifest, error: str, torn: tuple[Manifest, bool] | None = None) -> None:
         self.last_error = error
         self._publish(manifest, complete=False, error=error)
-        self._failed(error)
+        self._failed(error, torn)
 
     def _complete(self, manifest: Manifest, best: bool) -> None:
         if (

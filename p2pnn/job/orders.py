@@ -1,10 +1,10 @@
-"""The commands of a run's script: numbered, issued, answered by every node of the plan."""
+"""The commands of a run's script: numbered, issued, answered by every node of the plan that takes part."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from p2pnn.job.script import Command, Done, Finish, Train
+from p2pnn.job.script import Checkpoint, Command, Done, Evaluate, Finish, Train
 from p2pnn.job.watch import Watch
 from p2pnn.types import NodeId
 
@@ -19,7 +19,7 @@ class Issued:
 
 
 class Orders:
-    """Pure. watch: told of every answer that a node owes."""
+    """Pure. nodes: whose answers are waited for. watch: told of every answer that a node owes."""
 
     def __init__(self, watch: Watch) -> None:
         self.nodes: list[NodeId] = []
@@ -61,10 +61,31 @@ class Orders:
         issued = self._open.get(done.sequence)
         if issued is None:
             return None
-        issued.answers[node] = done
-        if len(issued.answers) < len(self.nodes):
+        if node in self.nodes:
+            issued.answers[node] = done
+        return self._complete(done.sequence)
+
+    def without(self, node: NodeId) -> tuple[list[Issued], list[Evaluate | Checkpoint]]:
+        """A node takes part no more. Returns what all others have answered already, and what is withdrawn: an evaluation or a
+        checkpoint is one only with all shares, and its shares are dealt out anew."""
+        self.nodes = [other for other in self.nodes if other != node]
+        self._watch.forget(node)
+        withdrawn = [i.command for i in self._open.values() if isinstance(i.command, Evaluate | Checkpoint)]
+        for command in withdrawn:
+            del self._open[command.sequence]
+            for other in self.nodes:
+                self._watch.owes_no_more(other, command.sequence)
+        for issued in self._open.values():
+            issued.answers.pop(node, None)
+        complete = [self._complete(number) for number in tuple(self._open)]
+        return [issued for issued in complete if issued is not None], withdrawn
+
+    def _complete(self, number: int) -> Issued | None:
+        """A command that all have answered, which is not open any more."""
+        issued = self._open[number]
+        if not all(node in issued.answers for node in self.nodes):
             return None
-        del self._open[done.sequence]
+        del self._open[number]
         return issued
 
     def take(self) -> tuple[Command, ...]:

@@ -22,6 +22,7 @@ class NodeShare(msgspec.Struct, frozen=True):
 
     layers: a short reading such as `conv1 … pool2`. memory_bytes: parameters, gradients, optimizer state, frames
     and workspace. compute_s: predicted seconds per step. sends: (peer's name, bytes per step, forward and backward).
+    copied_bytes: of pushes to shards of this node, sent on to their backups, per step of all workers.
     """
 
     node: NodeId
@@ -33,6 +34,7 @@ class NodeShare(msgspec.Struct, frozen=True):
     compute_s: float
     sends: tuple[tuple[str, int, int], ...] = ()
     why: str = ""
+    copied_bytes: int = 0
 
 
 class Replica(msgspec.Struct, frozen=True):
@@ -42,7 +44,8 @@ class Replica(msgspec.Struct, frozen=True):
 
 
 class ShardHome(msgspec.Struct, frozen=True):
-    """Who holds one shard of the parameters. nodes: indices into the plan's nodes, the primary first."""
+    """Who holds one shard of the parameters. nodes: indices into the plan's nodes: the primary when the run begins, then its
+    backup, if there is one."""
 
     nodes: tuple[int, ...]
 
@@ -91,8 +94,13 @@ class Plan(msgspec.Struct, frozen=True):
         return self.replicas[self.worker_of(index)].nodes.index(index) if self.replicas else index
 
     def served_by(self, index: int) -> tuple[int, ...]:
-        """The shards whose primary node `index` is."""
-        return tuple(number for number, home in enumerate(self.shards) if home.nodes[0] == index)
+        """The shards that node `index` holds, as their primary or as a backup."""
+        return tuple(number for number, home in enumerate(self.shards) if index in home.nodes)
+
+    @property
+    def copies(self) -> int:
+        """How many nodes hold each shard; 0 without shards."""
+        return max((len(home.nodes) for home in self.shards), default=0)
 
     def replica(self, number: int) -> Plan:
         """The plan of one replica by itself: its nodes alone, no shards."""

@@ -49,6 +49,7 @@ class ProgressMeter:
         self._shown: dict[str, Any] = {}
         self._since_event = Totals()
         self._since_epoch = Totals()
+        self._again = 0  # batches of the epoch that were trained more often than once
         self._epoch_start = (now, step)
         self._entries: dict[int, dict[str, float]] = {}
 
@@ -74,7 +75,7 @@ class ProgressMeter:
 
     def add(self, node: str, progress: Progress, now: float) -> dict[str, Any] | None:
         """Count one message; returns the fields of a progress event when it is time for one."""
-        if self._computes(node):
+        if self._computes(node) and not self._served.is_gone(node):
             self._steps[node] = progress.step
             self.interval.add(node, progress)
         if progress.wall_s > 0:
@@ -87,6 +88,7 @@ class ProgressMeter:
             self._recent.append((now, step))
         self._served.add(progress.served, self._step)
         self._warnings += self._learning.add(node, progress, self._step, now)
+        self._again = max(self._again, progress.again)
         while len(self._recent) > 2 and now - self._recent[1][0] > WINDOW_S:
             self._recent.popleft()
         # Nothing tells later what shards saw in all.
@@ -115,6 +117,12 @@ class ProgressMeter:
         found, self._warnings = self._warnings, []
         return found
 
+    def without(self, node: str) -> None:
+        """A node takes part no more: nobody waits for it, and it is not busy. What it has reported counts."""
+        self._steps.pop(node, None)
+        self._busy.pop(node, None)
+        self._served.without(node)
+
     def tell(self, nodes: Iterable[str]) -> tuple[tuple[Totals, ...], Totals]:
         """What a coordinator that goes on needs: what was counted so far by node, and the sums of this epoch."""
         return tuple(self.counted.get(node, Totals()) for node in nodes), self._since_epoch
@@ -127,6 +135,11 @@ class ProgressMeter:
         self._begin(now, counted, plan)
         self.counted = counted
         self._since_epoch = epoch
+
+    def catch_up(self, totals: dict[str, Totals], now: float) -> None:
+        """After `take_over`: what nodes have reported in all, by name, which was counted or not."""
+        for name, total in totals.items():
+            self.add(name, Progress(self._step, *total.beyond(self.counted.get(name, Totals())), 0.0, 0.0), now)
 
     def _computes(self, node: str) -> bool:
         return not self._served.computing or node in self._served.computing
@@ -142,9 +155,11 @@ class ProgressMeter:
         if self._since_epoch.rows:
             entry["loss"] = _loss(self._since_epoch)
         entry |= _metrics(self._since_epoch, self._spec)
+        if self._again:  # else each batch was trained once; an epoch does not end before all are
+            entry["trained_again"] = self._again
         entry = self._entries.setdefault(epoch, entry) | {"epoch": epoch, "step": step}
         entry["samples_per_s"] = (step - first) * self._spec.batch_size / max(1e-9, now - then)
-        self._since_epoch = Totals()
+        self._since_epoch, self._again = Totals(), 0
         self._epoch_start = (now, step)
         return entry
 

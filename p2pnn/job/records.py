@@ -243,9 +243,19 @@ def _fewer_workers(spec: JobSpec, members: int) -> tuple[DataParallel | None, li
     """As many of the workers that a data-parallel job asks for as there are nodes, and what that changes. In `sync` each takes an
     equal share of a step's micro-batches."""
     data = spec.data
-    each = max(2, data.segments) if data is not None and spec.parallel == "hybrid" else 1
+    if data is None:
+        return data, []
+    if data.replicas > members:
+        data, more = _fewer_workers(
+            msgspec.structs.replace(spec, data=msgspec.structs.replace(data, replicas=0)), members
+        )
+        return data, [
+            "the job asks for two nodes for each shard of its parameters, but one is here; a loss of it costs steps",
+            *more,
+        ]
+    each = max(2, data.segments) if spec.parallel == "hybrid" else 1
     nodes, members = members, members // each
-    if data is None or data.workers <= members:
+    if data.workers <= members:
         return data, []
     divides = [n for n in range(1, members + 1) if data.consistency != "sync" or spec.micro_batches % n == 0]
     workers = max(divides, default=1)

@@ -5,24 +5,23 @@
     to go on with a text: Sample … Sample (each with the token that the answer before it gave), Finish
 
 Nothing that was granted is taken back: a pause takes effect where the granted steps end, at the same step on every node.
-A checkpoint counts when each node's part is verified there and on a buddy (see `job.saving`).
+A checkpoint counts when each node's part is verified there and on a buddy (see `job.saving`). Where a run goes on without a lost
+node (`job.failover`), an evaluation or checkpoint that was under way is ordered anew of the others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Iterable, Sequence
 
-import msgspec
-
-from p2pnn.errors import JobFailedError
-from p2pnn.job import answers, run_state
+from p2pnn.job import answers, results, run_state
 from p2pnn.job.actions import Order
-from p2pnn.job.checkpoint import Manifest, fingerprint
+from p2pnn.job.assignment import gone_workers
+from p2pnn.job.checkpoint import Manifest
 from p2pnn.job.checkpointing import Checkpointing
 from p2pnn.job.ledger import Ledger
 from p2pnn.job.monitor import Monitor
 from p2pnn.job.orders import Issued, Orders
+from p2pnn.job.pace import AHEAD, Pace
 from p2pnn.job.part_log import Totals
 from p2pnn.job.progress import ProgressMeter
 from p2pnn.job.records import SplitResult
@@ -45,15 +44,6 @@ from p2pnn.job.spec import JobSpec
 from p2pnn.job.watch import Watch
 from p2pnn.types import NodeId
 
-PIECE_S: Final = 0.5
-"""Aim for the length of one Train command."""
-
-AHEAD: Final = 3
-"""Train commands that are granted. A pause waits for as many; and while a coordinator is replaced, nodes have the work of the
-last two, which is longer than an election takes where the old one was seen to die."""
-
-FIRST_PIECE_STEPS: Final = 4
-
 
 class Run:
     """Pure. end(event, reason) is called when the run is over: the owner changes the state and gives the nodes back."""
@@ -61,8 +51,7 @@ class Run:
     def __init__(
         self, ledger: Ledger, spec: JobSpec, end: Callable[[str, str], None], watch: Watch, now: float
     ) -> None:
-        record = ledger.record
-        resumed = record.newest
+        record, resumed = ledger.record, ledger.record.newest
         self._ledger = ledger
         self._spec = spec
         self._end = end
@@ -78,8 +67,10 @@ class Run:
         self._monitor = Monitor(spec, resumed)
         self.sampler = Sampler(spec) if spec.sampling is not None else None
         self._stage = spec.kind
-        self._steps_per_s = 0.0
-        self._evaluating = False
+        self._pace = Pace()
+        self._gone: tuple[int, ...] = ()
+        self._gone_workers: tuple[int, ...] = ()
+        self._can_lose = self._evaluating = False
         self.meter = ProgressMeter(spec, self._step_done, now)
 
     @property
@@ -87,11 +78,16 @@ class Run:
         """Updates that all nodes have done."""
         return self._step_done
 
-    def assign(self, nodes: list[NodeId], cut: str = "") -> None:
-        """The nodes of the plan, in its order, and its `job.plan.cut`."""
-        self._nodes = self._orders.nodes = nodes
-        self.checkpoints.assign(nodes)
-        self.cut = cut
+    @property
+    def left_s(self) -> float | None:
+        """How long training will last, at most; None while that is not known."""
+        return self._pace.left_s(self._spec.steps - self._step_done)
+
+    def assign(self, nodes: list[NodeId], cut: str = "", *, can_lose: bool = False) -> None:
+        """The nodes of the plan, in its order, and its `job.plan.cut`. can_lose: the run may go on without one of them."""
+        self._nodes = self._orders.nodes = list(nodes)
+        self.checkpoints.assign(list(nodes))
+        self.cut, self._can_lose = cut, can_lose
 
     def start(self, now: float) -> None:
         """All nodes are prepared."""
@@ -99,12 +95,12 @@ class Run:
         self.meter.start(now, map(self._ledger.name, self._nodes), self._ledger.record.plan)
         self._ledger.move("prepared", "", self._step_done)
         if self._spec.kind == "train" and self._over():  # resumed from the last checkpoint of all
-            self._stage = "close"
-            self._ledger.move("complete", "", self._step_done)
+            self._complete("close")
         self._go_on()
 
     def take_over(self, state: RunState, commands: dict[int, Command], totals: list[Totals], now: float) -> None:
-        """Go on where another coordinator stood; `report` the answers that nodes gave since. The record's state is set already.
+        """Stand where another coordinator did. Call `without` then, with who is gone since, and `report` the answers that nodes
+        gave since. The record's state is set already.
 
         commands: those without all answers, by number, sent again here. totals: what each node of the plan has reported.
         """
@@ -112,20 +108,20 @@ class Run:
         self._orders.last = state.sequence
         self._step_granted, self._step_done, self._epoch = state.step_granted, state.step_done, state.epoch
         self._history = self._ledger.record.history
-        self._stage, self._evaluating, self._steps_per_s = state.stage, state.evaluating, state.steps_per_s
+        self._stage, self._evaluating, self._pace.steps_per_s = state.stage, state.evaluating, state.steps_per_s
         self._monitor.best_value, self._monitor.best_epoch = state.best_value, state.best_epoch
         for number, manifest, best in state.checkpointing:
             self.checkpoints.begin(number, manifest, best=best)
-        names = [self._ledger.name(node) for node in self._nodes]
-        by_name = dict(zip(names, state.counted, strict=True))
-        self.meter.take_over(by_name, state.epoch_sums, state.step_done, now, self._ledger.record.plan)
-        for name, total, counted in zip(names, totals, state.counted, strict=True):
-            self.meter.add(name, Progress(state.step_done, *total.beyond(counted), 0.0, 0.0), now)
+        names = list(map(self._ledger.name, self._nodes))
+        counted = dict(zip(names, state.counted, strict=True))
+        self.meter.take_over(counted, state.epoch_sums, state.step_done, now, self._ledger.record.plan)
+        self._does_without(state.gone)
+        self._orders.nodes = [node for index, node in enumerate(self._nodes) if index not in state.gone]
+        self.meter.catch_up(dict(zip(names, totals, strict=True)), now)
         for number in sorted(state.outstanding):
             self._order(commands[number])
         for manifest, best, writers in state.copies(len(self._nodes)):
             self.checkpoints.copy(manifest, best=best, writers=writers)
-        self._go_on()
 
     def report(self, node: NodeId, report: Report, now: float) -> None:
         """A node's Progress or Done. Raises msgspec.MsgspecError for a result that cannot be read."""
@@ -142,31 +138,28 @@ class Run:
             self._answered(issued)
             self._go_on()
 
+    def without(self, gone: Iterable[int], now: float) -> None:
+        """These nodes of the plan take part no more; the others go on."""
+        self._at(now)
+        for index in gone:
+            self._does_without((*self._gone, index))
+            complete, withdrawn = self._orders.without(self._nodes[index])
+            for issued in complete:
+                self._answered(issued)
+            self._order_again(withdrawn)
+            self.checkpoints.member_failed(self._nodes[index])
+        self._go_on()
+
     def pause(self, now: float) -> None:
         """Stop where the granted steps end, with a checkpoint there."""
         self._at(now)
         self._ledger.move("pause", "pausing at the end of the granted steps", self._step_done)
         self._go_on()
 
-    def kept(self, node: NodeId, request: int, error: str, now: float) -> None:
-        """`node` keeps the blobs of a KeepBlobs, or could not."""
+    def copying(self, tell: Callable[[Checkpointing], None], now: float) -> None:
+        """Something has become of copies of checkpoints: what came of it, or who is to keep one no more."""
         self._at(now)
-        self.checkpoints.kept(node, request, error)
-        self._go_on()
-
-    def member_failed(self, node: NodeId, now: float) -> None:
-        """A member that is no node of the plan is gone: what it was to keep is asked of another."""
-        self._at(now)
-        self.checkpoints.member_failed(node)
-        self._go_on()
-
-    def get_timer(self) -> float | None:
-        """When handle_timer is to be called, for copies that nobody answers for."""
-        return self.checkpoints.get_timer()
-
-    def handle_timer(self, now: float) -> None:
-        self._at(now)
-        self.checkpoints.handle_timer()
+        tell(self.checkpoints)
         self._go_on()
 
     # --- the script
@@ -180,8 +173,10 @@ class Run:
         if self._ledger.record.state not in ("running", "pausing", "finishing"):
             return
         if self._stage in ("evaluate", "predict"):
-            number = self._orders.next()
-            self._order(Evaluate(number, "test") if self._stage == "evaluate" else Predict(number))
+            if self._stage == "evaluate":
+                self._evaluate("test")
+            else:
+                self._order(Predict(self._orders.next()))
             self._stage = "answer"
         elif self._stage == "train":
             self._advance_training()
@@ -207,8 +202,8 @@ class Run:
                 else:
                     self._end_epoch_training()
             return
-        while self._step_granted < self._epoch_end() and self._orders.training < AHEAD:
-            until = min(self._step_granted + self._piece(), self._epoch_end())
+        while self._step_granted < self._epoch_end() and self._orders.training < AHEAD and not self._writes_best():
+            until = min(self._step_granted + self._pace.piece(), self._epoch_end())
             every = self._spec.checkpoint_steps
             if every:
                 until = min(until, (self._step_granted // every + 1) * every)
@@ -222,16 +217,37 @@ class Run:
     def _end_epoch_training(self) -> None:
         if self._spec.validation is not None:
             self._evaluating = True
-            self._order(Evaluate(self._orders.next(), "validation"))
+            self._evaluate("validation")
         else:
             self._epoch_done(None)
 
+    def _writes_best(self) -> bool:
+        """Whether nodes write a best epoch that the job may end with: should one of them be lost, it is to be written anew by the
+        others, which must not have trained on."""
+        return self._can_lose and bool(self._spec.patience) and any(best for _, _, best in self.checkpoints.writing)
+
+    def _does_without(self, gone: tuple[int, ...]) -> None:
+        self._gone, plan = gone, self._ledger.record.plan
+        self._gone_workers = gone_workers(gone, plan) if plan is not None else ()
+        for index in gone:
+            self.meter.without(self._ledger.name(self._nodes[index]))
+
+    def _order_again(self, withdrawn: Sequence[Command]) -> None:
+        """Order anew, of those that are left, what was under way. A checkpoint is then of where the granted steps end."""
+        saves = [self.checkpoints.withdraw(c.sequence) for c in withdrawn if isinstance(c, Checkpoint)]
+        if saves:
+            self._checkpoint(best=any(best and manifest.step == self._step_granted for manifest, best in saves))
+        splits = [command.split for command in withdrawn if isinstance(command, Evaluate)]
+        if "validation" in splits:
+            self._evaluate("validation")
+        if "test" in splits:
+            self._end_script()  # parameters that were restored are evaluated once, so they are restored again
+
     def _answered(self, issued: Issued) -> None:
-        """All nodes have answered a command."""
+        """All nodes that take part have answered a command."""
         command, found = issued.command, issued.answers
         if isinstance(command, Train):
-            elapsed = max(1e-6, self.now - issued.since)
-            self._steps_per_s = max(self._steps_per_s * 0.5, (command.until_step - self._step_done) / elapsed)
+            self._pace.trained(command.until_step - self._step_done, self.now - issued.since)
             self._step_done = max(self._step_done, command.until_step)  # a large answer may be overtaken
         elif isinstance(command, Evaluate):
             result = answers.evaluation(self._spec, command.split, self._nodes, found)
@@ -239,15 +255,12 @@ class Run:
                 self._evaluating = False
                 self._epoch_done(result)
             else:
-                self._ledger.change(results=(*self._ledger.record.results, result))
-                self._ledger.publish("evaluation", **msgspec.to_builtins(result))
+                results.evaluated(self._ledger, result)
                 if self._spec.kind == "evaluate":
-                    self._stage = "end"
-                    self._ledger.move("complete", "", self._step_done)
+                    self._complete("end")
         elif isinstance(command, Predict):
             self._ledger.change(predictions=answers.predictions(self._nodes, found))
-            self._stage = "end"
-            self._ledger.move("complete", "", self._step_done)
+            self._complete("end")
         elif isinstance(command, Sample):
             self._drawn(answers.scores(self._nodes, found))
         elif isinstance(command, Checkpoint):
@@ -256,31 +269,24 @@ class Run:
     def _drawn(self, scores: bytes) -> None:
         """The text has one more token."""
         assert self.sampler is not None
-        try:
-            self._ledger.publish("tokens", tokens=[self.sampler.take(scores)])
-        except JobFailedError as error:
-            self._end("fail", str(error))
-            return
-        if self.sampler.done:
-            self._stage = "end"
-            self._ledger.move("complete", "", self._step_done)
+        if error := results.drawn(self._ledger, self.sampler, scores):
+            self._end("fail", error)
+        elif self.sampler.done:
+            self._complete("end")
 
     def _epoch_done(self, validation: SplitResult | None) -> None:
         self._epoch += 1
         entry = self.meter.end_epoch(self._epoch, self._step_done, self.now)
         improved = False
         if validation is not None:
-            if validation.loss is not None:
-                entry["validation_loss"] = validation.loss
-            entry |= {f"validation_{name}": value for name, value in validation.metrics.items()}
+            entry = results.with_validation(entry, validation)
             improved = self._monitor.improves(self._epoch, validation)
         self._history = (*self._history, entry)
         self._ledger.publish("epoch", **entry, epochs=self._spec.epochs)
         self._ledger.change(epoch=self._epoch, history=self._history)
         self._checkpoint(best=improved)
         if self._over():
-            self._stage = "close"
-            self._ledger.move("complete", "", self._step_done)
+            self._complete("close")
 
     def _over(self) -> bool:
         """Whether the last epoch is done, or the run is to be stopped early."""
@@ -288,30 +294,25 @@ class Run:
         self._ledger.change(stopped_early=early and self._epoch < self._spec.epochs)
         return early or self._epoch >= self._spec.epochs
 
+    def _complete(self, stage: str) -> None:
+        """Only the end of the script, from this stage on, is still to come."""
+        self._stage = stage
+        self._ledger.move("complete", "", self._step_done)
+
     def _end_script(self) -> None:
         best = self._ledger.record.best
         if self._spec.patience and self._monitor.best_epoch != self._epoch and best is not None:
             self._order(Restore(self._orders.next(), tuple(part.blob for part in best.parts)))
         if self._spec.test is not None:
-            self._order(Evaluate(self._orders.next(), "test"))
+            self._evaluate("test")
 
     def _finish(self) -> None:
         """The script is through: say what came out, give the nodes back."""
-        if self._spec.kind == "train":
-            result = self._ledger.record.outcome
-            if result is None or (result is not self._ledger.record.best and result.step != self._step_done):
-                error = self.checkpoints.last_error
-                self._end("fail", f"the last checkpoint could not be written, so there is no result: {error}")
-                return
-            self._ledger.change(bits=fingerprint(result.parts))
-            self._ledger.publish(
-                "result",
-                bits=self._ledger.record.bits,
-                step=result.step,
-                epoch=result.epoch,
-                stopped_early=self._ledger.record.stopped_early,
-                evaluation=msgspec.to_builtins(self._ledger.record.results),
-            )
+        if self._spec.kind == "train" and (
+            error := results.trained(self._ledger, self._step_done, self.checkpoints.last_error)
+        ):
+            self._end("fail", error)
+            return
         self._order(Finish())
         self._send()
         self._end("gathered", "")
@@ -319,18 +320,12 @@ class Run:
     # --- checkpoints
 
     def _checkpoint(self, *, best: bool) -> None:
+        record, over = self._ledger.record, self._epoch >= self._spec.epochs
+        best_so_far = (self._monitor.best_value, self._monitor.best_epoch)
         manifest = Manifest(
-            job=self._ledger.record.job,
-            spec=self._ledger.record.spec,
-            step=self._step_granted,
-            epoch=self._epoch,
-            parts=(),
-            best_value=self._monitor.best_value,
-            best_epoch=self._monitor.best_epoch,
-            finished=self._epoch >= self._spec.epochs,
-            cut=self.cut,
+            record.job, record.spec, self._step_granted, self._epoch, (), *best_so_far, finished=over, cut=self.cut
         )
-        command = Checkpoint(self._orders.next())
+        command = Checkpoint(self._orders.next(), self._gone_workers)
         self.checkpoints.begin(command.sequence, manifest, best=best)
         self._order(command)
 
@@ -340,24 +335,32 @@ class Run:
             self._send()
             self._end("saved", f"paused at step {manifest.step}")
 
-    def _checkpoint_failed(self, error: str) -> None:
-        if self._ledger.record.state == "pausing":
+    def _checkpoint_failed(self, error: str, torn: tuple[Manifest, bool] | None) -> None:
+        """torn: the checkpoint, and whether it was the best epoch, where a node was lost that alone had a part of it."""
+        if torn is not None and self._can_lose:
+            manifest, best = torn
+            if manifest.step == self._step_granted:
+                self._checkpoint(best=best)
+            elif best and self._spec.patience:  # nobody has its parameters any more, and the job may end with them
+                self._end("lose", f"the checkpoint of the best epoch is lost: {error}")
+        elif self._ledger.record.state == "pausing":
             self._ledger.change(vacating="")
-            self._ledger.move(
-                "unsaved", f"not paused, because the checkpoint could not be written: {error}", self._step_done
-            )
+            reason = f"not paused, because the checkpoint could not be written: {error}"
+            self._ledger.move("unsaved", reason, self._step_done)
 
     # --- small questions
+
+    def _evaluate(self, split: str) -> None:
+        self._order(Evaluate(self._orders.next(), split, self._gone_workers))
 
     def _order(self, command: Command) -> None:
         self._orders.issue(command, self.now)
 
     def _send(self) -> None:
         """Send what was issued at once, with where the script stands now: nobody must get a part of it without the rest."""
-        commands = self._orders.take()
-        if commands:
+        if commands := self._orders.take():
             state = run_state.encode(self._state()) if self._spec.kind == "train" else b""
-            self._ledger.do(Order(commands, self._orders.oldest, state))
+            self._ledger.do(Order(commands, self._orders.oldest, state, tuple(self._orders.nodes)))
 
     def _state(self) -> RunState:
         record = self._ledger.record
@@ -373,7 +376,7 @@ class Run:
             state=record.state,
             reason=record.reason,
             evaluating=self._evaluating,
-            steps_per_s=self._steps_per_s,
+            steps_per_s=self._pace.steps_per_s,
             best_value=self._monitor.best_value,
             best_epoch=self._monitor.best_epoch,
             stopped_early=record.stopped_early,
@@ -386,6 +389,7 @@ class Run:
             counted=counted,
             epoch_sums=epoch_sums,
             writers=self.checkpoints.writers,
+            gone=self._gone,
         )
 
     def _at(self, now: float) -> None:
@@ -394,6 +398,3 @@ class Run:
 
     def _epoch_end(self) -> int:
         return (self._epoch + 1) * self._spec.steps_per_epoch
-
-    def _piece(self) -> int:
-        return max(1, int(self._steps_per_s * PIECE_S)) if self._steps_per_s else FIRST_PIECE_STEPS

@@ -43,10 +43,11 @@ class Complete:
 
 @dataclass(frozen=True, slots=True)
 class Torn:
-    """A checkpoint that will never count: a part of it was on a lost node alone. error: one clause."""
+    """A checkpoint that will never count: a part of it was on a lost node alone. error: one clause. best: as of Complete."""
 
     manifest: Manifest
     error: str
+    best: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +186,7 @@ class Saver:
         self._copies = {request: copy for request, copy in self._copies.items() if copy.saving is not saving}
         if saving in self._savings:
             self._savings.remove(saving)
-            self._outcomes.append(Torn(saving.manifest, error))
+            self._outcomes.append(Torn(saving.manifest, error, saving.best))
 
     def _name(self, node: NodeId) -> str:
         return self._members.get(node, node[:8])

@@ -28,10 +28,12 @@ class Train(_Message, tag=2):
 
 
 class Evaluate(_Message, tag=3):
-    """One forward pass over a split (`validation` or `test`); answer Done with an Evaluation."""
+    """One forward pass over a split (`validation` or `test`); answer Done with an Evaluation. gone: numbers of the workers of a
+    data-parallel run that take no part any more; the others share the split."""
 
     sequence: int
     split: str
+    gone: tuple[int, ...] = ()
 
 
 class Predict(_Message, tag=4):
@@ -51,9 +53,11 @@ class Sample(_Message, tag=12):
 
 
 class Checkpoint(_Message, tag=5):
-    """Write this node's part, after all earlier commands; answer Done with a Part, or with `error` (training goes on)."""
+    """Write this node's part, after all earlier commands; answer Done with a Part, or with `error` (training goes on). gone: as
+    of Evaluate: the least worker that is left writes the parameters."""
 
     sequence: int
+    gone: tuple[int, ...] = ()
 
 
 class Restore(_Message, tag=11):
@@ -73,7 +77,9 @@ class Finish(_Message, tag=6):
 class ShardReport(msgspec.Struct, frozen=True, array_like=True):
     """What a shard has seen so far. staleness: updates that a push was behind → how many pushes. taken: pushes applied, by
     worker. refused: (worker, name of a `ps.messages.Refusal`, how often). Bytes are those of bodies, in and out. queued:
-    pushes that wait. zeros: worker → how many of its pushes in a row, to the newest, had no element other than zero."""
+    pushes that wait. zeros: worker → how many of its pushes in a row, to the newest, had no element other than zero. Of a shard
+    that lives on several nodes the primary tells: in_sync: their indices in the plan, the primary's first; learners: those that
+    catch up; lag: decisions that not all in sync hold yet; copied_bytes: sent to the others."""
 
     shard: int
     version: int
@@ -85,6 +91,10 @@ class ShardReport(msgspec.Struct, frozen=True, array_like=True):
     sent_bytes: int
     queued: int
     zeros: dict[int, int] = {}
+    in_sync: tuple[int, ...] = ()
+    learners: tuple[int, ...] = ()
+    lag: int = 0
+    copied_bytes: int = 0
 
 
 class Health(msgspec.Struct, frozen=True, array_like=True):
@@ -108,6 +118,7 @@ class Progress(_Message, tag=24):
     compute_s, wall_s: seconds spent computing and passed, since the last Progress. snapshots: how many were taken since then;
     snapshot_s: seconds for copying them and sending them to another node. served: what shards on this node say of themselves.
     health: None of a process that computes nothing.
+    again: where batches are leased, those of the epoch under way that were trained more often than once, by whomever.
     """
 
     step: int
@@ -119,6 +130,7 @@ class Progress(_Message, tag=24):
     snapshot_s: float = 0.0
     served: tuple[ShardReport, ...] = ()
     health: Health | None = None
+    again: int = 0
 
 
 class Done(_Message, tag=25):

@@ -122,16 +122,16 @@ class DataParallel(msgspec.Struct, frozen=True):
     """How a run cuts its data over model replicas and keeps its parameters on shards; see `ps.consistency` for the words.
 
     consistency: `async`, `ssp:S`, `sync` or `local:H`. workers: model replicas, shards: of the parameter server; 0 lets the
-    planner choose. copies: processes that hold each shard. cut: one of `ps.sharding.POLICIES`. push, pull: compressions of
-    gradients and of parameters. segments: nodes that each model replica is cut over; 1 but with parallel = hybrid, where 0 lets
-    the planner choose. The others are `ps.consistency.Settings`'s.
+    planner choose. replicas: nodes that hold each shard, 1 or 2; 0 for 2 where there is room. cut: one of
+    `ps.sharding.POLICIES`. push, pull: compressions of gradients and of parameters. segments: nodes that each model replica is
+    cut over; 1 but with parallel = hybrid, where 0 lets the planner choose. The others are `ps.consistency.Settings`'s.
     """
 
     consistency: str = "async"
     backup: int = 0
     workers: int = 0
     shards: int = 0
-    copies: int = 1
+    replicas: int = 0
     cut: str = "equal"
     push: str = "float32"
     pull: str = "float32"

@@ -1,28 +1,26 @@
 """The supervisor: one job, from its plan to its end, as decided by the node that coordinates it.
 
 Sans-IO: verbs take facts (a node granted its place, an executor reported, a member failed) and `now`; `next_action` says what
-must be done. The life of a job is the table in `job.life`; here is what happens around the run: its nodes are taken
-(`job.reservation`) and prepared, `job.run` leads them through the script, and whatever ends it gives them back.
+must be done. The life of a job is the table in `job.life`; here is what happens around the run: its nodes are taken and prepared
+(`job.placing`), `job.run` leads them through the script, and whatever ends it gives them back. A node that is lost is done
+without where that is possible (`job.failover`), else the start is over (`job.recovery`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import count
-from typing import Final
-
-import msgspec
 
 from p2pnn.errors import UsageError
 from p2pnn.job import life
-from p2pnn.job.actions import Action, Decide, PrepareNode, ReleaseNode, Replan
+from p2pnn.job.actions import Compare, ReleaseNode
 from p2pnn.job.checkpoint import Manifest, Part
-from p2pnn.job.checkpointing import cut_of, tell_cut
-from p2pnn.job.ledger import Ledger
+from p2pnn.job.checkpointing import Checkpointing, cut_of
+from p2pnn.job.healing import Healing, stronger
+from p2pnn.job.placing import PREPARE, Placing
 from p2pnn.job.plan import Plan
 from p2pnn.job.records import JobRecord, without_start
 from p2pnn.job.recovery import FREED_S, PARKED_S, Attempts, Loss, Lost, Recovery, parked, taken_back, told
-from p2pnn.job.reservation import Reservation
 from p2pnn.job.run import Run
 from p2pnn.job.script import Report
 from p2pnn.job.spec import JobSpec
@@ -30,99 +28,49 @@ from p2pnn.job.takeover import Takeover, record_as_of
 from p2pnn.job.watch import Watch
 from p2pnn.types import BlobId, NodeId
 
-_PREPARE: Final = 0
-"""Numbers what a node owes after PrepareNode; commands count from 1."""
 
-
-class Supervisor:
+class Supervisor(Placing):
     """One start of one job. Create it with a queued record; feed it; do what next_action says until it is None.
 
-    nodes: of the plan; none between two. members: name by node id of every living member, this node included.
-    begins: not for a start that is taken over.
+    nodes: of the plan that take part; none between two starts. members: name by node id of every living member, this node
+    included. begins: not for a start that is taken over.
     """
 
     def __init__(
         self, record: JobRecord, spec: JobSpec, members: dict[NodeId, str], now: float, *, begins: bool = True
     ) -> None:
-        self.spec = spec
-        self._ledger = Ledger(record, dict(members))
-        self.nodes: list[NodeId] = []
-        self._reservation = Reservation()
-        self._prepared: set[NodeId] = set()
-        self._watch = Watch()
-        self._run = Run(self._ledger, spec, self._end, self._watch, now)
+        super().__init__(record, spec, members, now)
+        self._healing = Healing(spec)
         self._recovery: Recovery | None = None
         self._lost: Lost | None = None
         self._ran: tuple[int, int, str] = (0, 0, "")  # of the last start that ran: generation, nodes, cut
-        self.attempts, self._undecided = Attempts(self._run.step), 0
-        self._planning, self._parked_until = False, 0.0
+        self.attempts, self._parked_until = Attempts(self._run.step), 0.0
         self._requests = count(record.revision + 1)  # a new term's revisions are higher, so its numbers are too
         if begins:
             self._ledger.tell_state("waiting for its nodes")
 
-    @property
-    def record(self) -> JobRecord:
-        """The job as it is now."""
-        return self._ledger.record
-
-    @property
-    def ended(self) -> bool:
-        return self.record.is_over
-
-    def next_action(self) -> Action | None:
-        return self._ledger.next_action()
-
     # --- facts
-
-    def planned(self, plan: Plan, now: float, remarks: Sequence[str] = ()) -> None:
-        """The plan to run. Call it once, and again after each Replan. It may name a node that went away meanwhile.
-
-        remarks: what the job does not get of what it wished.
-        """
-        self._planning = False
-        if self.record.state == "parked":
-            self._ledger.move("unpark", "there is room again", self._run.step)
-        if self.record.state not in life.PLACING:
-            return
-        gone = [share.name for share in plan.nodes if share.node not in self._ledger.members]
-        if gone:
-            self._replan(f"node {gone[0]} is gone before the job started; planning without it")
-            return
-        for text in remarks:
-            self.warn(text)
-        self._ledger.change(plan=plan)
-        self._ledger.publish("plan", plan=msgspec.to_builtins(plan))
-        for text in plan.reasons[1:]:
-            self._ledger.publish("warning" if "not bitwise" in text else "note", text=text)
-        self.nodes = [share.node for share in plan.nodes]
-        tell_cut(self.spec, plan, self._ledger)
-        self._run.assign(self.nodes, cut_of(self.spec, plan, self.record.newest))
-        self._undecided += 1
-        self._ledger.do(Decide())
-
-    def decided(self, generation: int, now: float) -> None:
-        """The cluster has decided this start, under a generation higher than any before. Of several Decides the last counts."""
-        self._undecided -= 1
-        if self.ended or not self.nodes or self._undecided:
-            return
-        self._ledger.change(generation=generation, revision=0)
-        self._ledger.remember()
-        self._ledger.do(*self._reservation.want(self.nodes))
-        self._prepare_all(now)
 
     def take_over(self, found: Takeover, now: float) -> None:
         """Go on as the new coordinator of a start whose nodes all run, where the old one stood. The record is its last one."""
         state, record = found.state, self.record
-        self.nodes = found.nodes
-        self._reservation.assume(found.nodes)
+        assert record.plan is not None
+        self.failover.take_over(record.plan, found.assignment)
+        self.nodes = self.failover.nodes
+        self._reservation.assume(self.nodes)
         self._ledger.change(**record_as_of(state, record))
         self._ledger.remember()
-        self._run.assign(found.nodes, state.cut)
+        self._run.assign(found.nodes, state.cut, can_lose=self.failover.can_lose)
         self._run.take_over(state, found.commands, found.totals, now)
+        self._run.without([index for index in found.assignment.gone if index not in state.gone], now)
+        if self._ledger.members.keys() - set(self.nodes):
+            self._healing.changed(now)
         self._ran = (record.generation, len(found.nodes), state.cut)
         self.attempts = Attempts(self._run.step)
         for node, report in found.answers:
             self.report(node, report, now)
+        for node, why in found.lost.items():
+            self.node_failed(node, why, now, Loss.UNREACHABLE)
 
     def recover(self, reason: str, limit: int | None, now: float) -> None:
         """Go on as the new coordinator of a job whose start is over. reason: why, as a clause. The record is its last one, with
@@ -133,25 +81,10 @@ class Supervisor:
             self._ledger.do(*(ReleaseNode(share.node) for share in plan.nodes))
         self._lose(f"{reason}, and another node coordinates now", {}, now, limit)
 
-    def waiting(self, node: NodeId, behind: str, position: int, now: float) -> None:
-        if self.record.state in life.PLACING and node in self.nodes:
-            self._ledger.publish("queued", behind=behind, position=position, node=self._ledger.name(node))
-
-    def granted(self, node: NodeId, now: float) -> None:
-        if self.record.state in life.PLACING:
-            self._ledger.do(*self._reservation.granted(node))
-            self._prepare_all(now)
-
-    def preparing(self, node: NodeId, fetched_bytes: int, total_bytes: int, now: float) -> None:
-        if self.record.state == "preparing" and node in self.nodes:
-            self._watch.heard(node, now)
-            name = self._ledger.name(node)
-            self._ledger.publish("preparing", node=name, fetched_bytes=fetched_bytes, total_bytes=total_bytes)
-
     def prepared(self, node: NodeId, memory_bytes: int, now: float) -> None:
         if self.record.state == "preparing":
             self._prepared.add(node)
-            self._watch.heard(node, now, _PREPARE)
+            self._watch.heard(node, now, PREPARE)
             if self._prepared.issuperset(self.nodes):
                 self._run.start(now)
                 self._ran = (self.record.generation, len(self.nodes), self._run.cut)
@@ -168,7 +101,7 @@ class Supervisor:
     def kept(self, node: NodeId, request: int, error: str, now: float) -> None:
         """`node` keeps the blobs of a KeepBlobs, or could not."""
         if not self.ended:
-            self._run.kept(node, request, error, now)
+            self._run.copying(lambda checkpoints: checkpoints.kept(node, request, error), now)
 
     def node_failed(self, node: NodeId, text: str, now: float, kind: int = Loss.FINAL, peer: str = "") -> None:
         """This start cannot go on at a node. text: one sentence; kind: one of `Loss`; peer: who it does not reach."""
@@ -177,6 +110,8 @@ class Supervisor:
         said = f"node {self._ledger.name(node)}: {text}"
         if peer:
             self.attempts.apart(node, NodeId(peer), self.record.coordinator)
+        if kind != Loss.FINAL and self._goes_on_without(node, text, now, killed=kind == Loss.KILLED):
+            return
         if kind == Loss.KILLED and (why := self.attempts.killed()):
             self._end("fail", f"{said}; {why}")
         elif kind == Loss.FINAL or self.record.state == "queued":
@@ -190,13 +125,16 @@ class Supervisor:
     def member_joined(self, node: NodeId, name: str, now: float) -> None:
         """A member came, or is back after its link broke."""
         self._ledger.members[node] = name
+        self.failover.is_back(node)
+        if self.record.state in life.RUNNING and node not in self.nodes:
+            self._healing.changed(now)
         self._tell(lambda recovery: recovery.member_joined(node, now), now)
         if self.record.state == "parked":
             self._plan_again()
 
     def member_lost(self, node: NodeId, reason: str, now: float) -> None:
         """The link to a member broke; it may be gone, or come back. What was on its way is lost, so a start that has a part there
-        is over; one that only waits for its nodes is planned again."""
+        goes on without it, or is over; one that only waits for its nodes is planned again."""
         name = self._ledger.name(node)
         self._ledger.members.pop(node, None)
         if self.ended:
@@ -205,12 +143,12 @@ class Supervisor:
             self._recovery.member_lost(node, reason, now)
             self._recovered(now)
         elif node not in self.nodes:
-            self._run.member_failed(node, now)
+            self._run.copying(lambda checkpoints: checkpoints.member_failed(node), now)
         elif self.record.state in life.PLACING:
             self._reservation.lost(node)
-            self._run.member_failed(node, now)
+            self._run.copying(lambda checkpoints: checkpoints.member_failed(node), now)
             self._replan(f"node {name} is lost before the job started ({reason}); planning without it")
-        else:
+        elif not self._goes_on_without(node, reason, now):
             self._lose(f"node {name} is lost ({reason})", {node: reason}, now)
 
     def member_failed(self, node: NodeId, reason: str, now: float) -> None:
@@ -267,11 +205,18 @@ class Supervisor:
         if self.record.state in life.PLACING:
             self._replan(f"{text}; planning without it")
         elif self.record.state == "running" and self.spec.kind == "train":
-            self._ledger.change(vacating=text)
             self.warn(f"{text}: the job moves when the steps that are granted are done")
-            self._run.pause(now)
+            self._move(text, now)
         elif self.record.state in ("preparing", "running"):
             self._lose(text, {}, now)
+
+    def compared(self, plan: Plan, now: float) -> None:
+        """The plan by which the job would begin now: it moves where that is stronger."""
+        if self.record.state == "running" and self.record.plan is not None and not self.failover.changing:
+            text = stronger(self.spec, self.failover.assignment, self.record.plan, plan)
+            if text:
+                self._ledger.publish("note", text=f"{text}, when the steps that are granted are done")
+                self._move(text, now)
 
     def fail(self, reason: str, now: float) -> None:
         """The coordinator itself cannot go on (no plan over who is left, …)."""
@@ -282,10 +227,6 @@ class Supervisor:
         """Have data copied that only `source` holds; no checkpoint is complete before that is done."""
         self._run.checkpoints.keep_data(source, blobs)
 
-    def warn(self, text: str) -> None:
-        """Tell who follows; text: one clause."""
-        self._ledger.publish("warning", text=text)
-
     # --- time
 
     def get_timer(self) -> float | None:
@@ -295,7 +236,11 @@ class Supervisor:
         if self._recovery is not None:
             return self._recovery.get_timer()
         parked = self._parked_until if self.record.state == "parked" and not self._planning else None
-        return min((t for t in (self._watch.due, self._run.get_timer(), parked) if t is not None), default=None)
+        heals = self._healing.due if self.record.state == "running" else None
+        return min(
+            (t for t in (self._watch.due, self._run.checkpoints.get_timer(), parked, heals) if t is not None),
+            default=None,
+        )
 
     def handle_timer(self, now: float) -> None:
         """Ends the start where a node does not move any more. Harmless when nothing is due."""
@@ -306,8 +251,10 @@ class Supervisor:
             return
         if self.record.state == "parked" and now >= self._parked_until:
             self._plan_again()
+        if self.record.state == "running" and self._healing.is_due(now, self._run.left_s, bool(self.failover.gone)):
+            self._ledger.do(Compare())
         if (silent := self._watch.silent(now)) is None:
-            self._run.handle_timer(now)
+            self._run.copying(Checkpointing.handle_timer, now)
         elif self.record.state == "preparing":
             self.node_failed(silent[0], f"its preparing has not moved for {silent[1]:.0f} s", now, Loss.FINAL)
         else:
@@ -316,27 +263,24 @@ class Supervisor:
 
     # --- how
 
-    def _prepare_all(self, now: float) -> None:
-        if self._reservation.complete:
-            self._ledger.move("granted", "fetching model and data", self._run.step)
-            for index, node in enumerate(self.nodes):
-                self._watch.expect(node, _PREPARE, now, training=False)
-                self._ledger.do(PrepareNode(node, index))
-
-    def _replan(self, text: str) -> None:
-        """Plan and have it decided anew: a place granted under this generation must not be taken for one of the next plan."""
-        self._ledger.publish("warning", text=text)
-        self._ledger.do(*self._reservation.give_back())
-        self.nodes = []
-        self._ledger.change(starts=self.record.starts + 1)
-        self._plan_again()
-
-    def _plan_again(self) -> None:
-        if not self._planning:
-            self._planning = True
-            self._ledger.do(Replan())
+    def _move(self, text: str, now: float) -> None:
+        """Go on by another plan, from where the granted steps end. text: why, as a sentence without its full stop."""
+        self._ledger.change(vacating=text)
+        self._run.pause(now)
 
     # --- after a loss
+
+    def _goes_on_without(self, node: NodeId, why: str, now: float, *, killed: bool = False) -> bool:
+        """Whether the start that runs goes on though a node of it is lost."""
+        if not self.failover.lose(node, f"node {self._ledger.name(node)} is lost ({why})"):
+            return False
+        self.nodes = self.failover.nodes
+        self._reservation.lost(node)
+        self._healing.changed(now, killed=killed)
+        return True
+
+    def _over(self, text: str, now: float) -> None:
+        self._lose(text, {}, now)
 
     def _lose(
         self, text: str, away: dict[NodeId, str], now: float, limit: int | None = None, *, lacks: bool = False
@@ -351,7 +295,7 @@ class Supervisor:
         for node in away:
             self._reservation.lost(node)
         self._ledger.do(*self._reservation.give_back())
-        self.nodes = []
+        self.nodes, self.failover = [], self._no_start()
         self._ledger.record = without_start(self.record)
         self._ledger.move("lose", text, self._run.step)
         self._recovery = Recovery(self._ledger, self.spec, lost, away, now, self._requests)
@@ -394,6 +338,9 @@ class Supervisor:
         if event == "saved" and self.record.vacating:
             self._ran = (0, 0, "")  # that checkpoint is newer than any cut
             self._lose(self.record.vacating, {}, self._run.now)
+            return
+        if event == "lose":
+            self._lose(reason, {}, self._run.now)
             return
         self._recovery = None
         self._ledger.move(event, reason, self._run.step)

@@ -1,19 +1,22 @@
 """Whether a new coordinator can go on with a start that another one led, from what the start's nodes tell it.
 
-All nodes must run. The state that came with the newest command anywhere is where the script stands; the other nodes get the
-commands that they lack, and every answer is taken again. The old coordinator cannot interfere: a node obeys nobody of
-a lower term once it has answered, so what all have told is all that there will be.
+All nodes must run, but for those that the start can go on without (`job.failover`). The state that came with the newest command
+anywhere is where the script stands; the other nodes get the commands that they lack, and every answer is taken again. The old
+coordinator cannot interfere: a node obeys nobody of a lower term once it has answered, so what all have told is all that there
+will be.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 
 from p2pnn.errors import CheckpointError
 from p2pnn.job import life, run_state
+from p2pnn.job.assignment import Assignment, check, initial
 from p2pnn.job.checkpointing import oldest_best
 from p2pnn.job.part_log import PartState, Totals
 from p2pnn.job.records import JobRecord
@@ -29,27 +32,40 @@ _reports = msgspec.msgpack.Decoder(Report)
 @dataclass(frozen=True, slots=True)
 class Takeover:
     """What `Supervisor.take_over` needs. nodes: of the plan, in its order; totals: of each. commands: those that some node has
-    not answered, by number. answers: to these."""
+    not answered, by number. answers: to these. assignment: what is committed. lost: those of the nodes that do not run any more,
+    and why, as a clause."""
 
     nodes: list[NodeId]
     state: RunState
     commands: dict[int, Command]
     answers: list[tuple[NodeId, Done]]
     totals: list[Totals]
+    assignment: Assignment = field(default_factory=Assignment)
+    lost: Mapping[NodeId, str] = field(default_factory=dict)
 
 
-def of(record: JobRecord, parts: dict[NodeId, PartState]) -> Takeover | str:
-    """The takeover of a start, or why it has to begin anew, as a clause. parts: what each node of the record's plan has told, its
-    large answers unpacked."""
-    nodes = [share.node for share in record.plan.nodes] if record.plan else []
-    if not nodes:
+def of(record: JobRecord, told: Mapping[NodeId, PartState], held: Assignment | None = None) -> Takeover | str:
+    """The takeover of a start, or why it has to begin anew, as a clause. told: by the nodes of the record's plan, their large
+    answers unpacked. held: what is committed of who has which role; None for as the plan has it."""
+    if record.plan is None:
         return "its plan is not known here"
-    silent = [share.name for share in record.plan.nodes if share.node not in parts] if record.plan else []
-    if silent:
-        return f"node {silent[0]} does not answer"
-    for share in record.plan.nodes if record.plan else ():
-        if parts[share.node].stage != "running":
-            return f"node {share.name}: {parts[share.node].text or parts[share.node].stage}"
+    nodes = [share.node for share in record.plan.nodes]
+    held = initial(record.plan, record.generation) if held is None else held
+    try:
+        check(held, record.plan)
+    except CheckpointError as error:
+        return str(error)
+    parts = {node: told[node] for index, node in enumerate(nodes) if index not in held.gone and node in told}
+    lost: dict[NodeId, str] = {}
+    for index, share in enumerate(record.plan.nodes):
+        if index in held.gone or (share.node in parts and parts[share.node].stage == "running"):
+            continue
+        part = parts.pop(share.node, None)
+        lost[share.node] = "it does not answer" if part is None else part.text or part.stage
+        if not held.shards:
+            return f"node {share.name} does not answer" if part is None else f"node {share.name}: {lost[share.node]}"
+    if not parts:
+        return "none of its nodes runs any more"
     newest = max(parts.values(), key=lambda part: part.last)
     if not newest.state:
         return "its coordinator left no word where it stood"
@@ -59,8 +75,8 @@ def of(record: JobRecord, parts: dict[NodeId, PartState]) -> Takeover | str:
         known = {number: data for part in parts.values() for number, data in part.commands}
         commands = {number: _commands.decode(known[number]) for number in state.outstanding}
         answers: list[tuple[NodeId, Done]] = []
-        for node in nodes:
-            for number, data in sorted(parts[node].answers):
+        for node, part in parts.items():
+            for number, data in sorted(part.answers):
                 report = _reports.decode(data)
                 if number in commands and isinstance(report, Done):
                     answers.append((node, report))
@@ -76,7 +92,8 @@ def of(record: JobRecord, parts: dict[NodeId, PartState]) -> Takeover | str:
         state = msgspec.structs.replace(
             state, state=record.state, reason=record.reason
         )  # asked for behind the last command
-    return Takeover(nodes, state, commands, answers, [parts[node].totals for node in nodes])
+    totals = [parts[node].totals if node in parts else state.counted[index] for index, node in enumerate(nodes)]
+    return Takeover(nodes, state, commands, answers, totals, held, lost)
 
 
 def known(record: JobRecord, spec: JobSpec, parts: dict[NodeId, PartState]) -> tuple[JobRecord, int | None]:

@@ -61,6 +61,7 @@ class NodePart(msgspec.Struct, frozen=True):
     computed, moved: records of `job.spans`, the executor's and the daemon's; *_lost: how many older ones are gone.
     since: on the node's clock, when a wait began that was not over, or 0.0. taken_s: when the part was taken. served: records of
     the node's server, where it has shards of the parameters. homes, workers: the node's index of each shard and each worker.
+    speakers: where workers are cut over nodes, per shard, each worker's node that speaks to it.
     clock_error_s: how far clock_offset_s may be wrong; −1.0 where the coordinator's clock was never heard.
     """
 
@@ -84,6 +85,7 @@ class NodePart(msgspec.Struct, frozen=True):
     served_lost: int = 0
     homes: tuple[int, ...] = ()
     workers: tuple[int, ...] = ()
+    speakers: tuple[tuple[int, ...], ...] = ()
 
 
 class Trace(msgspec.Struct, frozen=True):
@@ -117,7 +119,8 @@ def check(part: NodePart, source: str) -> None:
         for spans in (part.computed, part.moved, part.served)
     )
     ends = {end for passage in part.transfers for end in (passage.source, passage.target)} | {part.index}
-    ends |= {*part.homes, *part.workers}
+    ends |= {*part.homes, *part.workers, *(end for row in part.speakers for end in row)}
+    whole &= not part.speakers or [len(part.workers)] * len(part.homes) == [*map(len, part.speakers)]
     if not whole or not all(0 <= end < len(part.nodes) for end in ends):
         raise CheckpointError(f"{source} is damaged: its spans or its nodes do not fit each other")
 
@@ -163,7 +166,8 @@ class View:
         if span.kind in PUSHES:
             shard, worker = shard_and_worker(span.what)
             of_worker = span.kind in (Kind.SEND_PUSH, Kind.RECEIVE_VALUES)
-            return self.part.nodes[self.part.homes[shard] if of_worker else self.part.workers[worker]]
+            workers = self.part.speakers[shard] if self.part.speakers else self.part.workers
+            return self.part.nodes[self.part.homes[shard] if of_worker else workers[worker]]
         passage = self.part.transfers[span.what]
         return self.part.nodes[passage.target if span.kind == Kind.SEND else passage.source]
 

@@ -46,6 +46,14 @@ class Watch:
         if answered is not None:
             owed.pop(answered, None)
 
+    def owes_no_more(self, node: NodeId, number: int) -> None:
+        """The answer of this number is not wanted any more; the node may still be at it."""
+        self._owed.get(node, {}).pop(number, None)
+
+    def forget(self, node: NodeId) -> None:
+        """The node takes part no more."""
+        self._owed.pop(node, None)
+
     @property
     def due(self) -> float | None:
         """When somebody will have been silent for too long; None while nobody owes anything."""

@@ -13,8 +13,9 @@ from typing import Annotated, Final
 import msgspec
 from msgspec import Meta
 
-from p2pnn.errors import CharterError
-from p2pnn.job import records
+from p2pnn.errors import CharterError, CheckpointError
+from p2pnn.job import assignment, records
+from p2pnn.job.assignment import Assignment
 from p2pnn.job.records import JobRecord
 from p2pnn.types import JobId, NodeId
 
@@ -24,6 +25,8 @@ RECORD_BYTES_MAX: Final = 1024
 """Of a larger record plan and history stay out, so that hundreds of jobs fit a charter: the members have both as well, and a
 coordinator that has neither plans anew."""
 
+ASSIGNMENT_BYTES_MAX: Final = 32 * 1024
+"""Of some two hundred shards; it comes with the first loss of a node."""
 
 _JobText = Annotated[str, Meta(max_length=128, pattern=r"\A[A-Za-z0-9][A-Za-z0-9._-]*\Z")]  # it becomes a folder's name
 _BlobText = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
@@ -32,13 +35,24 @@ _Generation = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 
 
 class Entry(msgspec.Struct, frozen=True, array_like=True):
-    """One start of a job. spec: a blob that a majority of the voters holds. record: as it was when the start was decided."""
+    """One start of a job. spec: a blob that a majority of the voters holds. record: as it was when the start was decided.
+    assignment: who has which role now (`job.assignment`); empty for as the plan has it."""
 
     job: _JobText
     generation: _Generation
     spec: _BlobText
     nodes: tuple[_NodeText, ...]
     record: bytes
+    assignment: Annotated[bytes, Meta(max_length=ASSIGNMENT_BYTES_MAX)] = b""
+
+    def assigned(self) -> Assignment | None:
+        """Who has which role now; None for as the plan has it. Raises CheckpointError for what cannot be read."""
+        return assignment.decode(self.assignment) if self.assignment else None
+
+    def takes_part(self, node: NodeId) -> bool:
+        """Whether the start does not go on without this node."""
+        held = self.assigned() or Assignment()
+        return node not in {self.nodes[index] for index in held.gone if index < len(self.nodes)}
 
     def began(self) -> JobRecord:
         """The record at the start, of this generation. Raises CheckpointError where a newer p2pnn wrote it."""
@@ -82,9 +96,14 @@ def decode(work: bytes) -> dict[JobId, Entry]:
         raise CharterError(
             f"the charter's table of jobs has format {table.format}; this p2pnn reads up to {FORMAT}: update it"
         )
+    for entry in table.entries:
+        try:
+            entry.assigned()
+        except CheckpointError as error:
+            raise CharterError(f"of job {entry.job} in the charter's table: {error}; use a newer p2pnn here") from None
     return {JobId(entry.job): entry for entry in table.entries}
 
 
-def generations(entries: Mapping[JobId, Entry]) -> dict[JobId, int]:
-    """What the fence compares."""
-    return {job: entry.generation for job, entry in entries.items()}
+def generations(entries: Mapping[JobId, Entry], node: NodeId) -> dict[JobId, int]:
+    """What the fence on a node compares: of all starts that there are, but for those that go on without it."""
+    return {job: entry.generation for job, entry in entries.items() if entry.takes_part(node)}

@@ -81,7 +81,7 @@ class Company:
     ) -> None:
         """Send a message with its body; most have left when this returns, and need no task to wait for them.
 
-        left: called when the body's memory is free; never, where its executor is gone (body: None) or the node is lost.
+        left: called when the body's memory is free, also where the node is lost; never, where its executor is gone (body: None).
         """
         if body is None:
             return
@@ -99,8 +99,8 @@ class Company:
             try:
                 rest = self._post.start_body(node, message, body, priority)
             except PeerGone as error:
-                waiting.clear()
-                self._lost(node, str(error))
+                left()
+                self._give_up(index, error)
                 return
             if rest is None:
                 left()
@@ -112,12 +112,20 @@ class Company:
         try:
             await rest
         except PeerGone as error:
-            self._waiting[index].clear()
-            self._lost(self._nodes[index], str(error))
+            self._leaving[index] -= 1
+            left()
+            self._give_up(index, error)
         else:
             self._leaving[index] -= 1
             left()
             self._start(index)
+
+    def _give_up(self, index: int, error: PeerGone) -> None:
+        """Nothing of what waits for a node will arrive: its memory is free, since a start may go on without the node."""
+        waiting, self._waiting[index] = self._waiting[index], []
+        for _, _, _, _, left in waiting:
+            left()
+        self._lost(self._nodes[index], str(error))
 
     async def _hand_over(self, node: NodeId, message: wire.Message, body: memoryview, left: Callable[[], None]) -> None:
         place = self._ends.body_for(node, message, len(body))

@@ -141,6 +141,7 @@ class Daemon:
         self.blobs.peer_lost(node, reason)
         self.planning.peer_lost(node, reason)
         self.snapshots.member_lost(node)
+        self.place.link_lost(node)
         self.members.link_down(node, reason, left)
 
     def dial_reached(self, address: Address, node: NodeId) -> None:
@@ -161,7 +162,7 @@ class Daemon:
 
     def body_for(self, node: NodeId, message: wire.Message, nbytes: int) -> memoryview | None:
         match message:
-            case wire.Tensor() | wire.Push() | wire.Values():
+            case wire.Tensor() | wire.Push() | wire.Values() | wire.Forward() | wire.StatePiece():
                 return self.place.body_for(node, message, nbytes)
             case wire.BlobPiece():
                 return self.blobs.body_for(node, message, nbytes)
@@ -173,7 +174,7 @@ class Daemon:
 
     def body(self, node: NodeId, message: wire.Message) -> None:
         match message:
-            case wire.Tensor() | wire.Push() | wire.Values():
+            case wire.Tensor() | wire.Push() | wire.Values() | wire.Forward() | wire.StatePiece():
                 self.place.body(node, message)
             case wire.BlobPiece():
                 self.blobs.received(node, message)
@@ -233,7 +234,8 @@ class Daemon:
             self.secured.identity.charter_committed(charter)
         self.jobs.charter_committed(charter)
         if not self.jobs.work.unreadable:
-            self.place.decided(generations(self.jobs.work.entries), charter.version.generation)
+            found = generations(self.jobs.work.entries, self.node)
+            self.place.decided(found, charter.version.generation)
 
     def coordinator_changed(self, coordinator: NodeId | None) -> None:
         if self.secured:
@@ -291,11 +293,21 @@ class Daemon:
                 wire.Prepare,
                 wire.Command,
                 wire.Adopt,
+                wire.Assigned,
                 wire.Retired,
                 wire.Squares,
                 wire.Pushed,
                 wire.Fetch,
                 wire.Mark,
+                wire.LeaseWish,
+                wire.Leased,
+                wire.Rest,
+                wire.Append,
+                wire.Appended,
+                wire.Beat,
+                wire.UpdateWanted,
+                wire.StateHeld,
+                wire.Superseded,
             ),
             self.jobs.receive: (
                 wire.Waiting,
@@ -315,6 +327,7 @@ class Daemon:
                 wire.Follow,
                 wire.CutsHeld,
                 wire.PartMade,
+                wire.ShardWish,
             ),
             self.snapshots.receive: (wire.CutsWanted, wire.PartWanted),
             self._receive_blob: (wire.BlobRequest, wire.BlobMissing, wire.Keep),

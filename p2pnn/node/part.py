@@ -1,8 +1,7 @@
 """One start of one job on this node: its executors from their beginning to their end, and what passes between them and the
 coordinator: the script's commands, and what answers them.
 
-What passes between executors is in `node.tensors` (tensors of a model that is cut over nodes), `node.pushing` and `node.serving`
-(gradients and parameters of a data-parallel run).
+What passes between executors is in `node.exchange`.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from typing import Final
 
 import msgspec
 
-from p2pnn.errors import P2pnnError, PeerGone, StorageError
+from p2pnn.errors import CheckpointError, P2pnnError, PeerGone, StorageError
 from p2pnn.executor import commands
 from p2pnn.job import script
 from p2pnn.job.answers import of_node
@@ -24,19 +23,18 @@ from p2pnn.job.plan import Plan
 from p2pnn.job.recovery import Loss
 from p2pnn.job.spans import RING_BYTES
 from p2pnn.job.spec import JobSpec
-from p2pnn.node import parcels, pushing, serving, tensors
+from p2pnn.node import parcels
 from p2pnn.node.blobs import BlobExchange
 from p2pnn.node.company import Company
+from p2pnn.node.exchange import Exchange
 from p2pnn.node.executor import Executor
 from p2pnn.node.links import Post
 from p2pnn.node.needs import Needs
-from p2pnn.node.pushing import Pushing
 from p2pnn.node.recording import Recording
+from p2pnn.node.roles import Roles
 from p2pnn.node.room import Room, check, divide
-from p2pnn.node.serving import Serving
 from p2pnn.node.snapshots import Own, Snapshots
 from p2pnn.node.tasks import Tasks, in_thread
-from p2pnn.node.tensors import Tensors
 from p2pnn.node.traces import Traces
 from p2pnn.ps.layout import ServerLayout, server_layout
 from p2pnn.train.cuts import COUNTER_BYTES
@@ -44,9 +42,6 @@ from p2pnn.types import BlobId, JobId, NodeId
 from p2pnn.wire import messages as wire
 
 log = logging.getLogger("p2pnn.place")
-
-LINK_GRACE_S: Final = 2.0
-"""How long the coordinator has to notice a dead peer before a node that misses it fails the job for a broken link."""
 
 COMPUTE: Final = "compute"
 SERVE: Final = "serve"
@@ -83,9 +78,8 @@ class Part:
         self._nodes = [NodeId(n) for n in message.nodes]
         self._names: dict[NodeId, str] = {}
         self._executors: dict[str, Executor] = {}
-        self._tensors: Tensors | None = None
-        self._pushing: Pushing | None = None
-        self._serving: Serving | None = None
+        self._exchange = Exchange()
+        self._roles = Roles()
         self._prepared: dict[str, int] = {}
         self._answers: dict[int, list[script.Done]] = {}
         self._step = 0
@@ -113,12 +107,10 @@ class Part:
             case wire.Command():
                 if self._executors:
                     self._obey(message)
-            case wire.Retired() | wire.Squares() if self._tensors is not None:
-                self._tensors.receive(node, message)
-            case wire.Pushed() if self._pushing is not None:
-                self._pushing.receive(node, message)
-            case wire.Fetch() | wire.Mark() if self._serving is not None:
-                self._serving.receive(node, message)
+            case wire.Assigned():
+                self._assigned(message.assignment)
+            case _:
+                self._exchange.receive(node, message)
 
     def adopt(self, coordinator: NodeId, term: int, record: bytes) -> None:
         """Another node coordinates from now on, or the same in another term: tell it how far this part is, and the job's record
@@ -134,29 +126,20 @@ class Part:
     def body_for(self, node: NodeId, message: wire.Message, nbytes: int) -> memoryview | None:
         if self._over:
             return None
-        match message:
-            case wire.Tensor() if self._tensors is not None:
-                return self._tensors.body_for(node, message, nbytes)
-            case wire.Values() if self._pushing is not None:
-                return self._pushing.body_for(node, message, nbytes)
-            case wire.Push() if self._serving is not None:
-                return self._serving.body_for(node, message, nbytes)
-        return None
+        return self._exchange.body_for(node, message, nbytes)
 
     def arrived(self, node: NodeId, message: wire.Message) -> None:
         """A body lies whole in the place that was given for it."""
-        match message:
-            case wire.Tensor() if self._tensors is not None:
-                self._tensors.arrived(message)
-            case wire.Values() if self._pushing is not None:
-                self._pushing.arrived(message)
-            case wire.Push() if self._serving is not None:
-                self._serving.arrived(message)
+        self._exchange.arrived(node, message)
+
+    def link_lost(self, node: NodeId) -> None:
+        """What was coming from a node will not."""
+        self._exchange.lost(node)
 
     def peer_lost(self, node: NodeId, reason: str) -> None:
         """Messages to and from the node were lost with its link, and nobody says them again: the part fails, unless the
-        coordinator misses the node too and says so first."""
-        if node in self._nodes:
+        coordinator says before that the start is over, or that it goes on without the node."""
+        if node in self._nodes and self._roles.doubts(node):
             self._tasks.spawn(self._fail_for_link(node, reason))
 
     async def end(self) -> None:
@@ -181,6 +164,7 @@ class Part:
             spec, plan = await needs.read()
             self._names = {share.node: share.name for share in plan.nodes}
             check(spec, plan, self._nodes, self._message.index, self._post.node)
+            self._roles.begin(plan, self._message.generation, self._message.index)
             # A process takes as long to start as its data to come: both at once.
             both = (self._spawn(spec, plan), needs.fetch())
             done = await asyncio.gather(*both, return_exceptions=True)
@@ -215,11 +199,10 @@ class Part:
         )
         root = str(self._blobs.blobs.root)
         prepare = partial(commands.Prepare, needs.spec_path, needs.packed, index, root, needs.checkpoint)
+        prepare = partial(prepare, job=self._message.job, generation=self._message.generation)
         if (executor := self._executors.get(COMPUTE)) is not None:
             room = self._room
-            self._tensors = Tensors(spec, plan, room.tensors, company, executor, recording)
-            if room.exchange is not None:
-                self._pushing = Pushing(spec, plan, room.exchange, company, executor, recording)
+            self._exchange.computes(spec, plan, room, company, executor, recording)
             if room.snapshots is not None:
                 self._own = self._snapshots.begin(
                     (*about, index),
@@ -233,7 +216,7 @@ class Part:
             executor.send(prepare(room.ring, room.counter, COMPUTE, room.landings))
         if (server := self._executors.get(SERVE)) is not None:
             ring = self._served.arena_bytes
-            self._serving = Serving(plan, self._served, company, server, recording)
+            self._exchange.serves(plan, self._served, company, server, recording)
             recording.watch_server(server.room(ring, RING_BYTES))
             server.send(prepare(ring, role=SERVE))
         self._traces.begin(recording)
@@ -263,10 +246,9 @@ class Part:
 
     def _pass_on(self, command: commands.ToExecutor) -> None:
         self._over |= isinstance(command, script.Finish)
+        self._exchange.begin(self._roles.assignment)
         for executor in self._executors.values():
             executor.send(command)
-        if self._pushing is not None:
-            self._pushing.begin()
 
     async def _restore(self) -> None:
         """Fetch the parts before the executors are told to load them. What comes behind waits: a script has an order."""
@@ -285,12 +267,11 @@ class Part:
     # --- what the executors say
 
     def _on_message(self, role: str, message: commands.FromExecutor) -> None:
-        if isinstance(message, tensors.SAID) and self._tensors is not None:
-            self._tensors.says(message)
-        elif isinstance(message, pushing.SAID) and self._pushing is not None:
-            self._pushing.says(message)
-        elif isinstance(message, serving.SAID) and self._serving is not None:
-            self._serving.says(message)
+        if self._exchange.says(message):
+            pass
+        elif isinstance(message, commands.ProposeConfiguration):
+            wish = wire.ShardWish(*self._about, message.shard, message.configuration)
+            self._post.send(self._coordinator, wish)
         elif isinstance(message, commands.Prepared):
             self._prepared[role] = message.memory_bytes
             if self._prepared.keys() == self._executors.keys():
@@ -334,9 +315,25 @@ class Part:
         else:
             self._tasks.spawn(self._answer_parcel(message.sequence, data))
 
+    def _assigned(self, data: bytes) -> None:
+        """The coordinator says who has which role now: the executors are told what is newer than what they know."""
+        try:
+            if not self._running or self._over or not self._roles.take(data):
+                return
+        except CheckpointError as error:
+            log.warning("not taken job=%s reason=%s", self._message.job, error)
+            return
+        if not self._roles.takes_part:
+            self._fail("the start goes on without this node", Loss.UNREACHABLE)
+            return
+        self._exchange.assigned(self._roles.assignment)
+        for executor in self._executors.values():
+            executor.send(commands.Assigned(data))
+
     async def _fail_for_link(self, node: NodeId, reason: str) -> None:
         """Where the peer is dead the coordinator says so by itself, and better; this is for a broken link between two."""
-        await asyncio.sleep(LINK_GRACE_S)
+        if not await self._roles.gives_up(node, lambda: self._coordinator, self._post.reachable):
+            return
         self._fail(f"its link to node {self._names.get(node, node[:8])} broke: {reason}", Loss.UNREACHABLE, node)
 
     # --- what the coordinator is told

@@ -26,11 +26,26 @@ from p2pnn.wire import messages as wire
 
 log = logging.getLogger("p2pnn.place")
 
-OfPart = wire.Tensor | wire.Push | wire.Values
+OfPart = wire.Tensor | wire.Push | wire.Values | wire.Forward | wire.StatePiece
 """Messages with a body between the parts of one start."""
 
-OfScript = wire.Command | wire.Retired | wire.Squares | wire.Pushed | wire.Fetch | wire.Mark
+OfScript = (
+    wire.Command
+    | wire.Assigned
+    | wire.Retired
+    | wire.Squares
+    | wire.Pushed
+    | wire.Fetch
+    | wire.Mark
+    | wire.LeaseWish
+    | wire.Leased
+    | wire.Rest
+)
 """Messages without one, for a part."""
+
+
+OfReplica = wire.Append | wire.Appended | wire.Beat | wire.UpdateWanted | wire.StateHeld | wire.Superseded
+"""The same between the replicas of a shard: their `generation` is that of who they are, not of the start."""
 
 
 class Place:
@@ -80,7 +95,7 @@ class Place:
 
     def receive(self, node: NodeId, message: wire.Message) -> None:
         match message:
-            case wire.Reserve() | wire.Release() | wire.Prepare() | wire.Command() | wire.Adopt() if (
+            case wire.Reserve() | wire.Release() | wire.Prepare() | wire.Command() | wire.Assigned() | wire.Adopt() if (
                 refusal := self._refusal(node, message.term)
             ):
                 log.info("refused message=%s node=%s reason=%s", type(message).__name__, node[:8], refusal)
@@ -92,7 +107,24 @@ class Place:
                 self._release(Ticket(JobId(message.job), message.generation, node))
             case wire.Prepare():
                 self._prepare(node, message)
-            case wire.Command() | wire.Retired() | wire.Squares() | wire.Pushed() | wire.Fetch() | wire.Mark():
+            case (
+                wire.Command()
+                | wire.Assigned()
+                | wire.Retired()
+                | wire.Squares()
+                | wire.Pushed()
+                | wire.Fetch()
+                | wire.Mark()
+                | wire.LeaseWish()
+                | wire.Leased()
+                | wire.Rest()
+                | wire.Append()
+                | wire.Appended()
+                | wire.Beat()
+                | wire.UpdateWanted()
+                | wire.StateHeld()
+                | wire.Superseded()
+            ):
                 if (part := self._about(node, message)) is not None:
                     part.receive(node, message)
 
@@ -105,8 +137,13 @@ class Place:
         if (part := self._about(node, message)) is not None:
             part.arrived(node, message)
 
+    def link_lost(self, node: NodeId) -> None:
+        """What was coming from a node will not."""
+        if self._part is not None:
+            self._part.link_lost(node)
+
     def member_lost(self, node: NodeId, reason: str) -> None:
-        """What a lost node takes part in cannot go on, even if its link comes back."""
+        """What was on its way to and from a lost node is lost, even if its link comes back."""
         if self._part is not None:
             self._part.peer_lost(node, reason)
 
@@ -131,12 +168,13 @@ class Place:
 
     # --- how
 
-    def _about(self, node: NodeId, message: OfPart | OfScript) -> Part | None:
+    def _about(self, node: NodeId, message: OfPart | OfScript | OfReplica) -> Part | None:
         """The fence: the part that a message is about; None for one of another start, be it over or not known here yet."""
-        if self._part is not None and self._part.is_about(message.job, message.generation):
+        generation = message.started if hasattr(message, "started") else message.generation
+        if self._part is not None and self._part.is_about(message.job, generation):
             return self._part
-        if message.generation > self._decided:
-            self._newer(node, message.generation)
+        if generation > self._decided:
+            self._newer(node, generation)
         return None
 
     def _reserve(self, ticket: Ticket) -> None:

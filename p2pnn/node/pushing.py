@@ -10,6 +10,8 @@ from functools import partial
 from typing import Final
 
 from p2pnn.executor import commands
+from p2pnn.job import assignment
+from p2pnn.job.assignment import Assignment
 from p2pnn.job.plan import Plan
 from p2pnn.job.spans import Kind
 from p2pnn.job.spec import JobSpec
@@ -24,8 +26,18 @@ from p2pnn.wire import messages as wire
 
 log = logging.getLogger("p2pnn.place")
 
-SAID: Final = (commands.PushPart, commands.FetchValues, commands.Lend, commands.SendMark)
+SAID: Final = (
+    commands.PushPart,
+    commands.FetchValues,
+    commands.Lend,
+    commands.SendMark,
+    commands.SendRest,
+    commands.WishLeases,
+)
 """What an executor says to shards."""
+
+LEASES: Final = 0
+"""The shard that deals out the data."""
 
 
 class Pushing:
@@ -42,6 +54,8 @@ class Pushing:
     ) -> None:
         assert spec.data is not None
         self._worker = plan.worker_of(company.index)
+        self._steps = spec.steps
+        self._plan = plan
         self._homes = [home.nodes[0] for home in plan.shards]
         self._company = company
         self._executor = executor
@@ -52,8 +66,8 @@ class Pushing:
         self._ranks = {shard.index: sorted({part.needed for part in shard.parts}) for shard in shards}
         self._early: dict[int, commands.FetchValues] | None = {}  # by shard, until all nodes are known to be prepared
         self._receiving: dict[
-            int, tuple[int, float]
-        ] = {}  # by shard: bytes of the values that are coming in, since when
+            int, tuple[NodeId, int, float]
+        ] = {}  # by shard: who sends the values that are coming in, their bytes, since when
 
     def begin(self) -> None:
         """The first command has come, so the shards are there: ask them for what the executor wanted as soon as it was ready."""
@@ -61,14 +75,25 @@ class Pushing:
         for message in (early or {}).values():
             self.says(message)
 
-    def receive(self, node: NodeId, message: wire.Pushed) -> None:
+    def receive(self, node: NodeId, message: wire.Pushed | wire.Leased) -> None:
         """A shard's answer without values."""
         home = self._homes[message.shard] if message.shard in self._bodies else None
         if message.worker != self._worker or home is None or home != self._company.index_of(node):
             self._refuse(node, f"an answer of shard {message.shard} to worker {message.worker}")
             return
-        about = (message.shard, message.sequence, message.request, message.generation)
+        if isinstance(message, wire.Leased):
+            self._leased(node, message)
+            return
+        about = (message.shard, message.sequence, message.request, message.by)
         self._executor.send(commands.Answered(*about, message.refusal, message.log_number, False))
+
+    def _leased(self, node: NodeId, message: wire.Leased) -> None:
+        if message.shard != LEASES or any(not start < stop <= self._steps for start, stop in message.ranges):
+            self._refuse(node, f"batches {message.ranges} of {self._steps}, of shard {message.shard}")
+            return
+        self._executor.send(
+            commands.Leased(message.number, message.ranges, message.trained_below, message.again),
+        )
 
     def body_for(self, node: NodeId, message: wire.Values, nbytes: int) -> memoryview | None:
         """The landing place whose turn it is, if it is lent; None for values that are dropped. An honest shard's answer counts
@@ -79,21 +104,41 @@ class Pushing:
         if refusal:
             self._refuse(node, refusal)
             return None
-        place = self._gate.take(message.shard, nbytes)
+        is_busy = message.shard in self._receiving  # with what its last primary sent, and will not send to its end
+        place = None if is_busy else self._gate.take(message.shard, nbytes)
         if place is None:
             log.debug("values dropped job=%s node=%s shard=%d", message.job, self._company.name(node), message.shard)
             self._answered(message, 0)
             return None
-        self._receiving[message.shard] = nbytes, clock()
+        self._receiving[message.shard] = node, nbytes, clock()
         return self._executor.room(*place)
 
     def arrived(self, message: wire.Values) -> None:
         """The values lie whole in their landing place, which is the executor's until it lends it again."""
-        nbytes, start = self._receiving.pop(message.shard)
+        _, nbytes, start = self._receiving.pop(message.shard)
         self._recording.exchanged(Kind.RECEIVE_VALUES, message.shard, self._worker, message.sequence, start)
         self._answered(message, nbytes)
 
-    def says(self, message: commands.PushPart | commands.FetchValues | commands.Lend | commands.SendMark) -> None:
+    def assigned(self, held: Assignment) -> None:
+        """Who holds the shards now. The executor pushes again to new primaries what is not acknowledged."""
+        self._homes = [assignment.primary_of(held, self._plan, shard) for shard in range(len(self._homes))]
+        self._gate.assigned(self._homes)
+
+    def lost(self, node: NodeId) -> None:
+        """What was coming from a node will not."""
+        for shard in [shard for shard, (sender, *_) in self._receiving.items() if sender == node]:
+            del self._receiving[shard]
+            self._gate.broken(shard)
+
+    def says(
+        self,
+        message: commands.PushPart
+        | commands.FetchValues
+        | commands.Lend
+        | commands.SendMark
+        | commands.SendRest
+        | commands.WishLeases,
+    ) -> None:
         """The executor has something for shards, or a place for values."""
         company = self._company
         match message:
@@ -101,14 +146,32 @@ class Pushing:
                 self._push(message)
             case commands.FetchValues(shard) if self._early is not None:
                 self._early[shard] = message
-            case commands.FetchValues(shard, request, have, after):
-                fetch = wire.Fetch(*company.about, shard, self._worker, request, have, after)
+            case commands.FetchValues(shard, request, have, after, by):
+                fetch = wire.Fetch(*company.about, shard, self._worker, request, have, after, by)
                 company.send(self._homes[shard], fetch)
             case commands.Lend(shard):
                 self._gate.lend(shard)
             case commands.SendMark(sequence):
                 for shard in self._bodies:
                     company.send(self._homes[shard], wire.Mark(*company.about, shard, self._worker, sequence))
+            case commands.SendRest(pushes):
+                for shard in self._bodies:
+                    company.send(self._homes[shard], wire.Rest(*company.about, shard, self._worker, pushes))
+            case commands.WishLeases(wish):
+                said = wire.LeaseWish(
+                    *company.about,
+                    LEASES,
+                    self._worker,
+                    wish.number,
+                    wish.done,
+                    wish.pushed,
+                    wish.batches,
+                    wish.below,
+                    wish.until,
+                    wish.heard,
+                    wish.quits,
+                )
+                company.send(self._homes[LEASES], said)
 
     def _push(self, message: commands.PushPart) -> None:
         job, generation = self._company.about
@@ -127,6 +190,7 @@ class Pushing:
             message.fetch,
             message.have,
             message.mark,
+            message.by,
         )
         ranks = self._ranks[message.shard]
         priority = (
@@ -146,7 +210,7 @@ class Pushing:
                 message.shard,
                 message.sequence,
                 message.request,
-                message.generation,
+                message.by,
                 message.refusal,
                 message.log_number,
                 True,

@@ -19,6 +19,7 @@ from p2pnn.job.spec import JobSpec
 from p2pnn.job.trace import NodePart, Passage
 from p2pnn.model.graph import Graph
 from p2pnn.plan.pins import layer
+from p2pnn.ps.layout import shardings_of
 from p2pnn.train.frames import nbytes
 from p2pnn.types import JobId, NodeId
 
@@ -87,6 +88,10 @@ class Recording:
         self._served: memoryview | bytearray = bytearray(spans.HEAD_BYTES + spans.RECORD.size)
         self._homes = tuple(home.nodes[0] for home in plan.shards)
         self._workers = tuple(replica.nodes[0] for replica in plan.replicas)
+        self._speakers: tuple[tuple[int, ...], ...] = ()
+        if any(len(replica.nodes) > 1 for replica in plan.replicas):
+            parts = shardings_of(spec, plan)[0].segments
+            self._speakers = tuple(tuple(replica.nodes[part] for replica in plan.replicas) for part in parts)
         self._begun: dict[tuple[int, ...], float] = {}
         self._closed_s: float | None = None
 
@@ -152,6 +157,7 @@ class Recording:
             served_lost=served.lost,
             homes=self._homes,
             workers=self._workers,
+            speakers=self._speakers,
         )
 
     def close(self) -> None:

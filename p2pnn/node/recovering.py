@@ -79,16 +79,8 @@ async def replan(
     try:
         if began:
             await _find_checkpoint(supervisor, blobs, now(), members() if now() < back_until else None)
-        wanted, remarks = records.attainable(supervisor.spec, members(), anew=not began)
-        if shunned := supervisor.attempts.shunned & members().keys():
-            allowed = [
-                n for n, name in members().items() if n not in shunned and (not wanted.nodes or name in wanted.nodes)
-            ]
-            wanted = msgspec.structs.replace(
-                wanted, nodes=tuple(allowed), node_count=min(wanted.node_count, len(allowed))
-            )
-            remarks += [f"node {members()[n]} is left out: another node does not reach it" for n in sorted(shunned)]
-        plan = await _same_cut(supervisor, wanted, planning, members()) or await planning.plan(wanted)
+        spec, remarks = wanted(supervisor, members(), anew=not began)
+        plan = await _same_cut(supervisor, spec, planning, members()) or await planning.plan(spec)
     except P2pnnError as error:
         supervisor.unplanned(str(error), now())
         return
@@ -96,6 +88,19 @@ async def replan(
     if began and not supervisor.ended:
         lacking = await asyncio.to_thread(specs.absent, supervisor.spec, blobs.blobs)
         keep_data(supervisor, alone(supervisor.spec, plan, here, lacking, len(members())))
+
+
+def wanted(supervisor: Supervisor, members: Mapping[NodeId, str], *, anew: bool) -> tuple[JobSpec, list[str]]:
+    """What a job is planned by over these members, and a sentence for each of its wishes that it does not get; see
+    `job.records.attainable`."""
+    found, remarks = records.attainable(supervisor.spec, members, anew=anew)
+    shunned = supervisor.attempts.shunned & members.keys()
+    if shunned:
+        allowed = [n for n, name in members.items() if n not in shunned and (not found.nodes or name in found.nodes)]
+        count = min(found.node_count, len(allowed))
+        found = msgspec.structs.replace(found, nodes=tuple(allowed), node_count=count)
+        remarks += [f"node {members[n]} is left out: another node does not reach it" for n in sorted(shunned)]
+    return found, remarks
 
 
 async def planned(spec: JobSpec, planning: Planning, members: Callable[[], Mapping[NodeId, str]]) -> Plan:

@@ -16,19 +16,21 @@ from p2pnn.node.company import Company
 from p2pnn.node.executor import Executor
 from p2pnn.node.links import Priority
 from p2pnn.node.recording import Recording, clock
+from p2pnn.node.replicating import Part, Replicating
 from p2pnn.ps.gate import PushGate
 from p2pnn.ps.layout import ServerLayout
+from p2pnn.replication.leases import Wish
 from p2pnn.types import NodeId
 from p2pnn.wire import messages as wire
 
 log = logging.getLogger("p2pnn.place")
 
-SAID: Final = (commands.SendAnswer,)
+SAID: Final = (commands.SendAnswer, commands.SendLeased)
 """What an executor says to workers."""
 
 
 class Serving:
-    """Of the shards whose primary this node is."""
+    """Of the shards that this node holds. copies: what passes between it and the others that do."""
 
     def __init__(
         self, plan: Plan, layout: ServerLayout, company: Company, executor: Executor, recording: Recording
@@ -38,17 +40,33 @@ class Serving:
         self._executor = executor
         self._recording = recording
         self._gate = PushGate(plan, layout)
+        self._coming: dict[NodeId, set[Part]] = {}
+        self.copies = Replicating(plan, layout, company, executor, self._gate)
 
-    def receive(self, node: NodeId, message: wire.Fetch | wire.Mark) -> None:
-        """A worker wants values, or has done its commands up to one."""
+    def receive(self, node: NodeId, message: wire.Fetch | wire.Mark | wire.LeaseWish | wire.Rest) -> None:
+        """A worker wants values or batches, has none, or has done its commands up to one."""
         speaker = self._gate.speaker(message.shard, message.worker)
         if speaker is None or speaker != self._company.index_of(node):
             what = f"{type(message).__name__} of worker {message.worker} to shard {message.shard}"
             log.warning("refused job=%s node=%s reason=%s", message.job, self._company.name(node), what)
         elif isinstance(message, wire.Mark):
             self._executor.send(commands.Marked(message.shard, message.worker, message.sequence))
+        elif isinstance(message, wire.Rest):
+            self._executor.send(commands.Rested(message.shard, message.worker, message.pushes))
+        elif isinstance(message, wire.LeaseWish):
+            wish = Wish(
+                message.number,
+                message.done,
+                message.pushed,
+                message.batches,
+                message.below,
+                message.until,
+                message.heard,
+                message.quits,
+            )
+            self._executor.send(commands.LeasesWished(message.shard, message.worker, wish))
         else:
-            about = (message.shard, message.worker, message.request, message.have, message.after)
+            about = (message.shard, message.worker, message.request, message.have, message.after, message.by)
             self._executor.send(commands.Fetched(*about))
 
     def body_for(self, node: NodeId, message: wire.Push, nbytes: int) -> memoryview | None:
@@ -65,21 +83,42 @@ class Serving:
             self._arrived(message)
             return None
         self._recording.push_begins(*about)
+        self._coming.setdefault(node, set()).add(about)
         return self._executor.room(*self._gate.take(*about))
 
-    def arrived(self, message: wire.Push) -> None:
+    def arrived(self, node: NodeId, message: wire.Push) -> None:
         """A part lies whole in its slot."""
         self._recording.push_received(message.shard, message.worker, message.sequence, message.part)
+        self._coming.get(node, set()).discard((message.shard, message.worker, message.sequence, message.part))
         self._gate.received(message.shard, message.worker, message.sequence, message.part)
         self._arrived(message)
 
-    def says(self, message: commands.SendAnswer) -> None:
-        """The executor has decided pushes, or has values for a worker."""
+    def lost(self, node: NodeId) -> None:
+        """What was coming from a node will not."""
+        for part in self._coming.pop(node, ()):
+            self._gate.broken(*part)
+        self.copies.lost(node)
+
+    def says(self, message: commands.SendAnswer | commands.SendLeased) -> None:
+        """The executor has decided pushes, or has values or batches for a worker."""
         job, generation = self._company.about
         shard, worker = message.shard, message.worker
-        self._gate.acknowledged(shard, worker, message.acknowledged)
         speaker = self._gate.speaker(shard, worker)
         assert speaker is not None, "an executor answers workers of the plan"
+        if isinstance(message, commands.SendLeased):
+            leased = wire.Leased(
+                job,
+                generation,
+                shard,
+                worker,
+                message.number,
+                message.ranges,
+                message.trained_below,
+                message.again,
+            )
+            self._company.send(speaker, leased)
+            return
+        self._gate.acknowledged(shard, worker, message.acknowledged)
         if not message.nbytes:
             pushed = wire.Pushed(
                 job,
@@ -90,6 +129,7 @@ class Serving:
                 refusal=message.refusal,
                 request=message.request,
                 log_number=message.log_number,
+                by=message.by,
             )
             self._company.send(speaker, pushed)
             return
@@ -106,6 +146,7 @@ class Serving:
             message.number,
             message.refusal,
             message.log_number,
+            message.by,
         )
         left = partial(self._left, message, clock())
         body = self._executor.room(message.offset, message.nbytes)
@@ -127,6 +168,7 @@ class Serving:
                 message.fetch,
                 message.have,
                 message.mark,
+                message.by,
                 misfit,
             )
         )

@@ -18,7 +18,7 @@ from p2pnn.wire import messages as wire
 
 log = logging.getLogger("p2pnn.jobs")
 
-OfPart = wire.Waiting | wire.Granted | wire.Preparing | wire.Prepared | wire.JobFailed
+OfPart = wire.Waiting | wire.Granted | wire.Preparing | wire.Prepared | wire.JobFailed | wire.ShardWish
 
 
 def prepare(record: JobRecord, index: int, here: NodeId, blobs: BlobStore, term: int) -> wire.Prepare:
@@ -52,6 +52,11 @@ def tell(supervisor: Supervisor, node: NodeId, message: OfPart, now: float) -> N
             supervisor.prepared(node, message.memory_bytes, now)
         case wire.JobFailed():
             supervisor.node_failed(node, message.text, now, message.kind, message.peer)
+        case wire.ShardWish():
+            try:
+                supervisor.failover.wish(node, message.shard, message.configuration)
+            except CheckpointError as error:
+                log.warning("wish refused job=%s node=%s reason=%s", message.job, node[:8], error)
 
 
 async def whole_checkpoints(record: JobRecord, blobs: BlobExchange) -> tuple[Manifest, ...]:

@@ -17,6 +17,7 @@ import msgspec
 
 from p2pnn.errors import CheckpointError, P2pnnError, PlanError
 from p2pnn.job import records, takeover, work
+from p2pnn.job.assignment import Assignment, initial
 from p2pnn.job.part_log import PartState
 from p2pnn.job.records import JobRecord
 from p2pnn.job.spec import JobSpec
@@ -167,9 +168,10 @@ class Succession:
                 return
             found: Takeover | str = f"it was {record.state} when its coordinator was lost"
             if record.kind == "train" and record.plan is not None and record.state != "queued":
-                await self._ask(record, asking, term)
+                held = entry.assigned() or initial(record.plan, entry.generation)
+                await self._ask(record, held, asking, term)
                 record = max([record, *self._told_records(asking, record)], key=lambda one: one.version)
-                found = takeover.of(record, asking.parts)
+                found = takeover.of(record, asking.parts, held)
             if self._asking.get(job) is not asking:
                 return  # deposed meanwhile
             if isinstance(found, Takeover):
@@ -254,10 +256,10 @@ class Succession:
             began = msgspec.structs.replace(began, history=known.history[: began.newest.epoch])
         return began
 
-    async def _ask(self, record: JobRecord, asking: _Asking, term: int) -> None:
-        """Ask the start's nodes until all have told, or time is up."""
+    async def _ask(self, record: JobRecord, held: Assignment, asking: _Asking, term: int) -> None:
+        """Ask the nodes that take part in the start until all have told, or time is up."""
         assert record.plan is not None
-        nodes = {share.node for share in record.plan.nodes}
+        nodes = {share.node for index, share in enumerate(record.plan.nodes) if index not in held.gone}
         asking.nodes |= nodes
         for node in nodes:
             if self._post.reachable(node):

@@ -14,21 +14,25 @@ from typing import Any, Final
 import msgspec
 
 from p2pnn.errors import P2pnnError, PlanError, StorageError, UsageError
-from p2pnn.job import script, work
+from p2pnn.job import script
 from p2pnn.job.actions import (
     Action,
     AskCuts,
+    Compare,
     Decide,
     KeepBlobs,
     MakePart,
     Order,
     PrepareNode,
     Publish,
+    Reassign,
     ReleaseNode,
     Remember,
     Replan,
     ReserveNode,
+    TellAssigned,
 )
+from p2pnn.job.assignment import encode
 from p2pnn.job.plan import Plan
 from p2pnn.job.records import JobRecord, attainable
 from p2pnn.job.recovery import Loss
@@ -38,7 +42,8 @@ from p2pnn.job.takeover import Takeover
 from p2pnn.node import parcels, recovering, starts
 from p2pnn.node.blobs import BlobExchange
 from p2pnn.node.bulletin import Bulletin
-from p2pnn.node.keeping import Keeping, NotKept
+from p2pnn.node.deciding import Deciding
+from p2pnn.node.keeping import Keeping
 from p2pnn.node.links import Post
 from p2pnn.node.planning import Planning
 from p2pnn.node.records import Records
@@ -49,7 +54,6 @@ from p2pnn.wire import messages as wire
 
 log = logging.getLogger("p2pnn.jobs")
 
-KEEP_AGAIN_S: Final = 10.0  # until voters are asked again to keep what a job needs
 LATE_S: Final = 1.0  # a timer that fires later than this says that the process stood still
 
 _reports = msgspec.msgpack.Decoder(script.Report)
@@ -86,7 +90,7 @@ class Supervision:
         self._term = term
         self._alarm = alarm
         self._undecided: set[Supervisor] = set()  # whose first start is
-        self._deciding: list[Supervisor] = []  # whose next start is, once for each that is under way
+        self._deciding = Deciding(post.name, work, keeping, self.led, self._carry_out)
         self._timers: dict[JobId, asyncio.TimerHandle] = {}
         self._back_until = self._now() + recovering.BACK_S
         self._tasks = Tasks()
@@ -113,13 +117,13 @@ class Supervision:
                 waiting.append(action)
         self._undecided.add(supervisor)
         try:
-            await self._decide(job, supervisor)
-            self._must_lead(job, supervisor)
+            await self._deciding.begin(job, supervisor)
+            self._deciding.must_lead(job, supervisor)
         except BaseException as error:
             if self.led.get(job) is supervisor:
                 self._let_go(job)
             if not isinstance(error, P2pnnError):  # whoever asked went away, and it may be decided nevertheless
-                self._tasks.spawn(self._retire(job))
+                self._deciding.retire_undecided(job)
             raise
         finally:
             self._undecided.discard(supervisor)
@@ -130,12 +134,12 @@ class Supervision:
         self._carry_out(job)
 
     def take_over(self, record: JobRecord, spec: JobSpec, found: Takeover, lost: Collection[NodeId] = ()) -> None:
-        """Lead a start that another coordinator began and whose nodes all ran. lost: whose link has broken since, though it may
+        """Lead a start that another coordinator began and whose nodes ran. lost: whose link has broken since, though it may
         be back. Raises msgspec.MsgspecError for an answer that cannot be read; then nothing has changed."""
         members, now = self._members(), self._now()
         supervisor = Supervisor(record, spec, members, now, begins=False)
         supervisor.take_over(found, now)
-        for node in found.nodes:
+        for node in tuple(supervisor.nodes):
             if node in lost or node not in members:
                 supervisor.member_lost(node, "while another node took the job over", now)
                 if node in members:
@@ -184,8 +188,7 @@ class Supervision:
 
     def retire(self, job: JobId) -> None:
         """Have the entry of a job that has ended go; where this node is deposed before, the next coordinator does it."""
-        if job in self._work.entries:
-            self._tasks.spawn(self._retire(job))
+        self._deciding.retire(job)
 
     def receive(self, node: NodeId, message: wire.Message) -> None:
         """What the nodes of starts, and buddies, say."""
@@ -202,7 +205,13 @@ class Supervision:
                     recovering.tell(supervisor, node, message, now)
                     self._carry_out(job)
             case (
-                wire.Waiting() | wire.Granted() | wire.Preparing() | wire.Prepared() | wire.Report() | wire.JobFailed()
+                wire.Waiting()
+                | wire.Granted()
+                | wire.Preparing()
+                | wire.Prepared()
+                | wire.Report()
+                | wire.JobFailed()
+                | wire.ShardWish()
             ):
                 self._receive_of_part(node, message, now)
 
@@ -227,49 +236,8 @@ class Supervision:
 
     async def close(self) -> None:
         self.let_go()
+        await self._deciding.close()
         await self._tasks.close()
-
-    # --- deciding
-
-    async def _decide(self, job: JobId, supervisor: Supervisor) -> None:
-        record, spec = supervisor.record, supervisor.spec
-        assert record.plan is not None
-        await self._keeping.on_voters(job, (record.spec, *spec.initial))
-        self._must_lead(job, supervisor)
-        generation = await self._work.decide(job, lambda generation: work.entry(supervisor.record, generation))
-        supervisor.decided(generation, self._now())
-
-    def _must_lead(self, job: JobId, supervisor: Supervisor) -> None:
-        """Raises NotDecided where the job has ended, or this node does not coordinate any more, since it was to be decided."""
-        if self.led.get(job) is not supervisor:
-            raise NotDecided(f"node {self._post.name} does not lead job {job} any more")
-
-    async def _decide_again(self, job: JobId, supervisor: Supervisor) -> None:
-        try:
-            while True:
-                try:
-                    await self._decide(job, supervisor)
-                    break
-                except NotKept as error:  # voters are away, or their disks full: a job that has run waits for them
-                    supervisor.warn(f"{error}; tried again in {KEEP_AGAIN_S:.0f} s")
-                    self._carry_out(job)
-                    await asyncio.sleep(KEEP_AGAIN_S)
-                    self._must_lead(job, supervisor)
-        except NotDecided as error:
-            log.info("job=%s not decided reason=%s", job, error)
-            return
-        except P2pnnError as error:
-            supervisor.fail(str(error), self._now())
-        finally:
-            self._deciding.remove(supervisor)
-        if self.led.get(job) is supervisor:
-            self._carry_out(job)
-
-    async def _retire(self, job: JobId) -> None:
-        try:
-            await self._work.decide(job, lambda _: None)
-        except P2pnnError as error:
-            log.info("job=%s stays in the charter reason=%s", job, error)
 
     # --- carrying out
 
@@ -319,18 +287,23 @@ class Supervision:
         about = (job, record.generation)
         match action:
             case Decide():
-                self._deciding.append(supervisor)
-                self._tasks.spawn(self._decide_again(job, supervisor))
+                self._deciding.begin_again(job, supervisor)
+            case Reassign():
+                self._deciding.reassign(job, supervisor, action)
+            case TellAssigned(nodes, assignment):
+                held = encode(assignment)
+                for node in nodes:
+                    self._post.send(node, wire.Assigned(*about, held, term))
             case ReserveNode(node):
                 self._post.send(node, wire.Reserve(*about, record.name, term))
             case ReleaseNode(node):
                 self._post.send(node, wire.Release(*about, term))
             case PrepareNode(node, index):
                 self._prepare(supervisor, node, index)
-            case Order(commands, oldest, state):
+            case Order(commands, oldest, state, nodes):
                 data = msgspec.msgpack.encode(commands)
-                for share in record.plan.nodes if record.plan else ():
-                    self._post.send(share.node, wire.Command(*about, data, term, oldest, state))
+                for node in nodes:
+                    self._post.send(node, wire.Command(*about, data, term, oldest, state))
             case KeepBlobs(node, request, blobs, source):
                 self._post.send(node, wire.Keep(job, request, blobs, source))
             case AskCuts() | MakePart():
@@ -341,6 +314,8 @@ class Supervision:
                 self._bulletin.publish(job, record.generation, kind, fields)
             case Replan():
                 self._tasks.spawn(self._replan(job, supervisor))
+            case Compare():
+                self._tasks.spawn(self._compare(job, supervisor, record.generation))
 
     def _prepare(self, supervisor: Supervisor, node: NodeId, index: int) -> None:
         try:
@@ -360,10 +335,27 @@ class Supervision:
         if self.led.get(job) is supervisor:
             self._carry_out(job)
 
+    async def _compare(self, job: JobId, supervisor: Supervisor, start: int) -> None:
+        """Plan a job that runs as if it began now. Where that is not possible it stays as it is."""
+        try:
+            wanted, _ = recovering.wanted(supervisor, self._planning.usable(), anew=False)
+            plan = await self._planning.plan(wanted)
+        except P2pnnError as error:
+            log.info("job=%s stays as it is reason=%s", job, error)
+            return
+        if self.led.get(job) is supervisor and supervisor.record.generation == start and not self._alarm():
+            supervisor.compared(plan, self._now())
+            self._carry_out(job)
+
     def _receive_of_part(self, node: NodeId, message: Any, now: float) -> None:
         supervisor = self.led.get(JobId(message.job))
         is_current = supervisor is not None and supervisor.record.generation == message.generation
-        if supervisor is None or not is_current or supervisor in self._undecided or supervisor in self._deciding:
+        if (
+            supervisor is None
+            or not is_current
+            or supervisor in self._undecided
+            or self._deciding.is_deciding(supervisor)
+        ):
             if isinstance(message, wire.Granted):  # granted to a start that has ended meanwhile
                 self._post.send(node, wire.Release(message.job, message.generation, self._term()))
             return

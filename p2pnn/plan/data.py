@@ -23,7 +23,7 @@ from p2pnn.plan.exchange import Exchange, check_tensors, exchange, server_bytes,
 from p2pnn.plan.pace import Pace, pace
 from p2pnn.plan.profile import Profile
 from p2pnn.plan.roles import Roles, by_speed, place, with_room
-from p2pnn.ps.consistency import check_spec
+from p2pnn.ps.consistency import REPLICAS_MAX, check_spec
 from p2pnn.ps.sharding import cut
 from p2pnn.ps.space import Space
 
@@ -87,6 +87,11 @@ def choose(work: Workload, spec: JobSpec, candidates: Sequence[Profile], links: 
     if spec.node_count:
         candidates = [candidates[n] for n in sorted(fast[: spec.node_count])]
         fast = by_speed(work, candidates)
+    if data.replicas > len(candidates):
+        raise PlanError(
+            f"--replicas {data.replicas} takes as many nodes for each shard, but there {_are(candidates)}; start more, or take "
+            f"--replicas {len(candidates)}"
+        )
     least = exchange(spec, cut(space, data.shards or 1, data.cut))
     fitting = set(with_room(work, spec, least, candidates))
     fast = [n for n in fast if n in fitting]
@@ -105,11 +110,29 @@ def _best_shards(
 ) -> tuple[Exchange, Roles, Pace] | None:
     """As many shards as asked for, or as do not make it slower; None where memory does not suffice for any number."""
     data = settings_of(spec)
+    for copies in [data.replicas] if data.replicas else range(REPLICAS_MAX, 0, -1):
+        best = _best_of(work, spec, space, candidates, workers, links, copies)
+        if best is not None:
+            return best
+    return None
+
+
+def _best_of(
+    work: Workload,
+    spec: JobSpec,
+    space: Space,
+    candidates: Sequence[Profile],
+    workers: Sequence[int],
+    links: Links,
+    copies: int,
+) -> tuple[Exchange, Roles, Pace] | None:
+    """As `_best_shards`, with so many nodes for each shard."""
+    data = settings_of(spec)
     most = min(len(space.entries), space.size, len(candidates))
     found = []
     for count in [data.shards] if data.shards else range(1, most + 1):
         there = exchange(spec, cut(space, count, data.cut))
-        roles = place(work, spec, there, candidates, workers, links)
+        roles = place(work, spec, there, candidates, workers, links, copies, widely=data.replicas > 1)
         if roles is not None and (data.shards or len(set(roles.homes)) == count):
             found.append((there, roles, pace(work, spec, there, roles, links)))
     best = max((speed.samples_per_s for _, _, speed in found), default=0.0)
@@ -165,10 +188,17 @@ def _no_worker(work: Workload, spec: JobSpec, there: Exchange, candidates: Seque
 def _no_server(work: Workload, spec: JobSpec, there: Exchange, candidates: Sequence[Profile]) -> str:
     """What one shard would need beside, or without, the worker of each node."""
     workers = settings_of(spec).workers or 1
-    needed, server = worker_bytes(work, spec, there), server_bytes(spec, there, [0], workers)
+    copies = settings_of(spec).replicas or 1
+    needed, server = worker_bytes(work, spec, there), server_bytes(spec, there, [0], workers, copies)
     rows = [
         f"{p.name} has {size(r)}" for p, r in zip(candidates, limits(candidates, spec.memory_bytes_max), strict=True)
     ]
+    if copies > 1:
+        return (
+            f"not enough nodes have the memory for {copies} replicas of each shard: one of {len(there.push_bytes)} needs "
+            f"{size(server)}, beside {size(needed)} for a worker on the same node, but {', '.join(rows)}; take --replicas 1, ask "
+            "for fewer --workers or more --shards, or add nodes"
+        )
     return (
         f"no node has the memory for a shard: one of {len(there.push_bytes)} needs {size(server)}, beside {size(needed)} for a "
         f"worker on the same node, but {', '.join(rows)}; ask for fewer --workers, more --shards, or add nodes"
@@ -188,7 +218,7 @@ def record(work: Workload, spec: JobSpec, dealt: Dealt, candidates: int) -> Plan
         bitwise=bitwise,
         reasons=tuple(verdict.reasons(spec, there, roles, speed, dealt.fitting, candidates)),
         replicas=tuple(Replica((w,)) for w in range(roles.workers)),
-        shards=tuple(ShardHome((home,)) for home in roles.homes),
+        shards=tuple(ShardHome((home, *roles.backups[shard : shard + 1])) for shard, home in enumerate(roles.homes)),
     )
 
 
@@ -197,17 +227,18 @@ def _shares(work: Workload, spec: JobSpec, dealt: Dealt) -> Iterator[NodeShare]:
     room = limits(roles.nodes, spec.memory_bytes_max)
     needed = worker_bytes(work, spec, there)
     for n, profile in enumerate(roles.nodes):
-        held, computes = roles.shards_of(n), n < roles.workers
+        held, copied, computes = roles.shards_of(n), roles.backups_of(n), n < roles.workers
         elements = sum(there.sharding.shards[shard].size for shard in held)
         yield NodeShare(
             node=profile.node,
             name=profile.name,
-            layers=verdict.role(n if computes else -1, held),
+            layers=verdict.role(n if computes else -1, held, copied),
             parameters=there.sharding.space.size if computes else elements,
-            memory_bytes=needed * computes + server_bytes(spec, there, held, roles.workers),
+            memory_bytes=needed * computes + server_bytes(spec, there, held + copied, roles.workers, roles.copies),
             memory_bytes_max=room[n],
             compute_s=dealt.pace.passes_s[n] if computes else 0.0,
             sends=tuple(_sent(there, roles)) if computes else (),
+            copied_bytes=round(copied_bytes(there, roles, n)),
             why=verdict.why(dealt.pace.passes_s[n] if computes else None, elements / there.sharding.space.size),
         )
 
@@ -219,3 +250,9 @@ def _sent(there: Exchange, roles: Roles) -> Iterator[tuple[str, int, int]]:
         pushed = sum(there.push_bytes[shard] for shard in held) / there.n_push
         fetched = sum(there.pull_bytes[shard] for shard in held) / there.n_fetch
         yield roles.nodes[home].name, round(pushed), round(fetched)
+
+
+def copied_bytes(there: Exchange, roles: Roles, node: int) -> float:
+    """Bytes that this node sends on to backups of its shards per step of all workers."""
+    held = roles.shards_of(node) if roles.backups else []
+    return roles.workers * sum(there.push_bytes[shard] for shard in held) / there.n_push

@@ -162,14 +162,15 @@ def segment_bytes(
     return whole + exchanged + WorkerLayout.of(own, settings(data)).nbytes
 
 
-def server_bytes(spec: JobSpec, there: Exchange, shards: Sequence[int], workers: int) -> int:
-    """Upper bound of what the server that holds these shards takes, for so many workers; 0 for none."""
+def server_bytes(spec: JobSpec, there: Exchange, shards: Sequence[int], workers: int, copies: int = 1) -> int:
+    """Upper bound of what the server that holds these shards takes, for so many workers; 0 for none. copies: nodes that hold
+    each; a backup takes as much as a primary."""
     data, how = settings_of(spec), there.how
     slots = len(SLOTS[OUTER.kind if how.kind == "local" else spec.optimizer.kind])
     scratch = (sums.most(workers) if how.in_rounds else 0) + (data.push != "float32")
     differences = workers * (data.pull != "float32")
     size = sum(there.sharding.shards[shard].byte_count for shard in shards)
-    layout = ServerLayout.of(there.sharding, shards, settings(data), workers)
+    layout = ServerLayout.of(there.sharding, shards, settings(data), workers, copies)
     return layout.arena_bytes + size * (slots + scratch + differences)
 
 

@@ -20,7 +20,7 @@ from p2pnn.job.plan import NodeShare, Plan, Replica, ShardHome
 from p2pnn.job.spec import JobSpec
 from p2pnn.plan import describe, planner, search, verdict
 from p2pnn.plan.cost import Links, Workload, limits, link, memory_bytes, seconds
-from p2pnn.plan.data import TOLERANCE
+from p2pnn.plan.data import TOLERANCE, copied_bytes
 from p2pnn.plan.describe import size
 from p2pnn.plan.exchange import (
     Exchange,
@@ -36,6 +36,7 @@ from p2pnn.plan.partition import best_cuts, stages_max
 from p2pnn.plan.predict import predict
 from p2pnn.plan.profile import Profile
 from p2pnn.plan.roles import Roles, by_speed, place
+from p2pnn.ps.consistency import REPLICAS_MAX
 from p2pnn.ps.sharding import cut, cut_segments
 from p2pnn.ps.space import Space
 from p2pnn.train.schedule import owned_parameters
@@ -154,13 +155,35 @@ def _placed(
     segments: int,
     links: Links,
 ) -> Found | None:
-    """The best cut of so many replicas, and homes for the shards; None where memory does not suffice."""
+    """The best cut of so many replicas, and homes for the shards; None where memory does not suffice.
+
+    A start goes on without a node that only serves, and no other. So unless it is asked for, shards have backups where nodes that
+    compute nothing hold them.
+    """
     replicas = _cut(spec, candidates, fast, count, segments, links)
     if replicas is None:
         return None
-    data, space = settings_of(spec), Space.of(spec.graph)
-    names = owned_parameters(spec.graph, replicas.assignment, segments)
+    data = settings_of(spec)
     passes = _passes(spec, replicas, candidates, links)
+    for copies in [data.replicas] if data.replicas else range(REPLICAS_MAX, 0, -1):
+        found = _best_shards(work, spec, candidates, replicas, passes, links, copies)
+        if found is not None and (data.replicas or copies == 1 or max(found.roles.homes) >= found.roles.computing):
+            return found
+    return None
+
+
+def _best_shards(
+    work: Workload,
+    spec: JobSpec,
+    candidates: Sequence[Profile],
+    replicas: Replicas,
+    passes: CutPasses,
+    links: Links,
+    copies: int,
+) -> Found | None:
+    """As many shards as asked for, or as do not make it slower, with so many nodes for each; None where none fit."""
+    data, space, segments = settings_of(spec), Space.of(spec.graph), replicas.segments
+    names = owned_parameters(spec.graph, replicas.assignment, segments)
     most = max(segments, min(len(space.entries), space.size, len(candidates)))
     room = limits(candidates, spec.memory_bytes_max)
     found: list[Found] = []
@@ -169,7 +192,8 @@ def _placed(
         needs = [segment_bytes(work, spec, there, replicas.assignment, s, replicas.frames) for s in range(segments)]
         if any(needs[place % segments] > room[n] for place, n in enumerate(replicas.nodes)):
             continue
-        roles = place(work, spec, there, candidates, replicas.nodes, links, needs)
+        widely = data.replicas > 1
+        roles = place(work, spec, there, candidates, replicas.nodes, links, copies, widely=widely, needs=needs)
         if roles is not None and (data.shards or shards == segments or len(set(roles.homes)) == shards):
             found.append(Found(there, roles, pace(work, spec, there, roles, links, passes), replicas))
     best = max((one.pace.samples_per_s for one in found), default=0.0)
@@ -283,7 +307,7 @@ def record(work: Workload, spec: JobSpec, found: Found, candidates: int) -> Plan
         bitwise=len({p.fingerprint for p in roles.nodes}) == 1,
         reasons=tuple(reasons),
         replicas=tuple(Replica(tuple(range(r * size_of, (r + 1) * size_of))) for r in range(roles.workers)),
-        shards=tuple(ShardHome((home,)) for home in roles.homes),
+        shards=tuple(ShardHome((home, *roles.backups[shard : shard + 1])) for shard, home in enumerate(roles.homes)),
     )
 
 
@@ -292,10 +316,10 @@ def _shares(work: Workload, spec: JobSpec, found: Found) -> Iterator[NodeShare]:
     room = limits(roles.nodes, spec.memory_bytes_max)
     total = there.sharding.space.size
     for n, profile in enumerate(roles.nodes):
-        held, computes = roles.shards_of(n), n < roles.computing
+        held, copied, computes = roles.shards_of(n), roles.backups_of(n), n < roles.computing
         elements = sum(there.sharding.shards[shard].size for shard in held)
         worker, segment = divmod(n, replicas.segments)
-        memory = server_bytes(spec, there, held, roles.workers)
+        memory = server_bytes(spec, there, held + copied, roles.workers, roles.copies)
         layers = ""
         if computes:
             memory += segment_bytes(work, spec, there, replicas.assignment, segment, replicas.frames)
@@ -304,12 +328,13 @@ def _shares(work: Workload, spec: JobSpec, found: Found) -> Iterator[NodeShare]:
         yield NodeShare(
             node=profile.node,
             name=profile.name,
-            layers=verdict.role(worker if computes else -1, held, layers),
+            layers=verdict.role(worker if computes else -1, held, copied, layers),
             parameters=there.own[segment].space.size if computes else elements,
             memory_bytes=memory,
             memory_bytes_max=room[n],
             compute_s=found.pace.passes_s[n] if computes else 0.0,
             sends=tuple(_sends(work, found, n)) if computes else (),
+            copied_bytes=round(copied_bytes(there, roles, n)),
             why=verdict.why(found.pace.passes_s[n] if computes else None, elements / total),
         )
 
@@ -355,9 +380,15 @@ def _no_room(
     for number, n in enumerate(replicas.nodes):
         needed = segment_bytes(work, spec, there, replicas.assignment, number % segments, replicas.frames)
         rows.append(f"{candidates[n].name} would need {size(needed)} and has {size(room[n])}")
-    shard = max(server_bytes(spec, there, [number], count) for number in range(len(there.push_bytes)))
+    copies = data.replicas or 1
+    shard = max(server_bytes(spec, there, [number], count, copies) for number in range(len(there.push_bytes)))
+    held = (
+        f"{copies} replicas of a shard take up to {size(shard)} more each"
+        if copies > 1
+        else f"a shard takes up to {size(shard)} more"
+    )
     return (
-        f"{verdict.workers(count, segments)} {'do' if count > 1 else 'does'} not fit: {', '.join(rows)}, and a shard takes up "
-        f"to {size(shard)} more on one of them; use smaller micro-batches (--micro-batches), other --workers and --segments, "
-        "or add nodes"
+        f"{verdict.workers(count, segments)} {'do' if count > 1 else 'does'} not fit: {', '.join(rows)}, and {held} on "
+        "one of them; use smaller micro-batches (--micro-batches), other --workers and --segments, "
+        f"{'--replicas 1, ' * (copies > 1)}or add nodes"
     )

@@ -13,6 +13,9 @@ what all processes of one machine compute, over its cores.
 Where a worker is several nodes, each with a segment of the model, its passes are those of the cut model as `predict` plays them,
 each of its nodes exchanges its own segment's parameters, and values and gradients between them are on the same links.
 
+Where shards have backups, each push goes on from the primary to the backup, which makes the update as well; it is answered
+when the backup has it.
+
 What travels while a worker still computes its last backward pass is not taken off (`ssp`, `sync`, `local`): these are a little
 faster.
 """
@@ -102,6 +105,7 @@ class _Round:
         self.own = [worker_s(spec, there, nodes[w], w % roles.segments) for w in self.workers]
         self.spoken = [roles.spoken_by(w) for w in self.workers]
         self.shards = [serve_s(spec, there, shard, nodes[home]) for shard, home in enumerate(roles.homes)]
+        self.backups = [serve_s(spec, there, shard, nodes[backup]) for shard, backup in enumerate(roles.backups)]
         self.machine = [p.machine or f"node {n}" for n, p in enumerate(nodes)]
         self.cores = {self.machine[n]: p.cores if p.machine else 2 for n, p in enumerate(nodes)}
         self.crowded = [self._crowding(work, w, share) for w in self.workers]
@@ -152,6 +156,7 @@ class _Round:
         serving = max((max(s, c), n) for n, (s, c) in enumerate(zip(served, self._over_cores(served), strict=True)))
         fetches = max((self._traffic(n, 0, 1), n) for n in self.nodes)
         trip_s = 4 * HOP_S + self._latency(slowest) + DAEMON_S * max(map(self._messages, self.nodes))
+        trip_s += max((self._held_s(shard) for shard in range(len(self.backups))), default=0.0)
         phases = [
             Bound("cores", crowd, steps * crowd_s) if crowded else Bound("compute", slowest, steps * slowest_s),
             Bound("link", max(pushes, fetches)[1], pushes[0] + fetches[0]),
@@ -175,7 +180,16 @@ class _Round:
         """From a worker's push until its answer is here, if nobody else has one under way: the slowest of its shards."""
         up = sum(self._moved(w, shard, pushed=True) for shard in self.spoken[w])
         down = sum(self._moved(w, shard, pushed=False) for shard in self.spoken[w])
-        return up + max(sum(self.shards[shard]) for shard in self.spoken[w]) + down + self._latency(w) + 4 * HOP_S
+        held = max((self._held_s(shard) for shard in self.spoken[w] if self.backups), default=0.0)
+        served = max(sum(self.shards[shard]) for shard in self.spoken[w])
+        return up + held + served + down + self._latency(w) + 4 * HOP_S
+
+    def _held_s(self, shard: int) -> float:
+        """From a push's last part on the primary until the primary knows that the backup has all of it."""
+        home, backup = self.roles.homes[shard], self.roles.backups[shard]
+        there, back = self._link(home, backup), self._link(backup, home)
+        last = self.there.push_bytes[shard] / self.there.parts[shard] / there.bytes_per_s
+        return last + there.latency_s + back.latency_s + 4 * HOP_S
 
     def _latency(self, w: int) -> float:
         """There and back, of the farthest shard."""
@@ -194,6 +208,12 @@ class _Round:
                     continue
                 up, down = pushed * self._moved(w, shard, pushed=True), fetched * self._moved(w, shard, pushed=False)
                 out, back = (out + up, back + down) if w == n else (out + down, back + up)
+        for shard, backup in enumerate(self.roles.backups):
+            home = self.roles.homes[shard]
+            if n in (home, backup):
+                link = self._link(home, backup)
+                copied = pushed * self.roles.workers * self.there.push_bytes[shard] / link.bytes_per_s
+                out, back = (out + copied, back) if n == home else (out, back + copied)
         return max(out, back)
 
     def _tensors(self, n: int) -> float:
@@ -203,13 +223,15 @@ class _Round:
     def _served(self, n: int, pushed: float, updated: float, fetched: float) -> float:
         """What the process that holds a node's shards computes; updated: per worker, as the others."""
         times = [self.shards[shard] for shard in self.roles.shards_of(n)]
+        times += [(*self.backups[shard][:2], 0.0) for shard in self.roles.backups_of(n)]
         return self.roles.workers * sum(pushed * p + updated * u + fetched * a for p, u, a in times)
 
     def _messages(self, n: int) -> float:
         """How many a node's daemon sends and receives for one push of each worker with its answer."""
         each = [parts + 1 for parts in self.there.parts]
         own = sum(each[shard] for shard in self.spoken[n]) if n in self.workers else 0
-        return own + self.roles.workers * sum(each[shard] for shard in self.roles.shards_of(n))
+        copied = [*self.roles.shards_of(n), *self.roles.backups_of(n)] if self.backups else []
+        return own + self.roles.workers * sum(each[shard] for shard in [*self.roles.shards_of(n), *copied])
 
     def _carried(self, n: int) -> float:
         """What a node's daemon computes: messages, and copies between a worker and a shard that are both here."""

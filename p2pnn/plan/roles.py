@@ -4,7 +4,8 @@ A worker is one node, or several, each with a segment of the model (`plan.hybrid
 
 Workers are the nodes that are fastest with the whole model, unless all with room take part. A shard lies where nobody computes,
 if there is such a node that is not much slower with a push (over its links, and to apply it) than the others, else beside a
-worker; every node gets one before any gets a second. Of equal nodes the one that takes the least time comes first, then the
+worker; every node gets one before any gets a second. Where shards have backups, each lies on another node than its primary, and
+nodes get as many of them as others. Of equal nodes the one that takes the least time comes first, then the
 one whose name does.
 """
 
@@ -30,11 +31,13 @@ UNEQUAL: Final = 1.2
 @dataclass(frozen=True, slots=True)
 class Roles:
     """nodes: those that take part, the workers' first: worker by worker, each in the order of its segments. homes: per shard, an
-    index into nodes. segments: nodes per worker. speaks: per shard, the segment of it that speaks to it; () where all is one."""
+    index into nodes; backups: likewise, () without. segments: nodes per worker. speaks: per shard, the segment of it that speaks
+    to it; () where all is one."""
 
     nodes: tuple[Profile, ...]
     workers: int
     homes: tuple[int, ...]
+    backups: tuple[int, ...] = ()
     segments: int = 1
     speaks: tuple[int, ...] = ()
 
@@ -50,7 +53,16 @@ class Roles:
         return [shard for shard, segment in enumerate(self.speaks) if segment == node % self.segments]
 
     def shards_of(self, node: int) -> list[int]:
+        """Whose primary it is when the run begins."""
         return [shard for shard, home in enumerate(self.homes) if home == node]
+
+    def backups_of(self, node: int) -> list[int]:
+        return [shard for shard, backup in enumerate(self.backups) if backup == node]
+
+    @property
+    def copies(self) -> int:
+        """How many nodes hold each shard."""
+        return 2 if self.backups else 1
 
 
 def pass_s(work: Workload, profile: Profile) -> float:
@@ -86,15 +98,20 @@ def place(
     candidates: Sequence[Profile],
     workers: Sequence[int],
     links: Links,
+    copies: int = 1,
+    *,
+    widely: bool = True,
     needs: Sequence[int] = (),
 ) -> Roles | None:
     """Homes for all shards beside these workers (indices into the candidates, in order); None where memory does not suffice.
 
-    needs: bytes that each segment of a worker takes, where it is cut: `workers` are then their nodes, worker by worker.
+    copies: 2 for a backup of each shard. widely: on nodes that would have no part without it as well. needs: bytes that each
+    segment of a worker takes, where it is cut: `workers` are then their nodes, worker by worker.
     """
     room = limits(candidates, spec.memory_bytes_max)
     needs = needs or [worker_bytes(work, spec, there)]
     segments, speaks = len(needs), there.sharding.segments
+    count = len(workers) // segments
     taken = [0] * len(candidates)
     for place, n in enumerate(workers):
         taken[n] = needs[place % segments]
@@ -109,7 +126,7 @@ def place(
         fits = [
             n
             for n in range(len(candidates))
-            if taken[n] + server_bytes(spec, there, [*held[n], shard], len(workers) // segments) <= room[n]
+            if taken[n] + server_bytes(spec, there, [*held[n], shard], count, copies) <= room[n]
         ]
         if not fits:
             return None
@@ -117,14 +134,39 @@ def place(
         home = min(fits, key=lambda n: (len(held[n]), 2 if taking[n] > bound else int(n in workers), taking[n], n))
         held[home].append(shard)
         homes.append(home)
+    backups: list[int] = []
+    having = [n for n in held if held[n] or n in workers]
+    for shard, home in enumerate(homes if copies > 1 else ()):
+        taking = [_copying_s(spec, there, shard, candidates, home, n, links) for n in range(len(candidates))]
+        fits = [
+            n
+            for n in (held if widely else having)
+            if n != home and taken[n] + server_bytes(spec, there, [*held[n], shard], count, copies) <= room[n]
+        ]
+        if not fits:
+            return None
+        bound = SLOW * min(taking[n] for n in fits)
+        rank = [
+            (len(held[n]), 2 if taking[n] > bound else int(n in workers), taking[n]) for n in range(len(candidates))
+        ]
+        # Of equals the next one behind the primary, so that the last shard's backup is not on a node that has two.
+        backup = min(fits, key=lambda n: (rank[n], (n - home) % len(candidates)))
+        held[backup].append(shard)
+        backups.append(backup)
     used = [*workers, *(n for n in sorted(held) if held[n] and n not in workers)]
-    return Roles(
-        tuple(candidates[n] for n in used),
-        len(workers) // segments,
-        tuple(used.index(n) for n in homes),
-        segments,
-        speaks if segments > 1 else (),
-    )
+    first, second = (tuple(used.index(n) for n in chosen) for chosen in (homes, backups))
+    return Roles(tuple(candidates[n] for n in used), count, first, second, segments, speaks if segments > 1 else ())
+
+
+def _copying_s(
+    spec: JobSpec, there: Exchange, shard: int, candidates: Sequence[Profile], home: int, backup: int, links: Links
+) -> float:
+    """What one push takes from the primary to a backup, and to be applied there."""
+    if backup == home:
+        return 0.0
+    push, update, _ = serve_s(spec, there, shard, candidates[backup])
+    across = link(links, candidates[home].node, candidates[backup].node)
+    return there.push_bytes[shard] / across.bytes_per_s + push + update
 
 
 def _moving_s(

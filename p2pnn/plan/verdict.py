@@ -13,17 +13,25 @@ from p2pnn.plan.roles import Roles
 from p2pnn.ps.consistency import is_bitwise
 
 
-def role(worker: int, shards: Sequence[int], layers: str = "") -> str:
-    """`worker 0; shard 1`, `worker 0: conv1 … fc1; shard 1`, `shards 2, 3`. worker: −1 for none; layers: where it is cut."""
+def role(worker: int, shards: Sequence[int], backups: Sequence[int] = (), layers: str = "") -> str:
+    """`worker 0; shard 1`, `worker 0: conv1 … fc1; shard 1`, `shards 2, 3`, `shard 0 (backup of shard 1)`, `backup of shard 1`.
+    worker: −1 for none; layers: where it is cut."""
     parts = [f"worker {worker}{f': {layers}' if layers else ''}"] if worker >= 0 else []
+    copied = f"backup of {_numbered(backups)}" if backups else ""
     if shards:
-        parts.append(f"shard{'s' * (len(shards) > 1)} {', '.join(map(str, shards))}")
+        parts.append(_numbered(shards) + (f" ({copied})" if copied else ""))
+    elif copied:
+        parts.append(copied)
     return "; ".join(parts)
 
 
 def workers(count: int, segments: int) -> str:
     """`2 workers of 3 nodes each`."""
     return f"{count} workers of {segments} nodes each" if count > 1 else f"one worker of {segments} nodes"
+
+
+def _numbered(shards: Sequence[int]) -> str:
+    return f"shard{'s' * (len(shards) > 1)} {', '.join(map(str, shards))}"
 
 
 def why(compute_s: float | None, share: float) -> str:
@@ -77,6 +85,12 @@ def reasons(spec: JobSpec, there: Exchange, roles: Roles, speed: Pace, fitting: 
         if roles.segments > 1 and count <= roles.segments:
             more = "each part of the model has one of its own"
         yield f"{many}, {'each on another node' if count > 1 else f'on {roles.nodes[roles.homes[0]].name}'}: {more}"
+    if roles.backups:
+        copied = size(roles.workers * there.pushed_per_step)
+        yield (
+            f"each shard has a backup on another node, and an update counts when both hold it: {copied} more travel per step of "
+            "all workers (--replicas 1 leaves that away)"
+        )
     if roles.segments == 1 and not data.workers and roles.workers < fitting:
         yield (
             f"{roles.workers} of {fitting} nodes compute: {spec.micro_batches} micro-batches cannot be shared evenly by more"

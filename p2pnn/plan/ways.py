@@ -187,12 +187,18 @@ def _changes(given: DataParallel) -> Iterator[tuple[str, DataParallel]]:
     """Other settings in words and as a record: those that change the result least first."""
     halves, seldom = "--push-compression bf16 --pull-compression bf16", "--push-every 4 --fetch-every 4"
     asynchronous = "" if given.consistency == "async" else "--consistency async "
-    free = msgspec.structs.replace(given, workers=0, shards=0)
-    if free != given:
+    alone = msgspec.structs.replace(given, replicas=1)
+    free = msgspec.structs.replace(alone, workers=0, shards=0)
+    if alone != given:
+        yield "--replicas 1", alone
+    if free != alone:
         yield "--workers and --shards left away", free
-    for base, more in ((given, ""), (free, " with --workers and --shards left away")):
-        if more and free == given:
-            return
+    bases = [(given, "")]
+    if alone != given:
+        bases.append((alone, " --replicas 1"))
+    if free != alone:
+        bases.append((free, " with --workers and --shards left away"))
+    for base, more in bases:
         for flags, changes in (
             (halves, _HALVES),
             ("--consistency async", _ASYNC),

@@ -11,6 +11,7 @@ each its own, worker 0 evaluates alone: it is its statistics that are saved, so 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from p2pnn.errors import LocalProtocolError
@@ -74,11 +75,16 @@ class Allotment:
 
     # evaluation
 
-    def evaluated(self, count: int) -> range:
-        """Those of a split's `count` micro-batches that this worker evaluates: all workers' are the whole, once, in order."""
+    def evaluated(self, count: int, gone: Collection[int] = ()) -> range:
+        """Those of a split's `count` micro-batches that this worker evaluates: all workers' are the whole, once, in order. gone:
+        workers that take no part."""
+        left = [worker for worker in range(self.workers) if worker not in gone]
+        if self.index not in left:
+            return range(0)
+        place = left.index(self.index)
         if self.apart:
-            return range(0 if self.index else count)
-        return range(self.index * count // self.workers, (self.index + 1) * count // self.workers)
+            return range(0 if place else count)
+        return range(place * count // len(left), (place + 1) * count // len(left))
 
 
 def updates(settings: Settings, workers: int, steps: int) -> int:

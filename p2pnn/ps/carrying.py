@@ -19,6 +19,7 @@ from p2pnn.ps.histogram import Histogram
 from p2pnn.ps.messages import Refusal, Worker
 from p2pnn.ps.roster import Member
 from p2pnn.ps.state import State
+from p2pnn.replication import leases
 from p2pnn.types import NodeId
 from p2pnn.wire.fields import Count, NodeText
 from p2pnn.wire.messages import CloseReason
@@ -47,6 +48,8 @@ class _Worker(msgspec.Struct, array_like=True):
     is_aside: bool
     in_round: Count
     is_out: bool
+    rested: int
+    is_gone: bool
 
 
 class _Head(msgspec.Struct, array_like=True):
@@ -60,6 +63,7 @@ class _Head(msgspec.Struct, array_like=True):
     marks: tuple[Count, Count, Count]
     refused: list[tuple[NodeText, int, str, Count]]
     staleness: tuple[dict[int, int], int, int, int]
+    leases: leases.Table | None
 
 
 _encoder: Final = msgspec.msgpack.Encoder()
@@ -92,6 +96,10 @@ def unpack(state: State, pieces: Iterable[Body]) -> None:
     wanted = sum(array.nbytes for array in places.values()) + len(in_round) * state.staging.nbytes
     if stream.left != wanted:
         raise _wrong(f"{stream.left:,} bytes follow its head, instead of {wanted:,}")
+    if (head.leases is None) != (state.leases is None):
+        raise _wrong("it has leases of the data, or none, unlike this shard")
+    if head.leases is not None and state.leases is not None:
+        state.leases.load(head.leases)
     parameters = np.empty_like(places["parameters"])
     stream.read(parameters.view(np.uint8))
     for array in state.optimizer.state.values():
@@ -132,6 +140,8 @@ def _head(state: State) -> _Head:
             one.worker in guard.set_aside,
             state.round.get(one.worker, 0),
             one.worker in state.out,
+            one.rested,
+            one.worker in state.gone,
         )
         for one in roster.members
     ]
@@ -148,13 +158,14 @@ def _head(state: State) -> _Head:
         (state.marks.marked, state.marks.open, state.marks.server),
         refused,
         (dict(seen.counts), seen.total, seen.sum, seen.max),
+        state.leases.table if state.leases is not None else None,
     )
 
 
 def _load_workers(state: State, head: _Head, refusals: Sequence[Refusal | None]) -> None:
     workers = [Worker(NodeId(one.node), one.incarnation) for one in head.workers]
     members = [
-        Member(worker, one.sequence, why, one.log_number, one.clock, one.taken)
+        Member(worker, one.sequence, why, one.log_number, one.clock, one.taken, rested=one.rested)
         for worker, one, why in zip(workers, head.workers, refusals, strict=True)
     ]
     numbers = [one.number for one in head.workers]
@@ -163,6 +174,8 @@ def _load_workers(state: State, head: _Head, refusals: Sequence[Refusal | None])
     passed = {worker: one.passed for worker, one in zip(workers, head.workers, strict=True) if one.passed >= 0}
     state.marks.load(drawn, passed, *head.marks)
     state.out = {worker for worker, one in zip(workers, head.workers, strict=True) if one.is_out}
+    state.gone.clear()
+    state.gone.update(worker for worker, one in zip(workers, head.workers, strict=True) if one.is_gone)
 
 
 def _wrong(what: str) -> RemoteProtocolError:

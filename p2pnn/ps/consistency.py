@@ -32,6 +32,9 @@ BOUND_MAX: Final = 10_000
 
 SEGMENTS_MAX: Final = 1_000
 
+REPLICAS_MAX: Final = 2
+"""Nodes that hold each shard: a backup more would take as much of the primary's link as all workers' pushes, once more."""
+
 FORMS: Final = "async, ssp:S, sync, or local:H, such as ssp:3 or local:8"
 
 
@@ -132,10 +135,10 @@ def check_spec(spec: JobSpec, workers: int, shards: int) -> None:
     if spec.kind != "train":
         raise UsageError(f"a job of kind {spec.kind} has no gradients to push: parallel = data is for training")
     check_segments(data, cut=spec.parallel == "hybrid")
-    if data.copies != 1:
+    if not 0 <= data.replicas <= REPLICAS_MAX:
         raise UsageError(
-            f"copies = {data.copies}: replication of shards comes later; so far each lives in one process (copies = 1), and where"
-            " that is lost the run goes on from its newest checkpoint"
+            f"replicas = {data.replicas}: each shard lives on 1 node or on {REPLICAS_MAX}; 0 takes {REPLICAS_MAX} where there is"
+            " room for it"
         )
     if spec.schedule != "sync":
         raise UsageError(

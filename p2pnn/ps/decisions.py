@@ -12,6 +12,8 @@ from typing import Final
 import msgspec
 
 from p2pnn.errors import RemoteProtocolError
+from p2pnn.ps.messages import Refusal
+from p2pnn.replication.leases import Wish
 from p2pnn.wire.fields import Count, Name
 from p2pnn.wire.messages import CloseReason
 
@@ -49,7 +51,30 @@ class Strike(msgspec.Struct, frozen=True, array_like=True, tag=5):
     refusal: Name
 
 
-Decision = Take | Close | Draw | Serve | Strike
+class Grant(msgspec.Struct, frozen=True, array_like=True, tag=6):
+    """A worker's wish for batches, or the same once more since some are free now (`replication.leases`)."""
+
+    worker: Count
+    wish: Wish
+
+
+class Rest(msgspec.Struct, frozen=True, array_like=True, tag=7):
+    """A worker has nothing to train after so many pushes: nobody waits for it until its next one."""
+
+    worker: Count
+    pushes: Count
+
+
+class Leave(msgspec.Struct, frozen=True, array_like=True, tag=8):
+    """A worker is gone for good."""
+
+    worker: Count
+
+
+Own = Draw | Serve | Strike | Rest | Leave
+"""What can be ordered at any time and does no harm twice."""
+
+Decision = Take | Close | Grant | Own
 
 _encoder: Final = msgspec.msgpack.Encoder()
 _decoder: Final = msgspec.msgpack.Decoder(Decision)
@@ -63,6 +88,13 @@ def encode(decision: Decision) -> bytes:
 def decode(head: bytes) -> Decision:
     """Raises RemoteProtocolError for bytes that are no decision."""
     try:
-        return _decoder.decode(head)
+        decision = _decoder.decode(head)
+        if isinstance(decision, Take | Strike) and decision.refusal:
+            Refusal[decision.refusal]
+        return decision
+    except KeyError:
+        raise RemoteProtocolError(
+            CloseReason.MALFORMED, "an entry of a shard's log refuses a push for no reason"
+        ) from None
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
         raise RemoteProtocolError(CloseReason.MALFORMED, f"an entry of a shard's log cannot be read: {error}") from None

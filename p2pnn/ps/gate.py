@@ -9,6 +9,7 @@ memory is bounded by the plan.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 from p2pnn.job.plan import Plan
 from p2pnn.ps.layout import LANDINGS, Run, ServerLayout, WorkerLayout
@@ -111,6 +112,10 @@ class ValuesGate:
         self._primaries = [home.nodes[0] for home in plan.shards]
         self._lent: Counter[int] = Counter()
         self._taken: Counter[int] = Counter()
+
+    def assigned(self, primaries: Sequence[int]) -> None:
+        """These nodes of the plan are the shards' primaries from now on."""
+        self._primaries = list(primaries)
 
     def lend(self, shard: int) -> None:
         """The place whose turn it is next, of those that are not lent, is the daemon's until values lie in it whole."""

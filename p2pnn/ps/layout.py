@@ -187,10 +187,9 @@ class WorkerLayout:
 
 
 def server_layout(spec: JobSpec, plan: Plan, index: int) -> ServerLayout:
-    """Of node `index`, which serves some of the plan's shards."""
-    served = plan.served_by(index)
-    data = _data(spec)
-    return ServerLayout.of(shardings_of(spec, plan)[0], served, settings(data), len(plan.replicas), data.copies)
+    """Of node `index`, which holds some of the plan's shards. A backup has all that it would need as the primary."""
+    served, workers = plan.served_by(index), len(plan.replicas)
+    return ServerLayout.of(shardings_of(spec, plan)[0], served, settings(_data(spec)), workers, plan.copies)
 
 
 def worker_layout(spec: JobSpec, plan: Plan, index: int, start: int = 0) -> WorkerLayout:

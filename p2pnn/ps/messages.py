@@ -81,11 +81,16 @@ class Pull:
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """The worker has drawn the mark `sequence` (a number of the script, which rises), and needs no more values of before."""
+    """The worker has drawn the mark `sequence` (a number of the script, which rises), and needs no more values of before.
+
+    rests: it has nothing to train after `pushes` pushes.
+    """
 
     worker: Worker
     generation: int
     sequence: int
+    rests: bool = False
+    pushes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

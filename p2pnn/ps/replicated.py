@@ -27,10 +27,11 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from typing import Any, Final
 
-from p2pnn.errors import LocalProtocolError
+from p2pnn.errors import LocalProtocolError, RemoteProtocolError
 from p2pnn.ps.answers import Due
 from p2pnn.ps.carrying import pack, unpack
-from p2pnn.ps.decisions import Close, Decision, Draw, Serve, Strike, Take, decode, encode
+from p2pnn.ps.decisions import Close, Decision, Draw, Leave, Own, Rest, Serve, Strike, Take, decode, encode
+from p2pnn.ps.granting import Leased
 from p2pnn.ps.layout import WINDOW, window
 from p2pnn.ps.messages import Answer, Pull, Push, Worker
 from p2pnn.ps.shard import Shard
@@ -39,6 +40,7 @@ from p2pnn.ps.state import State
 from p2pnn.replication.configuration import Configuration, Member
 from p2pnn.replication.holding import Parcel, Role
 from p2pnn.replication.holding import Shard as Name
+from p2pnn.replication.leases import Wish
 from p2pnn.replication.limits import Limits, Timing
 from p2pnn.replication.log import SHARD
 from p2pnn.replication.outcomes import (
@@ -53,9 +55,11 @@ from p2pnn.replication.replica import Replica
 from p2pnn.replication.staging import Body
 from p2pnn.types import NodeId
 from p2pnn.wire.fields import Message
-from p2pnn.wire.messages import Forward
+from p2pnn.wire.messages import CloseReason, Forward
 
 SLOTS: Final = window(2)
+
+_Key = tuple[str, int, bool]
 
 Event = Propose | FetchConfiguration | Serving
 """For the owner: the first two as of `replication`; from Serving on workers are answered."""
@@ -89,8 +93,8 @@ class ReplicatedShard(Shard):
         self._applied = 0
         self._begins_at = 0  # the log's last entry when this process became the primary
         self._closing = 0
-        self._own: dict[tuple[str, int, bool], Draw | Serve] = {}  # to be ordered
-        self._told: dict[tuple[str, int, bool], int] = {}  # that was ordered
+        self._own: dict[_Key, Draw | Serve | Rest | Leave] = {}  # to be ordered
+        self._told: dict[_Key, int] = {}  # that was ordered
         self._leaving: Counter[tuple[int, int]] = Counter()  # by push: what is sent from its slot now
         self._copied: Counter[NodeId] = Counter()  # bytes on their way to a learner
 
@@ -143,6 +147,20 @@ class ReplicatedShard(Shard):
             super().mark(worker, sequence, now)
             self._pump(now)
 
+    def rest(self, worker: Worker, pushes: int, now: float) -> None:
+        if self.is_primary:
+            super().rest(worker, pushes, now)
+            self._pump(now)
+
+    def wish(self, worker: Worker, wish: Wish, now: float) -> None:
+        if self.is_primary:
+            super().wish(worker, wish, now)
+
+    def leave(self, worker: Worker, now: float) -> None:
+        if self.is_primary:
+            super().leave(worker, now)
+            self._pump(now)
+
     def served(self, sequence: int, now: float = 0.0) -> None:
         if self.is_primary:
             super().served(sequence, now)
@@ -175,6 +193,9 @@ class ReplicatedShard(Shard):
 
     def next_answer(self, now: float) -> Answer | None:
         return self._answers.next(self.generation, self._may_leave) if self.is_serving else None
+
+    def next_leased(self) -> Leased | None:
+        return super().next_leased() if self.is_serving else None
 
     def next_event(self) -> Event | None:
         return self._events.popleft() if self._events else None
@@ -220,15 +241,15 @@ class ReplicatedShard(Shard):
             else:
                 self.replica.accept(number, sequence, now, head)
 
-    def _order_own(self, decision: Draw | Serve | Strike, now: float) -> None:
+    def _order_own(self, decision: Own, now: float) -> None:
         """Marks wait until this process serves. A worker's strikes before that do not count."""
         if isinstance(decision, Strike):
             if self.is_serving and self._may_order(decision):
                 self._order(decision, now)
             return
-        key = ("draw", decision.worker, decision.passed) if isinstance(decision, Draw) else ("serve", SHARD, True)
-        if decision.mark > self._told.get(key, 0):
-            self._told[key] = decision.mark
+        key, rank = _rank(decision)
+        if rank > self._told.get(key, 0):
+            self._told[key] = rank
             self._own[key] = decision
 
     def _order_rest(self, now: float) -> None:
@@ -287,6 +308,8 @@ class ReplicatedShard(Shard):
                 self.replica.state_taken(event.number, pack(self.state), now)
             else:
                 decision = decode(event.head)
+                if isinstance(decision, Take):
+                    self._check(event)
                 if not self.state.can_apply(decision):
                     break
                 self._apply(decision, self._roster.worker(event.worker), event.sequence, now)
@@ -295,6 +318,13 @@ class ReplicatedShard(Shard):
             self._committed.popleft()
             moved = True
         return moved
+
+    def _check(self, entry: Apply) -> None:
+        """Raise RemoteProtocolError for a push that cannot be the next of its worker: the primary is none."""
+        worker = self._roster.worker(entry.worker)
+        if worker is None or entry.sequence != self.state.taken(worker) + 1:
+            what = f"entry {entry.number} of a shard's log is push {entry.sequence} of worker {entry.worker}, which is not next"
+            raise RemoteProtocolError(CloseReason.MALFORMED, what)
 
     # --- inside
 
@@ -309,9 +339,11 @@ class ReplicatedShard(Shard):
         """As another primary, or as none: nobody waits here any more."""
         for worker in self._inbox.workers:
             self._inbox.drop(worker)
-        for waiting in (self._held, self._awaiting, self._own, self._told):
+        self._withheld.clear()
+        for waiting in (self._own, self._told):
             waiting.clear()
         self._answers.clear()
+        self._granting.clear()
         self._closing = 0
         self._begins_at = self.replica.log.last
 
@@ -321,6 +353,14 @@ class ReplicatedShard(Shard):
             return True
         number, freed = self._roster.number(due.worker), due.sequence + WINDOW - SLOTS
         return not any(worker == number and sequence <= freed for worker, sequence in self._leaving)
+
+
+def _rank(decision: Draw | Serve | Rest | Leave) -> tuple[_Key, int]:
+    """Of decisions with one key the one that counts most is the last."""
+    if isinstance(decision, Serve):
+        return ("serve", SHARD, True), decision.mark
+    rank = decision.mark if isinstance(decision, Draw) else decision.pushes + 1 if isinstance(decision, Rest) else 1
+    return (type(decision).__name__, decision.worker, not isinstance(decision, Draw) or decision.passed), rank
 
 
 class Taken:

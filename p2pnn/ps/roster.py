@@ -18,7 +18,7 @@ from p2pnn.ps.messages import Refusal, Worker
 @dataclass(slots=True)
 class Member:
     """sequence: the last logged push; refusal, log_number: what became of it. taken: how many were applied. heard: when the last
-    was logged, −1 before. request: of its newest pull.
+    was logged, −1 before. request: of its newest pull. rested: after how many pushes it had nothing to train; −1 before.
     """
 
     worker: Worker
@@ -29,6 +29,12 @@ class Member:
     taken: int = 0
     heard: float = -1.0
     request: int = 0
+    rested: int = -1
+
+    @property
+    def is_resting(self) -> bool:
+        """Whether that was after its last push."""
+        return self.rested == self.sequence
 
 
 class Roster:

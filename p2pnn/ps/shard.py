@@ -3,8 +3,9 @@
     arrived     a part of a push lies in its slot
     pull        a worker wants values alone
     mark        a worker has drawn a mark, and has what it wants of that moment; served: so has the server
+    wish        a worker wants batches to train, where this shard deals them out; rest: it has none; leave: it is gone
     work        decide one push, or one round of them; False while there is nothing to decide
-    next_answer what to send now; answer_sent: it has left
+    next_answer what to send now; answer_sent: it has left; next_leased: to wishes
     set_workers who takes part
 
 A push runs through these states, and touches the parameters in the last but one of them: coming (a slot in `inbox`), whole,
@@ -30,7 +31,8 @@ from p2pnn.job.spec import Optimizer
 from p2pnn.ps.answers import Answers, Due
 from p2pnn.ps.compression import Buffer, new
 from p2pnn.ps.consistency import Settings
-from p2pnn.ps.decisions import Close, Decision, Draw, Serve, Strike, Take
+from p2pnn.ps.decisions import Close, Decision, Draw, Grant, Leave, Own, Rest, Serve, Strike, Take
+from p2pnn.ps.granting import Granting, Leased
 from p2pnn.ps.guard import Guard
 from p2pnn.ps.inbox import Inbox
 from p2pnn.ps.layout import WINDOW, part_sizes
@@ -41,6 +43,8 @@ from p2pnn.ps.sharding import ShardRange
 from p2pnn.ps.space import Flat
 from p2pnn.ps.staging import Slot, Staged
 from p2pnn.ps.state import State
+from p2pnn.ps.withheld import Withheld
+from p2pnn.replication.leases import LeaseTable, Wish
 from p2pnn.train.optimizers import Combine, combine
 
 
@@ -48,6 +52,7 @@ class Shard:
     """initial: float32[the shard's size], copied. optimizer: the job's (`local` takes `Settings.outer` here). steps: the updates
     that the run will make, for schedules that end. slot: where pushes lie (`layout.Slots`), by the worker's place in `workers`;
     window: how many slots it has. buffer: for what is sent from where it lies: versions, and compressed answers. did: see `Did`.
+    leases: of the batches, where this shard deals them out.
     """
 
     def __init__(
@@ -66,6 +71,7 @@ class Shard:
         combine: Combine = combine,
         window: int = WINDOW,
         did: Did = lambda *_: None,
+        leases: LeaseTable | None = None,
     ) -> None:
         self._settings, self._how = settings, settings.consistency
         self.state = State(
@@ -80,13 +86,14 @@ class Shard:
             guard=guard,
             combine=combine,
             window=window,
+            leases=leases,
         )
         self._roster, self._guard, self._marks = self.state.roster, self.state.guard, self.state.marks
         self._inbox = Inbox(part_sizes(shard, settings.push), self._roster, self.state.staging)
         self._answers = Answers(self.state.versions, settings.pull, lambda: self.state.clock, buffer)
         self.generation = generation
-        self._held: dict[Worker, Due] = {}  # answers that a bound (ssp), its round or the warm start holds back
-        self._awaiting: dict[Worker, tuple[Due, int]] = {}  # pulls, and the mark at which they are answered
+        self._withheld = Withheld(self.state, settings, self._answers)
+        self._granting = Granting(self.state)
         self._zeros: Counter[Worker] = Counter()  # pushes in a row, to the newest, that were all zero
         self._did = did
 
@@ -100,7 +107,7 @@ class Shard:
         """Give an entry its place; it is applied when it is safe there."""
         self._apply(decision, worker, sequence, now)
 
-    def _order_own(self, decision: Draw | Serve | Strike, now: float) -> None:
+    def _order_own(self, decision: Own, now: float) -> None:
         """The same, of what can be ordered at any time and does no harm twice."""
         self._order(decision, now)
 
@@ -123,6 +130,8 @@ class Shard:
 
     def arrived(self, push: Push, now: float) -> None:
         """A part of a push lies in its slot, all of it; or nothing was received, because the part is known (`gate`)."""
+        if push.worker in self.state.gone:
+            return
         why = self._inbox.unwelcome(push, self.generation, self._guard.set_aside)
         if why is not None:
             self._turn_away(push, why, now)
@@ -140,13 +149,15 @@ class Shard:
     def _repeated(self, push: Push) -> None:
         """A push that is decided comes again: it is answered again, unless its answer is held back."""
         is_last = push.sequence == self._roster[push.worker].sequence and self._inbox.is_last(push)
-        if is_last and push.worker not in self._held:
+        if is_last and push.worker not in self._withheld:
             self._decided(push.worker, push)
-            self._release()
+            self._withheld.release()
 
     def pull(self, pull: Pull, now: float) -> None:
         """A worker wants values alone, now or at a mark, which it draws with that."""
         worker = pull.worker
+        if worker in self.state.gone:
+            return
         if worker not in self._roster or pull.generation != self.generation:
             why = Refusal.STALE_GENERATION if worker in self._roster else Refusal.UNKNOWN
             self._answers.add(Due(worker, request=pull.request, refusal=why, fetch=False))
@@ -154,21 +165,28 @@ class Shard:
         if pull.request < self._roster[worker].request:
             return  # it was overtaken by the one that counts now
         self._roster[worker].request = pull.request
-        if worker in self._held and self._held[worker].request:
-            del self._held[worker]
-        due = Due(worker, request=pull.request, have=pull.have)
+        self._withheld.pulled(Due(worker, request=pull.request, have=pull.have), pull.after)
         if pull.after:
-            self._awaiting[worker] = due, pull.after
             self._draw(worker, pull.after, now, passed=False)
-            self._answer_marked()
-        elif self._is_cold(worker):
-            self._held[worker] = due
-        else:
-            self._answers.add(due)
+            self._withheld.release()
 
     def mark(self, worker: Worker, sequence: int, now: float) -> None:
         """The worker has drawn this mark, and needs no more values of before; what it pushes from now on is behind it."""
         self._draw(worker, sequence, now, passed=True)
+
+    def rest(self, worker: Worker, pushes: int, now: float) -> None:
+        """The worker has nothing to train after so many pushes, all of which are acknowledged: no bound waits for it."""
+        if worker in self._roster and self._roster[worker].rested < pushes:
+            self._order_own(Rest(self._roster.number(worker), pushes), now)
+
+    def wish(self, worker: Worker, wish: Wish, now: float) -> None:
+        """The worker wants batches to train; `next_leased` answers when there are any, or are none."""
+        self._granting.wish(worker, wish)
+
+    def leave(self, worker: Worker, now: float) -> None:
+        """The worker is gone, and never comes back: nobody waits for it, and others get what it had to train."""
+        if worker in self._roster and worker not in self.state.gone:
+            self._order_own(Leave(self._roster.number(worker)), now)
 
     def served(self, sequence: int, now: float = 0.0) -> None:
         """The server has done what it has to do at this mark, which all workers had drawn (`is_marked`)."""
@@ -198,6 +216,10 @@ class Shard:
         """Decide one push or close one round; False where nothing can be done until another fact comes in."""
         if self._is_closing():
             return False
+        if (grant := self._granting.next()) is not None and self._may_order(grant):
+            self._granting.ordered(grant)
+            self._order(grant, now)
+            return True
         if self._how.in_rounds and self._close_round(now):
             return True
         next_of = self._next_in_round if self._how.in_rounds else self._next
@@ -246,7 +268,8 @@ class Shard:
 
     def _apply(self, decision: Decision, worker: Worker | None, sequence: int, now: float) -> None:
         """An entry has its place for good. Its answers may leave."""
-        state, aside, version = self.state, len(self._guard.set_aside), self.state.versions.number
+        state, out = self.state, len(self._guard.set_aside) + len(self.state.gone)
+        version = state.versions.number
         if isinstance(decision, Take | Close):
             self._did(Phase.LOGGED, worker, sequence, version)
         found = state.apply(worker, sequence, decision, now)
@@ -258,20 +281,25 @@ class Shard:
             if staged is not None:
                 self._inbox.close(staged)  # its worker hears of it by the answer, so its slot stays as it is
                 self._decided(decided, staged.header)
-        if len(self._guard.set_aside) > aside:
-            for bad in self._guard.set_aside:
-                self._inbox.drop(bad)
-        self._answer_marked()
-        self._release()
+        if isinstance(decision, Grant):
+            self._granting.applied(decision)
+        if len(self._guard.set_aside) + len(state.gone) > out:
+            self._drop_those_out()
+        self._withheld.release()
+
+    def _drop_those_out(self) -> None:
+        """What is here of workers that were set aside or are gone."""
+        for worker in self._guard.set_aside | self.state.gone:
+            self._inbox.drop(worker)
+        for worker in self.state.gone:
+            self._answers.drop(worker)
+            self._granting.drop(worker)
+            self._withheld.drop(worker)
 
     def _decided(self, worker: Worker, push: Push) -> None:
         """Answer a push that is decided, now or when nothing holds the answer back any more."""
         member = self._roster[worker]
-        due = Due(worker, member.sequence, 0, member.refusal, member.log_number, push.fetch, push.have)
-        if worker not in self._guard.set_aside and (self._how.kind == "ssp" or worker in self.state.out):
-            self._held[worker] = due
-        else:
-            self._answers.add(due)
+        self._withheld.pushed(Due(worker, member.sequence, 0, member.refusal, member.log_number, push.fetch, push.have))
 
     # who is welcome, and who waits
 
@@ -283,29 +311,9 @@ class Shard:
             elif why is Refusal.STALE_GENERATION:
                 self._guard.refuse(push.worker, why, 0)
             member = self._roster.get(push.worker)
-            if push.worker not in self._held:
+            if push.worker not in self._withheld:
                 sequence, log_number = (member.sequence, member.log_number) if member else (0, 0)
                 self._answers.add(Due(push.worker, sequence, 0, why, log_number, fetch=False))
-
-    def _is_cold(self, worker: Worker) -> bool:
-        """Whether the first worker, of those that are not set aside, is still to train alone."""
-        first = next((w for w in self._roster.workers if w not in self._guard.set_aside), worker)
-        alone = worker != first and first not in self._marks.ahead
-        return alone and self.state.versions.number < self._settings.warm_start
-
-    def _answer_marked(self) -> None:
-        for worker, (due, after) in list(self._awaiting.items()):
-            if self.is_marked(after):
-                del self._awaiting[worker]
-                self._answers.add(due)
-
-    def _release(self) -> None:
-        """Answer those whom no bound holds back any more."""
-        clock, state = self.state.clock, self.state
-        for worker in list(self._held):
-            ahead = self._how.kind == "ssp" and self._roster[worker].clock - clock > self._how.bound
-            if worker in self._guard.set_aside or not (ahead or worker in state.out or self._is_cold(worker)):
-                self._answers.add(self._held.pop(worker))
 
     def set_workers(self, generation: int, workers: Sequence[Worker], now: float) -> None:
         """From now on these take part, in this order; pushes that were not logged are dropped where the generation is new, and
@@ -320,20 +328,27 @@ class Shard:
         for worker in gone:
             self._answers.drop(worker)
             self._zeros.pop(worker, None)
-            self._held.pop(worker, None)
-            self._awaiting.pop(worker, None)
+            self._withheld.drop(worker)
         self.generation = generation
-        for worker in refused & set(self._held):
-            self._answers.add(self._held.pop(worker))
+        for worker in refused:
+            self._withheld.let_go(worker)
         if workers:
-            self._answer_marked()
-            self._release()
+            self._withheld.release()
 
     # answers, and what else goes out
 
     def next_answer(self, now: float) -> Answer | None:
         """Something to send. Its values are read now, from the newest version."""
         return self._answers.next(self.generation)
+
+    def next_leased(self) -> Leased | None:
+        """An answer to a wish, to be sent."""
+        return self._granting.next_leased()
+
+    @property
+    def is_deserted(self) -> bool:
+        """Whether it deals out data that nobody is left to train: all have said that they train nothing any more."""
+        return self._granting.is_deserted
 
     def answer_sent(self, answer: Answer, now: float) -> None:
         """The answer has left, or its link is broken: its memory may change."""

@@ -14,7 +14,7 @@ import numpy as np
 from p2pnn.job.spec import Optimizer
 from p2pnn.ps.compression import Buffer, codec, new
 from p2pnn.ps.consistency import Settings
-from p2pnn.ps.decisions import Close, Decision, Draw, Serve, Strike, Take
+from p2pnn.ps.decisions import Close, Decision, Draw, Grant, Leave, Rest, Serve, Strike, Take
 from p2pnn.ps.guard import Guard
 from p2pnn.ps.histogram import Histogram
 from p2pnn.ps.layout import WINDOW, part_sizes
@@ -27,12 +27,13 @@ from p2pnn.ps.space import Flat
 from p2pnn.ps.staging import Slot, Staging
 from p2pnn.ps.summing import Summing
 from p2pnn.ps.versions import Versions, buffers
+from p2pnn.replication.leases import LeaseTable
 from p2pnn.train.optimizers import Combine, combine
 
 
 class State:
     """As of `shard.Shard`. round: worker → its push that is in the open round. out: whose push was refused in it. window: slots
-    of a worker. written: how many entries were no pushes.
+    of a worker. written: how many entries were no pushes. gone: workers that are lost. leases: of the shard that deals out data.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class State:
         guard: Guard | None = None,
         combine: Combine = combine,
         window: int = WINDOW,
+        leases: LeaseTable | None = None,
     ) -> None:
         how = settings.consistency
         self._shard, self._settings, self._how = shard, settings, how
@@ -62,6 +64,8 @@ class State:
         self.staging = Staging(part_sizes(shard, settings.push), workers, slot, window)
         self.round: dict[Worker, int] = {}
         self.out: set[Worker] = set()
+        self.gone: set[Worker] = set()
+        self.leases = leases
         self.staleness = Histogram()
         self.written = 0
         self._codec = codec(settings.push)
@@ -94,6 +98,8 @@ class State:
     def age(self, worker: Worker, based_on: int, based_clock: int) -> Refusal | None:
         """Why not to take a push now for what it is based on, if so."""
         staleness = self.versions.number - based_on
+        if worker in self.gone:
+            return Refusal.UNKNOWN
         if worker in self.guard.set_aside:
             return Refusal.SET_ASIDE
         if staleness < 0 or worker in self.out:
@@ -130,12 +136,33 @@ class State:
                 struck = self.roster.worker(number)
                 if struck is not None:
                     self._refuse(struck, Refusal[refusal])
+            case Grant(number, wish):
+                decided = []
+                wishing = self.roster.worker(number)
+                if self.leases is not None and wishing is not None and wishing not in self.gone:
+                    self.leases.wish(number, wish, len(self.training))
+                    if wish.quits:
+                        self.leases.lost(number, self.roster[wishing].sequence, self._settings.n_push)
+            case Rest(number, pushes):
+                decided = []
+                resting = self.roster.worker(number)
+                if resting is not None:
+                    self.roster[resting].rested = max(pushes, self.roster[resting].rested)
+            case Leave(number):
+                decided = []
+                leaving = self.roster.worker(number)
+                if leaving is not None:
+                    self._leave(leaving)
         self.written += 1
         return decided
 
     # pushes
 
     def _take(self, worker: Worker, sequence: int, take: Take, now: float) -> list[Worker]:
+        member = self.roster[worker]
+        if member.is_resting:
+            # It begins anew from the values that it has now, as one that joins: what it missed is nothing to wait for.
+            member.clock = max(member.clock, take.based_clock)
         why = self.age(worker, take.based_on, take.based_clock)
         if why is None and take.refusal:
             why = Refusal[take.refusal]
@@ -194,17 +221,32 @@ class State:
             self._refuse(worker, why)
 
     def _refuse(self, worker: Worker, why: Refusal) -> None:
-        others = sum(w != worker and w not in self.guard.set_aside for w in self.roster.workers)
+        others = sum(other != worker for other in self.training)
         if self.guard.refuse(worker, why, others):
             self.round.pop(worker, None)
-            self._drawn(self.marks.set_workers(w for w in self.roster.workers if w not in self.guard.set_aside))
+            self._drawn(self.marks.set_workers(self.training))
+
+    def _leave(self, worker: Worker) -> None:
+        """It takes no part any more. Its numbers and slots stay its own, since the others' depend on them."""
+        self.gone.add(worker)
+        self.round.pop(worker, None)
+        self.out.discard(worker)
+        if self.leases is not None:
+            self.leases.lost(self.roster.number(worker), self.roster[worker].sequence, self._settings.n_push)
+        self._drawn(self.marks.set_workers(self.training))
 
     # who takes part
 
     @property
     def left(self) -> set[Worker]:
         """Those for whom nobody waits now."""
-        return self.guard.set_aside | self.marks.ahead
+        resting = {member.worker for member in self.roster.members if member.is_resting}
+        return self.guard.set_aside | self.gone | self.marks.ahead | resting
+
+    @property
+    def training(self) -> list[Worker]:
+        """Those that are neither gone nor set aside."""
+        return [w for w in self.roster.workers if w not in self.gone and w not in self.guard.set_aside]
 
     @property
     def clock(self) -> int:
@@ -222,7 +264,7 @@ class State:
         self.staging.set_workers(workers)
         self._summing.grow(len(workers))
         if workers:
-            self._drawn(self.marks.set_workers(w for w in workers if w not in self.guard.set_aside))
+            self._drawn(self.marks.set_workers(self.training))
         return gone
 
     def _drawn(self, by_all: bool) -> None:

@@ -14,6 +14,8 @@ optimizer between pushes, and what is pushed is the difference that they made. B
     begin_step       True: compute a step from `parameters`; False: not yet (ask again after the next answer)
     gradient_ready   a parameter's gradient lies in `gradient`: it is accrued, and what it completes may leave
     end_step         all are there
+    rest             there is nothing to train: no bound waits for this worker until its next push
+    acknowledged     which steps are decided by all shards
     settle, mark     push what is left; draw a mark (`messages`), and ask for the values of that moment
     has_values       they are here; install: put them in place
     next_message     what to send next over which shard's link; sent: its bytes have left
@@ -24,7 +26,7 @@ optimizer between pushes, and what is pushed is the difference that they made. B
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Container
 from typing import Final
 
@@ -51,6 +53,8 @@ RETRY_S: Final = 30.0
 class Replica:
     """parameters, gradient: float32 of the whole space; the caller reads the one and writes the other, by `Space.views`. They may
     be given, so that an engine computes where they lie.
+
+    acknowledged: how many steps all shards have decided, by `step`, and in how many pushes.
 
     sharding: of this replica's own space (`Space.only` where a replica is cut into segments, each of which is one of these).
     optimizer: of the H local steps, unused otherwise; steps: how many of its own the run will take in all, step: how many were
@@ -103,6 +107,12 @@ class Replica:
         self._left = False
         self._note_due, self._note_tries = False, 0
         self._note_retry_at: float | None = None
+        self._rests = False
+        self._begun = 0  # pushes
+        self._unsure: deque[tuple[int, int]] = (
+            deque()
+        )  # (push, steps that it and those before it hold), not known as decided
+        self.acknowledged = step, 0
         self._missing: set[int] | None = None  # parameters without gradient in the step that is under way
         for port in self._ports:
             port.ask()
@@ -113,6 +123,10 @@ class Replica:
         """Begin a step if it may begin. Then `parameters` stays as it is until `gradient_ready` or `end_step` changes it."""
         if self._missing is not None:
             raise LocalProtocolError(f"step {self.step} has not ended")
+        if self._rests:
+            self._rests = False
+            for port in self._ports:
+                port.ask()
         settings, step = self._settings, self.step
         pushing = self._since + 1 == settings.consistency.local_steps if self._local else step % settings.n_push == 0
         if self.ended is not None or not self._may_begin() or (pushing and not self._has_room()):
@@ -126,6 +140,8 @@ class Replica:
             fetch = settings.consistency.waits or (step + 1) % settings.n_fetch == 0
             for port in self._ports:
                 port.begin_push(fetch, step if settings.consistency.kind == "sync" else None)
+            self._begun += 1
+            self._unsure.append((self._begun, step + 1))
         self._pushing, self._missing = pushing, set(range(len(self._pieces)))
         return True
 
@@ -198,6 +214,15 @@ class Replica:
             raise LocalProtocolError(f"step {self.step} cannot be left out for step {step}")
         self.step = step
 
+    # batches that come as they are asked for (`leasing`)
+
+    def rest(self) -> None:
+        """There is nothing to train, and `settle` said True. Where workers wait for one another, say that nobody is to wait for
+        this one. The next step begins from fresh values."""
+        if self._settings.consistency.kind == "ssp" and not self._rests and not self._left:
+            self._rests = self._note_due = True
+            self._note_tries = 0
+
     # marks
 
     def settle(self, now: float) -> bool:
@@ -213,6 +238,8 @@ class Replica:
         return not (self._since or self.unacknowledged or self._fetching)
 
     def _push_rest(self) -> None:
+        self._begun += 1
+        self._unsure.append((self._begun, self.step))
         for port in self._ports:
             port.begin_push(self._settings.consistency.waits)
         if self._local:
@@ -287,7 +314,7 @@ class Replica:
         if self._note_due:
             self._note_due = False
             self._note_retry_at = now + self._retry_s * BACKOFF ** min(self._note_tries, RETRIES_BACKOFF_MAX)
-            return MarkNote(Mark(self._worker, self._generation, self._mark))
+            return MarkNote(Mark(self._worker, self._generation, self._mark, self._rests, self._begun))
         able = [port for port in self._ports if among is None or port.shard.index in among]
         urgent = [(urgency, port.shard.index) for port in able if (urgency := port.urgency()) is not None]
         return self._port[min(urgent)[1]].next_message(now) if urgent else None
@@ -304,22 +331,30 @@ class Replica:
     def answered(self, shard: int, answer: Answer, now: float, *, took_values: bool) -> None:
         """An answer is here. took_values: `place` gave a place, and the values are in it."""
         self._port[shard].answered(answer, took_values, now)
+        decided = self._begun - max(port.unacknowledged for port in self._ports)
+        while self._unsure and self._unsure[0][0] <= decided:
+            push, steps = self._unsure.popleft()
+            self.acknowledged = steps, push
         if self._fetching and self.has_values:
             self._passed(self._fetching)
 
     def broken(self, shard: int, now: float) -> None:
         """The link to a shard broke; messages that were given to it are to be reported as `sent` first."""
         self._port[shard].broken()
-        self._note_due, self._note_tries = self._mark > 0, 0
+        self._note_due, self._note_tries = self._mark > 0 or self._rests, 0
 
     def restart(self, generation: int, now: float, shard: int | None = None) -> None:
         """The job's workers have another generation, of which this one still is; or the processes of one shard have, of which
         another one may be the primary now (a mark then still has the generation of the workers)."""
-        self._note_due, self._note_tries = self._mark > 0, 0
+        self._note_due, self._note_tries = self._mark > 0 or self._rests, 0
         if shard is None:
             self._generation = generation
         for port in self._ports if shard is None else [self._port[shard]]:
             port.restart(generation)
+
+    def generation_of(self, shard: int) -> int:
+        """By which its messages to a shard are sent."""
+        return self._port[shard].generation
 
     def get_timer(self) -> float | None:
         times = [self._note_retry_at, *(port.get_timer() for port in self._ports)]

@@ -1,74 +1,65 @@
-"""Which worker has which range of the data: a small table that is replicated like a shard's parameters.
+"""Which worker has which batches of the data: a small table beside a shard's parameters, changed by the same log.
 
-An epoch is a count of batches. A worker *takes* a range of them, trains it, and says so (*done*); a dead worker's ranges are
-*lost* and leased again, the oldest first, so every batch is trained at least once as long as any worker lives. Since a worker
-may have trained more than it could say before it died, or say so after it was given up, a batch may be trained twice: the
-coverage of an epoch says how many were trained once, twice or more, never.
+Batches are counted through all epochs, as the job's steps are. A worker *wishes* for some; it is granted a *range* of those that
+are free, trains it, and says so with a later wish. What a lost worker held is free again, so every batch is trained as long as a
+worker is left. Towards the end of what may be granted ranges get smaller, so that workers end together (guided self-scheduling:
+Polychronopoulos and Kuck 1987).
 
-The table is a state machine: `apply` takes the bytes of one committed update, and all replicas of it stay equal. Updates are
-exactly-once already (`log.Sessions`); a worker learns what it holds from the answer, which is read from the table, not from the
-update, so an update that was sent twice is answered rightly.
+Wishes of a worker are numbered; each counts once. What a worker holds is read from the table, not from the wish that gave it, so
+an answer that was lost, or came from another process, costs nothing.
+
+*Coverage*: a worker that is lost may have trained more than it could say. The shard knows how many of its pushes it has decided
+since its last word; those batches were trained, are trained again (another shard may lack the push), and count as trained more
+often than once. That is exact where each push holds one batch, else at most so many.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
+from itertools import pairwise
 from typing import Annotated, Final
 
 import msgspec
 from msgspec import Meta
 
 from p2pnn.errors import RemoteProtocolError
-from p2pnn.replication.staging import Body
-from p2pnn.wire.fields import Count
+from p2pnn.wire.fields import LEASES_MAX as LEASES_MAX
+from p2pnn.wire.fields import LeaseRanges
 from p2pnn.wire.messages import CloseReason
 
 FORMAT: Final = 1
-BATCHES_MAX: Final = 2**31
-RANGES_MAX: Final = 512
-"""Stretches of equal fate in one epoch. A table that has as many grants whole ones only; one that has twice as many (somebody
-reports ranges that nobody leased) counts no more parts of them."""
 
-LEASES_MAX: Final = 16
-"""Of one worker at once."""
+SHARE: Final = 2
+"""A grant is at most the free batches divided by this and by the workers: the last ones are small."""
 
-OPEN_EPOCHS_MAX: Final = 2
-"""Epochs under way at once: a fast worker begins the next one while another ends the last."""
+SMALLEST: Final = 8
+"""But at least this part of what was wished for: what a worker asks for takes it long enough to ask again."""
 
+MORE: Final = 2
+"""How often is not counted further."""
 
-class Lease(msgspec.Struct, frozen=True, array_like=True, order=True):
-    """Batches from `start` up to `stop` (not included) of an epoch, counted from 0."""
+Range = tuple[int, int]
+"""Batches from the first number up to the second, which is not included."""
 
-    epoch: Count
-    start: Annotated[int, Meta(ge=0, le=BATCHES_MAX)]
-    stop: Annotated[int, Meta(ge=0, le=BATCHES_MAX)]
-
-    @property
-    def batches(self) -> int:
-        return self.stop - self.start
+_Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 
 
-class Take(msgspec.Struct, frozen=True, array_like=True, tag=1):
-    """The worker wants up to so many batches more."""
+class Wish(msgspec.Struct, frozen=True, array_like=True):
+    """What a worker says. number: rises by one with each; the newest counts. done: what it has trained since the last one, each
+    from the first that the table may not know of; pushed: its last push that holds any of that, or of what it said before.
 
-    worker: Count
-    batches: Annotated[int, Meta(ge=1, le=BATCHES_MAX)]
+    batches: how many more it wants, of those below `below`. until: when all below this are trained it is answered anyhow. heard:
+    the last wish whose answer it has. quits: it trains nothing any more (`LeaseTable.lost`).
+    """
 
-
-class Done(msgspec.Struct, frozen=True, array_like=True, tag=2):
-    """The worker has trained these batches."""
-
-    worker: Count
-    lease: Lease
-
-
-class Lost(msgspec.Struct, frozen=True, array_like=True, tag=3):
-    """The worker is gone: what it holds is free again. A later Take of it is refused."""
-
-    worker: Count
-
-
-Update = Take | Done | Lost
+    number: _Count
+    done: LeaseRanges = ()
+    pushed: _Count = 0
+    batches: _Count = 0
+    below: _Count = 0
+    until: _Count = 0
+    heard: _Count = 0
+    quits: bool = False
 
 
 class Coverage(msgspec.Struct, frozen=True):
@@ -81,191 +72,214 @@ class Coverage(msgspec.Struct, frozen=True):
 
 
 class _Stretch(msgspec.Struct, array_like=True):
-    """Batches up to `stop`, from where the one before ends. trained: how often. holder: the worker that has them; 0 for none."""
+    """Batches up to `stop`, from where the one before ends. trained: how often, up to MORE. due: it is to be (again). holder: who
+    has them, by grant number `grant`; 0 for nobody."""
 
-    stop: int
-    trained: int = 0
-    holder: int = 0
+    stop: _Count
+    trained: Annotated[int, Meta(ge=0, le=MORE)] = 0
+    due: bool = True
+    holder: _Count = 0
+    grant: _Count = 0
+
+    def is_like(self, other: _Stretch) -> bool:
+        return not self.holder and (self.trained, self.due, 0) == (other.trained, other.due, other.holder)
 
 
-class _State(msgspec.Struct, array_like=True):
+class _Worker(msgspec.Struct, array_like=True):
+    """number: of its last wish; given: whether that was granted anything. pushed: as it said. quits: it gets nothing more."""
+
+    number: _Count = 0
+    given: bool = False
+    pushed: _Count = 0
+    quits: bool = False
+
+
+class Table(msgspec.Struct, array_like=True):
+    """Everything in a table, as it travels. start: where the first epoch begins that is not over; more: epoch → batches trained
+    more often than once, of those before it."""
+
     format: Annotated[int, Meta(ge=1, le=FORMAT)]
-    epochs: int
-    batches: int
-    open: dict[int, list[_Stretch]]
-    closed: list[Coverage]
-    gone: list[int]
-
-
-_encoder: Final = msgspec.msgpack.Encoder()
-_updates: Final = msgspec.msgpack.Decoder(Update)
-_states: Final = msgspec.msgpack.Decoder(_State)
-_answers: Final = msgspec.msgpack.Decoder(tuple[Lease, ...])
-
-
-def encode(update: Update) -> bytes:
-    """An update, for `Pusher.push`."""
-    return _encoder.encode(update)
-
-
-def decode(pieces: Sequence[Body]) -> Update:
-    """The update in these bytes. Raises RemoteProtocolError where they are none: refuse it."""
-    try:
-        return _updates.decode(b"".join(pieces))
-    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
-        raise RemoteProtocolError(CloseReason.MALFORMED, f"this is no update of a table of leases: {error}") from None
-
-
-def read_answer(answer: bytes) -> tuple[Lease, ...]:
-    """The leases that a worker holds, the oldest first. Raises RemoteProtocolError for bytes that are no answer."""
-    try:
-        return _answers.decode(answer)
-    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
-        raise RemoteProtocolError(CloseReason.MALFORMED, f"this is no answer of a table of leases: {error}") from None
+    batches: Annotated[int, Meta(ge=1)]
+    epochs: Annotated[int, Meta(ge=1)]
+    start: _Count
+    stretches: list[_Stretch]
+    workers: dict[int, _Worker]
+    more: dict[int, int]
 
 
 class LeaseTable:
-    """epochs, batches: how many there are, and in each. Raises ValueError where either is below 1."""
+    """batches: of an epoch. trained: of all epochs, those below it are from before. Raises ValueError for none of either.
 
-    def __init__(self, epochs: int, batches: int) -> None:
-        if epochs < 1 or not 1 <= batches <= BATCHES_MAX:
+    Workers are numbers from 1.
+    """
+
+    def __init__(self, batches: int, epochs: int, trained: int = 0) -> None:
+        if batches < 1 or epochs < 1 or trained < 0:
             raise ValueError(
-                f"{epochs} epochs of {batches} batches: both are at least 1, batches at most {BATCHES_MAX}"
+                f"{epochs} epochs of {batches} batches, {trained} of them trained: there must be one of each"
             )
-        self._state = _State(FORMAT, epochs, batches, {}, [], [])
-        self._open_epochs()
+        total = batches * epochs
+        trained = min(trained, total)
+        start = trained // batches * batches
+        stretches = [_Stretch(trained, 1, False)] if trained > start else []
+        stretches += [_Stretch(total)] if total > trained else []
+        self._table = Table(FORMAT, batches, epochs, start, stretches, {}, {})
+
+    # what changes it
+
+    def wish(self, worker: int, wish: Wish, among: int) -> None:
+        """A worker's wish, once; the same again gets what there was nothing of before. among: workers that train."""
+        known = self._table.workers.setdefault(worker, _Worker())
+        if wish.number < known.number:
+            return
+        if wish.number > known.number:
+            known.number, known.given, known.pushed = wish.number, False, max(known.pushed, wish.pushed)
+            for start, stop in wish.done:
+                self._trained(worker, start, stop)
+            self._close_epochs()
+        able = not wish.quits and not known.quits and len(self.held(worker)) < LEASES_MAX
+        if wish.batches and able and not known.given:
+            known.given = self._grant(worker, wish, max(1, among))
+
+    def lost(self, worker: int, pushed: int, each: int = 1) -> None:
+        """The worker is gone, or quits. pushed: its last push that was decided; each: how many batches one holds, at most."""
+        known = self._table.workers.setdefault(worker, _Worker())
+        known.quits = True
+        untold = each * max(0, pushed - known.pushed)
+        for start, stop in self.held(worker):
+            told = min(stop - start, untold)
+            untold -= told
+            if told:
+                self._change(start, start + told, trained=1)
+        self._free(worker)
+
+    # what it says
+
+    def number(self, worker: int) -> int:
+        """Of the worker's last wish; 0 before."""
+        known = self._table.workers.get(worker)
+        return known.number if known is not None else 0
+
+    def has_news(self, worker: int, heard: int) -> bool:
+        """Whether it was granted anything that the answer to its wish number `heard` could not say."""
+        return any(s.holder == worker and s.grant > heard for s in self._table.stretches)
+
+    def has_quit(self, worker: int) -> bool:
+        """Whether it gets nothing more: it said so, or is lost."""
+        known = self._table.workers.get(worker)
+        return known is not None and known.quits
+
+    def held(self, worker: int) -> tuple[Range, ...]:
+        """What the worker has, in the order in which it was granted, which is that in which it trains it."""
+        found = [(s.grant, start, s.stop) for start, s in self._stretches() if s.holder == worker and worker]
+        return tuple((start, stop) for _, start, stop in sorted(found))
+
+    def has_free(self, below: int) -> bool:
+        """Whether a wish for batches below this one would be granted any."""
+        return any(s.due and not s.holder and start < below for start, s in self._stretches())
 
     @property
-    def is_over(self) -> bool:
-        """Whether every batch of every epoch has been trained."""
-        return len(self._state.closed) == self._state.epochs
+    def trained_below(self) -> int:
+        """The first batch that is to be trained."""
+        return next((start for start, s in self._stretches() if s.due), self._table.batches * self._table.epochs)
 
-    def apply(self, update: Update) -> None:
-        """A committed update. All replicas apply the same in the same order."""
-        match update:
-            case Take(worker, batches):
-                self._take(worker, batches)
-            case Done(worker, lease):
-                self._done(worker, lease)
-            case Lost(worker):
-                self._lost(worker)
+    def epoch_of(self, batch: int) -> int:
+        """The epoch that a batch belongs to."""
+        return batch // self._table.batches
 
-    def answer(self, worker: int) -> bytes:
-        """What the worker holds now, as `read_answer` reads it; goes into Pushed."""
-        return _encoder.encode(self.leases(worker))
-
-    def leases(self, worker: int) -> tuple[Lease, ...]:
-        """What the worker holds, the oldest first."""
-        return tuple(lease for lease, stretch in self._stretches() if stretch.holder == worker and worker)
-
-    def workers(self) -> set[int]:
-        """Those who hold anything."""
-        return {stretch.holder for _, stretch in self._stretches() if stretch.holder}
-
-    def coverage(self) -> list[Coverage]:
-        """Of each epoch that has begun, in order. Of one that is over: as it was when its last batch was done."""
-        return [*self._state.closed, *(self._cover(epoch) for epoch in sorted(self._state.open))]
-
-    def state(self) -> bytes:
-        """The whole table, for learners and checkpoints."""
-        return _encoder.encode(self._state)
-
-    def load(self, pieces: Sequence[Body]) -> None:
-        """Become the table of `state`. Raises RemoteProtocolError for bytes that are none."""
-        try:
-            self._state = _states.decode(b"".join(pieces))
-        except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
-            raise RemoteProtocolError(CloseReason.MALFORMED, f"this is no table of leases: {error}") from None
-
-    # --- updates
-
-    def _take(self, worker: int, batches: int) -> None:
-        """The oldest free batches; nothing where there are none, or the worker has enough, is gone, or is nobody."""
-        if worker == 0 or worker in self._state.gone or len(self.leases(worker)) >= LEASES_MAX:
-            return
-        for lease, stretch in self._stretches():
-            if not stretch.trained and not stretch.holder:
-                stretches = self._state.open[lease.epoch]
-                if len(stretches) >= RANGES_MAX:
-                    batches = lease.batches
-                self._mark(Lease(lease.epoch, lease.start, min(lease.stop, lease.start + batches)), holder=worker)
-                return
-
-    def _done(self, worker: int, lease: Lease) -> None:
-        """Count the batches, whoever holds them by now. What the worker held of them is not its any more."""
-        epoch = self._state.open.get(lease.epoch)
-        if epoch is None:
-            self._count_late(lease)
-            return
-        if lease.start < lease.stop <= self._state.batches and len(epoch) < 2 * RANGES_MAX:
-            self._mark(lease, trained=1, released=worker)
-            self._close_epochs()
-
-    def _lost(self, worker: int) -> None:
-        if worker and worker not in self._state.gone:
-            self._state.gone.append(worker)
-        for lease in self.leases(worker):
-            self._mark(lease, released=worker)
-
-    def _count_late(self, lease: Lease) -> None:
-        """Of an epoch that is over: batches that were trained once have been trained twice."""
-        for at, coverage in enumerate(self._state.closed):
-            if coverage.epoch == lease.epoch and 0 < lease.batches <= self._state.batches:
-                again = min(lease.batches, coverage.once)
-                self._state.closed[at] = Coverage(coverage.epoch, coverage.once - again, coverage.more + again, 0)
-
-    # --- stretches
-
-    def _stretches(self) -> list[tuple[Lease, _Stretch]]:
-        """All of the open epochs, in order."""
-        found = []
-        for epoch in sorted(self._state.open):
-            start = 0
-            for stretch in self._state.open[epoch]:
-                found.append((Lease(epoch, start, stretch.stop), stretch))
-                start = stretch.stop
-        return found
-
-    def _mark(self, lease: Lease, *, holder: int = 0, trained: int = 0, released: int = 0) -> None:
-        """Change the batches of a range: who holds them, how often they were trained. Equal neighbours become one."""
-        after: list[_Stretch] = []
-        start = 0
-        for stretch in self._state.open[lease.epoch]:
-            for stop in sorted(
-                {min(max(lease.start, start), stretch.stop), min(max(lease.stop, start), stretch.stop), stretch.stop}
-            ):
-                if stop <= start:
-                    continue
-                part = _Stretch(stop, stretch.trained, stretch.holder)
-                if lease.start <= start and stop <= lease.stop:
-                    part.trained += trained
-                    part.holder = holder or (0 if part.holder == released or trained else part.holder)
-                if after and (after[-1].trained, after[-1].holder) == (part.trained, part.holder) and not part.holder:
-                    after[-1].stop = stop
-                else:
-                    after.append(part)
-                start = stop
-        self._state.open[lease.epoch] = after
-
-    def _cover(self, epoch: int) -> Coverage:
-        counts = [0, 0, 0]
-        start = 0
-        for stretch in self._state.open[epoch]:
-            counts[min(stretch.trained, 2)] += stretch.stop - start
-            start = stretch.stop
+    def coverage(self, epoch: int) -> Coverage:
+        """Of an epoch, counted from 0."""
+        table = self._table
+        first, last = epoch * table.batches, (epoch + 1) * table.batches
+        if last <= table.start:
+            more = table.more.get(epoch, 0)
+            return Coverage(epoch, table.batches - more, more, 0)
+        counts = [0] * (MORE + 1)
+        for start, stretch in self._stretches():
+            counts[stretch.trained] += max(0, min(stretch.stop, last) - max(start, first))
         return Coverage(epoch, counts[1], counts[2], counts[0])
 
-    def _close_epochs(self) -> None:
-        for epoch in sorted(self._state.open):
-            coverage = self._cover(epoch)
-            if coverage.never:
-                break
-            self._state.closed.append(coverage)
-            del self._state.open[epoch]
-        self._open_epochs()
+    # how it travels
 
-    def _open_epochs(self) -> None:
-        """The next epochs, while few are open."""
-        state = self._state
-        while len(state.open) < OPEN_EPOCHS_MAX and len(state.closed) + len(state.open) < state.epochs:
-            state.open[len(state.closed) + len(state.open)] = [_Stretch(state.batches)]
+    @property
+    def table(self) -> Table:
+        """What is in it, to be encoded before it changes."""
+        return self._table
+
+    def load(self, table: Table) -> None:
+        """Become another one of the same job. Raises RemoteProtocolError for what none of it can be, and changes nothing then."""
+        mine = self._table
+        stops = [stretch.stop for stretch in table.stretches]
+        total = mine.batches * mine.epochs
+        if (
+            (table.batches, table.epochs) != (mine.batches, mine.epochs)
+            or stops != sorted(set(stops))
+            or (stops or [table.start])[-1] != total
+            or (stops and stops[0] <= table.start)
+        ):
+            raise RemoteProtocolError(CloseReason.MALFORMED, "this is no table of leases of the job")
+        self._table = table
+
+    # inside
+
+    def _stretches(self) -> Iterator[tuple[int, _Stretch]]:
+        """With the batch that each begins at."""
+        start = self._table.start
+        for stretch in self._table.stretches:
+            yield start, stretch
+            start = stretch.stop
+
+    def _trained(self, worker: int, start: int, stop: int) -> None:
+        """Of what the worker holds, the beginnings of ranges: what was said before is trained already, and anything else, which
+        is nonsense, could cut the table into pieces."""
+        for first, last in self.held(worker):
+            if start <= first < stop:
+                self._change(first, min(last, stop), trained=1, due=False, holder=0)
+
+    def _free(self, worker: int) -> None:
+        for start, stop in self.held(worker):
+            self._change(start, stop, holder=0)
+
+    def _grant(self, worker: int, wish: Wish, among: int) -> bool:
+        free = [
+            (start, min(s.stop, wish.below))
+            for start, s in self._stretches()
+            if s.due and not s.holder and start < wish.below
+        ]
+        if not free:
+            return False
+        share = -(-sum(stop - start for start, stop in free) // (SHARE * among))
+        start, stop = free[0]
+        count = min(wish.batches, max(share, wish.batches // SMALLEST, 1))
+        self._change(start, min(stop, start + count), holder=worker, grant=wish.number)
+        return True
+
+    def _change(
+        self, first: int, last: int, *, trained: int = 0, due: bool = True, holder: int | None = None, grant: int = 0
+    ) -> None:
+        """Change the batches [first, last). Neighbours that are alike become one."""
+        after: list[_Stretch] = []
+        for start, stretch in list(self._stretches()):
+            cuts = (start, *(at for at in (first, last) if start < at < stretch.stop), stretch.stop)
+            for begin, end in pairwise(cuts):
+                part = _Stretch(end, stretch.trained, stretch.due, stretch.holder, stretch.grant)
+                if first <= begin and end <= last:
+                    part.trained = min(MORE, part.trained + trained)
+                    part.due = part.due and due
+                    if holder is not None:
+                        part.holder, part.grant = holder, grant if holder else 0
+                if after and part.is_like(after[-1]):
+                    after[-1].stop = end
+                else:
+                    after.append(part)
+        self._table.stretches = after
+
+    def _close_epochs(self) -> None:
+        """Of an epoch whose batches are all trained only the coverage is kept."""
+        table = self._table
+        while table.stretches and self.trained_below >= table.start + table.batches:
+            epoch, stop = table.start // table.batches, table.start + table.batches
+            if more := self.coverage(epoch).more:
+                table.more[epoch] = more
+            table.stretches = [stretch for stretch in table.stretches if stretch.stop > stop]
+            table.start = stop

@@ -216,6 +216,10 @@ class Machine:
         if self.step <= step <= self.step + 1:  # a peer is at most one step ahead: it needed our squares of this one
             self._squares.setdefault(step, {})[node] = squares
 
+    def split(self, batches: Mapping[str, int]) -> None:
+        """From the next command on, as many micro-batches of each split are this node's."""
+        self._split_batches = dict(batches)
+
     def allow(self, step: int) -> None:
         """A gated machine may compute training steps up to and including this one."""
         self._allowed = step + 1

@@ -33,6 +33,7 @@ FACT_BYTES_MAX: Final = 3072  # 701 characters of up to 4 bytes, two ids and thi
 NODES_MAX: Final = 1024
 BLOBS_MAX: Final = 990  # 66 bytes each
 SQUARES_MAX: Final = 7000  # 9 bytes each
+LEASES_MAX: Final = 16  # a worker asks for a range when the last is near its end, so it has two at once
 
 assert RECORD_BYTES_MAX < HEADER_BYTES_MAX
 assert BLOBS_MAX * 66 < HEADER_BYTES_MAX
@@ -58,6 +59,7 @@ Packed = Annotated[bytes, Meta(max_length=RECORD_BYTES_MAX)]
 Nodes = Annotated[tuple[NodeText, ...], Meta(max_length=NODES_MAX)]
 Blobs = Annotated[tuple[BlobText, ...], Meta(max_length=BLOBS_MAX)]
 SquareSums = Annotated[tuple[float, ...], Meta(max_length=SQUARES_MAX)]
+LeaseRanges = Annotated[tuple[tuple[Count, Count], ...], Meta(max_length=LEASES_MAX)]  # [first, behind the last)
 
 
 class Message(msgspec.Struct, array_like=True):

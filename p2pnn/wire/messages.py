@@ -6,7 +6,7 @@ every one for strangers, and a test compares that page with this file. Fields of
 layers that this layer never opens. Messages with BODY = True are followed by raw bytes outside MessagePack. The types of fields
 are in `wire.fields`, the messages of membership (10–19) in `wire.membership`, of jobs (30–59) in `wire.jobs`, of the charter
 (70–89) in `wire.charter`, of snapshots (50–53, 61) in `wire.cuts`, of
-parameter servers (62–64) in `wire.servers`, of replicated shards (95–105) in `wire.replication`.
+parameter servers (62–64, 106, 107, 110–112) in `wire.servers`, of replicated shards (95–105) in `wire.replication`.
 """
 
 from __future__ import annotations
@@ -100,8 +100,13 @@ from p2pnn.wire.replication import StateHeld as StateHeld
 from p2pnn.wire.replication import StatePiece as StatePiece
 from p2pnn.wire.replication import Superseded as Superseded
 from p2pnn.wire.replication import UpdateWanted as UpdateWanted
+from p2pnn.wire.servers import Assigned as Assigned
 from p2pnn.wire.servers import Fetch as Fetch
+from p2pnn.wire.servers import Leased as Leased
+from p2pnn.wire.servers import LeaseWish as LeaseWish
 from p2pnn.wire.servers import Mark as Mark
+from p2pnn.wire.servers import Rest as Rest
+from p2pnn.wire.servers import ShardWish as ShardWish
 from p2pnn.wire.servers import Values as Values
 
 
@@ -258,4 +263,5 @@ AnyMessage = (
     | Lead | Held | PreVote | PreVoted | Vote | Voted | CharterPiece | CharterWanted | Handover
     | Petition | Ruling | AuthorityWanted | AuthorityKey | AuthorityHeld
     | Push | Pushed | Forward | Append | Appended | Beat | UpdateWanted | StatePiece | StateHeld | Superseded
+    | Assigned | ShardWish | LeaseWish | Leased | Rest
 )  # fmt: skip

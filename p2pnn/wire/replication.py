@@ -1,9 +1,10 @@
 """The messages of replicated shards: 95–98 and 100–105 (`p2pnn.replication`). 99 stays free: a golden vector rejects it.
 
 They are part of the closed list in `wire.messages`. All name the shard by its job and number, and carry a *generation*: of the
-committed configuration by which the sender acts. An update travels in pieces, each the body of one message, and is named by
-the worker's incarnation and its sequence number; its place in the log is told apart, so that the bytes travel once. Any of
-these may be lost, doubled or late.
+committed configuration by which the sender acts. In Push and Pushed, between workers and the shards of a job, that is `by`, and
+`generation` that of the job's start, which in messages between replicas is `started`. An update travels in pieces, each the body
+of one message, and is named by the worker's incarnation and its sequence number; its place in the log is told apart, so that the
+bytes travel once. Any of these may be lost, doubled or late.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ class Push(Message, tag=95):
     fetch: bool = False
     have: Count = 0
     mark: Count = 0
+    by: Count = 0
 
 
 class Pushed(Message, tag=96):
@@ -55,6 +57,7 @@ class Pushed(Message, tag=96):
     refusal: Name = ""
     request: Count = 0
     log_number: Count = 0
+    by: Count = 0
 
 
 class Forward(Message, tag=97):
@@ -68,6 +71,7 @@ class Forward(Message, tag=97):
     sequence: Count
     start: Length
     total_bytes: Length
+    started: Count = 0
 
 
 class Append(Message, tag=98):
@@ -91,6 +95,7 @@ class Append(Message, tag=98):
     sequence: Count
     total_bytes: Length
     head: Packed = b""
+    started: Count = 0
 
 
 class Appended(Message, tag=100):
@@ -105,6 +110,7 @@ class Appended(Message, tag=100):
     incarnation: Count
     held: Count
     committed: Count
+    started: Count = 0
 
 
 class Beat(Message, tag=101):
@@ -117,6 +123,7 @@ class Beat(Message, tag=101):
     committed: Count
     stable: Count
     last: Count
+    started: Count = 0
 
 
 class UpdateWanted(Message, tag=102):
@@ -126,6 +133,7 @@ class UpdateWanted(Message, tag=102):
     shard: Count
     generation: Count
     number: Count
+    started: Count = 0
 
 
 class StatePiece(Message, tag=103):
@@ -142,6 +150,7 @@ class StatePiece(Message, tag=103):
     start: Length
     head_bytes: Length
     total_bytes: Length
+    started: Count = 0
 
 
 class StateHeld(Message, tag=104):
@@ -152,6 +161,7 @@ class StateHeld(Message, tag=104):
     generation: Count
     number: Count
     held_bytes: Length
+    started: Count = 0
 
 
 class Superseded(Message, tag=105):
@@ -160,3 +170,4 @@ class Superseded(Message, tag=105):
     job: JobText
     shard: Count
     generation: Count
+    started: Count = 0

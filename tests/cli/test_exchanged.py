@@ -59,3 +59,22 @@ def test_the_same_for_programs() -> None:
             "fetched_bytes": 4_718_592,
         }
     }
+
+
+def test_epochs_whose_batches_were_not_all_trained_exactly_once() -> None:
+    epochs = [{"epoch": 1, "step": 9}, {"epoch": 2, "trained_again": 3.0}, {"epoch": 3, "trained_again": 1}]
+    assert list(exchanged.coverage(epochs)) == [
+        "coverage     epoch 2: 3 batches trained again, since their worker was lost",
+        "coverage     epoch 3: 1 batch trained again, since their worker was lost",
+    ]
+
+
+def test_what_travels_to_backups_and_who_holds_the_shards() -> None:
+    held = {"shard": 0, "primary": "a", "backups": ["b"], "learners": [], "lag": 0}
+    last = LAST | {"copied_bytes": 1024.0, "shards": [held]}
+    steps = LAST["steps"]
+    assert any(line.endswith("sent to backups") for line in exchanged.lines(last))
+    found = exchanged.summary(last)["exchange"]
+    assert (found["copied_bytes"], found["shards"]) == (1024 * steps, [held])
+    assert exchanged.holders(held) == "a, backup b"
+    assert exchanged.holders(held | {"backups": [], "learners": ["c"]}) == "a, no backup; c catches up"

@@ -20,7 +20,7 @@ import msgspec
 from p2pnn.data.blobs import BlobStore
 from p2pnn.executor import channel, commands
 from p2pnn.executor.process import Spawned
-from p2pnn.job import script
+from p2pnn.job import assignment, script
 from p2pnn.job.checkpoint import Manifest, Part
 from p2pnn.job.plan import Plan, Replica, ShardHome
 from p2pnn.job.segment import transfers
@@ -29,34 +29,55 @@ from p2pnn.ps.gate import PushGate, ValuesGate
 from p2pnn.ps.layout import ServerLayout, WorkerLayout, server_layout, worker_layout
 from p2pnn.train.frames import layout
 from p2pnn.train.gate import Gate
+from p2pnn.wire.codec import decode
+from p2pnn.wire.messages import Forward
 from tests.executor.mesh import DEADLINE_S, spawn_warm
 from tests.train.graphs import plan_for
+
+GENERATION = 7
+"""Of the start."""
 
 Key = tuple[str, int]
 """(role, node of the plan)."""
 
 
 def data_plan(
-    spec: JobSpec, workers: int, shards: int, *, servers: int = 0, frames: int = 2, together: bool = False
+    spec: JobSpec,
+    workers: int,
+    shards: int,
+    *,
+    servers: int = 0,
+    frames: int = 2,
+    together: bool = False,
+    copies: int = 1,
 ) -> Plan:
-    """servers: nodes that the shards are dealt to; 0 for one each."""
-    servers = servers or shards
+    """servers: nodes that the shards are dealt to; 0 for one each. copies: nodes that hold each shard."""
+    servers = servers or max(shards, copies)
     first = 0 if together else workers
     nodes = max(workers, first + servers)
     plan = plan_for([0] * len(spec.graph.ops), nodes, frames)
     return msgspec.structs.replace(
         plan,
         replicas=tuple(Replica((worker,)) for worker in range(workers)),
-        shards=tuple(ShardHome((first + shard % servers,)) for shard in range(shards)),
+        shards=tuple(
+            ShardHome(tuple(first + (shard + copy) % servers for copy in range(copies))) for shard in range(shards)
+        ),
     )
 
 
 def hybrid_plan(
-    spec: JobSpec, assignment: Sequence[int], workers: int, shards: int, *, frames: int = 2, together: bool = False
+    spec: JobSpec,
+    assignment: Sequence[int],
+    workers: int,
+    shards: int,
+    *,
+    frames: int = 2,
+    together: bool = False,
+    copies: int = 1,
 ) -> Plan:
     """Each of the workers has as many nodes as the assignment names."""
     nodes = max(assignment) + 1
-    plan = data_plan(spec, workers * nodes, shards, frames=frames, together=together)
+    plan = data_plan(spec, workers * nodes, shards, frames=frames, together=together, copies=copies)
     replicas = tuple(Replica(tuple(range(w * nodes, (w + 1) * nodes))) for w in range(workers))
     return msgspec.structs.replace(plan, assignment=tuple(assignment), replicas=replicas)
 
@@ -89,7 +110,9 @@ class Pump:
         self.spec, self.plan, self.blobs, self.dice = spec, plan, blobs, dice
         self.computing = [node for replica in plan.replicas for node in replica.nodes]
         self.primaries = [home.nodes[0] for home in plan.shards]
-        self.servers = sorted(set(self.primaries))
+        self.servers = sorted({node for home in plan.shards for node in home.nodes})
+        self.assignment = assignment.initial(plan, GENERATION)
+        self.proposed = 0
         self.transfers = transfers(spec.graph, plan.assignment)
         self.tensors = {
             node: layout(spec.graph, plan.replica(plan.worker_of(node)), plan.position(node), spec.rows_per_micro_batch)
@@ -118,7 +141,9 @@ class Pump:
         self.dropped = 0  # values for which no place was lent
         self.spoil: Callable[[int, commands.PushPart, memoryview], None] | None = None
         self.finishing = False
+        self.wishes = 0
         self.sequence = 0
+        self._began = False
         self._gone: set[Key] = set()
         self._waiting: list[tuple[Key, Any]] = []  # messages that were received and not acted upon
         spec_path = blobs.path(blobs.put(msgspec.msgpack.encode(spec)))
@@ -131,6 +156,8 @@ class Pump:
                 checkpoint=msgspec.msgpack.encode(checkpoint) if checkpoint else b"",
                 role=role,
                 landings=self.landing[node].start if role == "compute" else -1,
+                job="j",
+                generation=GENERATION,
             )
             self.tell((role, node), prepare)
 
@@ -145,9 +172,37 @@ class Pump:
 
     def prepare(self) -> None:
         self.route(lambda: len(self.prepared) == len(self.spawned))
+        self._begin()
+
+    def _begin(self) -> None:
+        """Where shards have replicas: all may be there now."""
+        if self.assignment.shards and not self._began:
+            self._began = True
+            for key in self.spawned:
+                if key[0] == "serve":
+                    self.tell(key, commands.Assigned(assignment.encode(self.assignment)))
+
+    def kill(self, node: int) -> None:
+        """A node's server dies; its shards' backups take over."""
+        self.spawned.pop(("serve", node)).kill()
+        self._waiting = [(key, message) for key, message in self._waiting if key != ("serve", node)]
+        after = assignment.without(self.assignment, self.plan, self.spec, node)
+        assert after is not None
+        self.assign(after)
+
+    def assign(self, after: assignment.Assignment) -> None:
+        """It is committed: all are told."""
+        self.assignment = assignment.committed(self.assignment, after, self.assignment.version[0] + 1)
+        self.primaries = [assignment.primary_of(self.assignment, self.plan, n) for n in range(len(self.plan.shards))]
+        for gate in self.values_gates.values():
+            gate.assigned(self.primaries)
+        for key in self.spawned:
+            self.tell(key, commands.Assigned(assignment.encode(self.assignment)))
 
     def command(self, make: Callable[[int], Any]) -> int:
         """Give every executor the command `make(sequence)`; returns the sequence number."""
+        if self.assignment.shards and not self._began:
+            self.prepare()
         self.sequence += 1
         message = make(self.sequence)
         for key in self.spawned:
@@ -155,8 +210,8 @@ class Pump:
         return self.sequence
 
     def results(self, sequence: int) -> dict[Key, script.Done]:
-        self.route(lambda: all(sequence in done for done in self.done.values()))
-        return {key: done[sequence] for key, done in self.done.items()}
+        self.route(lambda: all(sequence in self.done[key] for key in self.spawned))
+        return {key: self.done[key][sequence] for key in self.spawned}
 
     def train(self, *until_steps: int) -> None:
         """Train up to the last of these steps, by one command for each, all sent at once."""
@@ -232,8 +287,8 @@ class Pump:
         match message:
             case commands.PushPart():
                 self.push(node, message)
-            case commands.FetchValues(shard, request, have, after):
-                self.tell_server(shard, commands.Fetched(shard, self.plan.worker_of(node), request, have, after))
+            case commands.FetchValues(shard, request, have, after, by):
+                self.tell_server(shard, commands.Fetched(shard, self.plan.worker_of(node), request, have, after, by))
             case commands.Lend(shard):
                 self.values_gates[node].lend(shard)
             case commands.SendMark(sequence):
@@ -252,6 +307,27 @@ class Pump:
                 for peer in self.company(node):
                     if peer != node:
                         self.tell(("compute", peer), commands.PeerSquares(self.plan.position(node), step, squares))
+            case commands.Replicate():
+                self.replicate(node, message)
+            case commands.Applied(shard, worker, sequence):
+                self.push_gates[node].acknowledged(shard, worker, sequence)
+            case commands.ProposeConfiguration(shard, packed):
+                wish = assignment.decode_configuration(packed) if packed else None
+                after = assignment.wished(self.assignment, shard, wish) if wish is not None else None
+                self.proposed += after is not None
+                if after is not None:
+                    self.assign(after)
+                else:
+                    self.tell(key, commands.Assigned(assignment.encode(self.assignment)))
+            case commands.SendRest(pushes):
+                for shard in self.landing[node].landings:
+                    self.tell_server(shard, commands.Rested(shard, self.plan.worker_of(node), pushes))
+            case commands.WishLeases(wish):
+                self.wishes += 1
+                self.tell_server(0, commands.LeasesWished(0, self.plan.worker_of(node), wish))
+            case commands.SendLeased(shard, worker, number, ranges, trained_below, again):
+                speaker = self.push_gates[node].speaker(shard, worker)
+                self.tell(("compute", speaker), commands.Leased(number, ranges, trained_below, again))
             case commands.Prepared(memory):
                 self.prepared[key] = memory
             case script.Progress():
@@ -285,6 +361,9 @@ class Pump:
     def push(self, node: int, message: commands.PushPart) -> None:
         """A part of a push from a worker's arena into its slot on the shard's node."""
         worker, home = self.plan.worker_of(node), self.primaries[message.shard]
+        if ("serve", home) not in self.spawned:
+            self.tell(("compute", node), commands.Left(message.token))
+            return
         gate = self.push_gates[home]
         header = (message.shard, worker, message.sequence, message.part)
         assert gate.refusal(worker, node, message.shard, message.sequence, message.part, message.nbytes) == ""
@@ -297,7 +376,7 @@ class Pump:
                 self.spoil(worker, message, target)
             gate.received(*header)
         arrived = commands.PushArrived(
-            *header, message.based_on, message.based_clock, message.fetch, message.have, message.mark
+            *header, message.based_on, message.based_clock, message.fetch, message.have, message.mark, message.by
         )
         self.tell_server(message.shard, arrived)
         self.tell(("compute", node), commands.Left(message.token))
@@ -318,13 +397,37 @@ class Pump:
             self.tell(("serve", home), commands.AnswerLeft(message.token))
         self.answers[message.refusal] += 1
         answered = commands.Answered(
-            message.shard, message.sequence, message.request, 0, message.refusal, message.log_number, message.nbytes > 0,
+            message.shard, message.sequence, message.request, message.by, message.refusal, message.log_number, message.nbytes > 0,
             message.version, message.clock, message.whole, message.number, place is not None, message.nbytes,
         )  # fmt: skip
         self.tell(("compute", node), answered)
 
+    def replicate(self, source: int, message: commands.Replicate) -> None:
+        """Between two servers: bytes of a push from slot to slot."""
+        target, body = message.target, message.body
+        if ("serve", target) in self.spawned:
+            found: Any = decode(message.message)
+            is_told = True
+            if isinstance(found, Forward):
+                data = memoryview(body)
+                if message.nbytes:
+                    data = self.spawned["serve", source].arena.view[message.offset : message.offset + message.nbytes]
+                gate, body = self.push_gates[target], b""
+                part = [start for start, _ in self.slots[target].slots[found.shard].parts].index(found.start)
+                header = (found.shard, found.worker - 1, found.sequence, part)
+                is_told = not gate.refusal(header[1], None, found.shard, found.sequence, part, len(data))
+                if is_told and not gate.is_known(*header):
+                    offset, nbytes = gate.take(*header)
+                    self.spawned["serve", target].arena.view[offset : offset + nbytes] = data
+                    gate.received(*header)
+            if is_told:
+                self.tell(("serve", target), commands.Replicated(source, message.message, body))
+        if message.token:
+            self.tell(("serve", source), commands.ReplicaLeft(message.token))
+
     def tell_server(self, shard: int, message: Any) -> None:
-        self.tell(("serve", self.primaries[shard]), message)
+        if ("serve", self.primaries[shard]) in self.spawned:
+            self.tell(("serve", self.primaries[shard]), message)
 
     def tell(self, key: Key, message: Any) -> None:
         """Send to an executor; one that has finished its script, or failed, may be gone while others still speak."""

@@ -56,6 +56,28 @@ def test_sync_has_the_bits_of_one_process(together: bool, cut: Any, blobs: BlobS
     assert {name for name, _ in digests(parts, blobs).items() if name.startswith("optimizer/")}
 
 
+@pytest.mark.parametrize("lost", [4, long(5), long(6)])
+def test_sync_has_the_bits_of_one_process_though_a_node_that_only_serves_is_lost(lost: int, blobs: BlobStore) -> None:
+    """Three nodes are each the primary of one shard and the backup of another; each takes the slots that both need."""
+    graph = models.scaled(models.dense())
+    spec = spec_for(graph, blobs, optimizer=ADAM)
+    wanted = alone(spec, blobs, 9)
+    plan = hybrid_plan(spec, contiguous(graph, 2), 2, 3, copies=2)
+    there = exchange(hybrid(spec), *shardings_of(hybrid(spec), plan))
+    with Pump(hybrid(spec), plan, blobs, dice=random.Random(3)) as pump:
+        pump.prepare()
+        assert pump.prepared["serve", lost] <= server_bytes(hybrid(spec), there, plan.served_by(lost), 2, 2)
+        pump.results(pump.command(lambda number: script.Train(number, 4)))
+        number = pump.command(lambda number: script.Train(number, 9))
+        pump.route(lambda: any(sum(report.taken.values()) >= 2 for report in pump.served.values()))
+        pump.kill(lost)
+        pump.results(number)
+        parts = pump.checkpoint()
+        assert pump.evaluate("test").rows == 10
+        assert set(pump.finish()) == {0}
+    assert trained(graph, parts, blobs) == wanted
+
+
 def test_a_node_speaks_to_the_shards_of_its_own_layers_alone(blobs: BlobStore) -> None:
     """And holds no other layers, nor places for what it would exchange about them."""
     graph = models.scaled(models.dense())

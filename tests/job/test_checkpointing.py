@@ -25,7 +25,9 @@ class Bench:
         self.ledger = Ledger(record, dict(NAMES))
         self.completed: list[Manifest] = []
         self.errors: list[str] = []
-        self.checkpoints = Checkpointing(self.ledger, self.completed.append, self.errors.append)
+        self.checkpoints = Checkpointing(
+            self.ledger, self.completed.append, lambda error, torn: self.errors.append(error)
+        )
         self.checkpoints.assign(NODES[:2])
         self.checkpoints.at(0.0)
         self.keeps: list[KeepBlobs] = []

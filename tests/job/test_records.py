@@ -128,9 +128,9 @@ def test_a_data_parallel_job_goes_on_with_as_many_workers_as_there_are_nodes() -
 
 
 def test_a_job_of_workers_that_are_cut_goes_on_with_what_the_nodes_suffice_for() -> None:
-    def wanted(nodes: int, workers: int, segments: int) -> tuple[str, int, int, list[str]]:
+    def wanted(nodes: int, workers: int, segments: int, replicas: int = 0) -> tuple[str, int, int, list[str]]:
         here = {NodeId(c * 32): c for c in "abcd"[:nodes]}
-        data = DataParallel("async", workers=workers, segments=segments)
+        data = DataParallel("async", workers=workers, segments=segments, replicas=replicas)
         found, remarks = records.attainable(make_spec(parallel="hybrid", data=data), here, anew=False)
         assert found.data is not None
         return found.parallel, found.data.workers, found.data.segments, remarks
@@ -144,4 +144,6 @@ def test_a_job_of_workers_that_are_cut_goes_on_with_what_the_nodes_suffice_for()
         "workers of 3 nodes each, but 2 nodes are here; it goes on with fewer nodes for each" in wanted(2, 1, 3)[3][0]
     )
     assert wanted(1, 2, 2)[:3] == ("data", 1, 1)
+    assert wanted(3, 2, 2, replicas=2)[:3] == ("hybrid", 1, 2)
+    assert "asks for two nodes for each shard" in wanted(1, 2, 2, replicas=2)[3][1]
     assert wanted(1, 2, 2)[3][0].endswith("but 1 node is here; it goes on with the whole model on it")

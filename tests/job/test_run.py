@@ -10,7 +10,8 @@ import pytest
 from p2pnn.job.actions import Order, Publish
 from p2pnn.job.checkpoint import Part
 from p2pnn.job.ledger import Ledger
-from p2pnn.job.run import AHEAD, FIRST_PIECE_STEPS, Run
+from p2pnn.job.pace import AHEAD, FIRST_PIECE_STEPS
+from p2pnn.job.run import Run
 from p2pnn.job.script import Checkpoint, Done, Evaluate, Finish, Progress, Sample, Train
 from p2pnn.job.snapshots import FIRST_STEPS
 from p2pnn.job.spec import JobSpec

@@ -41,9 +41,24 @@ def test_shards_add_up_and_the_newest_report_of_each_counts() -> None:
     served.begins(10)
     assert served.fields(10, {}, {}) == {}
     served.add([report(0, staleness={0: 9}, received_bytes=9)], 10)
-    served.add([report(0, staleness={10: 1, 0: 3}, received_bytes=100, refused=((1, "LATE", 2),))], 12)
+    served.add(
+        [report(0, staleness={10: 1, 0: 3}, received_bytes=100, refused=((1, "LATE", 2),), taken={0: 5, 1: 2})], 12
+    )
     more = ((1, "LATE", 1), (1, "SHAPE", 1), (9, "GAP", 1))
-    served.add([report(1, staleness={0: 1, 2: 1}, received_bytes=60, sent_bytes=80, refused=more, set_aside=(1,))], 13)
+    served.add(
+        [
+            report(
+                1,
+                staleness={0: 1, 2: 1},
+                received_bytes=60,
+                sent_bytes=80,
+                refused=more,
+                set_aside=(1,),
+                taken={0: 4, 1: 3, 9: 1},
+            )
+        ],
+        13,
+    )
     served.add([report(2, received_bytes=1 << 40)], 13)  # there is no such shard
     found = served.fields(14, {"a": 14, "b": 14}, {"a": 0.5, "b": 0.9})
     assert found == {
@@ -54,9 +69,28 @@ def test_shards_add_up_and_the_newest_report_of_each_counts() -> None:
         "fetched_bytes_total": 80,
         "refused": {"b": {"LATE": 3, "SHAPE": 1}, "worker 9": {"GAP": 1}},
         "set_aside": ["b"],
+        "pushes": {"a": 5, "b": 3, "worker 9": 1},
         "slowest": "b",
     }
     assert list(found["staleness"]) == ["0", "2", "10"]
+
+
+def test_of_replicated_shards_it_is_told_who_holds_them_and_what_travels_to_backups() -> None:
+    served = Served(make_plan())
+    served.begins(0)
+    served.add([report(0, received_bytes=100, sent_bytes=50, copied_bytes=90, in_sync=(2, 0), lag=3)], 1)
+    served.add([report(1, received_bytes=10, copied_bytes=10, in_sync=(0,), learners=(1,))], 1)
+    found = served.fields(10, {}, {})
+    assert (found["pushed_bytes"], found["fetched_bytes"], found["copied_bytes"]) == (11.0, 5.0, 10.0)
+    assert found["shards"] == [
+        {"shard": 0, "primary": "c", "backups": ["a"], "learners": [], "lag": 3},
+        {"shard": 1, "primary": "a", "backups": [], "learners": ["b"], "lag": 0},
+    ]
+    # Another primary counts from its own start: what the one before has told is not forgotten.
+    served.add([report(0, received_bytes=40, sent_bytes=20, copied_bytes=0, in_sync=(0,))], 2)
+    found = served.fields(10, {}, {})
+    assert (found["pushed_bytes"], found["fetched_bytes"], found["copied_bytes"]) == (15.0, 7.0, 10.0)
+    assert found["shards"][0]["primary"] == "a"
 
 
 def test_the_slowest_is_furthest_behind_and_alone_nobody_is() -> None:

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from p2pnn.errors import CheckpointError
 from p2pnn.job.shares import summary
-from p2pnn.job.spans import ALL_WORKERS, RECORD, SPANS_MAX, Kind, Span, of_push
-from p2pnn.job.trace import PART_BYTES_MAX, NodePart, Passage, Trace, chrome, decode
+from p2pnn.job.spans import ALL_WORKERS, RECORD, SPANS_MAX, Kind, Span, of_push, shard_and_worker
+from p2pnn.job.trace import PART_BYTES_MAX, NodePart, Passage, Trace, View, chrome, decode
 
 NODES = ("a", "b")
 TRANSFERS = (Passage("conv1", 4096, 0, 1, False), Passage("conv1", 4096, 1, 0, True))
@@ -215,6 +215,20 @@ def test_what_a_server_does_has_a_lane_of_its_own() -> None:
     assert waits == ["for shard 0 of the parameters, on a", "until a push had left"]
 
 
+def test_of_a_worker_that_is_cut_the_node_is_named_that_speaks_to_the_shard() -> None:
+    """Two workers: the first nodes of both speak to shard 0, the second ones to shard 1."""
+    cut = msgspec.structs.replace(SERVER, nodes=("a", "b", "c", "d"), workers=(0, 2), speakers=((0, 2), (1, 3)))
+    assert decode(msgspec.msgpack.encode(cut), "it") == cut
+    view = View(cut)
+    pushes = {shard_and_worker(span.what): view.peer(span) for span in view.moving if span.kind == Kind.RECEIVE_PUSH}
+    assert pushes == {(0, 0): "a", (0, 1): "c"}
+    pushed = packed(
+        (1.0, 2.0, 7, -1, Kind.RECEIVE_PUSH, of_push(1, 1)), (1.0, 2.0, 7, -1, Kind.SEND_PUSH, of_push(1, 1))
+    )
+    view = View(msgspec.structs.replace(cut, moved=pushed))
+    assert {view.peer(span) for span in view.moving} == {"d", "b"}
+
+
 stretch = st.tuples(
     st.floats(0, 100), st.floats(0, 5), st.integers(-1, 3), st.sampled_from(list(Kind)), st.integers(-1, 3)
 )
@@ -241,7 +255,7 @@ def test_any_spans_make_a_valid_trace(computed: list[Any], moved: list[Any], off
 def test_parts_travel_and_are_checked() -> None:
     data = msgspec.msgpack.encode(SECOND)
     assert decode(data, "it") == SECOND
-    assert data.startswith((b"\x8f\xa3job", b"\xde\x00\x14\xa3job"))  # leftovers of parcels are told by their first key
+    assert data.startswith((b"\x8f\xa3job", b"\xde\x00\x15\xa3job"))  # leftovers of parcels are told by their first key
     for wrong, sentence in (
         (b"\xc1", "not a readable trace"),
         (bytes(PART_BYTES_MAX + 1), "has at most"),
@@ -254,6 +268,9 @@ def test_parts_travel_and_are_checked() -> None:
         (msgspec.msgpack.encode(msgspec.structs.replace(SECOND, nodes=("a",))), "is damaged"),
         (msgspec.msgpack.encode(msgspec.structs.replace(SECOND, served=b"x")), "is damaged"),
         (msgspec.msgpack.encode(msgspec.structs.replace(SECOND, homes=(2,))), "is damaged"),
+        (msgspec.msgpack.encode(msgspec.structs.replace(SERVER, speakers=((0, 2), (1, 1)))), "is damaged"),
+        (msgspec.msgpack.encode(msgspec.structs.replace(SERVER, speakers=((0, 1), (1,)))), "is damaged"),
+        (msgspec.msgpack.encode(msgspec.structs.replace(SERVER, speakers=((0, 1),))), "is damaged"),
         (msgspec.msgpack.encode(msgspec.structs.replace(SECOND, index=-1)), "is damaged"),
         (msgspec.msgpack.encode(msgspec.structs.replace(SECOND, clock_offset_s=math.inf)), "is damaged"),
         (msgspec.msgpack.encode(msgspec.structs.replace(SECOND, taken_s=math.nan)), "is damaged"),

@@ -22,7 +22,7 @@ def test_a_table_survives_the_journey_and_no_bytes_are_no_jobs() -> None:
     found = work.decode(work.encode([first, second]))
     assert found == {"toy-1": first, "toy-2": second}
     assert first.nodes == tuple(NODES[:2])
-    assert work.generations(found) == {"toy-1": 7, "toy-2": 8}
+    assert work.generations(found, NODES[0]) == {"toy-1": 7, "toy-2": 8}
     assert work.decode(b"") == work.decode(work.encode([])) == {}
 
 

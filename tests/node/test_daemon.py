@@ -90,10 +90,9 @@ async def test_every_message_of_the_wire_that_a_peer_may_send_has_a_receiver(tmp
     links = {wire.Hello, wire.Welcome, wire.Close, wire.Ping, wire.Pong}
     secured = {wire.Petition, wire.Ruling, wire.AuthorityWanted, wire.AuthorityKey, wire.AuthorityHeld}
     strangers = {wire.Offer, wire.Join, wire.Joined}
-    shards = {kind for kind in wire.AnyMessage.__args__ if kind.__module__ == "p2pnn.wire.replication"} - {wire.Pushed}
     async with daemons(tmp_path, "a") as (a,):
         bodiless = {kind for kind in wire.AnyMessage.__args__ if not kind.BODY}
-        assert bodiless - links - strangers - secured - shards == set(a._routes)
+        assert bodiless - links - strangers - secured == set(a._routes)
 
 
 async def test_an_address_that_others_reach_and_a_port_in_use_are_refused_and_the_folder_is_free_again(

@@ -11,19 +11,22 @@ import msgspec
 import pytest
 
 from p2pnn.executor import commands
-from p2pnn.job import answers, script, trace
+from p2pnn.job import answers, assignment, script, trace
 from p2pnn.job.checkpoint import Part
+from p2pnn.job.part_log import PartState
+from p2pnn.job.plan import ShardHome
 from p2pnn.job.recovery import Loss
 from p2pnn.job.segment import transfers
 from p2pnn.job.spans import RING_BYTES, Kind, Ring, unpack
 from p2pnn.node import part as module
+from p2pnn.node import roles
 from p2pnn.node.room import divide
 from p2pnn.train.cuts import COUNTER_BYTES, places
 from p2pnn.train.frames import layout
 from p2pnn.types import BlobId
 from p2pnn.wire import messages as wire
 from tests.node.data_bench import DataBench
-from tests.node.nodes import JOB, A, B, until
+from tests.node.nodes import JOB, A, B, C, until
 from tests.node.test_place import Bench, FakeExecutor
 
 pytestmark = pytest.mark.asyncio
@@ -231,6 +234,95 @@ async def test_a_worker_and_a_shard_on_one_node_speak_by_copies_from_arena_to_ar
     bench.compute.say(commands.Lend(0))
     bench.serve.say(commands.SendAnswer(5, 0, 1, 1, 0, "", 1, 1, bench.served.rest, size, 8, 7))
     await until(lambda: commands.AnswerLeft(5) in bench.serve.sent)
-    assert bench.compute.sent[1:] == [commands.Answered(0, 1, 0, 1, "", 1, True, 8, 7, True, 0, True, size)]
+    assert bench.compute.sent[1:] == [commands.Answered(0, 1, 0, 0, "", 1, True, 8, 7, True, 0, True, size)]
     place = bench.worked.landings[0][0] - bench.worked.start + start
     assert bench.compute.memory[place] == 77
+
+
+class ReplicatedBench(DataBench):
+    """Shard 0 lies at B with its backup at C, shard 1 the other way round."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.plan = msgspec.structs.replace(self.plan, shards=(ShardHome((1, 2)), ShardHome((2, 1))))
+
+    async def begin(self) -> None:
+        await super().begin()
+        self.both_ready()
+        for made in FakeExecutor.made:
+            made.sent.clear()
+
+    def without(self, index: int, generation: int = 5) -> assignment.Assignment:
+        before = assignment.initial(self.plan, 1)
+        after = assignment.without(before, self.plan, self.spec, index)
+        assert after is not None
+        return assignment.committed(before, after, generation)
+
+    def assigned(self, held: assignment.Assignment, term: int = 1) -> None:
+        self.place.receive(A, wire.Assigned(JOB, 1, assignment.encode(held), term))
+
+    def told(self) -> list[list[assignment.Assignment]]:
+        return [
+            [assignment.decode(m.assignment) for m in made.sent if isinstance(m, commands.Assigned)]
+            for made in FakeExecutor.made
+        ]
+
+
+async def test_who_has_which_role_now_is_told_to_both_executors_once_and_never_goes_back(tmp_path: Path) -> None:
+    bench = ReplicatedBench(tmp_path)
+    await bench.begin()
+    first, second = bench.without(2), bench.without(2, 9)
+    bench.refusal = "it is of a lower term"
+    bench.assigned(second)
+    bench.refusal = ""
+    bench.assigned(first)
+    bench.assigned(first)
+    bench.assigned(second)
+    bench.assigned(first)
+    bench.place.receive(A, wire.Assigned(JOB, 1, b"\xc1", 1))
+    assert bench.told() == [[first, second], [first, second]]
+    assert not bench.failures
+    await bench.place.close()
+
+
+async def test_a_link_to_a_node_that_the_start_goes_on_without_fails_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("LINK_GRACE_S", "FIRST_S", "SECOND_S"):
+        monkeypatch.setattr(roles, name, 0.0)
+    bench = ReplicatedBench(tmp_path)
+    await bench.begin()
+    bench.assigned(bench.without(2))
+    bench.place.member_lost(C, "connection reset")
+    bench.place.member_lost(A, "connection reset")  # who coordinates: another is elected, and asks
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert not bench.failures
+    bench.place.receive(A, wire.Adopt(JOB, 1, 2))
+    await until(lambda: bench.outside.of(wire.Adopted))
+    told = msgspec.msgpack.decode(bench.outside.of(wire.Adopted)[-1].part, type=PartState)
+    assert told.stage == "running"
+    await bench.place.close()
+
+
+async def test_without_the_coordinators_word_a_broken_link_fails_the_part_after_some_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(roles, "SECOND_S", 0.0)
+    bench = ReplicatedBench(tmp_path)
+    await bench.begin()
+    bench.place.member_lost(C, "connection reset")
+    await until(lambda: bench.failures)
+    assert bench.failures == ["its link to node c broke: connection reset"]
+    await bench.place.close()
+
+
+async def test_a_part_that_the_start_goes_on_without_ends(tmp_path: Path) -> None:
+    bench = ReplicatedBench(tmp_path)
+    await bench.begin()
+    bench.assigned(bench.without(1))
+    assert bench.failures == ["the start goes on without this node"]
+    assert bench.told() == [[], []]
+    bench.place.decided({}, 5)
+    await until(lambda: all(made.ended for made in FakeExecutor.made))
+    await bench.place.close()

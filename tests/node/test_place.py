@@ -17,7 +17,7 @@ from p2pnn.job.part_log import PartState
 from p2pnn.job.queue import PlaceQueue
 from p2pnn.job.segment import transfers
 from p2pnn.job.spec import JobSpec
-from p2pnn.node import parcels
+from p2pnn.node import parcels, roles
 from p2pnn.node import part as module
 from p2pnn.node.asking import Asking
 from p2pnn.node.place import Place
@@ -303,7 +303,7 @@ async def test_a_result_is_sent_from_the_arena_and_sent_is_told_when_it_has_left
 async def test_a_broken_link_fails_the_job_after_the_coordinators_time_to_notice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "LINK_GRACE_S", 0.0)
+    monkeypatch.setattr(roles, "LINK_GRACE_S", 0.0)
     bench = Bench(tmp_path)
     executor = await bench.running()
     back = next(t.index for t in transfers(bench.spec.graph, bench.plan.assignment) if t.source == 1)
@@ -527,7 +527,7 @@ async def test_what_the_cluster_has_ended_or_started_anew_ends_here(tmp_path: Pa
 async def test_a_broken_link_between_two_nodes_of_a_job_fails_it_even_if_nothing_was_being_sent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "LINK_GRACE_S", 0.0)
+    monkeypatch.setattr(roles, "LINK_GRACE_S", 0.0)
     bench = Bench(tmp_path)
     plan = plan_of(bench.spec, [A, B])
     bench.plan = msgspec.structs.replace(

@@ -9,6 +9,7 @@ import pytest
 
 from p2pnn.executor import commands
 from p2pnn.job import script
+from p2pnn.replication.leases import Wish
 from p2pnn.types import NodeId
 from p2pnn.wire import messages as wire
 from tests.node.data_bench import DataBench, fake_executors
@@ -83,11 +84,11 @@ async def test_values_are_received_into_a_lent_place_once(tmp_path: Path) -> Non
     assert bench.compute.memory[offset : offset + 4] == b"abcd"
     assert bench.compute.sent == []
     bench.place.body(C, values)
-    told = commands.Answered(1, 3, 0, 1, "LATE", 9, True, 8, 7, True, 4, True, nbytes)
+    told = commands.Answered(1, 3, 0, 0, "LATE", 9, True, 8, 7, True, 4, True, nbytes)
     assert bench.compute.sent == [told]
     # Nobody has lent it again: the values are dropped, and the executor has the answer without them.
     assert bench.place.body_for(C, values, nbytes) is None
-    assert bench.compute.sent[1:] == [commands.Answered(1, 3, 0, 1, "LATE", 9, True, 8, 7, True, 4, False, 0)]
+    assert bench.compute.sent[1:] == [commands.Answered(1, 3, 0, 0, "LATE", 9, True, 8, 7, True, 4, False, 0)]
 
 
 async def test_values_that_no_honest_shard_sends_are_dropped_and_their_sender_named(
@@ -125,10 +126,41 @@ async def test_an_answer_without_values_is_taken_from_its_shard_alone(
     bench = DataBench(tmp_path)
     await bench.begin()
     bench.place.receive(C, wire.Pushed(JOB, 1, 1, 1, 3, refusal="LATE", request=2, log_number=9))
-    assert bench.compute.sent == [commands.Answered(1, 3, 2, 1, "LATE", 9, False)]
+    assert bench.compute.sent == [commands.Answered(1, 3, 2, 0, "LATE", 9, False)]
     strange = ((STRANGER, 1, 1, 1), (STRANGER, 9, 1, 1))  # a member of the cluster that is none of the plan
     wrong = ((A, 1, 1, 1), (C, 0, 1, 1), (C, 1, 0, 1), (C, 9, 1, 1), *strange, (C, 1, 1, 2))
     for node, shard, worker, generation in wrong:
         bench.place.receive(node, wire.Pushed(JOB, shard, generation, worker, 3))
     assert len(bench.compute.sent) == 1
     assert caplog.text.count("values refused") == 6
+
+
+async def test_a_wish_for_batches_goes_to_shard_0_and_what_is_leased_is_taken_from_it_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench = DataBench(tmp_path)
+    await bench.begin()
+    bench.both_ready()
+    bench.command(script.Train(1, 4))
+    bench.compute.say(commands.WishLeases(Wish(3, ((2, 4),), 5, 6, 10, 8, 2, True)))
+    bench.compute.say(commands.SendRest(5))
+    await until(lambda: bench.outside.of(wire.Rest, B))
+    assert bench.outside.of(wire.LeaseWish) == [wire.LeaseWish(JOB, 1, 0, 1, 3, ((2, 4),), 5, 6, 10, 8, 2, True)]
+    assert bench.outside.of(wire.LeaseWish, B)
+    assert bench.outside.of(wire.Rest, C) == [wire.Rest(JOB, 1, 1, 1, 5)]
+    bench.compute.sent.clear()
+    bench.place.receive(B, wire.Leased(JOB, 1, 0, 1, 3, ((1, 2),), 1, 1))
+    assert bench.compute.sent == [commands.Leased(3, ((1, 2),), 1, 1)]
+    wrong = [
+        (C, wire.Leased(JOB, 1, 0, 1, 3)),  # not the shard's primary
+        (C, wire.Leased(JOB, 1, 1, 1, 3)),  # a shard that deals out nothing
+        (B, wire.Leased(JOB, 1, 0, 0, 3)),  # another worker's
+        (B, wire.Leased(JOB, 1, 0, 1, 3, ((2, 2),))),
+        (B, wire.Leased(JOB, 1, 0, 1, 3, ((2, 10**9),))),
+        (STRANGER, wire.Leased(JOB, 1, 0, 1, 3)),
+    ]
+    for count, (node, message) in enumerate(wrong, 1):
+        bench.place.receive(node, message)
+        assert caplog.text.count("refused job=") == count
+    bench.place.receive(B, wire.Leased(JOB, 2, 0, 1, 3))
+    assert len(bench.compute.sent) == 1

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from p2pnn.data.blobs import BlobStore
 from p2pnn.job.spans import RING_BYTES, Kind, Ring, of_push, unpack
 from p2pnn.node import recording as module
 from p2pnn.node.recording import DRIFT, Offset, Recording
+from tests.executor import models
+from tests.executor.mesh import contiguous, spec_for
+from tests.executor.pump import data_plan, hybrid, hybrid_plan
 from tests.node.nodes import JOB, A, B, plan_of, toy
 
 
@@ -105,3 +111,15 @@ def test_the_truth_lies_within_the_error(there: float, back: float) -> None:
     ahead = 123.0
     trip = Offset.of_trip(left=10.0, came=10.0 + there + back, theirs=10.0 + there + ahead)
     assert abs(trip.offset_s - ahead) <= trip.error_s + 1e-9
+
+
+def test_where_workers_are_cut_it_names_who_speaks_to_each_shard(tmp_path: Path) -> None:
+    """Two workers of two nodes each; of three shards one belongs to one segment and two to the other."""
+    spec = hybrid(spec_for(models.scaled(models.dense()), BlobStore(tmp_path / "blobs")))
+    plan = hybrid_plan(spec, contiguous(spec.graph, 2), 2, 3)
+    part = Recording(JOB, 2, A, 0, spec, plan).part()
+    assert part.workers == (0, 2)
+    assert set(part.speakers) == {(0, 2), (1, 3)}
+    assert len(part.speakers) == len(part.homes) == 3
+    whole = data_plan(spec, 2, 3)
+    assert Recording(JOB, 2, A, 0, spec, whole).part().speakers == ()

@@ -9,6 +9,7 @@ import pytest
 
 from p2pnn.executor import commands
 from p2pnn.ps.layout import WINDOW
+from p2pnn.replication.leases import Wish
 from p2pnn.types import NodeId
 from p2pnn.wire import messages as wire
 from tests.node.data_bench import DataBench, fake_executors
@@ -72,7 +73,7 @@ async def test_a_push_of_another_size_is_dropped_and_counted_by_the_shard(
     await bench.begin()
     for nbytes in (bench.push_bytes + 4, 0):
         assert bench.place.body_for(A, bench.push(2), nbytes) is None
-        assert bench.serve.sent[-1] == commands.PushArrived(0, 0, 2, 0, 7, 6, True, 5, 2, nbytes)
+        assert bench.serve.sent[-1] == commands.PushArrived(0, 0, 2, 0, 7, 6, True, 5, 2, misfit=nbytes)
         assert "node=a reason=part 0 of push 2 of worker 0 to shard 0 has" in caplog.text
     assert bench.place.body_for(C, bench.push(2), 0) is None
     assert bench.place.body_for(A, bench.push(2, shard=1), 0) is None
@@ -120,3 +121,23 @@ async def test_fetches_and_marks_are_taken_from_the_worker_alone(
         bench.place.receive(node, wire.Mark(JOB, generation, shard, worker, 9))
     assert len(bench.serve.sent) == 2
     assert caplog.text.count("refused job=") == 12
+
+
+async def test_wishes_for_batches_are_taken_from_the_worker_alone_and_answered(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench = DataBench(tmp_path)
+    await bench.begin()
+    bench.place.receive(A, wire.LeaseWish(JOB, 1, 0, 0, 3, ((2, 4),), 5, 6, 10, 8, 2, True))
+    bench.place.receive(A, wire.Rest(JOB, 1, 0, 0, 5))
+    assert bench.serve.sent == [
+        commands.LeasesWished(0, 0, Wish(3, ((2, 4),), 5, 6, 10, 8, 2, True)),
+        commands.Rested(0, 0, 5),
+    ]
+    for node, shard, worker, generation in ((A, 1, 0, 1), (A, 0, 1, 1), (C, 0, 0, 1), (A, 0, 9, 1), (A, 0, 0, 2)):
+        bench.place.receive(node, wire.LeaseWish(JOB, generation, shard, worker, 4))
+        bench.place.receive(node, wire.Rest(JOB, generation, shard, worker, 4))
+    assert len(bench.serve.sent) == 2
+    assert caplog.text.count("refused job=") == 8
+    bench.serve.say(commands.SendLeased(0, 0, 3, ((4, 9),), 4, 1))
+    assert bench.outside.of(wire.Leased, A) == [wire.Leased(JOB, 1, 0, 0, 3, ((4, 9),), 4, 1)]

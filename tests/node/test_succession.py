@@ -10,16 +10,16 @@ import msgspec
 import pytest
 
 from p2pnn.errors import CharterError, CheckpointError, PlanError
+from p2pnn.job import assignment, script, work
 from p2pnn.job import records as codec
-from p2pnn.job import script, work
 from p2pnn.job.checkpoint import Manifest, Part
 from p2pnn.job.part_log import PartLog
-from p2pnn.job.plan import Plan
+from p2pnn.job.plan import Plan, ShardHome
 from p2pnn.job.spec import JobSpec
 from p2pnn.node import parcels, succession
 from p2pnn.types import BlobId, JobId, NodeId
 from p2pnn.wire import messages as wire
-from tests.node.nodes import A, B, C, until
+from tests.node.nodes import A, B, C, plan_of_data, stored, toy_of_data, until
 from tests.node.test_jobs import Bench as JobsBench
 
 pytestmark = pytest.mark.asyncio
@@ -480,4 +480,101 @@ async def test_a_table_that_cannot_be_read_is_not_taken_up(tmp_path: Path) -> No
     with pytest.raises(CharterError, match="table of jobs cannot be read"):
         await bench.submitted()
     assert bench.state(bench.job) == "running"
+    await bench.close()
+
+
+# --- a start that can go on without a node
+
+
+class Replicated(Bench):
+    """B and C compute, and each has the backup of the other's shard."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.spec, blobs = toy_of_data()
+        self.spec_blob = stored(self.spec, blobs, self.exchange.blobs)
+        self.planning.plan = self.planned  # type: ignore[method-assign]
+
+    async def planned(self, spec: JobSpec) -> Plan:
+        plan = plan_of_data(spec, [B, C], workers=(0, 1), homes=(0, 1))
+        return msgspec.structs.replace(plan, shards=(ShardHome((0, 1)), ShardHome((1, 0))))
+
+    def told(self, node: NodeId) -> list[assignment.Assignment]:
+        return [assignment.decode(message.assignment) for message in self.outside.of(wire.Assigned, node)]
+
+    async def without_c(self) -> assignment.Assignment:
+        plan = await self.planned(self.spec)
+        before = assignment.initial(plan, 1)
+        after = assignment.without(before, plan, self.spec, 1)
+        assert after is not None
+        return assignment.committed(before, after, 2)
+
+
+async def test_a_start_that_lost_a_node_together_with_its_coordinator_goes_on_without_it(tmp_path: Path) -> None:
+    bench = Replicated(tmp_path)
+    await bench.led()
+    bench.outside.peers.discard(C)
+    bench.members.pop(C)
+    bench.succeed()
+    await until(lambda: bench.outside.of(wire.Adopt))
+    bench.adopted(B)
+    await until(lambda: bench.told(B))
+    assert bench.told(B)[0] == assignment.initial(await bench.planned(bench.spec), 1), "what holds is told first"
+    await until(lambda: len(bench.told(B)) == 2)
+    held = bench.jobs.work.entries[bench.job].assigned()
+    assert held is not None
+    assert (held.gone, bench.told(B)[1]) == ((1,), held)
+    assert [shard.primary.node for shard in held.shards] == [B, B]
+    assert bench.state(bench.job) == "running"
+    assert bench.jobs.get(bench.job).generation == 1
+    await bench.close()
+
+
+async def test_a_node_that_lives_and_has_no_part_any_more_is_done_without(tmp_path: Path) -> None:
+    bench = Replicated(tmp_path)
+    await bench.led()
+    bench.succeed()
+    await bench.asked()
+    bench.adopted(B)
+    bench.adopted(C, stage="ended", text="its compute process was killed by signal 9")
+    await until(lambda: len(bench.told(B)) == 2)
+    assert bench.told(B)[1].gone == (1,)
+    assert bench.outside.of(wire.Release, C) == [wire.Release(bench.job, 1, 3)]
+    texts = [event["text"] for event in bench.jobs.journal(bench.job)._events if event["kind"] == "warning"]
+    assert texts[-1].startswith(
+        "node c is lost (its compute process was killed by signal 9): shard 0 has no backup now; "
+    )
+    await bench.close()
+
+
+async def test_what_was_committed_and_told_to_nobody_is_told_by_the_next_coordinator(tmp_path: Path) -> None:
+    bench = Replicated(tmp_path)
+    await bench.led()
+    held = await bench.without_c()
+    entry = msgspec.structs.replace(bench.jobs.work.entries[bench.job], assignment=assignment.encode(held))
+    bench.cluster.elect(C, work.encode([entry]))
+    bench.outside.sent.clear()
+    bench.read = 0
+    bench.cluster.elect(A)
+    await until(lambda: bench.outside.of(wire.Adopt))
+    bench.adopted(B)
+    await until(lambda: bench.is_led)
+    assert [n for n, m in bench.outside.sent if isinstance(m, wire.Adopt)] == [B], "nobody else takes part"
+    assert bench.told(B) == [held]
+    assert bench.outside.of(wire.Release, C) == [wire.Release(bench.job, 1, 3)]
+    assert bench.outside.of(wire.Command, B)
+    assert not bench.outside.of(wire.Command, C)
+    assert bench.jobs._supervision.led[bench.job].nodes == [B]
+    await bench.close()
+
+
+async def test_a_start_of_which_no_node_is_left_begins_anew(tmp_path: Path) -> None:
+    bench = Replicated(tmp_path)
+    await bench.led()
+    bench.succeed()
+    await bench.asked()
+    bench.adopted(B, stage="ended", text="the start goes on without this node")
+    bench.adopted(C, stage="absent")
+    await until(lambda: bench.is_led)
+    assert bench.state(bench.job) == "recovering"
     await bench.close()

@@ -17,7 +17,6 @@ from p2pnn.job.plan import Plan
 from p2pnn.job.spec import JobSpec
 from p2pnn.node import parcels, recovering
 from p2pnn.node import supervision as module
-from p2pnn.node.keeping import NotKept
 from p2pnn.node.work import NotDecided
 from p2pnn.wire import messages as wire
 from tests.node.nodes import A, B, C, plan_of, until
@@ -420,35 +419,6 @@ async def test_what_an_old_start_says_while_a_job_is_resumed_counts_for_nothing(
     bench.hear(B, wire.JobFailed(job, 1, "late"))
     bench.cluster.commit()
     assert await resuming == "queued"
-    await bench.close()
-
-
-async def test_a_job_that_has_run_waits_for_voters_that_can_keep_what_it_needs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "KEEP_AGAIN_S", 0.0)
-    bench = Bench(tmp_path)
-    job = await bench.running()
-    refused = 0
-
-    async def on_voters(*_: object) -> None:
-        nonlocal refused
-        if refused < 2:
-            refused += 1
-            raise NotKept("too few of the voters could store it")
-
-    monkeypatch.setattr(bench.jobs._supervision._keeping, "on_voters", on_voters)
-    bench.planning.nodes = [A, C]
-    bench.members.pop(B)
-    bench.jobs.member_lost(B, "connection reset")
-    bench.jobs.member_failed(B, "no process listens there")
-    for node in (A, C):
-        bench.hear(node, wire.CutsHeld(job, 1, 1 + (node == C), 0, (), ()))
-    await until(lambda: bench.jobs.get(job).generation == 2)
-    assert bench.state(job) == "recovering"
-    texts = [event["text"] for event in bench.jobs.journal(job)._events if event["kind"] == "warning"]
-    assert texts.count("too few of the voters could store it; tried again in 0 s") == refused == 2
-    assert not bench.jobs._supervision._deciding
     await bench.close()
 
 

@@ -38,7 +38,7 @@ class Bench:
 
     @property
     def generations(self) -> dict[JobId, int]:
-        return table.generations(self.work.entries)
+        return table.generations(self.work.entries, A)
 
 
 def start(job: str) -> Change:

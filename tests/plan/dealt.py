@@ -23,7 +23,8 @@ ABCD = [*ABC, node("d")]
 def dealt(
     graph: Graph, *, micro_batches: int = 1, batch_size: int = 64, spec: dict[str, Any] | None = None, **data: Any
 ) -> JobSpec:
-    """A data-parallel job; `data` are settings of DataParallel, `spec` of JobSpec."""
+    """A data-parallel job; `data` are settings of DataParallel (one replica of each shard without a wish), `spec` of JobSpec."""
+    data = {"replicas": 1, **data}
     settings = {"micro_batches": micro_batches, "batch_size": batch_size, **(spec or {})}
     return job(graph, parallel="data", data=DataParallel(**data), **settings)
 
@@ -38,8 +39,11 @@ def placed(
     workers: Sequence[int] = (0, 1, 2),
     shards: int = 1,
     links: Links | None = None,
+    copies: int = 1,
+    **more: Any,
 ) -> Roles:
     """Roles of a job that fits. Raises AssertionError where it does not."""
-    found = place(Workload(spec), spec, exchanged(spec, shards), nodes, workers, links or mesh(*nodes))
+    links = links or mesh(*nodes)
+    found = place(Workload(spec), spec, exchanged(spec, shards), nodes, workers, links, copies, **more)
     assert found is not None
     return found

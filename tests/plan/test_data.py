@@ -208,8 +208,48 @@ def test_what_does_not_go_with_it(changes: dict[str, Any], words: str) -> None:
         planner.plan(spec, ABC, mesh(*ABC))
 
 
-def test_copies_are_not_there_yet() -> None:
-    assert "replication of shards comes later" in refusal(copies=2)
+def test_each_shard_has_a_backup_on_another_node_and_nodes_have_as_many() -> None:
+    plan = made(replicas=2)
+    assert [len(set(home.nodes)) for home in plan.shards] == [2, 2, 2]
+    assert roles(plan)["a"] == f"worker 0; shard 0 (backup of shard {plan.served_by(0)[1]})"
+    assert sorted(home.nodes[1] for home in plan.shards) == [0, 1, 2]
+    assert plan.copies == 2
+    assert all(plan.served_by(n) for n in range(3))
+    assert all(row.copied_bytes > 0 for row in plan.nodes)
+    assert any("each shard has a backup on another node" in reason for reason in plan.reasons)
+    alone = made(replicas=1)
+    assert alone.copies == 1
+    assert all(x.memory_bytes > y.memory_bytes for x, y in zip(plan.nodes, alone.nodes, strict=True))
+    assert not any(row.copied_bytes for row in alone.nodes)
+
+
+def test_without_a_wish_shards_have_backups_where_the_plan_has_nodes_with_room() -> None:
+    assert made(replicas=0).copies == 2
+    assert made(nodes=ABC[:1], replicas=0).copies == 1
+    spec = dealt(GRAPH)
+    there = exchanged(spec)
+    needed, server = worker_bytes(Workload(spec), spec, there), server_bytes(spec, there, [0], 2)
+    nodes = [node("a", memory=needed + server), node("b", memory=needed)]
+    assert made(nodes=nodes, replicas=0).copies == 1
+    assert refusal(nodes=nodes, replicas=2, workers=2).startswith(
+        "not enough nodes have the memory for 2 replicas of each shard: "
+    )
+
+
+def test_only_a_wish_for_backups_takes_in_a_node_that_has_nothing_else_to_do() -> None:
+    assert roles(made(nodes=ABCD, workers=1, shards=1, replicas=0)) == {
+        "a": "worker 0; backup of shard 0",
+        "b": "shard 0",
+    }
+    wished = roles(made(nodes=ABCD, workers=1, shards=1, replicas=2))
+    assert wished == {"a": "worker 0", "b": "shard 0", "c": "backup of shard 0"}
+
+
+def test_more_replicas_than_nodes() -> None:
+    assert refusal(nodes=ABC[:1], replicas=2) == (
+        "--replicas 2 takes as many nodes for each shard, but there is one: a; start more, or take --replicas 1"
+    )
+    assert "replicas = 3" in refusal(replicas=3)
 
 
 def test_words_that_there_are_not_are_refused_here_too() -> None:

@@ -142,11 +142,44 @@ def test_data_parallelism_tells_where_hybrid_would_be_faster() -> None:
             {"spec": {"memory_bytes_max": 5 << 20}},
             "nodes .*not fit: a would need .* MiB and has 5.0 MiB, .* a shard takes",
         ),
+        (
+            {"spec": {"memory_bytes_max": 5 << 20}, "replicas": 2},
+            "not fit: .* 2 replicas of a shard take up to .* more each .* --replicas 1, or add nodes",
+        ),
+        ({"replicas": 3}, "replicas = 3: each shard lives on 1 node or on 2"),
         ({"spec": {"schedule": "async:2"}, "micro_batches": 1}, "with --parallel hybrid say --consistency async"),
     ],
 )
 def test_what_cannot_be_is_one_sentence(more: dict[str, Any], words: str) -> None:
     assert re.search(words, refusal(**more)), refusal(**more)
+
+
+def test_each_shard_has_a_backup_where_that_is_asked_for() -> None:
+    plan = made(segments=2, shards=2, replicas=2)
+    alone = made(segments=2, shards=2, replicas=1)
+    assert (plan.copies, alone.copies) == (2, 1)
+    assert all(len(set(home.nodes)) == 2 for home in plan.shards)
+    assert any("each shard has a backup on another node" in reason for reason in plan.reasons)
+    spec = asked(segments=2, shards=2, replicas=2)
+    whole, own = shardings_of(spec, plan)
+    for index, row in enumerate(plan.nodes):
+        held = sum(x.memory_bytes for x in alone.nodes if x.node == row.node)
+        assert server_layout(spec, plan, index).arena_bytes < row.memory_bytes
+        assert (row.memory_bytes > held) == bool(plan.served_by(index))
+        primary_of = [home.nodes[0] for home in plan.shards]
+        copied = [4 * whole.shards[shard].size for shard, home in enumerate(primary_of) if home == index]
+        assert row.copied_bytes == 2 * sum(copied), "the pushes of both workers, each of its segment's node alone"
+        assert ("backup of shard" in row.layers) == any(index in home.nodes[1:] for home in plan.shards)
+    assert sum(row.copied_bytes for row in plan.nodes) == 2 * 4 * sum(part.space.size for part in own)
+    assert plan.samples_per_s <= alone.samples_per_s
+
+
+def test_without_a_wish_shards_have_backups_where_nodes_that_only_serve_hold_them() -> None:
+    """The start goes on without those, and without no other."""
+    assert made(segments=2, workers=2, replicas=0).copies == 1
+    plan = made(nodes=ABCDEF, segments=2, workers=2, shards=2, replicas=0)
+    assert plan.copies == 2
+    assert {plan.worker_of(home.nodes[0]) for home in plan.shards} == {-1}
 
 
 def test_a_node_without_a_part_is_told() -> None:

@@ -142,3 +142,20 @@ def test_small_networks_wait_for_messages() -> None:
 
 def test_the_same_arguments_the_same_floats() -> None:
     assert paced(dealt(BIG), shards=2) == paced(dealt(BIG), shards=2)
+
+
+def test_a_backup_takes_each_push_once_more() -> None:
+    """Over the primary's link out, and the backup's in; the answer waits until it is there."""
+    slow = 1e6
+
+    def with_copies(copies: int, **data: Any) -> Pace:
+        spec = dealt(BIG, **data)
+        roles = placed(spec, ABCD, (0, 1), 1, over(slow, ABCD), copies)
+        return pace(Workload(spec), spec, exchanged(spec, 1), roles, over(slow, ABCD))
+
+    one, two = with_copies(1), with_copies(2)
+    assert one.step_s == pytest.approx(2 * BYTES / slow)
+    assert two.step_s == pytest.approx(4 * BYTES / slow), "out of the primary: two answers, two pushes"
+    for consistency in ("ssp:1", "sync", "local:2"):
+        alone, copied = (with_copies(n, consistency=consistency, micro_batches=2) for n in (1, 2))
+        assert copied.samples_per_s < alone.samples_per_s

@@ -9,9 +9,10 @@ import pytest
 
 from p2pnn.errors import RemoteProtocolError
 from p2pnn.ps.carrying import pack, unpack
-from p2pnn.ps.decisions import Close, Draw, Serve, Take
+from p2pnn.ps.decisions import Close, Draw, Grant, Leave, Rest, Serve, Take
 from p2pnn.ps.messages import Refusal
 from p2pnn.ps.state import State
+from p2pnn.replication.leases import LeaseTable, Wish
 from tests.ps.test_state import A, B, C, Slotted, state_of, take
 
 
@@ -75,3 +76,26 @@ def test_what_is_no_state_of_this_shard_is_refused_and_changes_nothing() -> None
             unpack(learner, [bytes_])
         assert learner.versions.number == 0
         assert not learner.arrays["parameters"].any()
+
+
+def test_leases_and_who_is_gone_or_rests_travel_with_it() -> None:
+    state, slots = state_of("ssp:1")
+    learner, _ = state_of("ssp:1")
+    state.leases, learner.leases = LeaseTable(10, 2), LeaseTable(10, 2)
+    take(state, slots, A, 1, 0)
+    for decision in (Grant(1, Wish(1, (), 0, 2, 10)), Grant(2, Wish(1, (), 0, 2, 10)), Leave(1), Rest(2, 0)):
+        state.apply(None, 0, decision, 0.0)
+    data = b"".join(bytes(one) for one in pack(state))
+    unpack(learner, [data])
+    assert learner.gone == {A}
+    assert learner.roster[B].is_resting
+    assert learner.leases.held(2) == state.leases.held(2) != ()
+    assert learner.leases.coverage(0) == state.leases.coverage(0)
+    assert learner.marks.positions() == state.marks.positions()
+    assert [learner.clock, learner.training] == [state.clock, [B, C]]
+    for other in (None, LeaseTable(10, 3)):
+        wrong, _ = state_of("ssp:1")
+        wrong.leases = other
+        with pytest.raises(RemoteProtocolError):
+            unpack(wrong, [data])
+        assert wrong.versions.number == 0

@@ -114,7 +114,12 @@ def spec_of(micro_batches: int = 4, optimizer: Optimizer = ADAM, **data: object)
         (spec_of(n_push=0), 2, 1, "n_push = 0: it must be at least 1"),
         (spec_of(), 2, 5, "shards = 5, but the model has only 4 parameter tensors: take at most 4"),
         (spec_of(optimizer=Optimizer(clip_norm=1.0), consistency="sync"), 2, 1, "clip_norm = 1 with sync"),
-        (spec_of(copies=2), 2, 1, "copies = 2: replication of shards comes later; .* newest checkpoint"),
+        (
+            spec_of(replicas=3),
+            2,
+            1,
+            "replicas = 3: each shard lives on 1 node or on 2; 0 takes 2 where there is room for it",
+        ),
         (spec_of(consistency="eager"), 2, 1, "no consistency 'eager'"),
         (spec_of(cut="random"), 2, 1, "no way 'random' to cut parameters"),
         (spec_of(push="zip"), 2, 1, "no compression 'zip'"),

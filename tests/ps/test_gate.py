@@ -202,3 +202,12 @@ def test_a_backup_lets_in_what_its_primary_forwards_and_holds_twice_the_window()
     gate.acknowledged(0, 1, 1)
     assert gate.refusal(1, None, 0, 2 * WINDOW + 1, 0, SIZE) == ""
     assert gate.take(0, 1, 2 * WINDOW + 1, 0) == layout.slot(0, 1, 1, 0)
+
+
+def test_values_come_from_another_primary_when_there_is_one() -> None:
+    gate = ValuesGate(PLAN, WorkerLayout.of(SHARDING, Settings()))
+    nbytes = SHARDING.shards[0].byte_count
+    assert gate.refusal(0, 3, nbytes, True) == ""
+    gate.assigned([4, 4])
+    assert "instead of 4" in gate.refusal(0, 3, nbytes, True)
+    assert gate.refusal(0, 4, nbytes, True) == ""

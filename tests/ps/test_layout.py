@@ -210,3 +210,18 @@ def test_shards_with_copies_have_twice_the_slots() -> None:
     assert offsets == [slots.stride * n for n in range(8)]
     assert slots.stop == 8 * slots.stride
     assert slots.place(0, 4, 1) == slots.place(0, 0, 1)
+
+
+def test_a_backup_has_the_same_slots_as_the_primary_four_per_worker() -> None:
+    plan = plan_of(2, 2)
+    first, second = (home.nodes[0] for home in plan.shards)
+    both = (
+        msgspec.structs.replace(plan.shards[0], nodes=(first, second)),
+        msgspec.structs.replace(plan.shards[1], nodes=(second, first)),
+    )
+    plan = msgspec.structs.replace(plan, shards=both)
+    assert (plan.copies, plan.served_by(first), plan.served_by(second)) == (2, (0, 1), (0, 1))
+    one, other = (server_layout(spec_of(), plan, node) for node in (first, second))
+    assert one.slots == other.slots
+    assert {slots.window for slots in one.slots.values()} == {window(2)}
+    assert one.arena_bytes == other.arena_bytes

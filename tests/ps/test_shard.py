@@ -473,3 +473,37 @@ def test_a_pull_that_was_overtaken_is_not_answered() -> None:
     shard.pull(Pull(A, 0, 2), 0.0)
     shard.pull(Pull(A, 0, 1), 0.0)
     assert [a.request for a in answers(shard)] == [2]
+
+
+def test_who_is_gone_is_answered_nothing_and_waited_for_by_nobody() -> None:
+    """Also of a warm start, in which the first worker that is left trains alone."""
+    shard = shard_of("async", (A, B, C), warm_start=3)
+    push(shard, header(A, 1, 0))
+    assert [answer.worker for answer in answers(shard)] == [A]
+    shard.pull(Pull(B, 0, 1), 0.0)
+    shard.pull(Pull(C, 0, 1), 0.0)
+    assert answers(shard) == []
+    shard.leave(A, 0.0)
+    shard.leave(A, 0.0)
+    assert [answer.worker for answer in answers(shard)] == [B], "it is the first now"
+    push(shard, header(A, 2, 1))
+    shard.pull(Pull(A, 0, 1), 0.0)
+    shard.rest(A, 5, 0.0)
+    shard.mark(B, 9, 0.0)
+    shard.pull(Pull(C, 0, 2, after=9), 0.0)
+    assert [answer.worker for answer in answers(shard)] == [C]
+    assert shard.is_marked(9)
+    assert parameter(shard) == 1.0
+
+
+def test_a_bound_waits_for_nobody_who_rests() -> None:
+    shard = shard_of("ssp:0", (A, B))
+    push(shard, header(A, 1, 0))
+    assert answers(shard) == []
+    shard.rest(B, 0, 0.0)
+    assert [answer.worker for answer in answers(shard)] == [A]
+    push(shard, header(A, 2, 1, clock=1))
+    push(shard, header(B, 1, 2, clock=2))
+    assert [answer.worker for answer in answers(shard)] == [A], "now A has to push for B to go on"
+    push(shard, header(A, 3, 3, clock=2))
+    assert {answer.worker: answer.refusal for answer in answers(shard)} == {A: None, B: None}

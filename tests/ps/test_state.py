@@ -10,13 +10,14 @@ import pytest
 from p2pnn.job.spec import Optimizer
 from p2pnn.ps.compression import Bytes
 from p2pnn.ps.consistency import Settings, consistency
-from p2pnn.ps.decisions import Close, Decision, Draw, Serve, Strike, Take
+from p2pnn.ps.decisions import Close, Decision, Draw, Grant, Leave, Rest, Serve, Strike, Take
 from p2pnn.ps.guard import Guard
 from p2pnn.ps.layout import Slots, part_sizes
 from p2pnn.ps.messages import Refusal, Worker
 from p2pnn.ps.sharding import cut
 from p2pnn.ps.space import Space
 from p2pnn.ps.state import State
+from p2pnn.replication.leases import LeaseTable, Wish
 from tests.ps.models import mlp
 from tests.ps.network import workers_named
 
@@ -161,3 +162,57 @@ def test_equal_entries_make_equal_states(how: str, seed: int) -> None:
         assert array.tobytes() == other.arrays[name].tobytes()
     assert (one.round, one.out, one.written) == (other.round, other.out, other.written)
     assert one.marks.positions() == other.marks.positions()
+
+
+def test_who_is_gone_is_waited_for_no_more_and_what_it_had_is_free() -> None:
+    state, slots = state_of("ssp:0")
+    state.leases = LeaseTable(10, 1)
+    state.apply(None, 0, Grant(1, Wish(1, (), 0, 3, 10)), 0.0)
+    assert state.leases.held(1) == ((0, 2),)
+    for worker in (A, B, C):
+        take(state, slots, worker, 1, state.versions.number)
+    take(state, slots, B, 2, 3)
+    state.apply(None, 0, Draw(2, 4, True), 0.0)
+    state.apply(None, 0, Draw(3, 4, True), 0.0)
+    assert (state.clock, state.marks.marked) == (1, 0)
+    state.apply(None, 0, Leave(1), 0.0)
+    state.apply(None, 0, Leave(1), 0.0)
+    assert (state.gone, state.training, state.marks.marked) == ({A}, [B, C], 4)
+    assert state.leases.held(1) == ()
+    assert state.leases.coverage(0).once == 1, "one of its two was pushed"
+    version = state.versions.number
+    assert take(state, slots, A, 2, version) == [A]
+    assert (state.versions.number, state.roster[A].refusal) == (version, Refusal.UNKNOWN)
+    state.apply(None, 0, Grant(1, Wish(2, (), 0, 3, 10)), 0.0)
+    assert state.leases.held(1) == ()
+    assert state.roster.number(C) == 3, "the others keep their numbers, and their slots"
+
+
+def test_who_rests_holds_nobody_back_until_its_next_push() -> None:
+    state, slots = state_of("ssp:0")
+
+    def pushes(worker: Worker, sequence: int, clock: int) -> Refusal | None:
+        slots.put(worker, sequence, -1.0)
+        state.apply(worker, sequence, Take(state.versions.number, clock), 0.0)
+        return state.roster[worker].refusal
+
+    assert [pushes(worker, 1, 0) for worker in (A, B, C)] == [None] * 3
+    state.apply(None, 0, Rest(3, 1), 0.0)
+    assert [pushes(worker, sequence, sequence - 1) for sequence in (2, 3) for worker in (A, B)] == [None] * 4
+    assert state.clock == 3, "nobody waits for it"
+    assert pushes(C, 2, 2) is None
+    assert (state.roster[C].clock, state.clock) == (3, 3), "it begins anew from the values that it has"
+    state.apply(None, 0, Rest(3, 1), 0.0)
+    assert not state.roster[C].is_resting, "a late word of before"
+    assert pushes(C, 3, 2) is Refusal.TOO_STALE
+
+
+def test_who_quits_leaves_its_batches_to_others() -> None:
+    state, _ = state_of()
+    state.leases = LeaseTable(10, 1)
+    state.apply(None, 0, Grant(1, Wish(1, (), 0, 3, 10)), 0.0)
+    state.apply(None, 0, Grant(1, Wish(2, ((0, 1),), 1, 0, 10, quits=True)), 0.0)
+    assert state.leases.held(1) == ()
+    assert state.leases.has_quit(1)
+    assert state.leases.coverage(0).once == 1
+    assert state.gone == set()

@@ -24,6 +24,7 @@ from typing import TypeVar
 from p2pnn.cluster.consensus import Consensus
 from tests.simulator.ablations import SAFETY, DoesNotRewrite
 from tests.simulator.cluster import Result, one_seed
+from tests.simulator.leasing import play as play_leased_seed
 from tests.simulator.member_seeds import Result as MemberResult
 from tests.simulator.member_seeds import one_seed as one_member_seed
 from tests.simulator.shard_ablations import SHARD_RULES, Ablation
@@ -35,6 +36,9 @@ FSYNC = "rule 1, fsync"
 WITHOUT: dict[str, type[Consensus]] = {**SAFETY, "rule 2": DoesNotRewrite, FSYNC: Consensus}
 AnyResult = TypeVar("AnyResult", Result, ShardResult, MemberResult)
 AnyResults = Sequence[Result] | Sequence[ShardResult] | Sequence[MemberResult]
+LEASED_EVERY = 4
+"""Of the seeds of training every fourth is of workers that train what is leased to them, and die."""
+
 CHUNK = 20
 """Seeds that a process takes at once."""
 
@@ -73,11 +77,13 @@ def run_shard_seeds(seeds: range, without: str = "") -> list[ShardResult]:
 
 
 def play_training(seeds: range, without: str = "") -> Iterator[ShardResult]:
-    """The same of workers on a replicated shard. without: a key of SHARD_RULES whose replica differs."""
+    """The same of workers on a replicated shard, some of whom train what is leased to them. without: a key of SHARD_RULES
+    whose replica differs."""
     ablation = SHARD_RULES[without] if without else Ablation()
     suffix = f' --without "{without}"' if without else ""
     for seed in seeds:
-        yield play_training_seed(seed, ablation.replica, command=f"./run sim --training --seed {seed}{suffix}")[1]
+        one = play_leased_seed if seed % LEASED_EVERY == 0 else play_training_seed
+        yield one(seed, ablation.replica, command=f"./run sim --training --seed {seed}{suffix}")[1]
 
 
 def run_training_seeds(seeds: range, without: str = "") -> list[ShardResult]:

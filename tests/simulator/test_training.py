@@ -10,9 +10,9 @@ import pytest
 from p2pnn.job.spec import Optimizer
 from p2pnn.ps import carrying
 from p2pnn.ps.replicated import Taken
-from p2pnn.ps.shard import Shard
 from p2pnn.ps.space import Flat
 from p2pnn.ps.state import State
+from p2pnn.ps.withheld import Withheld
 from p2pnn.replication.peers import Peer
 from p2pnn.replication.replica import Replica
 from p2pnn.train.optimizers import Updater
@@ -105,9 +105,9 @@ def test_a_quiet_shard_needs_no_more_slots_than_it_has() -> None:
     assert training.ledger.acknowledged > 400
 
 
-def _release_all(self: Shard) -> None:
+def _release_all(self: Withheld) -> None:
     for worker in list(self._held):
-        self._answers.add(self._held.pop(worker))
+        self.let_go(worker)
 
 
 def _load_nobody(state: State, head: Any, refusals: Any) -> None:
@@ -132,7 +132,7 @@ def _everything_comes_in(*about: Any) -> str:
 _LOAD, _UNPACK = carrying._load_workers, carrying.unpack
 
 RULES: dict[str, tuple[str, Any]] = {
-    "a bound holds answers back after a failover": ("p2pnn.ps.shard.Shard._release", _release_all),
+    "a bound holds answers back after a failover": ("p2pnn.ps.withheld.Withheld._release_held", _release_all),
     "who has pushed what travels with the state": ("p2pnn.ps.carrying._load_workers", _load_nobody),
     "an open round travels with the state": ("p2pnn.ps.replicated.unpack", _unpack_without_round),
     "the log knows what the state knows": ("p2pnn.ps.replicated.Taken.last", _nothing_is_taken),

@@ -20,6 +20,7 @@ import numpy as np
 from p2pnn.job.spec import Optimizer
 from p2pnn.ps.consistency import Settings, consistency
 from p2pnn.ps.gate import PushGate
+from p2pnn.ps.granting import Leased
 from p2pnn.ps.layout import ServerLayout, slot_of
 from p2pnn.ps.messages import Answer, Mark, Pull, Push, Refusal, Worker
 from p2pnn.ps.port import MarkNote, PullRequest, PushPart
@@ -28,6 +29,7 @@ from p2pnn.ps.sharding import Part, Piece, Sharding, ShardRange
 from p2pnn.ps.space import Entry, Flat, Space
 from p2pnn.ps.worker import Replica as Model
 from p2pnn.replication.configuration import Configuration, Member
+from p2pnn.replication.leases import LeaseTable, Wish
 from p2pnn.replication.outcomes import FetchConfiguration, Propose
 from p2pnn.replication.replica import Replica
 from p2pnn.types import NodeId
@@ -82,12 +84,25 @@ class Told(NamedTuple):
         return f"answer to {a.worker.node[:2]}/{a.sequence} pull {a.request}: {a.refusal}, g{a.generation}"
 
 
+class Wished(NamedTuple):
+    worker: Worker
+    wish: Wish
+
+
+class Granted(NamedTuple):
+    leased: Leased
+
+
 class Watched(ReplicatedShard):
     """entries: worker's push → the entry that decided it."""
 
     entries: dict[tuple[Worker, int], int]
 
     loads = 0
+
+    @property
+    def applied(self) -> int:
+        return self._applied
 
     def receive(self, source: NodeId, message: Any, now: float, body: Any = b"") -> None:
         before = self._applied
@@ -126,6 +141,7 @@ class ServerHost:
             replica=training.replica,
             slot=partial(slot_of, self._arena, layout.slots[0]),
             steps=0,
+            leases=training.new_table(),
         )
         self.shard.entries = {}
         self.replica = self.shard.replica
@@ -154,6 +170,10 @@ class ServerHost:
                 self.shard.pull(pull, now)
             case Marked(mark):
                 self.shard.mark(mark.worker, mark.sequence, now)
+                if mark.rests:
+                    self.shard.rest(mark.worker, mark.pushes, now)
+            case Wished(worker, wish):
+                self.shard.wish(worker, wish, now)
         self._serve(now)
 
     def _ask(self, source: NodeId, generation: int) -> bool:
@@ -209,6 +229,8 @@ class ServerHost:
 
     def _serve(self, now: float) -> None:
         shard, training = self.shard, self._training
+        for gone in training.gone:
+            shard.leave(training.names[gone], now)
         while shard.work(now) or self._writes(now):
             pass
         while (answer := shard.next_answer(now)) is not None:
@@ -216,6 +238,9 @@ class ServerHost:
             if answer.sequence and answer.refusal in training.decided:
                 training.answers(self, worker, answer)
             self._leave(training.workers[worker], answer, now)
+        while (leased := shard.next_leased()) is not None:
+            training.ledger.certain(shard.applied)
+            self._leave(training.workers[training.names.index(leased.worker)], Granted(leased), now)
         for parcel in shard.messages_to_send(now):
             self._leave(parcel[0], parcel, now)
         while (event := shard.next_event()) is not None:
@@ -263,6 +288,8 @@ class ServerHost:
                     self.shard.answer_sent(what, now)
                 case Superseded():
                     out.append((target, Parcel(what, b"")))
+                case Granted():
+                    out.append((target, what))
                 case _:
                     out.append((target, Parcel(what[1], bytes(what[2]))))
                     self.shard.sent(what)
@@ -387,6 +414,9 @@ class Training(Shards):
     full: Forwards for which a backup had no slot. spread: how far behind the values were that steps were computed from.
     """
 
+    server_host: type[Any] = ServerHost
+    worker_host: type[Any] = WorkerHost
+
     decided = frozenset({None, Refusal.LATE, Refusal.TOO_STALE, Refusal.AHEAD, Refusal.NOT_FINITE, Refusal.RUNAWAY})
 
     def __init__(
@@ -421,6 +451,7 @@ class Training(Shards):
         self.spread = 0
         self.marked = 0
         self.full = 0
+        self.gone: set[int] = set()
         self.limits = replace(
             limits_of(workers, 4 * SIZE),
             retained_entries=4,
@@ -430,11 +461,22 @@ class Training(Shards):
             entries_max=16,
         )
         super().__init__(
-            seed, copies, replicas, workers, replica, replica_host=ServerHost, worker_host=WorkerHost, **more
+            seed,
+            copies,
+            replicas,
+            workers,
+            replica,
+            replica_host=self.server_host,
+            worker_host=self.worker_host,
+            **more,
         )
         for node in self.replicas:
             core: Any = self.world.hosts[node].core
             self.ledger.living[core.member] = core.replica
+
+    def new_table(self) -> LeaseTable | None:
+        """Of the data, where it is leased."""
+        return None
 
     # --- what workers do
 

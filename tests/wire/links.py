@@ -99,6 +99,8 @@ def _values(hint: Any) -> st.SearchStrategy[Any]:
     kind: Any
     meta: Any
     kind, meta = (hint.__origin__, hint.__metadata__[0]) if hasattr(hint, "__metadata__") else (hint, msgspec.Meta())
+    if get_origin(kind) is tuple and get_args(kind)[-1] is not ...:
+        return st.tuples(*map(_values, get_args(kind)))
     if get_origin(kind) is tuple:
         item = get_args(kind)[0]
         many = (

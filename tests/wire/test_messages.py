@@ -19,7 +19,7 @@ TYPES = {
     "Sentence": "sentence", "Packed": "record", "Nodes": "list of node",
     "Blobs": "list of blob", "SquareSums": "list of float64",
     "Incarnation": "incarnation", "Life": "life", "MaybeNode": "node or empty", "MaybeBlob": "blob or empty", "Clause": "clause",
-    "Facts": "list of Fact", "Numbers": "list of count",
+    "Facts": "list of Fact", "Numbers": "list of count", "LeaseRanges": "list of range",
     "TokenText": "token", "SecretText": "secret", "bool": "truth",
     "Term": "term", "Revision": "revision", "CharterLength": "charter length",
     "Annotated[tuple[Member, ...], Meta(max_length=ROSTER_MEMBERS_MAX)]": "list of Member",
@@ -33,7 +33,7 @@ RANGES = {
     range(60, 70),
     range(70, 90),
     range(90, 95),
-    range(95, 110),
+    range(95, 120),
 }
 
 

@@ -1,0 +1,222 @@
+"""Data-parallel runs on real daemons whose shards have replicas: what is lost with a node costs no update and no new start.
+
+That each push counts once is seen in the parameters. The counting model is a table with one row per row of data, which
+is that row's own target's distance to zero: batches are one row, and the rate is such that a push halves its row, exactly. So a
+row says how many pushes of its batch have been applied, on whichever process and after however many changes of the primary.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from p2pnn import nn
+from p2pnn.cli.http import Daemon
+from p2pnn.job.spec import DataParallel, JobSpec, Optimizer
+from p2pnn.model.initial import initial
+from p2pnn.types import BlobId
+from tests.integration.mesh import Mesh, make_job, mesh, wait_until
+from tests.integration.test_data_parallel import ADAM, blobs_of, pids, plain
+
+Job = tuple[JobSpec, dict[BlobId, bytes]]
+ROWS, FEATURES = 200, 8
+
+
+def replicated(how: str = "async", **settings: Any) -> Job:
+    """Long enough that something can be lost amid it. workers, shards: of the plan."""
+    fields: dict[str, Any] = {"batch_size": 32, "micro_batches": 4, "optimizer": ADAM, "epochs": 24} | settings
+    data = {name: fields.pop(name) for name in ("workers", "shards") if name in fields}
+    data = {"workers": 3, "shards": 2} | data
+    return make_job(plain(), blobs_of(), parallel="data", data=DataParallel(how, replicas=2, **data), **fields)
+
+
+def counting(epochs: int, **data: Any) -> Job:
+    """Where each row of the table says how often it was pushed."""
+    chosen = nn.Input("row", (), dtype="int64")
+    target = nn.Input("target", (FEATURES,))
+    held = nn.Embedding(ROWS, FEATURES, name="table")(chosen)
+    model = nn.Model(outputs={"held": held}, loss=nn.mean_squared_error(held, target))
+    columns = {"row": np.arange(ROWS, dtype=np.int64), "target": np.zeros((ROWS, FEATURES), np.float32)}
+    return make_job(
+        model,
+        columns,
+        epochs=epochs,
+        batch_size=1,
+        micro_batches=1,
+        optimizer=Optimizer("sgd", rate=FEATURES / 4, schedule="constant"),
+        parallel="data",
+        data=DataParallel("async", replicas=2, **data),
+    )
+
+
+def pushes(m: Mesh, name: str, of: Job, number: str) -> list[int]:
+    """By row of the table: how many pushes of it its value tells of. Raises AssertionError for a value that none makes."""
+    [table] = of[0].graph.parameters
+    found = np.empty(0)
+    for part in m[name].get(f"jobs/{number}/results")["manifest"]["parts"]:
+        path = next((m.nodes[name].folder).rglob(part["blob"]), None)
+        arrays = load_file(path) if path is not None else {}
+        found = arrays.get(table.name, found)
+    first = initial(table, of[0].seed)
+    counts = []
+    for row in range(ROWS):
+        [count] = [n for n in range(60) if (found[row] == first[row] * np.float32(2.0**-n)).all()]
+        counts.append(count)
+    return counts
+
+
+def trained_rows(of: Job) -> int:
+    train = of[0].train
+    assert train is not None
+    return train.rows
+
+
+def running(m: Mesh, name: str, number: str, steps: int = 20) -> dict[str, Any]:
+    """Wait until it trains; the job."""
+    wait_until(lambda: m.job(name, number)["step"] >= steps, "it trains", 60)
+    return m.job(name, number)
+
+
+def holders(job: dict[str, Any], shard: int) -> list[str]:
+    """The names of the nodes that hold a shard by the plan, the primary first."""
+    return [job["plan"]["nodes"][index]["name"] for index in job["plan"]["shards"][shard]["nodes"]]
+
+
+def others(m: Mesh, lost: str) -> str:
+    return next(name for name in m.nodes if name != lost)
+
+
+def is_clean(m: Mesh) -> bool:
+    """Whether no daemon, and none of its processes, had a fault."""
+    return not any("Traceback" in node.log or "a fault in this program" in node.log for node in m.nodes.values())
+
+
+class Watch:
+    """Follows a job from a node, in a thread, since what is told of progress is kept nowhere."""
+
+    def __init__(self, m: Mesh, name: str, number: str) -> None:
+        self.told: list[dict[str, Any]] = []
+        self._thread = threading.Thread(target=self._follow, args=(m[name], number), daemon=True)
+        self._thread.start()
+
+    def _follow(self, daemon: Daemon, number: str) -> None:
+        for event in daemon.stream(f"jobs/{number}/events?after=0"):
+            self.told.append(event)
+
+    def kinds(self, kind: str) -> list[dict[str, Any]]:
+        """All events of one kind; the job has ended."""
+        self._thread.join(30)
+        assert not self._thread.is_alive()
+        return [event for event in self.told if event["kind"] == kind]
+
+    def resumed_s(self, at: float) -> float:
+        """Seconds from a moment until the run was a step further."""
+        told = [(event["time"], event["step"]) for event in self.kinds("progress")]
+        before = max((step for when, step in told if when <= at), default=0)
+        return float(min(when for when, step in told if when > at and step > before) - at)
+
+
+@pytest.fixture
+def three(tmp_path: Path) -> Iterator[Mesh]:
+    with mesh(tmp_path, 3) as found:
+        yield found
+
+
+@pytest.mark.parametrize("what", ["primary", pytest.param("backup", marks=pytest.mark.long), "coordinator"])
+def test_training_goes_on_without_a_new_start_when_a_node_is_killed(three: Mesh, what: str) -> None:
+    number = three.submit("b", *replicated())
+    job = running(three, "b", number)
+    primary, backup = holders(job, 0)
+    coordinator = three["b"].get("cluster")["coordinator"]
+    names = {node["node"]: node["name"] for node in job["plan"]["nodes"]}
+    lost = {"primary": primary, "backup": backup, "coordinator": names[coordinator]}[what]
+    start, seen = job["generation"], others(three, lost)
+    watch = Watch(three, seen, number)
+    wait_until(lambda: bool(watch.told), "it is followed")
+    at = time.time()
+    three.nodes[lost].kill()
+    wait_until(lambda: three.job(seen, number)["step"] > job["step"] + 20, "it trains on", 40)
+    done = three.await_state(seen, number, "done", timeout_s=90)
+    print(f"{what} {lost} lost: a step further after {watch.resumed_s(at):.2f} s")
+    [told] = [event["text"] for event in watch.kinds("warning") if event["text"].startswith(f"node {lost} is lost")]
+    assert "goes on at" in told or "has no backup now" in told
+    assert done["result"]["evaluation"][0]["metrics"]["accuracy"] > 0.9
+    assert len(done["history"]) == 24
+    moves = [event["text"] for event in watch.kinds("recovered")]
+    assert all("; 0 steps redone" in move for move in moves), "a loss costs none"
+    assert done["generation"] == start or moves, "only a move begins another start"
+    assert is_clean(three)
+
+
+def test_each_push_counts_once_though_servers_are_killed(tmp_path: Path) -> None:
+    """Two nodes train; two others hold the parameters."""
+    with mesh(tmp_path, 4) as m:
+        of = counting(3, workers=2, shards=1)
+        number = m.submit("a", *of)
+        job = running(m, "a", number, 1)
+        computing = {
+            job["plan"]["nodes"][index]["name"] for replica in job["plan"]["replicas"] for index in replica["nodes"]
+        }
+        lost = holders(job, 0)[0]
+        assert lost not in computing
+        seen = sorted(computing)[0]
+        m.nodes[lost].kill()
+        wait_until(lambda: in_sync(m, seen, number)[:1] not in ([], [lost]), "another one is the primary, amid the run")
+        m.await_state(seen, number, "done", timeout_s=120)
+        counts = pushes(m, seen, of, number)
+        assert sorted(counts) == [0] * (ROWS - trained_rows(of)) + [3] * trained_rows(of)
+        assert is_clean(m)
+
+
+def test_no_push_counts_twice_nor_is_lost_with_a_worker(tmp_path: Path) -> None:
+    """A worker dies that holds shards as well: what it had trained and not told is trained again, and that is told."""
+    with mesh(tmp_path, 3) as m:
+        of = counting(3, workers=3, shards=1)
+        number = m.submit("a", *of)
+        job = running(m, "a", number, 1)
+        lost = holders(job, 0)[0]
+        seen = others(m, lost)
+        m.nodes[lost].kill()
+        wait_until(lambda: in_sync(m, seen, number)[:1] not in ([], [lost]), "another one is the primary, amid the run")
+        done = m.await_state(seen, number, "done", timeout_s=120)
+        counts = pushes(m, seen, of, number)
+        assert min(sorted(counts)[ROWS - trained_rows(of) :]) >= 3, "every batch of each epoch was trained"
+        again = sum(counts) - 3 * trained_rows(of)
+        assert again == sum(entry.get("trained_again", 0) for entry in done["history"]), "as often as is told"
+        assert is_clean(m)
+
+
+def test_a_backup_that_stands_still_is_waited_for_no_more_and_comes_back(three: Mesh) -> None:
+    """Its process stands still, its daemon does not: it is a learner until it has what it missed."""
+    number = three.submit("a", *replicated(epochs=30, shards=1))
+    job = running(three, "a", number)
+    primary, backup = holders(job, 0)
+    pid = pids(three)[backup]["serve"]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        wait_until(lambda: learners(three, primary, number) == [backup], "it is waited for no more", 20)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    wait_until(lambda: backup in in_sync(three, primary, number), "it is a backup again", 30)
+    done = three.await_state("a", number, "done", timeout_s=90)
+    assert done["generation"] == job["generation"], "nobody began anew"
+    assert is_clean(three)
+
+
+def learners(m: Mesh, name: str, number: str) -> list[str]:
+    """Of shard 0."""
+    return [learner for shard in m.job(name, number)["shards"][:1] for learner in shard["learners"]]
+
+
+def in_sync(m: Mesh, name: str, number: str) -> list[str]:
+    """Of shard 0, the primary first."""
+    return [node for shard in m.job(name, number)["shards"][:1] for node in (shard["primary"], *shard["backups"])]

@@ -1,0 +1,185 @@
+"""When a run looks whether it could be stronger, what counts as that, and that it then moves without losing a step."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from p2pnn.job.assignment import Assignment, committed, initial, without
+from p2pnn.job.healing import AGAIN_S, HEAL_S, LEFT_S, Healing, stronger
+from p2pnn.job.plan import Plan, Replica, ShardHome
+from p2pnn.job.spec import DataParallel
+from p2pnn.types import NodeId
+from tests.job.test_assignment import make_plan as plan_over
+from tests.job.test_failover import NODES, Mesh, lost, make_job, make_plan
+from tests.job.test_supervisor import make_spec
+
+
+def degraded() -> Mesh:
+    """A run that goes on without its node b, which is back."""
+    mesh = Mesh(make_job(), 1)
+    mesh.until(4)
+    lost(mesh, 1)
+    mesh.commit()
+    mesh.take()
+    mesh.away.clear()
+    mesh.supervisor.member_joined(NODES[1], "b", mesh.now)
+    mesh.take()
+    return mesh
+
+
+def test_a_run_that_lost_a_node_is_compared_once_things_are_quiet_and_moves_where_that_helps() -> None:
+    mesh = degraded()
+    due = mesh.supervisor.get_timer()
+    assert due == mesh.now + HEAL_S
+    mesh.supervisor.handle_timer(due - 0.1)
+    mesh.take()
+    assert mesh.compares == 0
+    mesh.supervisor._run._pace.steps_per_s = 1.0
+    mesh.supervisor.handle_timer(due)
+    mesh.take()
+    assert mesh.compares == 1
+    mesh.supervisor.compared(make_plan(), due)
+    mesh.take()
+    text = "the job moves onto b as well: 3 workers instead of 2 and 2 replicas of each shard instead of 1"
+    assert mesh.events[-2:] == [
+        ("note", {"text": f"{text}, when the steps that are granted are done"}),
+        ("state", {"state": "pausing", "reason": "pausing at the end of the granted steps"}),
+    ]
+    assert mesh.run().state == "recovering"
+    assert (mesh.record.reason, mesh.replans) == (text, 1)
+    assert mesh.record.newest is not None
+    assert mesh.record.newest.step == mesh.trained, "no step is lost"
+    mesh.supervisor.planned(make_plan(), mesh.now)
+    mesh.supervisor.decided(mesh.generation + 1, mesh.now)
+    assert mesh.supervisor.nodes == NODES
+    assert mesh.supervisor.failover.assignment == initial(make_plan(), mesh.generation + 1)
+
+
+def test_a_plan_that_is_no_stronger_changes_nothing_and_is_looked_for_again_later() -> None:
+    mesh = degraded()
+    mesh.supervisor._run._pace.steps_per_s = 1.0
+    due = mesh.supervisor.get_timer()
+    assert due is not None
+    mesh.supervisor.handle_timer(due)
+    mesh.take()
+    assert mesh.compares == 1
+    assert mesh.supervisor._healing.due == due + AGAIN_S
+    plan = make_plan()
+    weaker = msgspec.structs.replace(plan, replicas=plan.replicas[:2], shards=(ShardHome((0,)),) * 3)
+    mesh.supervisor.compared(weaker, due)
+    mesh.take()
+    assert mesh.record.state == "running"
+    assert mesh.run().state == "done"
+
+
+def test_a_run_that_is_nearly_over_pausing_or_changing_does_not_move() -> None:
+    mesh = degraded()
+    mesh.supervisor._run._pace.steps_per_s = 1000.0
+    due = mesh.supervisor.get_timer()
+    assert due is not None
+    mesh.supervisor.handle_timer(due)
+    mesh.take()
+    assert mesh.compares == 0
+    lost(mesh, 3)
+    mesh.supervisor.compared(make_plan(), due)
+    assert mesh.record.state == "running", "a change is under way"
+    mesh.commit()
+    mesh.take()
+    mesh.supervisor.pause(mesh.now)
+    mesh.take()
+    mesh.supervisor.compared(make_plan(), due)
+    assert mesh.record.vacating == ""
+    timer = mesh.supervisor.get_timer()
+    assert timer is None or timer > due
+
+
+def test_only_training_that_is_data_parallel_looks() -> None:
+    for spec, looks in (
+        (make_spec(), False),
+        (make_job(), True),
+        (msgspec.structs.replace(make_job(), kind="evaluate"), False),
+    ):
+        healing = Healing(spec)
+        healing.changed(3.0)
+        assert (healing.due is not None) is looks
+
+
+def test_it_waits_for_quiet_and_longer_each_time_that_a_process_was_killed() -> None:
+    healing = Healing(make_job())
+    healing.changed(0.0)
+    healing.changed(1.0)
+    assert healing.due == 1.0 + HEAL_S
+    assert not healing.is_due(5.9, None, False)
+    assert healing.is_due(6.0, None, False)
+    assert healing.due is None
+    waits = []
+    for _ in range(7):
+        healing.changed(100.0, killed=True)
+        assert healing.due is not None
+        waits.append(healing.due - 100.0)
+        healing.changed(100.0)
+        assert healing.due - 100.0 == waits[-1], "who comes back meanwhile changes nothing"
+        healing.due = None
+    assert waits == [HEAL_S * factor for factor in (1, 2, 4, 8, 16, 16, 16)]
+    healing.changed(0.0)
+    assert not healing.is_due(900.0, LEFT_S, True)
+    assert healing.due == 900.0 + AGAIN_S
+    assert healing.is_due(1000.0, LEFT_S + 1, True)
+
+
+def plan(workers: int, copies: int, nodes: int = 4, speed: float = 1.0) -> Plan:
+    homes = tuple(tuple((shard + copy) % nodes for copy in range(copies)) for shard in range(2))
+    found = plan_over(tuple((n,) for n in range(workers)), homes, nodes)
+    return msgspec.structs.replace(found, samples_per_s=speed * workers)
+
+
+ALONE = Assignment()
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "words"),
+    [
+        (plan(3, 1), plan(4, 1), "the job moves over n0, n1, n2, n3: 4 workers instead of 3"),
+        (plan(2, 1, 2), plan(3, 1, 3), "the job moves onto n2 as well: 3 workers instead of 2"),
+        (plan(2, 1, 2), plan(3, 1, 3, speed=0.5), ""),
+        (plan(2, 1, 2), plan(2, 1, 3), ""),
+        (plan(2, 1, 2), plan(2, 2, 3), "the job moves onto n2 as well: 2 replicas of each shard instead of 1"),
+        (plan(2, 2, 2), plan(3, 1, 3), ""),
+        (plan(2, 1, 2), msgspec.structs.replace(plan(3, 2), replicas=(), shards=()), ""),
+        (msgspec.structs.replace(plan(2, 1), replicas=(), shards=()), plan(3, 2), ""),
+    ],
+)
+def test_stronger_is_more_replicas_or_more_workers_that_are_faster(before: Plan, after: Plan, words: str) -> None:
+    assert stronger(make_job(), initial(before, 1), before, after) == words
+
+
+def test_workers_that_were_asked_for_are_taken_whatever_is_predicted() -> None:
+    before, after = plan(2, 1, 2), plan(3, 1, 3, speed=0.5)
+    asked = msgspec.structs.replace(make_job(), data=DataParallel(workers=3))
+    assert stronger(asked, initial(before, 1), before, after) == "the job moves onto n2 as well: 3 workers instead of 2"
+
+
+def test_what_a_run_has_left_is_compared_not_what_it_was_planned_with() -> None:
+    before = plan(3, 2, 3)
+    held = initial(before, 1)
+    after = without(held, before, make_job(), 2)
+    assert after is not None
+    held = committed(held, after, 2)
+    assert (
+        stronger(make_job(), held, before, plan(2, 2, 2))
+        == "the job moves over n0, n1: 2 replicas of each shard instead of 1"
+    )
+    assert stronger(make_job(), held, before, plan(2, 1, 2)) == ""
+    other = msgspec.structs.replace(plan(3, 2, 3), replicas=tuple(Replica((n,)) for n in (0, 1, 2)))
+    assert stronger(make_job(), held, before, other).startswith("the job moves onto n2 as well: 3 workers instead of 2")
+
+
+def test_a_member_without_a_part_that_comes_has_the_run_compared() -> None:
+    mesh = Mesh(make_job(), 1)
+    mesh.until(4)
+    assert mesh.supervisor._healing.due is None
+    mesh.supervisor.member_joined(NODES[2], "c", mesh.now)
+    assert mesh.supervisor._healing.due is None, "it takes part already"
+    mesh.supervisor.member_joined(NodeId("e" * 32), "e", mesh.now)
+    assert mesh.supervisor._healing.due == mesh.now + HEAL_S
