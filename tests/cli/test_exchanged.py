@@ -71,10 +71,9 @@ def test_epochs_whose_batches_were_not_all_trained_exactly_once() -> None:
 
 def test_what_travels_to_backups_and_who_holds_the_shards() -> None:
     held = {"shard": 0, "primary": "a", "backups": ["b"], "learners": [], "lag": 0}
-    last = LAST | {"copied_bytes": 1024.0, "shards": [held]}
-    steps = LAST["steps"]
+    last = LAST | {"copied_bytes": 1024.0, "copied_bytes_total": 7168, "shards": [held]}
     assert any(line.endswith("sent to backups") for line in exchanged.lines(last))
     found = exchanged.summary(last)["exchange"]
-    assert (found["copied_bytes"], found["shards"]) == (1024 * steps, [held])
+    assert (found["copied_bytes"], found["shards"]) == (7168, [held])
     assert exchanged.holders(held) == "a, backup b"
     assert exchanged.holders(held | {"backups": [], "learners": ["c"]}) == "a, no backup; c catches up"
