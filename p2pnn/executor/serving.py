@@ -30,6 +30,7 @@ from p2pnn.errors import JobFailedError, PlanError, StorageError
 from p2pnn.executor import commands
 from p2pnn.executor.arena import Arena
 from p2pnn.executor.channel import Channel
+from p2pnn.executor.hearing import Hearing
 from p2pnn.executor.pieces import Pieces
 from p2pnn.executor.replicating import Replicas, maker
 from p2pnn.executor.serving_spans import ServingSpans
@@ -44,7 +45,7 @@ from p2pnn.ps.allotment import updates
 from p2pnn.ps.consistency import settings
 from p2pnn.ps.granting import Leased
 from p2pnn.ps.layout import Bump, server_layout, slot_of, workers_of
-from p2pnn.ps.messages import BAD, Answer, Pull, Push, Refusal, Worker
+from p2pnn.ps.messages import BAD, Answer, Refusal
 from p2pnn.ps.replicated import ReplicatedShard
 from p2pnn.ps.shard import Shard
 from p2pnn.replication.leases import LeaseTable
@@ -70,7 +71,6 @@ class Server:
         if layout.arena_bytes > arena.size:
             raise PlanError(f"the arena has {arena.size:,} bytes, but the shards take {layout.arena_bytes:,}")
         self._memory = Bump(arena.view, layout.rest, layout.arena_bytes)
-        self._slots = layout.slots
         self._ranges = {number: layout.sharding.shards[number] for number in layout.slots}
         self._saves = Pieces(spec, self._settings, self._ranges)
         self._shards: dict[int, Shard] = {}
@@ -105,6 +105,7 @@ class Server:
             if manifest is not None:
                 shard.resume({**shard.arrays, **arrays}, updates(self._settings, len(self._workers), done))
         self._replicas = Replicas(prepare, plan, replicated, layout.slots, arena.view)
+        self._hearing = Hearing(self._shards, layout.slots, self._workers)
         self._through = 0  # the newest command of the script of which all is done here
         self.memory_bytes = layout.arena_bytes + self._own_bytes()
         self._check_memory(plan, prepare.node_index)
@@ -170,19 +171,14 @@ class Server:
     def _take(self, message: commands.ToExecutor) -> None:
         now = time.perf_counter()
         match message:
-            case commands.PushArrived():
-                shard = self._shard(message.shard)
-                shard.arrived(self._push(message), now)
-            case commands.Fetched():
-                shard = self._shard(message.shard)
-                worker = self._worker(message.worker)
-                shard.pull(Pull(worker, message.by, message.request, message.have, message.after), now)
-            case commands.Marked():
-                self._shard(message.shard).mark(self._worker(message.worker), message.sequence, now)
-            case commands.Rested():
-                self._shard(message.shard).rest(self._worker(message.worker), message.pushes, now)
-            case commands.LeasesWished():
-                self._shard(message.shard).wish(self._worker(message.worker), message.wish, now)
+            case (
+                commands.PushArrived()
+                | commands.Fetched()
+                | commands.Marked()
+                | commands.Rested()
+                | commands.LeasesWished()
+            ):
+                self._hearing.take(message, now)
             case commands.Assigned(packed):
                 self._assigned(packed, now)
             case commands.AnswerLeft():
@@ -208,34 +204,7 @@ class Server:
         for worker in gone_workers(found.gone, self._plan):
             for shard in self._shards.values():
                 shard.leave(self._workers[worker], now)
-
-    def _push(self, message: commands.PushArrived) -> Push:
-        sizes = self._slots[message.shard].parts
-        if not 0 <= message.part < len(sizes):
-            raise JobFailedError(f"shard {message.shard} has no part {message.part}")
-        nbytes = sizes[message.part][1] if message.misfit < 0 else message.misfit
-        return Push(
-            self._worker(message.worker),
-            message.by,
-            message.sequence,
-            message.part,
-            nbytes,
-            message.based_on,
-            message.based_clock,
-            message.fetch,
-            message.have,
-            message.mark,
-        )
-
-    def _shard(self, number: int) -> Shard:
-        if number not in self._shards:
-            raise JobFailedError(f"shard {number} is not served by this node")
-        return self._shards[number]
-
-    def _worker(self, number: int) -> Worker:
-        if not 0 <= number < len(self._workers):
-            raise JobFailedError(f"the run has no worker {number}")
-        return self._workers[number]
+        self._hearing.again(now)
 
     # what is done
 
