@@ -89,7 +89,7 @@ class Recording:
         self._homes = tuple(home.nodes[0] for home in plan.shards)
         self._workers = tuple(replica.nodes[0] for replica in plan.replicas)
         self._speakers: tuple[tuple[int, ...], ...] = ()
-        if any(len(replica.nodes) > 1 for replica in plan.replicas):
+        if spec.data is not None and any(len(replica.nodes) > 1 for replica in plan.replicas):
             parts = shardings_of(spec, plan)[0].segments
             self._speakers = tuple(tuple(replica.nodes[part] for replica in plan.replicas) for part in parts)
         self._begun: dict[tuple[int, ...], float] = {}
