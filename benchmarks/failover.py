@@ -39,7 +39,7 @@ CALM_EVERY = 5
 
 @dataclass
 class Play:
-    """What one run told. steps: (time, step) of each progress event; starts: how often it moved onto other nodes, or began anew."""
+    """What one run told. steps: (time, step) of each progress event; starts: how often it moved, or began anew."""
 
     steps: list[tuple[float, int]] = field(default_factory=list)
     loss: float = 0.0
