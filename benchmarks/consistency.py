@@ -71,11 +71,11 @@ def ways(workers: int) -> dict[str, tuple[Optimizer, DataParallelPart | None]]:
     return {
         ONE: (adagrad, None),
         ASYNC: (adagrad, part()),
+        LOCAL: (adagrad, part("local:8")),
         INT8: (adagrad, part(values="int8")),
         SYNC: (adagrad, part("sync")),
         SSP: (adagrad, part("ssp:4")),
         BACKUP: (adagrad, part("sync", backup=1)),
-        LOCAL: (adagrad, part("local:8")),
     }
 
 
