@@ -215,14 +215,14 @@ def not_a_number(worker: int, first: int) -> Any:
 def test_a_worker_whose_gradients_are_no_numbers_is_refused_counted_and_set_aside(
     consistency: str, blobs: BlobStore
 ) -> None:
-    """The others train on, and all of them evaluate."""
+    """The others train on, and all of them evaluate. Long enough that each worker is leased some batches."""
     graph = models.scaled(models.dense())
-    spec = parallel(spec_for(graph, blobs, epochs=8, optimizer=ADAM, batch_size=12, micro_batches=3), consistency)
+    spec = parallel(spec_for(graph, blobs, epochs=40, optimizer=ADAM, batch_size=12, micro_batches=3), consistency)
     with Pump(spec, data_plan(spec, 3, 2), blobs) as pump:
         pump.spoil = not_a_number(1, first=3)
-        pump.train(36)
+        pump.train(120)
         assert pump.evaluate("test").rows == 10
-        pump.train(42)
+        pump.train(126)
         after, parts = pump.evaluate("test"), pump.checkpoint()
         assert set(pump.finish()) == {0}
     assert after.rows == 10
