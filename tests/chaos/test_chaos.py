@@ -128,8 +128,9 @@ def test_names_of_cells_are_listed_and_unknown_ones_refused(capsys: pytest.Captu
 
 
 _HARNESS = """
-import asyncio, sys
+import asyncio, signal, sys
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets what it runs in the background ignore it
 from tests.chaos.mesh import mesh
 async def main():
     async with mesh(Path(sys.argv[1]), "ab", switched=False) as m:

@@ -12,6 +12,7 @@ from p2pnn import nn
 from p2pnn.data.batches import epoch_order
 from p2pnn.job.spec import DataParallel, Optimizer
 from tests.integration.mesh import Mesh, blobs_of, make_job, mesh
+from tests.support.marks import long
 
 ENDLESS = 5000
 """Epochs, of ten steps each: of runs that are cancelled when they have said what is wanted."""
@@ -63,18 +64,13 @@ def warnings(m: Mesh, number: str, *wanted: str) -> list[str]:
     return found
 
 
-def long(value: str) -> Any:
-    """A parameter that differs little from others, for long runs only."""
-    return pytest.param(value, marks=pytest.mark.long)
-
-
-@pytest.mark.parametrize("way", ["model", long("sync"), "async"])
+@pytest.mark.parametrize("way", ["model", long("sync"), long("async")])
 def test_weights_that_start_at_zero(three: Mesh, way: str) -> None:
     told = warnings(three, three.submit("a", *job(net(scale=0.0), way)), "zero gradients", "one/weight", "one/bias")
     assert not any("three/bias" in text for text in told), "which learns how often each class is"
 
 
-@pytest.mark.parametrize("way", ["model", "async"])
+@pytest.mark.parametrize("way", [long("model"), "async"])
 def test_a_rectifier_that_nothing_gets_through(three: Mesh, way: str) -> None:
     told = warnings(
         three,
@@ -84,7 +80,7 @@ def test_a_rectifier_that_nothing_gets_through(three: Mesh, way: str) -> None:
     assert not any("relu_one" in text for text in told)
 
 
-@pytest.mark.parametrize("way", ["model", "sync"])
+@pytest.mark.parametrize("way", [long("model"), "sync"])
 def test_a_loss_that_stays_where_it_was(three: Mesh, way: str) -> None:
     none = Optimizer(rate=0.0, schedule="constant")
     [told] = warnings(three, three.submit("a", *job(net(), way, optimizer=none)), "since the learning rate is 0")
@@ -128,7 +124,7 @@ def test_losses_that_are_no_numbers_are_told_by_node_before_the_run_ends_for_the
     assert any("the loss on node " in text and " is NaN or infinite since step " in text for text in told)
 
 
-@pytest.mark.parametrize("way", ["model", long("sync"), "async", long("local:4")])
+@pytest.mark.parametrize("way", ["model", long("sync"), long("async"), long("local:4")])
 def test_runs_that_learn_say_nothing(three: Mesh, way: str) -> None:
     warm = Optimizer(rate=1e-3, warmup_steps=40, schedule="constant")
     number = three.submit("a", *job(net(), way, epochs=40, optimizer=warm))

@@ -11,6 +11,7 @@ from p2pnn.ps.messages import Worker
 from p2pnn.ps.state import State
 from p2pnn.replication.leases import LeaseTable, Table
 from tests.simulator.leasing import play
+from tests.support.marks import some
 
 SEEDS = 10
 ABLATION_SEEDS = 24
@@ -67,7 +68,7 @@ RULES: dict[str, tuple[Any, str, Any]] = {
 """Rule → what is put in its place."""
 
 
-@pytest.mark.parametrize("without", RULES)
+@pytest.mark.parametrize("without", some(RULES))
 def test_every_rule_is_needed(without: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(*RULES[without])
     for seed in range(1, ABLATION_SEEDS + 1):

@@ -12,6 +12,7 @@ from tests.simulator.shard_ablations import SHARD_RULES
 from tests.simulator.shard_charter import VOTERS, CharteredShards, VoterHost
 from tests.simulator.shard_seeds import STRIKES
 from tests.simulator.shards import Parcel, Shards
+from tests.support.marks import long
 
 SEEDS = 24
 ABLATION_SEEDS = 200
@@ -31,7 +32,7 @@ def test_no_promise_is_broken() -> None:
     assert sum(result.is_lost for result in results) < SEEDS / 3
 
 
-@pytest.mark.parametrize("without", SHARD_RULES)
+@pytest.mark.parametrize("without", [long(r) if r == "promotion when serving" else r for r in SHARD_RULES])
 def test_every_rule_is_needed(without: str) -> None:
     first = FIRST.get(without, 1)
     for result in play_shards(range(first, first + ABLATION_SEEDS), without):

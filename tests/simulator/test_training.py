@@ -20,6 +20,7 @@ from p2pnn.train.rates import rate
 from tests.simulator.__main__ import main
 from tests.simulator.shard_ablations import SHARD_RULES
 from tests.simulator.training import SIZE, Training, play
+from tests.support.marks import some
 
 SEEDS = 12
 ABLATION_SEEDS = 60
@@ -142,7 +143,7 @@ RULES: dict[str, tuple[str, Any]] = {
 TOO = ("generations", "all in sync hold it", "promotion when synced", "whole updates", "re-sync first")
 
 
-@pytest.mark.parametrize("without", RULES)
+@pytest.mark.parametrize("without", some(RULES))
 def test_every_rule_is_needed(without: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(*RULES[without])
     assert_caught(Replica)
@@ -159,7 +160,7 @@ def test_a_slot_is_free_only_when_its_push_is_applied(monkeypatch: pytest.Monkey
     assert_caught(SendsAll)
 
 
-@pytest.mark.parametrize("without", TOO)
+@pytest.mark.parametrize("without", some(TOO, 1))
 def test_rules_of_replication_are_needed_here_too(without: str) -> None:
     assert_caught(SHARD_RULES[without].replica)
 
