@@ -3,9 +3,9 @@
     ./run bench consistency [--json] [--quick] [--data FOLDER] [--epochs N] [--workers N] [--only WAYS]
 
 One worker alone (`--parallel model --nodes 1`), then as many as asked for with two shards: `async` with Adagrad on the shards
-(Downpour SGD, Dean et al. 2012), the same with int8 and error feedback both ways, `sync`, `ssp:4`, `sync` with a backup worker
-and `local:8` (DiLoCo). The same rows, first parameters and seed, batches of 128; the rate of Adagrad is 0.01. After each epoch
-the accuracy on rows that nobody trains on is noted; at the end, what was pushed and fetched.
+(Downpour SGD, Dean et al. 2012), the same with a warm start, with int8 and error feedback both ways, `sync`, `ssp:4`, `sync`
+with a backup worker and `local:8` (DiLoCo). The same rows, first parameters and seed, batches of 128; the rate of Adagrad is
+0.01. After each epoch the accuracy on rows that nobody trains on is noted; at the end, what was pushed and fetched.
 
 Without --data the digits that p2pnn brings along are learnt, by an MLP; the usual data is MNIST's folder. All nodes share this
 machine, so the seconds say nothing about several machines: `./run bench ps` is for that.
@@ -29,9 +29,10 @@ from p2pnn.data.source import DIGITS
 from p2pnn.errors import DataError, UsageError
 from p2pnn.job.spec import Optimizer
 
-ONE, ASYNC, INT8, SYNC, SSP, BACKUP, LOCAL = (
+ONE, ASYNC, WARM, INT8, SYNC, SSP, BACKUP, LOCAL = (
     "one worker",
     "async",
+    "async, warm start",
     "async, int8",
     "sync",
     "ssp:4",
@@ -39,6 +40,9 @@ ONE, ASYNC, INT8, SYNC, SSP, BACKUP, LOCAL = (
     "local:8",
 )
 SHARDS = 2
+WARM_START = 200
+"""Updates of the first worker alone: Adagrad's first steps are its longest, and several workers' would be made from one point."""
+
 BATCH = 128
 GAMMA = 0.01
 SEED = 7
@@ -65,12 +69,23 @@ class Learnt:
 def ways(workers: int) -> dict[str, tuple[Optimizer, DataParallelPart | None]]:
     adagrad = Optimizer("adagrad", rate=GAMMA, schedule="constant")
 
-    def part(consistency: str = "async", backup: int = 0, values: str = "float32") -> DataParallelPart:
-        return DataParallelPart(consistency, workers, SHARDS, backup, push_compression=values, pull_compression=values)
+    def part(
+        consistency: str = "async", backup: int = 0, values: str = "float32", warm_start: int = 0
+    ) -> DataParallelPart:
+        return DataParallelPart(
+            consistency,
+            workers,
+            SHARDS,
+            backup,
+            push_compression=values,
+            pull_compression=values,
+            warm_start=warm_start,
+        )
 
     return {
         ONE: (adagrad, None),
         ASYNC: (adagrad, part()),
+        WARM: (adagrad, part(warm_start=WARM_START)),
         LOCAL: (adagrad, part("local:8")),
         INT8: (adagrad, part(values="int8")),
         SYNC: (adagrad, part("sync")),
