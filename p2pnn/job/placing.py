@@ -6,6 +6,7 @@ fetch what they need at once. A node that is lost before that is done costs a ne
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Final
 
@@ -29,7 +30,7 @@ PREPARE: Final = 0
 """Numbers what a node owes after PrepareNode; commands count from 1."""
 
 
-class Placing:
+class Placing(ABC):
     """nodes: of the plan that take part; none between two. members: name by node id of every living member."""
 
     def __init__(self, record: JobRecord, spec: JobSpec, members: dict[NodeId, str], now: float) -> None:
@@ -142,10 +143,10 @@ class Placing:
 
     # --- the rest of a job's life
 
+    @abstractmethod
     def _end(self, event: str, reason: str) -> None:
         """The run is over."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _over(self, text: str, now: float) -> None:
         """The start is."""
-        raise NotImplementedError
