@@ -507,7 +507,7 @@ class Shards:
         if host.node in self.managers:
             return self._manager(self, host, now)
         core = self._roles[host.node](self, host, now)
-        if isinstance(core, ReplicaHost):
+        if host.node in self.replicas:
             for member in [member for member in self.ledger.living if member.node == host.node]:
                 del self.ledger.living[member]
             self.ledger.living[core.member] = core.replica
@@ -515,7 +515,7 @@ class Shards:
 
     def _check(self, world: World, host: Host) -> None:
         core: Any = host.core
-        if isinstance(core, ReplicaHost):
+        if core is not None and host.node in self.replicas:
             self.ledger.check(core.member, core.replica)
 
     def _on_event(self, world: World, host: Host, event: Any) -> None:

@@ -526,19 +526,6 @@ class Training(Shards):
         """Workers do not come and go here."""
         return (lambda: None) if host.node in self.workers else super()._crash(world, host)
 
-    def _start(self, world: World, host: Host) -> Any:
-        core = super()._start(world, host)
-        if isinstance(core, ServerHost):
-            for member in [member for member in self.ledger.living if member.node == host.node]:
-                del self.ledger.living[member]
-            self.ledger.living[core.member] = core.replica
-        return core
-
-    def _check(self, world: World, host: Host) -> None:
-        core: Any = host.core
-        if isinstance(core, ServerHost):
-            self.ledger.check(core.member, core.replica)
-
     def _on_event(self, world: World, host: Host, event: Any) -> None:
         match event:
             case FetchConfiguration():
