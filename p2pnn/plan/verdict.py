@@ -133,6 +133,11 @@ def bound(found: Bound, roles: Roles) -> str:
             )
         case "trip":
             return f"the round trip between {node.name} and the shards takes longer than its computing"
+        case "own":
+            return (
+                f"each worker computes all the time, with its push and its fetch {spent} per step on the average, and longest on "
+                f"{node.name}"
+            )
         case _ if roles.segments > 1:
             return f"a step of the worker on {node.name} and others takes {spent}, with what it pushes and fetches" + (
                 ", and the others wait for it" if roles.workers > 1 else ""

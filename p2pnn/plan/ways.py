@@ -54,7 +54,8 @@ def plan(spec: JobSpec, profiles: Sequence[Profile], links: Links, *, spread: bo
         predicted.append(Predicted("model", tuple(share.name for share in cut.nodes), cut.samples_per_s))
     predicted.append(Predicted("data", tuple(share.name for share in made.nodes), made.samples_per_s))
     both, instead = _both(work, spec, candidates, links), ""
-    counts = [] if settings_of(spec).workers else fewer(work, dealt.roles.nodes[: dealt.roles.workers])
+    equal = dealt.there.how.kind != "async" and not settings_of(spec).workers  # of leased batches slow nodes take fewer
+    counts = fewer(work, dealt.roles.nodes[: dealt.roles.workers]) if equal else []
     remedy, less = "", ""
     if single and made.samples_per_s < single.samples_per_s:
         remedy = _remedy(work, spec, candidates, links, single.samples_per_s, counts)

@@ -105,17 +105,25 @@ def test_where_nothing_wins_it_says_that() -> None:
 
 def test_a_slow_node_is_named_where_the_others_are_faster_without_it() -> None:
     nodes = [node("a"), node("b", 0.45), node("c")]
-    plan = made(BIG, nodes, bytes_per_s=1e12)
-    without = made(BIG, nodes, bytes_per_s=1e12, workers=2)
+    plan = made(BIG, nodes, bytes_per_s=1e12, consistency="ssp:2")
+    without = made(BIG, nodes, bytes_per_s=1e12, consistency="ssp:2", workers=2)
     assert len(plan.replicas) == 3
     words = f"--workers 2 would reach {rate(without.samples_per_s)} samples/s: all workers wait for the slowest node"
     assert plan.reasons[1] == words
-    for other in (without, made(BIG, bytes_per_s=1e12)):
+    for other in (without, made(BIG, bytes_per_s=1e12, consistency="ssp:2")):
         assert not any("--workers" in reason for reason in other.reasons)
 
 
+def test_of_leased_batches_a_slow_node_takes_fewer_and_nobody_waits_for_it() -> None:
+    nodes = [node("a"), node("b", 0.05), node("c")]
+    plan, without = (made(BIG, nodes, bytes_per_s=1e12, **workers) for workers in ({}, {"workers": 2}))
+    assert plan.samples_per_s > without.samples_per_s
+    assert not any("--workers" in reason for reason in plan.reasons)
+    assert any("each worker computes all the time" in reason and "longest on b" in reason for reason in plan.reasons)
+
+
 def test_a_much_slower_node_that_makes_it_lose_is_left_out_first() -> None:
-    plan = made(BIG, [node("a"), node("b", 0.05), node("c")], bytes_per_s=1e12)
+    plan = made(BIG, [node("a"), node("b", 0.05), node("c")], bytes_per_s=1e12, consistency="ssp:2")
     assert "; --workers 2 would win (" in plan.reasons[0]
 
 
