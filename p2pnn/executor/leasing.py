@@ -142,11 +142,7 @@ class LeasingSession(ReplicaSession):
         while self._trains and self._trains[0].until_step <= self._leasing.trained_below:
             command = self._trains.popleft()
             self._progress(time.perf_counter())
-            self._channel.send(script.Done(command.sequence))
-
-    @property
-    def _again(self) -> int:
-        return self._leasing.again
+            self._channel.send(script.Done(command.sequence, again=self._leasing.again))
 
     def _answer(self, command: script.Command) -> None:
         if isinstance(command, script.Train):

@@ -108,20 +108,23 @@ class Table(msgspec.Struct, array_like=True):
 
 
 class LeaseTable:
-    """batches: of an epoch. trained: of all epochs, those below it are from before. Raises ValueError for none of either.
+    """batches: of an epoch. trained: of all epochs, those below it are from before; again: so many of them, of the epoch that
+    they end in, were trained more often than once. Raises ValueError for none of any.
 
     Workers are numbers from 1.
     """
 
-    def __init__(self, batches: int, epochs: int, trained: int = 0) -> None:
-        if batches < 1 or epochs < 1 or trained < 0:
+    def __init__(self, batches: int, epochs: int, trained: int = 0, again: int = 0) -> None:
+        if batches < 1 or epochs < 1 or trained < 0 or again < 0:
             raise ValueError(
                 f"{epochs} epochs of {batches} batches, {trained} of them trained: there must be one of each"
             )
         total = batches * epochs
         trained = min(trained, total)
         start = trained // batches * batches
-        stretches = [_Stretch(trained, 1, False)] if trained > start else []
+        more = min(start + again, trained)  # which of them does not matter
+        stretches = [_Stretch(more, MORE, False)] if more > start else []
+        stretches += [_Stretch(trained, 1, False)] if trained > more else []
         stretches += [_Stretch(total)] if total > trained else []
         self._table = Table(FORMAT, batches, epochs, start, stretches, {}, {})
 
