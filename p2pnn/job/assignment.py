@@ -23,6 +23,10 @@ from p2pnn.job.plan import Plan
 from p2pnn.job.spec import JobSpec
 from p2pnn.replication.configuration import Configuration, Member, may_follow
 
+REPLICATED_SHARDS_MAX: Final = 256
+"""Shards of a plan where they have replicas: whatever becomes of such a start, the charter has room for who has which role in it
+(`job.work.ASSIGNMENT_BYTES_MAX`)."""
+
 SHARDS_MAX: Final = 1024
 NODES_MAX: Final = 1024
 """What is received is bounded before anything is built from it; a plan has far fewer."""

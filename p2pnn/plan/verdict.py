@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from p2pnn.job.assignment import REPLICATED_SHARDS_MAX
 from p2pnn.job.plan import Predicted
 from p2pnn.job.spec import JobSpec
 from p2pnn.plan.describe import number, rate, size
@@ -91,6 +92,8 @@ def reasons(spec: JobSpec, there: Exchange, roles: Roles, speed: Pace, fitting: 
             f"each shard has a backup on another node, and an update counts when both hold it: {copied} more travel per step of "
             "all workers (--replicas 1 leaves that away)"
         )
+    elif not data.replicas and len(roles.homes) > REPLICATED_SHARDS_MAX:
+        yield f"no shard has a backup, since those of at most {REPLICATED_SHARDS_MAX} shards can have one"
     if roles.segments == 1 and not data.workers and roles.workers < fitting:
         yield (
             f"{roles.workers} of {fitting} nodes compute: {spec.micro_batches} micro-batches cannot be shared evenly by more"

@@ -145,6 +145,29 @@ async def test_what_cannot_be_decided_ends_the_start_with_the_reason(tmp_path: P
     await bench.close()
 
 
+async def test_what_the_charter_has_no_room_for_is_not_decided_and_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(tmp_path)
+    job = await bench.started()
+    monkeypatch.setattr(work, "ASSIGNMENT_BYTES_MAX", 100)
+    held = initial(await bench.planned(bench.spec), 1)
+    wish = assignment.encode_configuration(demoted(held.shards[0], held.shards[0].in_sync[1]))
+    bench.hear(A, wire.ShardWish(job, 1, 0, wish))
+    failover = bench.jobs._supervision.led[job].failover  # type: ignore[index]
+    assert failover.changing
+    await until(lambda: not failover.changing)
+    assert not bench.told(A)
+    assert bench.entry(job).assignment == b""
+    assert bench.state(job) == "running"
+    bench.lose(B)
+    await until(lambda: bench.state(job) != "running")
+    texts = [event["text"] for event in bench.jobs.journal(job)._events if event["kind"] == "warning"]  # type: ignore[arg-type]
+    assert any(text.startswith("node b is lost (connection reset), and who has which role in job ") for text in texts)
+    assert await bench.jobs.work.decide(job, lambda _: None)  # type: ignore[arg-type]
+    await bench.close()
+
+
 async def test_a_change_of_a_start_that_is_over_when_it_is_committed_changes_nothing(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
     job = await bench.started()
