@@ -133,6 +133,7 @@ class Fetched(_Message, tag=17):
     have: int
     after: int
     by: int = 0
+    returns: int = 0
 
 
 class Marked(_Message, tag=18):
@@ -260,6 +261,7 @@ class FetchValues(_Message, tag=29):
     have: int
     after: int
     by: int = 0
+    returns: int = 0
 
 
 class Lend(_Message, tag=30):

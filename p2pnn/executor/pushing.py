@@ -101,7 +101,8 @@ class Pushing:
                 case PushPart():
                     out.append(self._part(message))
                 case PullRequest(shard, pull):
-                    out.append(commands.FetchValues(shard, pull.request, pull.have, pull.after, pull.generation))
+                    about = pull.request, pull.have, pull.after, pull.generation, pull.returns
+                    out.append(commands.FetchValues(shard, *about))
                 case MarkNote(mark):
                     out.append(commands.SendMark(mark.sequence))
                     if mark.rests:

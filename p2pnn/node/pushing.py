@@ -146,8 +146,8 @@ class Pushing:
                 self._push(message)
             case commands.FetchValues(shard) if self._early is not None:
                 self._early[shard] = message
-            case commands.FetchValues(shard, request, have, after, by):
-                fetch = wire.Fetch(*company.about, shard, self._worker, request, have, after, by)
+            case commands.FetchValues(shard, request, have, after, by, returns):
+                fetch = wire.Fetch(*company.about, shard, self._worker, request, have, after, by, returns)
                 company.send(self._homes[shard], fetch)
             case commands.Lend(shard):
                 self._gate.lend(shard)

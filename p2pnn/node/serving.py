@@ -66,8 +66,8 @@ class Serving:
             )
             self._executor.send(commands.LeasesWished(message.shard, message.worker, wish))
         else:
-            about = (message.shard, message.worker, message.request, message.have, message.after, message.by)
-            self._executor.send(commands.Fetched(*about))
+            about = (message.shard, message.worker, message.request, message.have, message.after)
+            self._executor.send(commands.Fetched(*about, message.by, message.returns))
 
     def body_for(self, node: NodeId, message: wire.Push, nbytes: int) -> memoryview | None:
         """The slot of the part; None for one that is known, and, with a line in the log, for what no honest worker would send."""

@@ -25,7 +25,8 @@ BEHIND: Final = WINDOW - 1
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """An answer that may leave. fetch: with values. have: the number of the newest values that the worker has."""
+    """An answer that may leave. fetch: with values. have: the number of the newest values that the worker has.
+    returns: as of `messages.Pull`."""
 
     worker: Worker
     sequence: int = 0
@@ -34,6 +35,7 @@ class Due:
     log_number: int = 0
     fetch: bool = True
     have: int = 0
+    returns: int = 0
 
 
 @dataclass(slots=True)

@@ -70,13 +70,17 @@ class Push:
 
 @dataclass(frozen=True, slots=True)
 class Pull:
-    """A request for values alone. request: the worker's number for it, from 1. after: the mark at which they are read, or 0."""
+    """A request for values alone. request: the worker's number for it, from 1. after: the mark at which they are read, or 0.
+
+    returns: the number of the worker's next push, where it rested before that (`Mark`): its rest ends, and then it is answered.
+    """
 
     worker: Worker
     generation: int
     request: int
     have: int = 0
     after: int = 0
+    returns: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Iterable
 from itertools import accumulate
-from typing import Final
 
 import numpy as np
 
@@ -18,20 +17,12 @@ from p2pnn.ps.compression import Buffer, Bytes, Feedback, Mirror, codec, new
 from p2pnn.ps.consistency import Settings
 from p2pnn.ps.layout import WINDOW, part_sizes
 from p2pnn.ps.messages import Answer, Pull, Push, Refusal, Values, Worker
+from p2pnn.ps.outgoing import BACKOFF, RETRIES_BACKOFF_MAX, SOON_BACKOFF_MAX, SOON_S, Outgoing
 from p2pnn.ps.outgoing import MarkNote as MarkNote
-from p2pnn.ps.outgoing import Outgoing
 from p2pnn.ps.outgoing import PullRequest as PullRequest
 from p2pnn.ps.outgoing import PushPart as PushPart
 from p2pnn.ps.sharding import ShardRange
 from p2pnn.ps.space import Flat
-
-SOON_S: Final = 0.02
-"""After an answer that a push before is missing, or that the shard has not heard of this worker or generation yet."""
-
-BACKOFF: Final = 2.0
-SOON_BACKOFF_MAX: Final = 5
-RETRIES_BACKOFF_MAX: Final = 4
-"""Each time that nothing was heard the wait doubles, up to sixteen times the first."""
 
 
 class Port:
@@ -79,7 +70,7 @@ class Port:
         self._delta = np.empty(pull.byte_count(shard.size) if self._differences else 0, np.uint8)
         self.version, self.clock, self.fresh = -1, 0, False
         self._installed = (0, 0)
-        self._request, self._asking, self._asked, self._after = 0, False, False, 0
+        self._request, self._asking, self._asked, self._after, self._returns = 0, False, False, 0, 0
         self._pull_retry_at: float | None = None
         self._pull_tries = 0
         self._wanted_with = 0  # the push whose answer brings values; 0 where none does
@@ -125,7 +116,7 @@ class Port:
 
     def begin_push(self, fetch: bool, step: int | None = None) -> None:
         """The accrued gradient, with this step's, will be pushed: parts leave as they become ready. step: of `sync`."""
-        self._sequence += 1
+        self._sequence, self._returns = self._sequence + 1, 0
         based = self._based if self.accrued_steps else self._installed
         if step is not None:
             based = step, based[1]
@@ -173,6 +164,11 @@ class Port:
         self._wanted_with = 0
         self._ask(mark)
 
+    def ask_back(self) -> None:
+        """The same, as they are when this worker's rest has ended."""
+        self._wanted_with, self._returns = 0, self._sequence + 1
+        self._ask(0)
+
     def _ask(self, after: int) -> None:
         self._request += 1
         self._asking = self._asked = True
@@ -200,7 +196,7 @@ class Port:
             self._pull_retry_at = now + self._retry_s * BACKOFF ** min(self._pull_tries, RETRIES_BACKOFF_MAX)
             # At a mark all workers see the same, without what rounding owes.
             have = 0 if self._after else self._mirror.number
-            pull = Pull(self._worker, self.generation, self._request, have, self._after)
+            pull = Pull(self._worker, self.generation, self._request, have, self._after, self._returns)
             return PullRequest(self.shard.index, pull)
         push = self._next_push()
         assert push is not None

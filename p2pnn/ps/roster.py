@@ -19,6 +19,7 @@ from p2pnn.ps.messages import Refusal, Worker
 class Member:
     """sequence: the last logged push; refusal, log_number: what became of it. taken: how many were applied. heard: when the last
     was logged, −1 before. request: of its newest pull. rested: after how many pushes it had nothing to train; −1 before.
+    returned: the push before which its last rest ended.
     """
 
     worker: Worker
@@ -30,11 +31,12 @@ class Member:
     heard: float = -1.0
     request: int = 0
     rested: int = -1
+    returned: int = 0
 
     @property
     def is_resting(self) -> bool:
-        """Whether that was after its last push."""
-        return self.rested == self.sequence
+        """Whether that was after its last push, and it has not said that it has something again."""
+        return self.rested == self.sequence >= self.returned
 
 
 class Roster:

@@ -31,7 +31,7 @@ from p2pnn.job.spec import Optimizer
 from p2pnn.ps.answers import Answers, Due
 from p2pnn.ps.compression import Buffer, new
 from p2pnn.ps.consistency import Settings
-from p2pnn.ps.decisions import Close, Decision, Draw, Grant, Leave, Own, Rest, Serve, Strike, Take
+from p2pnn.ps.decisions import Close, Decision, Draw, Grant, Leave, Own, Rest, Return, Serve, Strike, Take
 from p2pnn.ps.granting import Granting, Leased
 from p2pnn.ps.guard import Guard
 from p2pnn.ps.inbox import Inbox
@@ -165,17 +165,20 @@ class Shard:
         if pull.request < self._roster[worker].request:
             return  # it was overtaken by the one that counts now
         self._roster[worker].request = pull.request
-        self._withheld.pulled(Due(worker, request=pull.request, have=pull.have), pull.after)
+        self._withheld.pulled(Due(worker, request=pull.request, have=pull.have, returns=pull.returns), pull.after)
+        if pull.returns > self._roster[worker].returned:
+            self._order_own(Return(self._roster.number(worker), pull.returns), now)
         if pull.after:
             self._draw(worker, pull.after, now, passed=False)
-            self._withheld.release()
+        self._withheld.release()
 
     def mark(self, worker: Worker, sequence: int, now: float) -> None:
         """The worker has drawn this mark, and needs no more values of before; what it pushes from now on is behind it."""
         self._draw(worker, sequence, now, passed=True)
 
     def rest(self, worker: Worker, pushes: int, now: float) -> None:
-        """The worker has nothing to train after so many pushes, all of which are acknowledged: no bound waits for it."""
+        """The worker has nothing to train after so many pushes, all of which are acknowledged: no bound waits for it
+        until a pull says that it `returns`."""
         if worker in self._roster and self._roster[worker].rested < pushes:
             self._order_own(Rest(self._roster.number(worker), pushes), now)
 

@@ -14,7 +14,7 @@ optimizer between pushes, and what is pushed is the difference that they made. B
     begin_step       True: compute a step from `parameters`; False: not yet (ask again after the next answer)
     gradient_ready   a parameter's gradient lies in `gradient`: it is accrued, and what it completes may leave
     end_step         all are there
-    rest             there is nothing to train: no bound waits for this worker until its next push
+    rest             there is nothing to train: no bound waits for this worker until its next step
     acknowledged     which steps are decided by all shards
     settle, mark     push what is left; draw a mark (`messages`), and ask for the values of that moment
     has_values       they are here; install: put them in place
@@ -38,7 +38,8 @@ from p2pnn.ps.compression import Buffer, Bytes, new
 from p2pnn.ps.consistency import Settings
 from p2pnn.ps.messages import Answer, Mark, Refusal, Worker
 from p2pnn.ps.optimizers import ShardOptimizer
-from p2pnn.ps.port import BACKOFF, RETRIES_BACKOFF_MAX, MarkNote, Port, PullRequest, PushPart
+from p2pnn.ps.outgoing import BACKOFF, RETRIES_BACKOFF_MAX, MarkNote, PullRequest, PushPart
+from p2pnn.ps.port import Port
 from p2pnn.ps.sharding import Piece, Sharding
 from p2pnn.ps.space import Flat
 from p2pnn.train.optimizers import Combine, combine
@@ -126,7 +127,7 @@ class Replica:
         if self._rests:
             self._rests = False
             for port in self._ports:
-                port.ask()
+                port.ask_back()
         settings, step = self._settings, self.step
         pushing = self._since + 1 == settings.consistency.local_steps if self._local else step % settings.n_push == 0
         if self.ended is not None or not self._may_begin() or (pushing and not self._has_room()):
@@ -218,7 +219,7 @@ class Replica:
 
     def rest(self) -> None:
         """There is nothing to train, and `settle` said True. Where workers wait for one another, say that nobody is to wait for
-        this one. The next step begins from fresh values."""
+        this one. The next step ends that first, on every shard, and begins from values of then: its push is behind no bound."""
         if self._settings.consistency.kind == "ssp" and not self._rests and not self._left:
             self._rests = self._note_due = True
             self._note_tries = 0

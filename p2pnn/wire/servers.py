@@ -40,7 +40,8 @@ class Values(Message, tag=62):
 class Fetch(Message, tag=63):
     """Worker to shard: send values, answered by Values. have: the number of those that the worker has.
 
-    after: once all workers have done the commands of the script before this number; 0 for at once.
+    after: once all workers have done the commands of the script before this number; 0 for at once. returns: the number of the
+    worker's next push, where it has said Rest after the one before: that ends first.
     """
 
     job: JobText
@@ -51,6 +52,7 @@ class Fetch(Message, tag=63):
     have: Count = 0
     after: Count = 0
     by: Count = 0
+    returns: Count = 0
 
 
 class Mark(Message, tag=64):
@@ -128,7 +130,7 @@ class Leased(Message, tag=111):
 
 class Rest(Message, tag=112):
     """Worker to shard: it has nothing to train after `pushes` pushes, all of them acknowledged: no bound waits for it until its
-    next one."""
+    Fetch says that it `returns`."""
 
     job: JobText
     generation: Count

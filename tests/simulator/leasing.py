@@ -15,7 +15,7 @@ from typing import Any, cast
 import numpy as np
 
 from p2pnn.ps.leasing import Leasing
-from p2pnn.ps.messages import Refusal
+from p2pnn.ps.messages import Answer, Refusal
 from p2pnn.ps.space import Flat
 from p2pnn.replication.leases import Coverage, LeaseTable
 from p2pnn.replication.replica import Replica
@@ -140,12 +140,16 @@ class Leased(Training):
     def uses(self, worker: int, step: int, parameters: Flat) -> None:
         """Its own pushes alone are known to be in there."""
 
+    def answers(self, host: ServerHost, worker: int, answer: Answer) -> None:
+        assert answer.refusal is not Refusal.TOO_STALE, f"push {answer.sequence} of worker {worker} is behind the bound"
+        super().answers(host, worker, answer)
+
     def reads(self, mark: int, parameters: Flat) -> None:
         """All batches of the epochs before the mark, and none behind it."""
         trained = self.trained(parameters)
         end = mark * self.batches_per_epoch
         missing = [batch for batch in range(end) if not trained[batch]]
-        assert not missing or self.ledger.refused, f"at mark {mark} nobody has trained {missing}"
+        assert not missing, f"at mark {mark} nobody has trained {missing}"
         assert max(trained, default=0) < end, f"at mark {mark} there is batch {max(trained)} already"
         self.marked = max(self.marked, mark)
 

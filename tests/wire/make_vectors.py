@@ -165,6 +165,7 @@ def evolution_cases() -> list[dict[str, Any]]:
         ("older Pushed, without a refusal", [96, "j", 2, 9, 7, 5, b"", "no"], messages.Pushed("j", 2, 9, 7, 5, b"", "no")),
         ("older Push, of no gradient", [95, "j", 2, 9, 7, 5, 8, 16], messages.Push("j", 2, 9, 7, 5, 8, 16)),
         ("older Fetch, without a command", [63, "j", 4, 2, 1, 5], messages.Fetch("j", 4, 2, 1, 5)),
+        ("older Fetch, of no worker that rested", [63, "j", 4, 2, 1, 5, 3, 0, 6], messages.Fetch("j", 4, 2, 1, 5, 3, 0, 6)),
         ("newer Mark, with a text more", [64, "j", 4, 2, 1, 5, 6, "x"], messages.Mark("j", 4, 2, 1, 5, 6)),
         ("older Mark, of a shard without replicas", [64, "j", 4, 2, 1, 5], messages.Mark("j", 4, 2, 1, 5)),
         ("newer Beat, with a number more", [101, "j", 2, 9, 4, 6, 5, 8, 7, 3], messages.Beat("j", 2, 9, 4, 6, 5, 8, 7)),
