@@ -63,6 +63,8 @@ class Serving:
                 message.until,
                 message.heard,
                 message.quits,
+                message.back,
+                message.bad,
             )
             self._executor.send(commands.LeasesWished(message.shard, message.worker, wish))
         else:
@@ -115,6 +117,7 @@ class Serving:
                 message.ranges,
                 message.trained_below,
                 message.again,
+                message.never,
             )
             self._company.send(speaker, leased)
             return
@@ -130,6 +133,7 @@ class Serving:
                 request=message.request,
                 log_number=message.log_number,
                 by=message.by,
+                lately=message.lately,
             )
             self._company.send(speaker, pushed)
             return
@@ -147,6 +151,7 @@ class Serving:
             message.refusal,
             message.log_number,
             message.by,
+            message.lately,
         )
         left = partial(self._left, message, clock())
         body = self._executor.room(message.offset, message.nbytes)

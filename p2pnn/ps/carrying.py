@@ -51,6 +51,7 @@ class _Worker(msgspec.Struct, array_like=True):
     rested: int
     is_gone: bool
     returned: Count = 0
+    lately: Count = 0
 
 
 class _Head(msgspec.Struct, array_like=True):
@@ -144,6 +145,7 @@ def _head(state: State) -> _Head:
             one.rested,
             one.worker in state.gone,
             one.returned,
+            one.lately,
         )
         for one in roster.members
     ]
@@ -176,6 +178,7 @@ def _load_workers(state: State, head: _Head, refusals: Sequence[Refusal | None])
             one.taken,
             rested=one.rested,
             returned=one.returned,
+            lately=one.lately,
         )
         for worker, one, why in zip(workers, head.workers, refusals, strict=True)
     ]

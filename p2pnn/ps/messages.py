@@ -117,6 +117,7 @@ class Answer:
     """To a push (sequence > 0) or a pull (request > 0). refusal: None where the push was applied. generation: the shard's.
 
     log_number: under which the push was applied; whoever replicates the log sends no answer before that number is held by all.
+    lately: what became of the push `sequence` and the one before (`decided.with_fate`); an answer may stand for two.
     """
 
     worker: Worker
@@ -126,3 +127,4 @@ class Answer:
     refusal: Refusal | None = None
     log_number: int = 0
     values: Values | None = None
+    lately: int = 0

@@ -15,12 +15,10 @@ import numpy as np
 
 from p2pnn.ps.compression import Buffer, Bytes, Feedback, Mirror, codec, new
 from p2pnn.ps.consistency import Settings
+from p2pnn.ps.decided import TAKEN, fate_of
 from p2pnn.ps.layout import WINDOW, part_sizes
 from p2pnn.ps.messages import Answer, Pull, Push, Refusal, Values, Worker
-from p2pnn.ps.outgoing import BACKOFF, RETRIES_BACKOFF_MAX, SOON_BACKOFF_MAX, SOON_S, Outgoing
-from p2pnn.ps.outgoing import MarkNote as MarkNote
-from p2pnn.ps.outgoing import PullRequest as PullRequest
-from p2pnn.ps.outgoing import PushPart as PushPart
+from p2pnn.ps.outgoing import BACKOFF, RETRIES_BACKOFF_MAX, SOON_BACKOFF_MAX, SOON_S, Outgoing, PullRequest, PushPart
 from p2pnn.ps.sharding import ShardRange
 from p2pnn.ps.space import Flat
 
@@ -59,6 +57,7 @@ class Port:
         self._feedback = [Feedback(self._codec, p.size) if settings.push != "float32" else None for p in shard.parts]
         self._bodies = [buffer(sum(sizes)) for _ in range(WINDOW)]
         self._outgoing: deque[Outgoing] = deque()
+        self._fates: dict[int, int] = {}  # of pushes that were not taken
         self._acknowledged: list[Outgoing] = []  # their bodies are still being sent
         self._sequence = 0
         self.accrued = np.zeros(shard.size, np.float32)
@@ -104,6 +103,10 @@ class Port:
     @property
     def unacknowledged(self) -> int:
         return len(self._outgoing)
+
+    def fate(self, push: int) -> int:
+        """What became of an acknowledged push (`decided`); it is asked for once."""
+        return self._fates.pop(push, TAKEN)
 
     def accrue(self, at: int, gradient: Flat) -> None:
         """Add one piece of this step's gradient; the first step after a push overwrites."""
@@ -232,8 +235,7 @@ class Port:
         return push if push is not None and push.unsent else None
 
     def _reclaim(self) -> None:
-        done = [push for push in self._acknowledged if not push.sending]
-        self._bodies += [push.body for push in done]
+        self._bodies += [push.body for push in self._acknowledged if not push.sending]
         self._acknowledged = [push for push in self._acknowledged if push.sending]
 
     # answers
@@ -351,6 +353,8 @@ class Port:
             push = self._outgoing.popleft()
             push.unsent.clear()
             self._acknowledged.append(push)
+            if found := fate_of(answer.lately, answer.sequence - push.sequence):
+                self._fates[push.sequence] = found
         self._reclaim()
 
     def _heed(self, why: Refusal, generation: int, now: float) -> None:

@@ -38,6 +38,7 @@ from p2pnn.ps.inbox import Inbox
 from p2pnn.ps.layout import WINDOW, part_sizes
 from p2pnn.ps.messages import BAD, Answer, Pull, Push, Refusal, Worker
 from p2pnn.ps.report import Did, Phase, Report
+from p2pnn.ps.roster import Member
 from p2pnn.ps.saving import Saved, check_fit
 from p2pnn.ps.sharding import ShardRange
 from p2pnn.ps.space import Flat
@@ -302,7 +303,8 @@ class Shard:
     def _decided(self, worker: Worker, push: Push) -> None:
         """Answer a push that is decided, now or when nothing holds the answer back any more."""
         member = self._roster[worker]
-        self._withheld.pushed(Due(worker, member.sequence, 0, member.refusal, member.log_number, push.fetch, push.have))
+        about = member.sequence, 0, member.refusal, member.log_number, push.fetch, push.have
+        self._withheld.pushed(Due(worker, *about, lately=member.lately))
 
     # who is welcome, and who waits
 
@@ -315,8 +317,9 @@ class Shard:
                 self._guard.refuse(push.worker, why, 0)
             member = self._roster.get(push.worker)
             if push.worker not in self._withheld:
-                sequence, log_number = (member.sequence, member.log_number) if member else (0, 0)
-                self._answers.add(Due(push.worker, sequence, 0, why, log_number, fetch=False))
+                of = member or Member(push.worker)
+                due = Due(push.worker, of.sequence, 0, why, of.log_number, fetch=False, lately=of.lately)
+                self._answers.add(due)
 
     def set_workers(self, generation: int, workers: Sequence[Worker], now: float) -> None:
         """From now on these take part, in this order; pushes that were not logged are dropped where the generation is new, and

@@ -140,7 +140,7 @@ class State:
                 decided = []
                 wishing = self.roster.worker(number)
                 if self.leases is not None and wishing is not None and wishing not in self.gone:
-                    self.leases.wish(number, wish, len(self.training))
+                    self.leases.wish(number, wish, self.trainers)
                     if wish.quits:
                         self.leases.lost(number, self.roster[wishing].sequence, self._settings.n_push)
             case Rest(number, pushes):
@@ -219,6 +219,8 @@ class State:
     def _log(self, worker: Worker, sequence: int, why: Refusal | None, now: float) -> None:
         self.roster.log(worker, sequence, why, now)
         if why is not None:
+            if self.leases is not None:
+                self.leases.refused(self.roster.number(worker), sequence)
             self._refuse(worker, why)
 
     def _refuse(self, worker: Worker, why: Refusal) -> None:
@@ -254,6 +256,12 @@ class State:
     def training(self) -> list[Worker]:
         """Those that are neither gone nor set aside."""
         return [w for w in self.roster.workers if w not in self.gone and w not in self.guard.set_aside]
+
+    @property
+    def trainers(self) -> int:
+        """How many are leased batches; of the shard that deals them out."""
+        leases = self.leases
+        return sum(leases is None or not leases.has_quit(self.roster.number(worker)) for worker in self.training)
 
     @property
     def clock(self) -> int:

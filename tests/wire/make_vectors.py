@@ -59,7 +59,7 @@ EXAMPLES: dict[str, Any] = {
     "target": NODES[1], "incarnation": 7, "token": "0a1b2c3d", "secret": NODES[0], "key": b"0Y0", "certificate": b"0\x82",
     "authority": b"0\x82\x01", "again": True, "fetch": True, "whole": False, "refusal": "TOO_STALE", "Push.part": 3,
     "Assigned.assignment": b"\x92\x90\x91\x01", "configuration": b"\x94\x09",
-    "done": ((3, 7), (9, 10)), "ranges": ((10, 12),), "quits": True, "Leased.again": 4,
+    "done": ((3, 7), (9, 10)), "ranges": ((10, 12),), "back": ((7, 9),), "bad": ((10, 11),), "quits": True, "Leased.again": 4,
     "bad_token": True, "Command.state": b"\xdc", "answer": b"\x93\x00", "Append.head": b"\x94\x01",
     "members": (messages.Member(NODES[0], "a", "127.0.0.1", 7700, "b0"), messages.Member(NODES[1], "b", "::1", 1, "")),
 }  # fmt: skip
@@ -173,8 +173,12 @@ def evolution_cases() -> list[dict[str, Any]]:
         ("older Assigned, without a term", [106, "j", 4, b"a"], messages.Assigned("j", 4, b"a")),
         ("shortest ShardWish", [107, "j", 4, 2], messages.ShardWish("j", 4, 2)),
         ("shortest LeaseWish", [110, "j", 4, 0, 1, 5], messages.LeaseWish("j", 4, 0, 1, 5)),
-        ("newer Leased, with a text more", [111, "j", 4, 0, 1, 5, [[3, 9]], 3, 0, "x"],
+        ("newer Leased, with a text more", [111, "j", 4, 0, 1, 5, [[3, 9]], 3, 0, 0, "x"],
          messages.Leased("j", 4, 0, 1, 5, ((3, 9),), 3)),
+        ("older Leased, with nothing given up", [111, "j", 4, 0, 1, 5, [[3, 9]], 3, 2],
+         messages.Leased("j", 4, 0, 1, 5, ((3, 9),), 3, 2)),
+        ("older LeaseWish, of which all was taken", [110, "j", 4, 0, 1, 5, [[3, 9]], 7, 8, 9, 9, 4, False],
+         messages.LeaseWish("j", 4, 0, 1, 5, ((3, 9),), 7, 8, 9, 9, 4)),
         ("newer Rest, with a text more", [112, "j", 4, 0, 1, 5, "x"], messages.Rest("j", 4, 0, 1, 5)),
         ("newer Lead, with a text more", [70, 8, 7, 3, 7, 2, "home", "x"], messages.Lead(8, 7, 3, 7, 2, "home")),
     ]  # fmt: skip
