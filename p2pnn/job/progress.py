@@ -32,10 +32,10 @@ def finished(kind: str, total: float, count: float) -> float:
 
 
 class ProgressMeter:
-    """Adds up the Progress messages of all nodes. Pure; `now` in seconds. again: is set by the owner: batches of the epoch under
-    way that were trained more often than once, where batches are leased."""
+    """Adds up the Progress messages of all nodes. Pure; `now` in seconds. uneven: is set by the owner: where batches are
+    leased, how many of the epoch under way were trained more often than once, and how many were given up."""
 
-    def __init__(self, spec: JobSpec, step: int, now: float, again: int = 0) -> None:
+    def __init__(self, spec: JobSpec, step: int, now: float, uneven: tuple[int, int] = (0, 0)) -> None:
         self._spec = spec
         self._step = step
         self._steps: dict[str, int] = {}
@@ -45,7 +45,7 @@ class ProgressMeter:
         self._warnings: list[str] = []
         self.interval = Interval(0 if spec.data is not None else spec.snapshot_steps)
         self.counted: dict[str, Totals] = {}
-        self.again = again
+        self.uneven = uneven
         self._recent: deque[tuple[float, int]] = deque([(now, step)])
         self._shown_at = -math.inf
         self._shown: dict[str, Any] = {}
@@ -135,13 +135,13 @@ class ProgressMeter:
         step: int,
         now: float,
         plan: Plan | None = None,
-        again: int = 0,
+        uneven: tuple[int, int] = (0, 0),
     ) -> None:
         """Go on from what `tell` gave, in a process that has not seen the steps before. The epoch's rate counts from here."""
         self._step = step
         self._begin(now, counted, plan)
         self.counted = counted
-        self._since_epoch, self.again = epoch, again
+        self._since_epoch, self.uneven = epoch, uneven
 
     def catch_up(self, totals: dict[str, Totals], now: float) -> None:
         """After `take_over`: what nodes have reported in all, by name, which was counted or not."""
@@ -164,9 +164,9 @@ class ProgressMeter:
         entry |= _metrics(self._since_epoch, self._spec)
         entry = self._entries.setdefault(epoch, entry) | {"epoch": epoch, "step": step}
         entry["samples_per_s"] = (step - first) * self._spec.batch_size / max(1e-9, now - then)
-        if self.again:  # else each batch was trained once; an epoch does not end before all are
-            entry["trained_again"] = self.again
-        self._since_epoch, self.again = Totals(), 0
+        # Else each batch was trained once: an epoch does not end before all are, or are given up.
+        entry |= {name: n for name, n in zip(("trained_again", "never_trained"), self.uneven, strict=True) if n}
+        self._since_epoch, self.uneven = Totals(), (0, 0)
         self._epoch_start = (now, step)
         return entry
 

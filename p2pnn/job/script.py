@@ -135,14 +135,14 @@ class Done(_Message, tag=25):
     """The command numbered `sequence` is done.
 
     result: MessagePack of Evaluation, `job.checkpoint.Part` or Predictions, the scores of a Sample, or empty. error: a
-    checkpoint that failed. again: to a Train, where batches are leased: those of its epoch that were trained more often than
-    once by then, by whomever.
+    checkpoint that failed. uneven: to a Train, where batches are leased: how many of its epoch were trained more often than once
+    by then, by whomever, and how many were given up, since the pushes of two workers were refused for what they held.
     """
 
     sequence: int
     result: bytes = b""
     error: str = ""
-    again: int = 0
+    uneven: tuple[int, int] = (0, 0)
 
 
 Command = Train | Evaluate | Predict | Sample | Checkpoint | Restore | Finish

@@ -152,6 +152,24 @@ def test_no_push_counts_twice_nor_is_lost_with_a_worker(tmp_path: Path) -> None:
         assert is_clean(m)
 
 
+@pytest.mark.parametrize("how", ["async", "ssp:2"])
+def test_without_replicas_training_goes_on_when_a_worker_is_killed_that_holds_no_shard(
+    tmp_path: Path, how: str
+) -> None:
+    """Nobody begins anew, and what it had trained and not told is trained again."""
+    with mesh(tmp_path, 3) as m:
+        of = counting(3, consistency=how, replicas=1, workers=3, shards=1)
+        number = m.submit("a", *of)
+        job = running(m, "a", number, 1)
+        [home] = holders(job, 0)
+        lost = others(m, home)
+        m.nodes[lost].kill()
+        found, again = ended(m, of, number, home)
+        assert m.job(home, number)["generation"] == job["generation"], "nobody began anew"
+        assert broken(found, 3, again) == []
+        assert is_clean(m)
+
+
 def test_a_backup_that_stands_still_is_waited_for_no_more_and_comes_back(three: Mesh) -> None:
     """Its process stands still, its daemon does not: it is a learner until it has what it missed."""
     number = three.submit("a", *replicated(epochs=30, shards=1))

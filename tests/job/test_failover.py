@@ -103,7 +103,7 @@ class Node:
         elif isinstance(command, Restore):
             self.restored = command.parts
         again = self.mesh.again[(command.until_step - 1) // 10] if isinstance(command, Train) and worker >= 0 else 0
-        self.say(Done(command.sequence, result, again=again))
+        self.say(Done(command.sequence, result, uneven=(again, 0)))
 
     def evaluate(self, command: Evaluate, worker: int) -> bytes:
         workers = [number for number in range(3) if number not in command.gone]

@@ -52,9 +52,10 @@ def test_an_epoch_adds_up_and_starts_over() -> None:
 
 
 def test_what_was_trained_again_is_told_of_its_epoch_alone() -> None:
-    meter = ProgressMeter(spec(), 4, 0.0, again=2)
+    meter = ProgressMeter(spec(), 4, 0.0, uneven=(2, 1))
     meter.start(0.0, ["a"])
-    assert meter.end_epoch(1, 10, 2.0)["trained_again"] == 2
+    entry = meter.end_epoch(1, 10, 2.0)
+    assert (entry["trained_again"], entry["never_trained"]) == (2, 1)
     assert "trained_again" not in meter.end_epoch(2, 20, 3.0)
     follower = ProgressMeter(spec(), 10, 4.0)
     follower.follow(meter)
