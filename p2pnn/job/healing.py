@@ -31,12 +31,14 @@ class Healing:
     def __init__(self, spec: JobSpec) -> None:
         self.due: float | None = None
         self._kills = 0
+        self._told = ""
         self._moves = spec.data is not None and spec.kind == "train"
 
     def changed(self, now: float, *, killed: bool = False) -> None:
         """A node was lost, or a member that has no part came. killed: a compute process was; should that be for want of memory,
         it will be again where the run moves back, so that comes later and later."""
         self._kills += killed
+        self._told = ""
         wait = HEAL_S * 2 ** min(self._kills - 1, KILLS_COUNTED) if killed else HEAL_S
         if self._moves:
             self.due = max(self.due or 0.0, now + wait)
@@ -48,6 +50,11 @@ class Healing:
             return False
         self.due = now + AGAIN_S if is_weakened else None
         return left_s is None or left_s > LEFT_S
+
+    def is_news(self, text: str) -> bool:
+        """Whether this was not told since something changed last."""
+        told, self._told = self._told, text
+        return text not in ("", told)
 
 
 def stronger(spec: JobSpec, held: Assignment, plan: Plan, new: Plan) -> str:
@@ -71,3 +78,18 @@ def stronger(spec: JobSpec, held: Assignment, plan: Plan, new: Plan) -> str:
     names = [share.name for share in new.nodes if share.node not in here]
     where = f"onto {', '.join(names)} as well" if names else f"over {', '.join(share.name for share in new.nodes)}"
     return f"the job moves {where}: {' and '.join(gains)}"
+
+
+def not_rebuilt(held: Assignment, plan: Plan, new: Plan | None) -> str:
+    """Why a run with workers of several nodes that has lost some does not move, as a sentence without its full stop; empty where
+    it has lost none. new: the plan that it was compared with, which is not stronger; None where there is none."""
+    gone = gone_workers(held.gone, plan)
+    each = len(plan.replicas[0].nodes) if plan.replicas else 1
+    if not gone or each == 1:
+        return ""
+    left, found = len(plan.replicas) - len(gone), len(new.replicas) if new is not None else 0
+    names = f"worker{'s' * (len(gone) > 1)} {', '.join(map(str, gone))} {'are' if len(gone) > 1 else 'is'} not rebuilt"
+    more = "start another node, and the job moves by itself"
+    if found <= left:
+        return f"{names}: the nodes that are here suffice for {left} of {len(plan.replicas)} workers of {each} nodes; {more}"
+    return f"{names}: {found} workers over the nodes that are here are predicted to be no faster than {left}"

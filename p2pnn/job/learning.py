@@ -90,6 +90,8 @@ class Learning:
         names = [share.name for share in plan.nodes] if plan is not None else []
         replicas = plan.replicas if plan is not None else ()
         self._workers = ["+".join(names[node] for node in replica.nodes) for replica in replicas]
+        self._nodes = [{names[node] for node in replica.nodes} for replica in replicas]
+        self._gone: set[int] = set()
         self._copies = max(1, len(replicas))
         self._health: dict[str, Health] = {}
         self._window = (0.0, 0)
@@ -114,6 +116,10 @@ class Learning:
         fresh = {key: text for key, text in found if key not in self._told}
         self._told |= fresh.keys()
         return list(fresh.values())
+
+    def without(self, node: str) -> None:
+        """A node takes part no more: nothing more is awaited of its worker."""
+        self._gone |= {worker for worker, nodes in enumerate(self._nodes) if node in nodes}
 
     # the loss
 
@@ -212,7 +218,7 @@ class Learning:
         taken = [min((report.taken.get(worker, 0) for report in reports), default=0) for worker in everyone]
         refused = [max(sum(n for who, _, n in r.refused if who == worker) for r in reports) for worker in everyone]
         for worker in everyone:
-            if worker in aside:
+            if worker in aside | self._gone:
                 continue
             if zeros[worker] >= ZERO_PUSHES_MIN and min(zeros) < zeros[worker] // 2:
                 yield ("idle", worker), self._idle(worker, f"its last {zeros[worker]:,} pushes were all zero")

@@ -214,6 +214,13 @@ def test_a_worker_that_gets_nowhere_is_named_with_why() -> None:
         assert ("it is stuck, or very slow" in text) == (learning is silent)
 
 
+def test_a_worker_that_is_gone_owes_nothing() -> None:
+    learning = Learning(data(), make_plan(3))
+    learning.without("c")
+    for push in range(0, 120, 5):
+        assert served(learning, push / 10, {0: push, 1: push, 2: min(push, 5)}) == []
+
+
 def test_a_warm_start_makes_nobody_idle() -> None:
     learning = Learning(data(warm_start=1000), make_plan(3))
     for push in range(0, 1100, 10):
