@@ -80,16 +80,22 @@ def stronger(spec: JobSpec, held: Assignment, plan: Plan, new: Plan) -> str:
     return f"the job moves {where}: {' and '.join(gains)}"
 
 
-def not_rebuilt(held: Assignment, plan: Plan, new: Plan | None) -> str:
+def not_rebuilt(held: Assignment, plan: Plan, new: Plan | None, reason: str = "") -> str:
     """Why a run with workers of several nodes that has lost some does not move, as a sentence without its full stop; empty where
-    it has lost none. new: the plan that it was compared with, which is not stronger; None where there is none."""
+    it has lost none. new: the plan that it was compared with, which is not stronger; None where there is none, for `reason`."""
     gone = gone_workers(held.gone, plan)
     each = len(plan.replicas[0].nodes) if plan.replicas else 1
     if not gone or each == 1:
         return ""
-    left, found = len(plan.replicas) - len(gone), len(new.replicas) if new is not None else 0
+    left = len(plan.replicas) - len(gone)
     names = f"worker{'s' * (len(gone) > 1)} {', '.join(map(str, gone))} {'are' if len(gone) > 1 else 'is'} not rebuilt"
-    more = "start another node, and the job moves by itself"
-    if found <= left:
-        return f"{names}: the nodes that are here suffice for {left} of {len(plan.replicas)} workers of {each} nodes; {more}"
-    return f"{names}: {found} workers over the nodes that are here are predicted to be no faster than {left}"
+    if new is None:
+        return f"{names}: {reason}"
+    if len(new.replicas) <= left:
+        return (
+            f"{names}: the nodes that are here suffice for {left} of {len(plan.replicas)} workers of {each} nodes; start another "
+            "node, and the job moves by itself"
+        )
+    return (
+        f"{names}: {len(new.replicas)} workers over the nodes that are here are predicted to be no faster than {left}"
+    )

@@ -210,15 +210,15 @@ class Supervisor(Placing):
         elif self.record.state in ("preparing", "running"):
             self._lose(text, {}, now)
 
-    def compared(self, plan: Plan | None, now: float) -> None:
-        """The plan by which the job would begin now, if there is one: it moves where that is stronger."""
+    def compared(self, plan: Plan | None, now: float, reason: str = "") -> None:
+        """The plan by which the job would begin now: it moves where that is stronger. None: there is none; reason: a clause."""
         held, before = self.failover.assignment, self.record.plan
         if self.record.state == "running" and before is not None and not self.failover.changing:
             text = stronger(self.spec, held, before, plan) if plan is not None else ""
             if text:
                 self._ledger.publish("note", text=f"{text}, when the steps that are granted are done")
                 self._move(text, now)
-            elif self._healing.is_news(why := not_rebuilt(held, before, plan)):
+            elif self._healing.is_news(why := not_rebuilt(held, before, plan, reason)):
                 self._ledger.publish("note", text=why)
 
     def fail(self, reason: str, now: float) -> None:

@@ -155,7 +155,10 @@ def test_a_worker_that_loses_a_node_is_rebuilt_while_the_others_go_on(tmp_path: 
         wait_until(lambda: step(m, seen, number) >= begun + 40, "it goes on")  # before it moves, HEAL_S later
         assert pids(m, "".join(left)) == before, "nothing was started again"
         [text] = [text for text in warnings(m, seen, number) if text.startswith(f"node {lost} is lost (")]
-        assert text.endswith(f"worker {worker}'s batches go to the others")
+        [other] = [names[n] for n in plan["replicas"][worker]["nodes"] if n != victim]
+        assert text.endswith(
+            f"worker {worker}'s batches go to the others; {other}, of the same worker, computes no more"
+        )
         wait_until(lambda: m.job(seen, number)["generation"] > found["generation"], "it moves", 60.0)
         wait_until(lambda: m.job(seen, number)["state"] == "running", "it goes on there", 60.0)
         begun = step(m, seen, number)

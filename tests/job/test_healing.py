@@ -183,7 +183,7 @@ def test_of_workers_of_several_nodes_that_do_not_come_back_it_is_said_why() -> N
     assert after is not None
     few = "worker 1 is not rebuilt: the nodes that are here suffice for 1 of 2 workers of 2 nodes; start another node, and the "
     assert not_rebuilt(after, before, plan_over(one, ((1, 2), (2, 0)), 3)) == f"{few}job moves by itself"
-    assert not_rebuilt(after, before, None) == f"{few}job moves by itself"
+    assert not_rebuilt(after, before, None, "there is no room") == "worker 1 is not rebuilt: there is no room"
     slow = "worker 1 is not rebuilt: 2 workers over the nodes that are here are predicted to be no faster than 1"
     assert not_rebuilt(after, before, before) == slow
     one_each = without(initial(plan(3, 2, 3), 1), plan(3, 2, 3), make_job(), 2)
