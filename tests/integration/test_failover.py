@@ -22,7 +22,6 @@ from safetensors.numpy import load_file
 from p2pnn import nn
 from p2pnn.cli.http import Daemon
 from p2pnn.job.spec import DataParallel, JobSpec, Optimizer
-from p2pnn.model.graph import Parameter
 from p2pnn.model.initial import initial
 from p2pnn.types import BlobId
 from tests.integration.mesh import Mesh, make_job, mesh, wait_until
@@ -59,13 +58,12 @@ def counting(epochs: int, **data: Any) -> Job:
     )
 
 
-def pushes(m: Mesh, name: str, of: Job, number: str, table: Parameter | None = None) -> list[int]:
+def pushes(m: Mesh, name: str, of: Job, number: str) -> list[int]:
     """By row of the table: how many pushes of it its value tells of. Raises AssertionError for a value that none makes."""
-    if table is None:
-        [table] = of[0].graph.parameters
+    [table] = of[0].graph.parameters
     found = np.empty(0)
     for part in m[name].get(f"jobs/{number}/results")["manifest"]["parts"]:
-        path = next((path for node in m.nodes.values() for path in node.folder.rglob(part["blob"])), None)
+        path = next((m.nodes[name].folder).rglob(part["blob"]), None)
         arrays = load_file(path) if path is not None else {}
         found = arrays.get(table.name, found)
     first = initial(table, of[0].seed)

@@ -8,11 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from p2pnn import nn
 from p2pnn.cli import trace as tracing
 from p2pnn.job.spec import DataParallel, Optimizer
 from p2pnn.job.trace import View
+from p2pnn.model.graph import Parameter
+from p2pnn.model.initial import initial
 from tests.integration.mesh import Mesh, blobs_of, make_job, mesh, wait_until
 from tests.integration.test_data_parallel import (
     ADAM,
@@ -29,7 +32,7 @@ from tests.integration.test_data_parallel import (
     step,
 )
 from tests.integration.test_draining import drain
-from tests.integration.test_failover import FEATURES, ROWS, is_clean, pushes, running, trained_rows
+from tests.integration.test_failover import is_clean, running
 from tests.integration.test_moving import told, warnings
 from tests.support.marks import long
 
@@ -134,18 +137,23 @@ def holding(job: dict[str, Any], index: int) -> list[int]:
     return [shard for shard, home in enumerate(job["plan"]["shards"]) if index in home["nodes"]]
 
 
-@pytest.mark.parametrize(("how", "position"), [("async", 1), long("async", 0), long("ssp:1", 1)])
+@pytest.mark.parametrize(("how", "position"), [("async", 1), long("async", 0), long("ssp:1", 1), long("async", -1)])
 def test_a_worker_that_loses_a_node_is_rebuilt_while_the_others_go_on(tmp_path: Path, how: str, position: int) -> None:
     """Of five nodes one serves alone; four are left, for two workers of two nodes again. The other worker does not stop, and the
-    node that is left of the broken one holds its shards on, until the job moves."""
+    node that is left of the broken one holds its shards on, until the job moves. position: of the lost node in its worker; −1 for
+    the node that coordinates."""
     with mesh(tmp_path, 5) as m:
         number = m.submit("a", *job(plain(), how, shards=3, epochs=4000, checkpoint_steps=20))
         wait_until(lambda: step(m, "a", number) > 40, "it trains")
         found = m.job("a", number)
         plan, names = found["plan"], [share["name"] for share in found["plan"]["nodes"]]
         assert [len(home["nodes"]) for home in plan["shards"]] == [2, 2, 2], "without a wish"
-        worker = next(n for n, replica in enumerate(plan["replicas"]) if names[replica["nodes"][position]] != "a")
-        victim = plan["replicas"][worker]["nodes"][position]
+        computing = [(w, n) for w, replica in enumerate(plan["replicas"]) for n in replica["nodes"]]
+        worker, victim = next(
+            (w, n)
+            for w, n in computing
+            if (names[n] == "a" if position < 0 else n == plan["replicas"][w]["nodes"][position] and names[n] != "a")
+        )
         lost = names[victim]
         seen = next(name for name in ALL if name != lost)
         left = [name for name in names if name != lost]
@@ -173,8 +181,12 @@ def test_a_worker_that_loses_a_node_is_rebuilt_while_the_others_go_on(tmp_path: 
         assert is_clean(m)
 
 
+ROWS, FEATURES = 200, 8
+
+
 def counting(epochs: int) -> Job:
-    """As `test_failover.counting`, with two tables: each on one node of every worker."""
+    """Two tables, each on one node of every worker, with one row per row of data; batches are one row, and a push halves its
+    row of both, exactly."""
     row, target = nn.Input("row", (), dtype="int64"), nn.Input("target", (2 * FEATURES,))
     tables = [nn.Embedding(ROWS, FEATURES, name=name)(row) for name in ("left", "right")]
     held = nn.concat(tables)
@@ -190,6 +202,19 @@ def counting(epochs: int) -> Job:
         parallel="hybrid",
         data=DataParallel("async", workers=2, segments=2, shards=2, replicas=2),
     )
+
+
+def pushes(m: Mesh, of: Job, number: str, table: Parameter) -> list[int]:
+    """By row: how many pushes of it its value tells of. Raises AssertionError for a value that none makes."""
+    found = np.empty(0)
+    for part in m["a"].get(f"jobs/{number}/results")["manifest"]["parts"]:
+        path = next(path for node in m.nodes.values() for path in node.folder.rglob(part["blob"]))
+        found = load_file(path).get(table.name, found)
+    first, counts = initial(table, of[0].seed), []
+    for row in range(ROWS):
+        [count] = [n for n in range(60) if (found[row] == first[row] * np.float32(2.0**-n)).all()]
+        counts.append(count)
+    return counts
 
 
 @pytest.mark.parametrize("position", [1, long(0)])
@@ -211,8 +236,9 @@ def test_every_batch_is_trained_though_a_worker_loses_a_node_and_that_is_told(tm
         assert "batches go to the others" in text
         moved = events(m, "a", number, "recovered")
         assert all(event["redone"] == 0 for event in moved), "no start was lost"
-        rows = trained_rows(of)
-        counts = [pushes(m, "a", of, number, table) for table in of[0].graph.parameters]
+        assert of[0].train is not None
+        rows = of[0].train.rows
+        counts = [pushes(m, of, number, table) for table in of[0].graph.parameters]
         for found_counts in counts:
             assert min(sorted(found_counts)[ROWS - rows :]) >= epochs, "every batch of each epoch was trained"
         again = sum(entry.get("trained_again", 0) for entry in done["history"])
