@@ -194,7 +194,6 @@ class Dealt(_Message, tag=46):
     first: int
     ranges: tuple[tuple[int, int], ...]
     trained_below: int
-    again: int
 
 
 class PeerDecided(_Message, tag=47):
@@ -358,7 +357,6 @@ class Deal(_Message, tag=48):
     first: int
     ranges: tuple[tuple[int, int], ...]
     trained_below: int
-    again: int
 
 
 class Decided(_Message, tag=49):

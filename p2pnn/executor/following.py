@@ -30,7 +30,7 @@ class FollowingSession(LeasedSession):
             super()._take(message)
             return
         before = self._book.granted
-        self._book.take(Deal(message.first, message.ranges, message.trained_below, message.again))
+        self._book.take(Deal(message.first, message.ranges, message.trained_below))
         if self._book.granted > before:
             self._dealt()
         self._answer_trained()
@@ -49,7 +49,3 @@ class FollowingSession(LeasedSession):
         if why is not Refusal.SET_ASIDE:
             raise JobFailedError(f"the shards want nothing of worker {self._number}: {why.value}")
         self._go_through(step)
-
-    @property
-    def _again(self) -> int:
-        return self._book.again

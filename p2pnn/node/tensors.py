@@ -64,8 +64,7 @@ class Tensors:
             reason = f"batches {message.ranges} of {self._steps}"
             log.warning("steps refused job=%s node=%s reason=%s", message.job, self._company.name(node), reason)
             return
-        dealt = commands.Dealt(message.first, message.ranges, message.trained_below, message.again)
-        self._executor.send(dealt)
+        self._executor.send(commands.Dealt(message.first, message.ranges, message.trained_below))
 
     def body_for(self, node: NodeId, message: wire.Tensor, nbytes: int) -> memoryview | None:
         """The tensor's place; None, with a line in the log, for what no honest node would send."""
@@ -104,8 +103,8 @@ class Tensors:
                     company.send(self._replica[sender], retired)
             case commands.Squares():
                 self._tell(wire.Squares(*company.about, company.index, message.step, tuple(message.squares)))
-            case commands.Deal(first, ranges, trained_below, again):
-                self._tell(wire.Dealt(*company.about, company.index, first, ranges, trained_below, again))
+            case commands.Deal(first, ranges, trained_below):
+                self._tell(wire.Dealt(*company.about, company.index, first, ranges, trained_below))
             case commands.Decided(steps):
                 company.send(self._replica[0], wire.Decided(*company.about, company.index, steps))
 

@@ -16,12 +16,11 @@ from p2pnn.replication.leases import Range
 
 
 class Deal(NamedTuple):
-    """Batches `ranges` are those of the worker's steps from `first` on. trained_below, again: as of `granting.Leased`."""
+    """Batches `ranges` are those of the worker's steps from `first` on. trained_below: as of `granting.Leased`."""
 
     first: int
     ranges: tuple[Range, ...]
     trained_below: int
-    again: int
 
 
 class Dealing:
@@ -31,8 +30,7 @@ class Dealing:
         self._others = dict.fromkeys(others, 0)
         self._own: deque[tuple[int, int]] = deque()  # (steps, pushes) that shards of this node have decided
         self._trained = 0, 0
-        self._told = Deal(0, (), 0, 0)
-        self._granted = 0
+        self._granted = self._trained_below = 0  # as the others know
 
     def decided(self, position: int, steps: int) -> None:
         """Another node's shards have decided so many of its steps. What cannot be is passed over."""
@@ -51,11 +49,10 @@ class Dealing:
     def next(self, leasing: Leasing) -> Deal | None:
         """What to tell the others, if there is news."""
         new = range(self._granted, leasing.granted)
-        news = Deal(self._granted, _ranges(map(leasing.batch, new)), leasing.trained_below, leasing.again)
-        if not news.ranges and news[2:] == self._told[2:]:
+        if not new and leasing.trained_below == self._trained_below:
             return None
-        self._told, self._granted = news, self._granted + len(new)
-        return news
+        self._granted, self._trained_below = new.stop, leasing.trained_below
+        return Deal(new.start, _ranges(map(leasing.batch, new)), leasing.trained_below)
 
 
 class Dealt:
@@ -63,7 +60,6 @@ class Dealt:
 
     def __init__(self, step: int) -> None:
         self.trained_below = step
-        self.again = 0
         self.granted = 0  # steps of this worker
         self._runs: deque[tuple[int, int, int]] = deque()  # (first step, first batch, past the last one)
 
@@ -76,7 +72,6 @@ class Dealt:
             self._runs.append((self.granted, start, stop))
             self.granted += stop - start
         self.trained_below = max(self.trained_below, deal.trained_below)
-        self.again = deal.again
 
     def batch(self, step: int) -> int:
         """The global step that a step of this worker trains."""

@@ -139,7 +139,7 @@ class Rest(Message, tag=112):
 
 class Dealt(Message, tag=115):
     """First node of a worker that is cut over several to the others: the worker's steps from `first` on train the batches
-    `ranges`, in this order. trained_below, again: of Leased."""
+    `ranges`, in this order. trained_below: of Leased."""
 
     job: JobText
     generation: Count
@@ -147,7 +147,6 @@ class Dealt(Message, tag=115):
     first: Count
     ranges: LeaseRanges = ()
     trained_below: Count = 0
-    again: Count = 0
 
 
 class Decided(Message, tag=116):

@@ -323,7 +323,7 @@ class Pump:
                 for shard in self.landing[node].landings:
                     self.tell_server(shard, commands.Rested(shard, self.plan.worker_of(node), pushes))
             case commands.Deal():
-                told = commands.Dealt(message.first, message.ranges, message.trained_below, message.again)
+                told = commands.Dealt(message.first, message.ranges, message.trained_below)
                 for peer in self.company(node)[1:]:
                     self.tell(("compute", peer), told)
             case commands.Decided(steps):

@@ -26,12 +26,12 @@ def granted(found: Leasing, *ranges: tuple[int, int], below: int = 0) -> None:
 def test_the_others_train_the_same_batches_in_the_same_order() -> None:
     lead, dealing, other = leasing((4, 9), (2, 4)), Dealing([1, 2]), Dealt(0)
     deal = dealing.next(lead)
-    assert deal == Deal(0, ((4, 9), (2, 4)), 0, 0)
+    assert deal == Deal(0, ((4, 9), (2, 4)), 0)
     other.take(deal)
     assert dealing.next(lead) is None, "it is told once"
     granted(lead, (4, 9), (2, 4), (9, 12), below=2)
     second = dealing.next(lead)
-    assert second == Deal(7, ((9, 12),), 2, 0)
+    assert second == Deal(7, ((9, 12),), 2)
     other.take(second)
     assert (other.granted, other.trained_below) == (10, 2)
     assert [other.batch(step) for step in range(10)] == [lead.batch(step) for step in range(10)]
@@ -45,7 +45,7 @@ def test_that_others_have_trained_what_the_script_waits_for_is_told() -> None:
     lead, dealing = leasing(), Dealing([1])
     assert dealing.next(lead) is None
     granted(lead, below=9)
-    assert dealing.next(lead) == Deal(0, (), 9, 0)
+    assert dealing.next(lead) == Deal(0, (), 9)
     assert dealing.next(lead) is None
 
 
@@ -79,5 +79,5 @@ def test_what_cannot_be_is_passed_over() -> None:
     dealing.decided(1, 9)
     dealing.decided(2, 4)
     assert dealing.trained(4, 4) == (0, 0)
-    other.take(Deal(2, ((5, 6),), 8, 0))
+    other.take(Deal(2, ((5, 6),), 8))
     assert (other.granted, other.trained_below) == (0, 3), "something was lost before"

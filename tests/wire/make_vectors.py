@@ -59,7 +59,7 @@ EXAMPLES: dict[str, Any] = {
     "target": NODES[1], "incarnation": 7, "token": "0a1b2c3d", "secret": NODES[0], "key": b"0Y0", "certificate": b"0\x82",
     "authority": b"0\x82\x01", "again": True, "fetch": True, "whole": False, "refusal": "TOO_STALE", "Push.part": 3,
     "Assigned.assignment": b"\x92\x90\x91\x01", "configuration": b"\x94\x09",
-    "done": ((3, 7), (9, 10)), "ranges": ((10, 12),), "quits": True, "Leased.again": 4, "Dealt.again": 4,
+    "done": ((3, 7), (9, 10)), "ranges": ((10, 12),), "quits": True, "Leased.again": 4,
     "bad_token": True, "Command.state": b"\xdc", "answer": b"\x93\x00", "Append.head": b"\x94\x01",
     "members": (messages.Member(NODES[0], "a", "127.0.0.1", 7700, "b0"), messages.Member(NODES[1], "b", "::1", 1, "")),
 }  # fmt: skip
