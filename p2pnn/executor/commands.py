@@ -191,6 +191,21 @@ class LeasesWished(_Message, tag=41):
     wish: Wish
 
 
+class Dealt(_Message, tag=46):
+    """To a node of a worker that is cut over several: `wire.Dealt`, from its first."""
+
+    first: int
+    ranges: tuple[tuple[int, int], ...]
+    trained_below: int
+
+
+class PeerDecided(_Message, tag=47):
+    """To the first node of such a worker: `wire.Decided` of another, by its place in the replica."""
+
+    node_index: int
+    steps: int
+
+
 class Rested(_Message, tag=42):
     """To a server: a worker's `wire.Rest`."""
 
@@ -341,6 +356,20 @@ class SendRest(_Message, tag=44):
     pushes: int
 
 
+class Deal(_Message, tag=48):
+    """Of the first node of a worker that is cut over several: send a `wire.Dealt` to the others."""
+
+    first: int
+    ranges: tuple[tuple[int, int], ...]
+    trained_below: int
+
+
+class Decided(_Message, tag=49):
+    """Of another node of such a worker: send a `wire.Decided` to the first."""
+
+    steps: int
+
+
 class SendLeased(_Message, tag=45):
     """Of a server: send a `wire.Leased` to a worker."""
 
@@ -364,10 +393,10 @@ class Failed(_Message, tag=26):
 ToExecutor = (
     Prepare | Train | Evaluate | Predict | Sample | Checkpoint | Restore | Finish | Arrived | Sent | PeerRetired | PeerSquares
     | Freed | Answered | Left | PushArrived | Fetched | Marked | AnswerLeft | Assigned | Replicated | ReplicaLeft
-    | Leased | LeasesWished | Rested
+    | Leased | LeasesWished | Rested | Dealt | PeerDecided
 )  # fmt: skip
 FromExecutor = (
     Prepared | Send | Retired | Squares | Snapped | Progress | Done | Failed
     | PushPart | FetchValues | Lend | SendMark | SendAnswer | Replicate | Applied | ProposeConfiguration
-    | WishLeases | SendRest | SendLeased
+    | WishLeases | SendRest | SendLeased | Deal | Decided
 )  # fmt: skip

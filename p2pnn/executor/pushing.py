@@ -16,6 +16,7 @@ from p2pnn.errors import JobFailedError, P2pnnError
 from p2pnn.executor import commands
 from p2pnn.executor.arena import Arena
 from p2pnn.job import assignment
+from p2pnn.job.assignment import Assignment
 from p2pnn.job.plan import Plan
 from p2pnn.ps.layout import LANDINGS, WorkerLayout
 from p2pnn.ps.messages import Answer, Refusal, Values, Worker
@@ -40,7 +41,7 @@ class Pushing:
         self._tokens = count(1)
         self._leaving: dict[int, PushPart] = {}
 
-    def assigned(self, packed: bytes) -> None:
+    def assigned(self, packed: bytes) -> Assignment:
         """Who has which role now. What a shard has not acknowledged is pushed again to whoever is its primary: it counts once.
         Raises JobFailedError for what cannot be read, or is of another plan."""
         try:
@@ -53,6 +54,7 @@ class Pushing:
             generation = found.shards[shard].generation
             if generation > self._replica.generation_of(shard):
                 self._replica.restart(generation, now, shard)
+        return found
 
     def left(self, token: int) -> None:
         """A part of a push has left. Raises JobFailedError for one that is not under way."""

@@ -20,6 +20,7 @@ from p2pnn.job.assignment import (
     Assignment,
     committed,
     decode_configuration,
+    gone_workers,
     index_of,
     initial,
     is_leased,
@@ -204,6 +205,9 @@ def told(before: Assignment, after: Assignment, plan: Plan, spec: JobSpec, lost:
         elif any(member.node == node for member in was.members) and len(after.shards[shard].in_sync) < 2:
             clauses.append(f"shard {shard} has no backup now")
     worker = plan.worker_of(lost)
-    if worker >= 0 and is_leased(plan, spec):
+    if worker >= 0 and is_leased(plan, spec) and worker not in gone_workers(before.gone, plan):
         clauses.append(f"worker {worker}'s batches go to the others")
+        left = [plan.nodes[index].name for index in plan.replicas[worker].nodes if index not in after.gone]
+        if left:
+            clauses.append(f"{' and '.join(left)}, of the same worker, comput{'e' if len(left) > 1 else 'es'} no more")
     return "; ".join(clauses) or "the others go on"

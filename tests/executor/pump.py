@@ -323,6 +323,13 @@ class Pump:
             case commands.SendRest(pushes):
                 for shard in self.landing[node].landings:
                     self.tell_server(shard, commands.Rested(shard, self.plan.worker_of(node), pushes))
+            case commands.Deal():
+                told = commands.Dealt(message.first, message.ranges, message.trained_below)
+                for peer in self.company(node)[1:]:
+                    self.tell(("compute", peer), told)
+            case commands.Decided(steps):
+                decided = commands.PeerDecided(self.plan.position(node), steps)
+                self.tell(("compute", self.company(node)[0]), decided)
             case commands.WishLeases(wish):
                 self.wishes += 1
                 self.tell_server(0, commands.LeasesWished(0, self.plan.worker_of(node), wish))

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from p2pnn.errors import CheckpointError
 from p2pnn.job import actions, assignment, life, records, takeover
-from p2pnn.job.assignment import Assignment, committed, initial
+from p2pnn.job.assignment import Assignment, committed, initial, without
 from p2pnn.job.checkpoint import Part
-from p2pnn.job.failover import Failover
+from p2pnn.job.failover import Failover, told
 from p2pnn.job.ledger import Ledger
 from p2pnn.job.part_log import PartLog, PartState
 from p2pnn.job.plan import NodeShare, Plan, Replica, ShardHome
@@ -464,6 +464,18 @@ def test_what_was_trained_again_is_told_though_the_coordinator_dies_before_the_e
     assert mesh.run().state == "done"
     assert mesh.record.history[0]["trained_again"] == 3
     check(mesh)
+
+
+def test_of_a_worker_of_several_nodes_it_is_told_once_who_computes_no_more() -> None:
+    plan = msgspec.structs.replace(make_plan(), replicas=(Replica((0, 1)), Replica((2, 3))))
+    before = initial(plan, 1)
+    after = without(before, plan, make_job(), 3)
+    assert after is not None
+    batches = "worker 1's batches go to the others; c, of the same worker, computes no more"
+    assert told(before, after, plan, make_job(), 3) == f"shard 2 goes on at a; {batches}"
+    later = without(after, plan, make_job(), 2)
+    assert later is not None
+    assert told(after, later, plan, make_job(), 2) == "shard 1 has no backup now"
 
 
 def test_two_nodes_that_are_lost_at_once_go_in_one_change_where_that_can_be() -> None:

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from p2pnn.job.assignment import Assignment, committed, initial, without
-from p2pnn.job.healing import AGAIN_S, HEAL_S, LEFT_S, Healing, stronger
+from p2pnn.job.healing import AGAIN_S, HEAL_S, LEFT_S, Healing, not_rebuilt, stronger
 from p2pnn.job.plan import Plan, Replica, ShardHome
 from p2pnn.job.spec import DataParallel
 from p2pnn.types import NodeId
@@ -185,6 +185,31 @@ def test_what_a_run_has_left_is_compared_not_what_it_was_planned_with() -> None:
     assert stronger(make_job(), held, before, plan(2, 1, 2)) == ""
     other = msgspec.structs.replace(plan(3, 2, 3), replicas=tuple(Replica((n,)) for n in (0, 1, 2)))
     assert stronger(make_job(), held, before, other).startswith("the job moves onto n2 as well: 3 workers instead of 2")
+
+
+def test_of_workers_of_several_nodes_that_do_not_come_back_it_is_said_why() -> None:
+    two, one = ((0, 1), (2, 3)), ((0, 1),)
+    before = plan_over(two, ((1, 2), (2, 0)), 4)
+    assert not_rebuilt(initial(before, 1), before, before) == "", "none is lost"
+    after = without(initial(before, 1), before, make_job(), 3)
+    assert after is not None
+    few = "worker 1 is not rebuilt: the nodes that are here suffice for 1 of 2 workers of 2 nodes; start another node, and the "
+    assert not_rebuilt(after, before, plan_over(one, ((1, 2), (2, 0)), 3)) == f"{few}job moves by itself"
+    assert not_rebuilt(after, before, None, "there is no room") == "worker 1 is not rebuilt: there is no room"
+    slow = "worker 1 is not rebuilt: 2 workers over the nodes that are here are predicted to be no faster than 1"
+    assert not_rebuilt(after, before, before) == slow
+    one_each = without(initial(plan(3, 2, 3), 1), plan(3, 2, 3), make_job(), 2)
+    assert one_each is not None
+    assert not_rebuilt(one_each, plan(3, 2, 3), None) == "", "a worker of one node is not built of others"
+
+
+def test_what_is_in_the_way_is_told_once_until_something_changes() -> None:
+    healing = Healing(make_job())
+    assert not healing.is_news("")
+    assert [healing.is_news("few") for _ in range(3)] == [True, False, False]
+    assert healing.is_news("slow")
+    healing.changed(1.0)
+    assert healing.is_news("slow")
 
 
 def test_a_member_without_a_part_that_comes_has_the_run_compared() -> None:
