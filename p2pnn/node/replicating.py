@@ -27,7 +27,7 @@ from p2pnn.wire.codec import decode, encode
 
 log = logging.getLogger("p2pnn.place")
 
-SAID: Final = (commands.Replicate, commands.Applied)
+SAID: Final = (commands.Replicate, commands.Recall, commands.Applied)
 """What an executor says to the other replicas, and to the gate."""
 
 Told = wire.Append | wire.Appended | wire.Beat | wire.UpdateWanted | wire.StateHeld | wire.Superseded
@@ -113,10 +113,13 @@ class Replicating:
         for key in [key for key in self._pieces if key[0] == node]:
             del self._pieces[key]
 
-    def says(self, message: commands.Replicate | commands.Applied) -> None:
-        """The executor has something for another replica, or has applied pushes."""
+    def says(self, message: commands.Replicate | commands.Recall | commands.Applied) -> None:
+        """The executor has something for another replica, wants it back, or has applied pushes."""
         if isinstance(message, commands.Applied):
             self._gate.acknowledged(message.shard, message.worker, message.sequence)
+            return
+        if isinstance(message, commands.Recall):
+            self._company.recall(message.target, message.tokens)
             return
         try:
             found = decode(message.message)
@@ -130,7 +133,7 @@ class Replicating:
             self._company.send(message.target, found)
             return
         left = partial(self._left, message.token)
-        self._company.send_body(message.target, found, body, self._priority(found), left)
+        self._company.send_body(message.target, found, body, self._priority(found), left, message.token)
 
     def _left(self, token: int) -> None:
         if token:

@@ -159,6 +159,20 @@ async def test_a_push_leaves_from_its_slot_in_turn_with_others_and_is_told_when_
     await until(lambda: bench.serve.sent[1:] == [commands.ReplicaLeft(6)])
 
 
+async def test_a_push_that_nobody_waits_for_any_more_gives_its_slot_back_at_once(tmp_path: Path) -> None:
+    bench = Both(tmp_path)
+    await bench.begin()
+    offset, size = bench.served.slot(0, 0, 1, 0)
+    message = bench.forward(shard=0)
+    bench.outside.hold = asyncio.Event()
+    for token in (5, 6):
+        bench.serve.say(commands.Replicate(token, 2, encode(message), offset, size))
+    bench.serve.say(commands.Recall(2, [5]))
+    await until(lambda: bench.serve.sent)
+    assert bench.serve.sent == [commands.ReplicaLeft(5)]
+    assert bench.outside.recalled == [message]
+
+
 async def test_a_wish_for_another_configuration_goes_to_the_coordinator(tmp_path: Path) -> None:
     bench = Both(tmp_path)
     await bench.begin()
