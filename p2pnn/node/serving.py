@@ -78,6 +78,10 @@ class Serving:
             if self._gate.is_misfit(message.worker, index, message.shard, message.part, nbytes):
                 self._arrived(message, nbytes)
             return None
+        if not self.copies.may_push(message.shard, message.by):
+            what = f"worker {message.worker} pushes to a backup of shard {message.shard}"
+            log.debug("push refused job=%s node=%s reason=%s", message.job, self._company.name(node), what)
+            return None
         about = (message.shard, message.worker, message.sequence, message.part)
         if self._gate.is_known(*about):
             self._arrived(message)

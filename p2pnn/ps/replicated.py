@@ -174,7 +174,7 @@ class ReplicatedShard(Shard):
 
     @property
     def is_primary(self) -> bool:
-        """Whether workers may be let in: a daemon refuses pushes and pulls elsewhere."""
+        """Whether workers are heard. Elsewhere a daemon lets in only pushes of those who know of a newer configuration."""
         return self.replica.role is Role.PRIMARY
 
     @property

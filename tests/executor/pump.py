@@ -425,10 +425,10 @@ class Pump:
                 part = [start for start, _ in self.slots[target].slots[found.shard].parts].index(found.start)
                 header = (found.shard, found.worker - 1, found.sequence, part)
                 is_told = not gate.refusal(header[1], None, found.shard, found.sequence, part, len(data))
-                if is_told and not gate.is_known(*header):
+                if is_told and not gate.is_known(*header, forwarded=True):
                     offset, nbytes = gate.take(*header)
                     self.spawned["serve", target].arena.view[offset : offset + nbytes] = data
-                    gate.received(*header)
+                    gate.received(*header, forwarded=True)
             if is_told:
                 self.tell(("serve", target), commands.Replicated(source, message.message, body))
         if message.token:

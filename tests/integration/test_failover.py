@@ -39,20 +39,20 @@ def replicated(how: str = "async", **settings: Any) -> Job:
     return make_job(plain(), blobs_of(), parallel="data", data=DataParallel(how, replicas=2, **data), **fields)
 
 
-def counting(epochs: int, **data: Any) -> Job:
-    """Where each row of the table says how often it was pushed."""
+def counting(epochs: int, features: int = FEATURES, **data: Any) -> Job:
+    """Where each row of the table says how often it was pushed. features: of a row, in a push of ROWS · features float32."""
     chosen = nn.Input("row", (), dtype="int64")
-    target = nn.Input("target", (FEATURES,))
-    held = nn.Embedding(ROWS, FEATURES, name="table")(chosen)
+    target = nn.Input("target", (features,))
+    held = nn.Embedding(ROWS, features, name="table")(chosen)
     model = nn.Model(outputs={"held": held}, loss=nn.mean_squared_error(held, target))
-    columns = {"row": np.arange(ROWS, dtype=np.int64), "target": np.zeros((ROWS, FEATURES), np.float32)}
+    columns = {"row": np.arange(ROWS, dtype=np.int64), "target": np.zeros((ROWS, features), np.float32)}
     return make_job(
         model,
         columns,
         epochs=epochs,
         batch_size=1,
         micro_batches=1,
-        optimizer=Optimizer("sgd", rate=FEATURES / 4, schedule="constant"),
+        optimizer=Optimizer("sgd", rate=features / 4, schedule="constant"),
         parallel="data",
         data=DataParallel("async", replicas=2, **data),
     )
@@ -173,6 +173,33 @@ def test_each_push_counts_once_though_servers_are_killed(tmp_path: Path) -> None
         wait_until(lambda: in_sync(m, seen, number)[:1] not in ([], [lost]), "another one is the primary, amid the run")
         m.await_state(seen, number, "done", timeout_s=120)
         counts = pushes(m, seen, of, number)
+        assert sorted(counts) == [0] * (ROWS - trained_rows(of)) + [3] * trained_rows(of)
+        assert is_clean(m)
+
+
+def test_a_backup_that_hangs_with_its_daemon_keeps_no_write_waiting(tmp_path: Path) -> None:
+    """Amid pushes that no socket holds: what is on its way to it lies in slots that workers need. It hangs until the end."""
+    with mesh(tmp_path, 4) as m:
+        of = counting(3, 4096, workers=2, shards=1)
+        number = m.submit("a", *of)
+        watch = Watch(m, "a", number)
+        job = running(m, "a", number, 1)
+        primary, backup = holders(job, 0)
+        names = {node["node"]: node["name"] for node in job["plan"]["nodes"]}
+        assert backup != names[m["a"].get("cluster")["coordinator"]], "whoever decides lives"
+        hanging = [pids(m, backup)[backup]["serve"], m.nodes[backup].process.pid]
+        at = time.time()
+        for pid in hanging:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            wait_until(lambda: in_sync(m, "a", number) == [primary], "it is waited for no more", 20)
+            done = m.await_state("a", number, "done", timeout_s=90)
+        finally:
+            for pid in hanging:
+                os.kill(pid, signal.SIGCONT)
+        print(f"backup {backup} hangs: a step further after {watch.resumed_s(at):.2f} s")
+        assert not any(entry.get("trained_again", 0) for entry in done["history"])
+        counts = pushes(m, "a", of, number)
         assert sorted(counts) == [0] * (ROWS - trained_rows(of)) + [3] * trained_rows(of)
         assert is_clean(m)
 

@@ -173,6 +173,32 @@ async def test_a_push_that_nobody_waits_for_any_more_gives_its_slot_back_at_once
     assert bench.outside.recalled == [message]
 
 
+async def test_a_backup_takes_the_primarys_bytes_whatever_a_worker_sent_before(tmp_path: Path) -> None:
+    """C has shard 1. A worker may have heard that B has it now before B did."""
+    bench = Both(tmp_path)
+    await bench.begin()
+    early = bench.push(shard=1)
+    early = msgspec.structs.replace(early, by=START, shard=1)
+    assert bench.place.body_for(A, early, bench.size()) is None, "it goes by what holds, and is wrong here"
+    assert bench.serve.sent == []
+    early = msgspec.structs.replace(early, by=START + 1)
+    place = bench.place.body_for(A, early, bench.size())
+    assert place is not None
+    place[:4] = b"evil"
+    bench.place.body(A, early)
+    [told] = bench.serve.sent
+    assert isinstance(told, commands.PushArrived)
+    message = bench.forward()
+    place = bench.place.body_for(C, message, bench.size())
+    assert place is not None
+    place[:4] = b"good"
+    bench.place.body(C, message)
+    assert bench.serve.sent[1:] == [commands.Replicated(2, encode(message))]
+    assert bench.place.body_for(A, early, bench.size()) is None
+    offset, _ = bench.served.slot(1, 0, 1, 0)
+    assert bench.serve.memory[offset : offset + 4] == b"good"
+
+
 async def test_a_wish_for_another_configuration_goes_to_the_coordinator(tmp_path: Path) -> None:
     bench = Both(tmp_path)
     await bench.begin()

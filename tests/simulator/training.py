@@ -212,14 +212,14 @@ class ServerHost:
         elif self._gate.refusal(about[1], None, 0, *about[2:], len(data)):
             self._training.full += self.replica.role == 2
         else:
-            if not self._gate.is_known(*about):
-                self._write(about, data)
+            if not self._gate.is_known(*about, forwarded=True):
+                self._write(about, data, forwarded=True)
             self.shard.receive(source, message, now, view)
 
-    def _write(self, about: tuple[int, int, int, int], data: bytes) -> None:
+    def _write(self, about: tuple[int, int, int, int], data: bytes, *, forwarded: bool = False) -> None:
         offset, size = self._gate.take(*about)
         self._arena[offset : offset + size] = data
-        self._gate.received(*about)
+        self._gate.received(*about, forwarded=forwarded)
 
     def _free(self) -> None:
         for number, worker in enumerate(self._training.names):
