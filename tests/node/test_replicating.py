@@ -228,5 +228,23 @@ async def test_who_is_the_primary_changes_by_the_coordinators_word(tmp_path: Pat
     assert bench.place.body_for(B, bench.forward(sequence=2), bench.size()) is not None, "B's own"
 
 
+async def test_a_server_that_asks_is_told_that_nothing_is_newer(tmp_path: Path) -> None:
+    bench = Both(tmp_path)
+    await bench.begin()
+    bench.both_ready()
+    bench.command(script.Train(1, 4))
+    packed = assignment.encode(assignment.initial(bench.plan, START))
+    bench.serve.sent.clear()
+    bench.compute.sent.clear()
+    for _ in range(2):
+        bench.place.receive(A, wire.Assigned(JOB, START, packed, 1))
+    assert bench.serve.sent == []
+    bench.serve.say(commands.ProposeConfiguration(1))
+    for _ in range(2):
+        bench.place.receive(A, wire.Assigned(JOB, START, packed, 1))
+    assert bench.serve.sent == [commands.Assigned(packed)]
+    assert bench.compute.sent == [], "workers have nothing to say again"
+
+
 async def test_replication_takes_turns_with_pushes() -> None:
     assert Priority.of_push(0, 1) >= Priority.PUSH > Priority.TENSOR
