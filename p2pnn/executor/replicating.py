@@ -21,8 +21,9 @@ from p2pnn.executor import commands
 from p2pnn.job import assignment
 from p2pnn.job.plan import Plan
 from p2pnn.ps.carrying import HEAD_BYTES_MAX
+from p2pnn.ps.copies import limits_of
 from p2pnn.ps.layout import Slots, workers_of
-from p2pnn.ps.replicated import ReplicatedShard, limits_of
+from p2pnn.ps.replicated import ReplicatedShard
 from p2pnn.replication.configuration import Member
 from p2pnn.replication.holding import Parcel
 from p2pnn.replication.holding import Shard as Name
@@ -46,7 +47,7 @@ def maker(
     Nodes begin a start with new processes, so its generation tells them apart from those of before.
     """
     workers = len(plan.replicas)
-    limits = limits_of(workers, push_bytes)
+    limits = limits_of(workers, push_bytes, state_bytes)
     return partial(
         ReplicatedShard,
         Name(prepare.job, number),

@@ -147,9 +147,9 @@ class StatePiece(Message, tag=103):
     shard: Count
     generation: Count
     number: Count
-    start: Length
+    start: Count
     head_bytes: Length
-    total_bytes: Length
+    total_bytes: Count
     started: Count = 0
 
 
@@ -160,7 +160,7 @@ class StateHeld(Message, tag=104):
     shard: Count
     generation: Count
     number: Count
-    held_bytes: Length
+    held_bytes: Count
     started: Count = 0
 
 

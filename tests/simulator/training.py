@@ -19,12 +19,13 @@ import numpy as np
 
 from p2pnn.job.spec import Optimizer
 from p2pnn.ps.consistency import Settings, consistency
+from p2pnn.ps.copies import limits_of
 from p2pnn.ps.gate import PushGate
 from p2pnn.ps.granting import Leased
 from p2pnn.ps.layout import ServerLayout, slot_of
 from p2pnn.ps.messages import Answer, Mark, Pull, Push, Refusal, Worker
 from p2pnn.ps.port import MarkNote, PullRequest, PushPart
-from p2pnn.ps.replicated import ReplicatedShard, limits_of
+from p2pnn.ps.replicated import ReplicatedShard
 from p2pnn.ps.sharding import Part, Piece, Sharding, ShardRange
 from p2pnn.ps.space import Entry, Flat, Space
 from p2pnn.ps.worker import Replica as Model
@@ -452,10 +453,14 @@ class Training(Shards):
         self.marked = 0
         self.full = 0
         self.gone: set[int] = set()
+        limits = limits_of(workers, 4 * SIZE, 4 * SIZE)
         self.limits = replace(
-            limits_of(workers, 4 * SIZE),
+            limits,
             retained_entries=4,
             retained_bytes=8 * SIZE,
+            catching_up_bytes=limits.catching_up_bytes
+            if seed % 4 == 0
+            else 1 << 30,  # else learners seldom lack places
             piece_bytes=16384,
             state_window=16,
             entries_max=16,
