@@ -328,6 +328,14 @@ class Replicate(_Message, tag=36):
     body: bytes = b""
 
 
+class Recall(_Message, tag=60):
+    """Of a server: nobody waits any more for what these Replicates carry to node `target` of the plan, and their places in the
+    arena are wanted: say ReplicaLeft of each at once."""
+
+    target: int
+    tokens: list[int]
+
+
 class Applied(_Message, tag=37):
     """Of a server that is not the primary: a worker's pushes up to this number are applied here, so their slots are free."""
 
@@ -397,6 +405,6 @@ ToExecutor = (
 )  # fmt: skip
 FromExecutor = (
     Prepared | Send | Retired | Squares | Snapped | Progress | Done | Failed
-    | PushPart | FetchValues | Lend | SendMark | SendAnswer | Replicate | Applied | ProposeConfiguration
+    | PushPart | FetchValues | Lend | SendMark | SendAnswer | Replicate | Recall | Applied | ProposeConfiguration
     | WishLeases | SendRest | SendLeased | Deal | Decided
 )  # fmt: skip

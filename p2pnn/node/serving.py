@@ -77,6 +77,9 @@ class Serving:
             if self._gate.is_misfit(message.worker, index, message.shard, message.part, nbytes):
                 self._arrived(message, nbytes)
             return None
+        if not self.copies.may_push(message.shard, message.by):
+            self._company.refused("push to a backup", node, f"worker {message.worker}, shard {message.shard}")
+            return None
         about = (message.shard, message.worker, message.sequence, message.part)
         if self._gate.is_known(*about):
             self._arrived(message)

@@ -59,7 +59,7 @@ class Tensors:
     def _dealt(self, node: NodeId, message: wire.Dealt) -> None:
         if any(not start < stop <= self._steps for start, stop in message.ranges):
             reason = f"batches {message.ranges} of {self._steps}"
-            log.warning("steps refused job=%s node=%s reason=%s", message.job, self._company.name(node), reason)
+            self._company.refused("steps refused", node, reason)
             return
         self._executor.send(commands.Dealt(message.first, message.ranges, message.trained_below))
 

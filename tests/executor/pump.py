@@ -139,6 +139,7 @@ class Pump:
         self.lost: dict[Key, bool] = {}  # of those that failed: whether only what they held is lost
         self.served: dict[int, script.ShardReport] = {}
         self.answers: Counter[str] = Counter()  # refusals as workers got them; "" for none
+        self.hanging: set[int] = set()  # nodes whose servers hear nothing of other servers, nor are heard by them
         self.dropped = 0  # values for which no place was lent
         self.spoil: Callable[[int, commands.PushPart, memoryview], None] | None = None
         self.finishing = False
@@ -311,6 +312,9 @@ class Pump:
                         self.tell(("compute", peer), commands.PeerSquares(self.plan.position(node), step, squares))
             case commands.Replicate():
                 self.replicate(node, message)
+            case commands.Recall(_, tokens):
+                for token in tokens:
+                    self.tell(key, commands.ReplicaLeft(token))
             case commands.Applied(shard, worker, sequence):
                 self.push_gates[node].acknowledged(shard, worker, sequence)
             case commands.ProposeConfiguration(shard, packed):
@@ -414,8 +418,13 @@ class Pump:
         self.tell(("compute", node), answered)
 
     def replicate(self, source: int, message: commands.Replicate) -> None:
-        """Between two servers: bytes of a push from slot to slot."""
+        """Between two servers: bytes of a push from slot to slot. Where one of them hangs, bytes stay on their way, the rest is
+        lost."""
         target, body = message.target, message.body
+        if not {source, target}.isdisjoint(self.hanging):
+            if message.token and not message.nbytes:
+                self.tell(("serve", source), commands.ReplicaLeft(message.token))
+            return
         if ("serve", target) in self.spawned:
             found: Any = decode(message.message)
             is_told = True
@@ -427,10 +436,10 @@ class Pump:
                 part = [start for start, _ in self.slots[target].slots[found.shard].parts].index(found.start)
                 header = (found.shard, found.worker - 1, found.sequence, part)
                 is_told = not gate.refusal(header[1], None, found.shard, found.sequence, part, len(data))
-                if is_told and not gate.is_known(*header):
+                if is_told and not gate.is_known(*header, forwarded=True):
                     offset, nbytes = gate.take(*header)
                     self.spawned["serve", target].arena.view[offset : offset + nbytes] = data
-                    gate.received(*header)
+                    gate.received(*header, forwarded=True)
             if is_told:
                 self.tell(("serve", target), commands.Replicated(source, message.message, body))
         if message.token:

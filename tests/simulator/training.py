@@ -19,13 +19,14 @@ import numpy as np
 
 from p2pnn.job.spec import Optimizer
 from p2pnn.ps.consistency import Settings, consistency
+from p2pnn.ps.copies import limits_of
 from p2pnn.ps.decided import fate_of
 from p2pnn.ps.gate import PushGate
 from p2pnn.ps.granting import Leased
 from p2pnn.ps.layout import WINDOW, ServerLayout, slot_of
 from p2pnn.ps.messages import Answer, Mark, Pull, Push, Refusal, Worker
 from p2pnn.ps.outgoing import MarkNote, PullRequest, PushPart
-from p2pnn.ps.replicated import ReplicatedShard, limits_of
+from p2pnn.ps.replicated import ReplicatedShard
 from p2pnn.ps.sharding import Part, Piece, Sharding, ShardRange
 from p2pnn.ps.space import Entry, Flat, Space
 from p2pnn.ps.worker import Replica as Model
@@ -216,14 +217,14 @@ class ServerHost:
         elif self._gate.refusal(about[1], None, 0, *about[2:], len(data)):
             self._training.full += self.replica.role == 2
         else:
-            if not self._gate.is_known(*about):
-                self._write(about, data)
+            if not self._gate.is_known(*about, forwarded=True):
+                self._write(about, data, forwarded=True)
             self.shard.receive(source, message, now, view)
 
-    def _write(self, about: tuple[int, int, int, int], data: bytes) -> None:
+    def _write(self, about: tuple[int, int, int, int], data: bytes, *, forwarded: bool = False) -> None:
         offset, size = self._gate.take(*about)
         self._arena[offset : offset + size] = data
-        self._gate.received(*about)
+        self._gate.received(*about, forwarded=forwarded)
 
     def _free(self) -> None:
         for number, worker in enumerate(self._training.names):
@@ -458,10 +459,14 @@ class Training(Shards):
         self.marked = 0
         self.full = 0
         self.gone: set[int] = set()
+        limits = limits_of(workers, 4 * SIZE, 4 * SIZE)
         self.limits = replace(
-            limits_of(workers, 4 * SIZE),
+            limits,
             retained_entries=4,
             retained_bytes=8 * SIZE,
+            catching_up_bytes=limits.catching_up_bytes
+            if seed % 4 == 0
+            else 1 << 30,  # else learners seldom lack places
             piece_bytes=16384,
             state_window=16,
             entries_max=16,
