@@ -5,7 +5,8 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from p2pnn.job.assignment import Assignment, committed, encode_configuration, initial, without
+from p2pnn.job import assignment
+from p2pnn.job.assignment import Assignment, committed, initial, without
 from p2pnn.job.healing import AGAIN_S, HEAL_S, LEFT_S, Healing, stronger
 from p2pnn.job.plan import Plan, Replica, ShardHome
 from p2pnn.job.spec import DataParallel
@@ -116,7 +117,7 @@ def test_a_change_that_takes_no_replica_away_has_nothing_compared() -> None:
     mesh = Mesh(make_job(), 1)
     mesh.until(4)
     shard = mesh.supervisor.failover.assignment.shards[0]
-    wish = encode_configuration(demoted(shard, shard.in_sync[1]))
+    wish = assignment.encode_configuration(demoted(shard, shard.in_sync[1]))
     mesh.supervisor.failover.wish(NODES[0], 0, wish)
     mesh.take()
     mesh.commit()
