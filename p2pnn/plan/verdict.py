@@ -175,11 +175,12 @@ def hybrid_headline(predicted: Sequence[Predicted], because: str) -> str:
     return line
 
 
-def headline(predicted: Sequence[Predicted], because: str, remedy: str, best: str) -> str:
+def headline(predicted: Sequence[Predicted], because: str, remedy: str | None, best: str) -> str:
     """The first line: one node, the model cut, and this, all predicted. predicted: `data`, and `single` and `model` where they
     can be.
 
-    because: what this waits for; remedy: the settings that would win, where it loses; best: the best single node's name.
+    because: what this waits for; remedy: settings that would win, where it loses, or None where none were tried; best: the best
+    single node's name.
     """
     by_way = {found.way: found for found in predicted}
     single, model, data = by_way.get("single"), by_way.get("model"), by_way["data"]
@@ -193,6 +194,8 @@ def headline(predicted: Sequence[Predicted], because: str, remedy: str, best: st
         wins = (
             "--parallel model" if model and model.samples_per_s > single.samples_per_s else "--parallel model --nodes 1"
         )
+        if remedy is None:
+            return f"{line}: slower than {best} alone, because {because}"
         instead = remedy or f"no other setting of it would win here, {wins} does"
         return f"{line}: slower than {best} alone, because {because}; {instead}"
     if model and data.samples_per_s < model.samples_per_s:

@@ -33,7 +33,7 @@ class Bench(JobsBench):
         self.planning.plan = self.planned  # type: ignore[method-assign]
         self.plans = 0
 
-    async def planned(self, spec: JobSpec) -> Plan:
+    async def planned(self, spec: JobSpec, *, compared: bool = True) -> Plan:
         self.plans += 1
         plan = plan_of_data(spec, [A, B, C], workers=(0, 1), homes=(0, 1))
         return msgspec.structs.replace(plan, shards=(ShardHome((0, 2)), ShardHome((1, 0))))
