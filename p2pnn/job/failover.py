@@ -46,7 +46,7 @@ class Failover:
     """Pure; `now` in seconds. Of one start; until `begin` there is none, and nothing can be lost.
 
     goes_on(index, now) is called when it is committed that the start does without a node of the plan; over(text, now) where that
-    cannot be had after all, though `lose` has said that it could.
+    cannot be had after all, though `lose` has said that it could; changed(now) when any change is committed.
     """
 
     def __init__(
@@ -55,12 +55,14 @@ class Failover:
         spec: JobSpec,
         goes_on: Callable[[int, float], None],
         over: Callable[[str, float], None],
+        changed: Callable[[float], None],
     ) -> None:
         self.assignment = Assignment()
         self._ledger = ledger
         self._spec = spec
         self._goes_on = goes_on
         self._over = over
+        self._changed = changed
         self._plan: Plan | None = None
         self._losses: list[_Loss] = []
         self._wishes: dict[int, tuple[NodeId, Configuration]] = {}
@@ -75,6 +77,11 @@ class Failover:
     def changing(self) -> bool:
         """Whether a change of the assignment is under way."""
         return self._proposed is not None
+
+    @property
+    def is_weakened(self) -> bool:
+        """Whether the start has lost nodes, or a shard has fewer replicas than it was to have, though all are there."""
+        return bool(self.gone) or any(len(shard.members) < shard.copies for shard in self.assignment.shards)
 
     @property
     def nodes(self) -> list[NodeId]:
@@ -138,6 +145,7 @@ class Failover:
         self._proposed = None
         lost = [loss for loss in self._losses if loss.index in self.assignment.gone]
         self._losses = [loss for loss in self._losses if loss not in lost]
+        self._changed(now)
         self._tell(self.nodes)
         for loss in lost:
             text = told(before, self.assignment, self._plan, self._spec, loss.index)

@@ -50,7 +50,7 @@ class Healing:
 
     def is_due(self, now: float, left_s: float | None, is_weakened: bool) -> bool:
         """Whether to compare the run with a new plan now. left_s: how long it will last, if that is known. is_weakened: it has
-        lost nodes."""
+        lost nodes, or replicas of shards."""
         if self.due is None or now < self.due:
             return False
         self._quiet, self._again = None, now + AGAIN_S if is_weakened else None

@@ -63,7 +63,7 @@ class Supervisor(Placing):
         self._run.assign(found.nodes, state.cut, can_lose=self.failover.can_lose)
         self._run.take_over(state, found.commands, found.totals, now)
         self._run.without([index for index in found.assignment.gone if index not in state.gone], now)
-        if self._ledger.members.keys() - set(self.nodes):
+        if self._ledger.members.keys() - set(self.nodes) or self.failover.is_weakened:
             self._healing.changed(now)
         self._ran = (record.generation, len(found.nodes), state.cut)
         self.attempts = Attempts(self._run.step)
@@ -254,7 +254,7 @@ class Supervisor(Placing):
             return
         if self.record.state == "parked" and now >= self._parked_until:
             self._plan_again()
-        if self.record.state == "running" and self._healing.is_due(now, self._run.left_s, bool(self.failover.gone)):
+        if self.record.state == "running" and self._healing.is_due(now, self._run.left_s, self.failover.is_weakened):
             self._ledger.do(Compare())
         if (silent := self._watch.silent(now)) is None:
             self._run.copying(Checkpointing.handle_timer, now)
@@ -284,6 +284,10 @@ class Supervisor(Placing):
 
     def _over(self, text: str, now: float) -> None:
         self._lose(text, {}, now)
+
+    def _reassigned(self, now: float) -> None:
+        if self.failover.is_weakened and self._healing.due is None:
+            self._healing.changed(now)
 
     def _lose(
         self, text: str, away: dict[NodeId, str], now: float, limit: int | None = None, *, lacks: bool = False

@@ -625,7 +625,7 @@ def test_a_node_that_is_lost_while_a_pause_is_written_only_has_that_written_agai
 def begun() -> tuple[Failover, Ledger]:
     spec = make_job()
     ledger = Ledger(make_record(spec, state="running", plan=make_plan()), dict(NAMES))
-    failover = Failover(ledger, spec, lambda index, now: None, lambda text, now: None)
+    failover = Failover(ledger, spec, lambda index, now: None, lambda text, now: None, lambda now: None)
     failover.begin(make_plan(), 1)
     return failover, ledger
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import msgspec
 import pytest
 
+from p2pnn.job import assignment
 from p2pnn.job.assignment import Assignment, committed, initial, without
 from p2pnn.job.healing import AGAIN_S, HEAL_S, LEFT_S, Healing, not_rebuilt, stronger
 from p2pnn.job.plan import Plan, Replica, ShardHome
 from p2pnn.job.spec import DataParallel
+from p2pnn.replication.configuration import demoted, removed
 from p2pnn.types import NodeId
 from tests.job.test_assignment import make_plan as plan_over
 from tests.job.test_failover import NODES, Mesh, lost, make_job, make_plan
@@ -71,6 +73,57 @@ def test_a_plan_that_is_no_stronger_changes_nothing_and_is_looked_for_again_late
     mesh.take()
     assert mesh.record.state == "running"
     assert mesh.run().state == "done"
+
+
+def without_a_backup() -> Mesh:
+    """A run of which shard 0 has lost its backup, though the backup's node is there."""
+    mesh = Mesh(make_job(), 1)
+    mesh.until(4)
+    failover = mesh.supervisor.failover
+    shard, *others = failover.assignment.shards
+    alone = msgspec.structs.replace(failover.assignment, shards=(removed(shard, shard.in_sync[1]), *others))
+    mesh.entry = committed(mesh.entry, alone, 9)
+    failover._proposed = alone
+    failover.reassigned(9, mesh.now)
+    mesh.take()
+    assert failover.assignment == mesh.entry
+    assert not failover.gone
+    return mesh
+
+
+def test_a_run_that_lost_a_replica_and_no_node_is_compared_too_and_gets_it_back() -> None:
+    mesh = without_a_backup()
+    due = mesh.supervisor.get_timer()
+    assert due == mesh.now + HEAL_S
+    mesh.supervisor._run._pace.steps_per_s = 1.0
+    mesh.supervisor.handle_timer(due)
+    mesh.take()
+    assert mesh.compares == 1
+    assert mesh.supervisor._healing.due == due + AGAIN_S, "it is weaker than it was to be until it moves"
+    mesh.supervisor.compared(make_plan(), due)
+    mesh.take()
+    assert mesh.record.vacating == "the job moves over a, b, c, d: 2 replicas of each shard instead of 1"
+    assert mesh.run().state == "recovering"
+
+
+def test_so_is_one_that_another_coordinator_takes_over() -> None:
+    mesh = without_a_backup()
+    mesh.die()
+    assert not mesh.supervisor.failover.gone
+    assert mesh.supervisor._healing.due == mesh.now + HEAL_S
+
+
+def test_a_change_that_takes_no_replica_away_has_nothing_compared() -> None:
+    mesh = Mesh(make_job(), 1)
+    mesh.until(4)
+    shard = mesh.supervisor.failover.assignment.shards[0]
+    wish = assignment.encode_configuration(demoted(shard, shard.in_sync[1]))
+    mesh.supervisor.failover.wish(NODES[0], 0, wish)
+    mesh.take()
+    mesh.commit()
+    mesh.take()
+    assert mesh.entry.shards[0].learners
+    assert mesh.supervisor._healing.due is None, "the learner catches up, or its node is lost"
 
 
 def test_a_run_that_is_nearly_over_pausing_or_changing_does_not_move() -> None:
