@@ -98,6 +98,7 @@ class Answered(_Message, tag=14):
     number: int = 0
     landed: bool = False
     nbytes: int = 0
+    lately: int = 0
 
 
 class Left(_Message, tag=15):
@@ -133,6 +134,7 @@ class Fetched(_Message, tag=17):
     have: int
     after: int
     by: int = 0
+    returns: int = 0
 
 
 class Marked(_Message, tag=18):
@@ -178,6 +180,7 @@ class Leased(_Message, tag=40):
     ranges: tuple[tuple[int, int], ...]
     trained_below: int
     again: int
+    never: int = 0
 
 
 class LeasesWished(_Message, tag=41):
@@ -189,18 +192,20 @@ class LeasesWished(_Message, tag=41):
 
 
 class Dealt(_Message, tag=46):
-    """To a node of a worker that is cut over several: `wire.Dealt`, from its first."""
+    """Among the nodes of a worker that is cut over several, both ways: the first has `wire.Dealt` sent to the others."""
 
     first: int
     ranges: tuple[tuple[int, int], ...]
     trained_below: int
 
 
-class PeerDecided(_Message, tag=47):
-    """To the first node of such a worker: `wire.Decided` of another, by its place in the replica."""
+class Decided(_Message, tag=47):
+    """The same: another has `wire.Decided` sent to the first. position: of the sender in the replica, to the first alone."""
 
-    node_index: int
     steps: int
+    back: tuple[tuple[int, int], ...] = ()
+    bad: tuple[tuple[int, int], ...] = ()
+    position: int = 0
 
 
 class Rested(_Message, tag=42):
@@ -275,6 +280,7 @@ class FetchValues(_Message, tag=29):
     have: int
     after: int
     by: int = 0
+    returns: int = 0
 
 
 class Lend(_Message, tag=30):
@@ -309,6 +315,7 @@ class SendAnswer(_Message, tag=32):
     whole: bool = True
     number: int = 0
     by: int = 0
+    lately: int = 0
 
 
 class Replicate(_Message, tag=36):
@@ -351,20 +358,6 @@ class SendRest(_Message, tag=44):
     pushes: int
 
 
-class Deal(_Message, tag=48):
-    """Of the first node of a worker that is cut over several: send a `wire.Dealt` to the others."""
-
-    first: int
-    ranges: tuple[tuple[int, int], ...]
-    trained_below: int
-
-
-class Decided(_Message, tag=49):
-    """Of another node of such a worker: send a `wire.Decided` to the first."""
-
-    steps: int
-
-
 class SendLeased(_Message, tag=45):
     """Of a server: send a `wire.Leased` to a worker."""
 
@@ -374,6 +367,7 @@ class SendLeased(_Message, tag=45):
     ranges: tuple[tuple[int, int], ...]
     trained_below: int
     again: int
+    never: int = 0
 
 
 class Failed(_Message, tag=26):
@@ -385,10 +379,10 @@ class Failed(_Message, tag=26):
 ToExecutor = (
     Prepare | Train | Evaluate | Predict | Sample | Checkpoint | Restore | Finish | Arrived | Sent | PeerRetired | PeerSquares
     | Freed | Answered | Left | PushArrived | Fetched | Marked | AnswerLeft | Assigned | Replicated | ReplicaLeft
-    | Leased | LeasesWished | Rested | Dealt | PeerDecided
+    | Leased | LeasesWished | Rested | Dealt | Decided
 )  # fmt: skip
 FromExecutor = (
     Prepared | Send | Retired | Squares | Snapped | Progress | Done | Failed
     | PushPart | FetchValues | Lend | SendMark | SendAnswer | Replicate | Applied | ProposeConfiguration
-    | WishLeases | SendRest | SendLeased | Deal | Decided
+    | WishLeases | SendRest | SendLeased | Dealt | Decided
 )  # fmt: skip

@@ -236,7 +236,7 @@ class Server:
             self._channel.send(*out)
 
     def _leased(self, number: int, leased: Leased) -> commands.SendLeased:
-        about = (leased.number, leased.ranges, leased.trained_below, leased.again)
+        about = (leased.number, leased.ranges, leased.trained_below, leased.again, leased.never)
         return commands.SendLeased(number, self._numbers[leased.worker], *about)
 
     def _answer(self, number: int, shard: Shard, answer: Answer) -> commands.SendAnswer:
@@ -253,6 +253,7 @@ class Server:
             answer.log_number,
             shard.acknowledged(answer.worker),
             by=answer.generation,
+            lately=answer.lately,
         )
         if values is None:
             shard.answer_sent(answer, time.perf_counter())

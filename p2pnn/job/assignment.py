@@ -6,8 +6,8 @@ and its batches are leased to other workers. What holds is decided by the charte
 who sees a node lost, or by a shard's primary, who finds a replica slow or ready (`replication.configuration`); it is committed
 with the job's entry (`job.work`), and only then told to the nodes of the start. So whoever was deposed can acknowledge nothing.
 
-Nobody comes into a start that runs: a member that could help, or a node that is back, takes part from the next start on. A start
-whose shards have one replica each, or that has none, goes on without nobody: it is over with the first loss.
+Nobody comes into a start that runs: a member that could help, or a node that is back, takes part from the next start on. Where
+shards have one replica each, a start goes on without a node that holds none of them; where it has no shards, without nobody.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def without(assignment: Assignment, plan: Plan, spec: JobSpec, lost: int) -> Ass
     """What to propose when node `lost` of the plan is: the start goes on without it. None where it cannot, and is over."""
     if lost in assignment.gone:
         return assignment
-    if not assignment.shards:
+    if not plan.shards or (not assignment.shards and any(lost in home.nodes for home in plan.shards)):
         return None
     after = Assignment(assignment.shards, (*assignment.gone, lost))
     if plan.worker_of(lost) >= 0 and (
@@ -107,6 +107,19 @@ def without(assignment: Assignment, plan: Plan, spec: JobSpec, lost: int) -> Ass
             return None
         shards.append(shard.replaced(in_sync, [member for member in shard.learners if member.node != node]))
     return msgspec.structs.replace(after, shards=tuple(shards))
+
+
+def may_lose(plan: Plan, spec: JobSpec) -> bool:
+    """Whether a start of this plan may go on without some node of it."""
+    return any(without(initial(plan, 0), plan, spec, node) is not None for node in range(len(plan.nodes)))
+
+
+def is_spare(assignment: Assignment, plan: Plan, lost: int) -> bool:
+    """Whether each shard has another process without a node of a data-parallel plan. A worker may be missed all the same."""
+    if assignment.shards:
+        node = plan.nodes[lost].node
+        return all(any(member.node != node for member in shard.in_sync) for shard in assignment.shards)
+    return bool(plan.shards) and all(lost not in home.nodes for home in plan.shards)
 
 
 def wished(assignment: Assignment, shard: int, proposal: Configuration) -> Assignment | None:

@@ -49,7 +49,7 @@ class ProgressMeter:
         self._shown: dict[str, Any] = {}
         self._since_event = Totals()
         self._since_epoch = Totals()
-        self._again = 0  # batches of the epoch that were trained more often than once
+        self._again = self._never = 0  # batches of the epoch that were trained more often than once, and were given up
         self._epoch_start = (now, step)
         self._entries: dict[int, dict[str, float]] = {}
 
@@ -88,7 +88,7 @@ class ProgressMeter:
             self._recent.append((now, step))
         self._served.add(progress.served, self._step)
         self._warnings += self._learning.add(node, progress, self._step, now)
-        self._again = max(self._again, progress.again)
+        self._again, self._never = max(self._again, progress.again), max(self._never, progress.never)
         while len(self._recent) > 2 and now - self._recent[1][0] > WINDOW_S:
             self._recent.popleft()
         # Nothing tells later what shards saw in all.
@@ -157,11 +157,11 @@ class ProgressMeter:
         if self._since_epoch.rows:
             entry["loss"] = _loss(self._since_epoch)
         entry |= _metrics(self._since_epoch, self._spec)
-        if self._again:  # else each batch was trained once; an epoch does not end before all are
-            entry["trained_again"] = self._again
+        # Else each batch was trained once: an epoch does not end before all are, or are given up.
+        entry |= {name: n for name, n in (("trained_again", self._again), ("never_trained", self._never)) if n}
         entry = self._entries.setdefault(epoch, entry) | {"epoch": epoch, "step": step}
         entry["samples_per_s"] = (step - first) * self._spec.batch_size / max(1e-9, now - then)
-        self._since_epoch, self._again = Totals(), 0
+        self._since_epoch, self._again, self._never = Totals(), 0, 0
         self._epoch_start = (now, step)
         return entry
 

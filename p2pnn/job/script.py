@@ -118,7 +118,8 @@ class Progress(_Message, tag=24):
     compute_s, wall_s: seconds spent computing and passed, since the last Progress. snapshots: how many were taken since then;
     snapshot_s: seconds for copying them and sending them to another node. served: what shards on this node say of themselves.
     health: None of a process that computes nothing.
-    again: where batches are leased, those of the epoch under way that were trained more often than once, by whomever.
+    again: where batches are leased, those of the epoch under way that were trained more often than once, by whomever;
+    never: and those that were given up, since the pushes of two workers were refused for what they held.
     """
 
     step: int
@@ -131,6 +132,7 @@ class Progress(_Message, tag=24):
     served: tuple[ShardReport, ...] = ()
     health: Health | None = None
     again: int = 0
+    never: int = 0
 
 
 class Done(_Message, tag=25):

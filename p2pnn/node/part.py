@@ -164,7 +164,7 @@ class Part:
             spec, plan = await needs.read()
             self._names = {share.node: share.name for share in plan.nodes}
             check(spec, plan, self._nodes, self._message.index, self._post.node)
-            self._roles.begin(plan, self._message.generation, self._message.index)
+            self._roles.begin(plan, self._message.generation, self._message.index, spec)
             # A process takes as long to start as its data to come: both at once.
             both = (self._spawn(spec, plan), needs.fetch())
             done = await asyncio.gather(*both, return_exceptions=True)

@@ -50,6 +50,8 @@ class _Worker(msgspec.Struct, array_like=True):
     is_out: bool
     rested: int
     is_gone: bool
+    returned: Count = 0
+    lately: Count = 0
 
 
 class _Head(msgspec.Struct, array_like=True):
@@ -142,6 +144,8 @@ def _head(state: State) -> _Head:
             one.worker in state.out,
             one.rested,
             one.worker in state.gone,
+            one.returned,
+            one.lately,
         )
         for one in roster.members
     ]
@@ -165,7 +169,17 @@ def _head(state: State) -> _Head:
 def _load_workers(state: State, head: _Head, refusals: Sequence[Refusal | None]) -> None:
     workers = [Worker(NodeId(one.node), one.incarnation) for one in head.workers]
     members = [
-        Member(worker, one.sequence, why, one.log_number, one.clock, one.taken, rested=one.rested)
+        Member(
+            worker,
+            one.sequence,
+            why,
+            one.log_number,
+            one.clock,
+            one.taken,
+            rested=one.rested,
+            returned=one.returned,
+            lately=one.lately,
+        )
         for worker, one, why in zip(workers, head.workers, refusals, strict=True)
     ]
     numbers = [one.number for one in head.workers]

@@ -39,7 +39,7 @@ def replicated(how: str = "async", **settings: Any) -> Job:
     return make_job(plain(), blobs_of(), parallel="data", data=DataParallel(how, replicas=2, **data), **fields)
 
 
-def counting(epochs: int, **data: Any) -> Job:
+def counting(epochs: int, how: str = "async", replicas: int = 2, **data: Any) -> Job:
     """Where each row of the table says how often it was pushed."""
     chosen = nn.Input("row", (), dtype="int64")
     target = nn.Input("target", (FEATURES,))
@@ -54,7 +54,7 @@ def counting(epochs: int, **data: Any) -> Job:
         micro_batches=1,
         optimizer=Optimizer("sgd", rate=FEATURES / 4, schedule="constant"),
         parallel="data",
-        data=DataParallel("async", replicas=2, **data),
+        data=DataParallel(how, replicas=replicas, **data),
     )
 
 
@@ -190,6 +190,28 @@ def test_no_push_counts_twice_nor_is_lost_with_a_worker(tmp_path: Path) -> None:
         done = m.await_state(seen, number, "done", timeout_s=120)
         counts = pushes(m, seen, of, number)
         assert min(sorted(counts)[ROWS - trained_rows(of) :]) >= 3, "every batch of each epoch was trained"
+        again = sum(counts) - 3 * trained_rows(of)
+        assert again == sum(entry.get("trained_again", 0) for entry in done["history"]), "as often as is told"
+        assert is_clean(m)
+
+
+@pytest.mark.parametrize("how", ["async", "ssp:2"])
+def test_without_replicas_training_goes_on_when_a_worker_is_killed_that_holds_no_shard(
+    tmp_path: Path, how: str
+) -> None:
+    """Nobody begins anew, and what it had trained and not told is trained again."""
+    with mesh(tmp_path, 3) as m:
+        of = counting(3, how, replicas=1, workers=3, shards=1)
+        number = m.submit("a", *of)
+        job = running(m, "a", number, 1)
+        [home] = holders(job, 0)
+        lost = others(m, home)
+        m.nodes[lost].kill()
+        done = m.await_state(home, number, "done", timeout_s=120)
+        assert done["generation"] == job["generation"], "nobody began anew"
+        counts = sorted(pushes(m, home, of, number))
+        assert counts[: ROWS - trained_rows(of)] == [0] * (ROWS - trained_rows(of))
+        assert counts[ROWS - trained_rows(of)] >= 3, "every batch of each epoch was trained"
         again = sum(counts) - 3 * trained_rows(of)
         assert again == sum(entry.get("trained_again", 0) for entry in done["history"]), "as often as is told"
         assert is_clean(m)

@@ -46,11 +46,25 @@ def test_a_start_begins_as_the_plan_has_it_with_its_generation_as_everybodys_inc
     assignment.check(first, PLAN)
 
 
-def test_a_plan_without_replicas_of_its_shards_has_no_assignment_and_no_loss_is_survived() -> None:
-    alone = make_plan(((0,), (1,)), ((0,), (2,)))
-    assert initial(alone, START) == Assignment()
-    assert assignment.primary_of(Assignment(), alone, 1) == 2
-    assert [without(Assignment(), alone, ASYNC, node) for node in range(3)] == [None] * 3
+def test_a_plan_without_replicas_of_its_shards_survives_the_loss_of_who_holds_none() -> None:
+    alone = make_plan(((0,), (1,), (3,)), ((0,), (2,)))
+    first = initial(alone, START)
+    assert first == Assignment()
+    assert assignment.primary_of(first, alone, 1) == 2
+    assert [without(first, alone, ASYNC, node) for node in (0, 2)] == [None] * 2
+    assert [without(first, alone, spec_of("sync"), node) for node in range(4)] == [None] * 4
+    one = without(first, alone, ASYNC, 1)
+    assert one == Assignment((), (1,))
+    held = committed(first, one, 9)
+    two = without(held, alone, ASYNC, 3)
+    assert two == Assignment((), (1, 3))
+    assert first.version < held.version < two.version
+    assert without(held, alone, ASYNC, 1) == held
+    assignment.check(two, alone)
+    assert without(initial(make_plan(((1,),), ((0,),)), START), make_plan(((1,),), ((0,),)), ASYNC, 1) is None
+    assert [assignment.may_lose(alone, spec_of(how)) for how in ("ssp:1", "local:2")] == [True, False]
+    assert [assignment.is_spare(held, alone, node) for node in range(4)] == [False, True, False, True]
+    assert [assignment.is_spare(initial(PLAN, 1), PLAN, node) for node in range(4)] == [True] * 4
     model = make_plan((), ())
     assert initial(model, START) == Assignment()
     assert without(Assignment(), model, make_spec(), 0) is None

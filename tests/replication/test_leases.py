@@ -114,6 +114,66 @@ def test_what_a_lost_worker_trained_and_did_not_say_is_trained_again_and_told() 
     assert table.trained_below == 10
 
 
+def test_what_came_too_late_is_free_again_for_whoever_asks_first() -> None:
+    table = LeaseTable(6, 1)
+    a, b = Worker(table, 1), Worker(table, 2)
+    a.wish(3)
+    table.wish(1, Wish(2, ((0, 1), (2, 3)), back=((1, 2),)), 2)
+    assert (table.trained_below, table.coverage(0)) == (1, Coverage(0, 2, 0, 4))
+    b.wish(1)
+    assert b.held == ((1, 2),)
+    table.wish(2, Wish(2, back=((1, 2),), batches=1, below=6), 2)
+    assert b.held == ((1, 2),), "and again"
+    table.wish(2, Wish(3, ((1, 2),), back=((1, 2),), batches=9, below=6), 2)
+    assert table.coverage(0) == Coverage(0, 3, 0, 3)
+    assert table.given_up(0) == 0
+
+
+def test_what_is_refused_for_what_it_holds_is_tried_by_another_worker_and_then_given_up() -> None:
+    table = LeaseTable(4, 2)
+    a, b = Worker(table, 1, 2), Worker(table, 2, 2)
+    a.wish(1)
+    table.wish(1, Wish(2, bad=((0, 1),), batches=1, below=4), 2)
+    assert a.held == ((1, 2),), "it is for another one"
+    assert (table.has_free(1, 1, 2), table.has_free(1, 2, 2), table.has_free(1, 1, 1)) == (False, True, True)
+    b.wish(1)
+    assert b.held == ((0, 1),)
+    assert (table.trained_below, table.given_up(0)) == (0, 0)
+    table.wish(2, Wish(2, bad=((0, 1),)), 2)
+    assert (table.trained_below, table.given_up(0)) == (1, 1)
+    table.wish(1, Wish(3, ((1, 2),), batches=9, below=4), 2)
+    for number in range(4, 8):
+        table.wish(1, Wish(number, a.held, batches=9, below=4), 1)
+    assert table.trained_below == 4
+    assert (table.coverage(0), table.given_up(0), table.given_up(1)) == (Coverage(0, 3, 0, 1), 1, 0)
+    copy = LeaseTable(4, 2)
+    copy.load(msgspec.msgpack.decode(msgspec.msgpack.encode(table.table), type=Table))
+    assert copy.coverage(0) == table.coverage(0)
+
+
+def test_who_trains_alone_tries_again_itself() -> None:
+    table = LeaseTable(2, 1)
+    table.wish(1, Wish(1, batches=1, below=2), 1)
+    table.wish(1, Wish(2, bad=((0, 1),), batches=1, below=2), 1)
+    assert table.held(1) == ((0, 1),)
+    table.wish(1, Wish(3, bad=((0, 1),), batches=1, below=2), 1)
+    assert (table.held(1), table.given_up(0)) == (((1, 2),), 1)
+
+
+def test_pushes_of_a_lost_worker_that_were_refused_trained_nothing() -> None:
+    table = LeaseTable(10, 1)
+    a = Worker(table, 1)
+    a.wish(5)
+    for push in (2, 3):
+        table.refused(1, push)
+    table.lost(1, 4)
+    assert table.coverage(0) == Coverage(0, 2, 0, 8), "its first and its last"
+    table.refused(2, 1)
+    table.wish(2, Wish(1, (), 1, 3, 10), 1)
+    table.lost(2, 2)
+    assert table.coverage(0) == Coverage(0, 1, 1, 8), "what it told of is forgotten"
+
+
 def test_pushes_of_several_batches_count_as_many_at_most() -> None:
     table = LeaseTable(10, 1)
     a = Worker(table, 1)
