@@ -29,6 +29,7 @@ class Pushing:
 
     def __init__(self, worker: Worker, replica: Replica, plan: Plan, layout: WorkerLayout, arena: Arena) -> None:
         self._worker, self._replica, self._plan = worker, replica, plan
+        self._held = assignment.initial(plan, 0)
         self._landings = {  # by shard; the first is where the next values land
             shard: deque(
                 arena.array(offset, (nbytes,), "uint8")
@@ -49,6 +50,7 @@ class Pushing:
             assignment.check(found, self._plan)
         except P2pnnError as error:
             raise JobFailedError(str(error)) from None
+        self._held = found
         now = time.perf_counter()
         for shard in self._landings if found.shards else ():
             generation = found.shards[shard].generation
@@ -66,8 +68,14 @@ class Pushing:
     def answered(self, message: commands.Answered) -> None:
         """A shard's answer is here. Raises JobFailedError for one that no shard gives."""
         landings = self._landings.get(message.shard)
-        if landings is None or (message.refusal and message.refusal not in Refusal.__members__):
+        if landings is None:
             raise JobFailedError(f"shard {message.shard} answered {message.refusal!r}, which it cannot")
+        if message.refusal and message.refusal not in Refusal.__members__:
+            node = self._plan.nodes[assignment.primary_of(self._held, self._plan, message.shard)].name
+            raise JobFailedError(
+                f"node {node}, which holds shard {message.shard}, refused a push as {message.refusal!r}, which is not known here:"
+                " give all nodes the same version of p2pnn, and resume the job"
+            )
         landing = landings[0]
         values = None
         if message.has_values:

@@ -7,6 +7,7 @@ the same checks, except that a body is copied from one arena to the other, a lit
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Coroutine, Sequence
 from heapq import heappop, heappush
 from itertools import count
@@ -16,6 +17,12 @@ from p2pnn.errors import PeerGone
 from p2pnn.node.links import Post
 from p2pnn.types import NodeId
 from p2pnn.wire import messages as wire
+
+log = logging.getLogger("p2pnn.place")
+
+TOLD: Final = 16
+"""Of one kind of messages that a node sends and should not, so many get a line in the log each; then every time that there are
+twice as many."""
 
 COPY_BYTES: Final = 1 << 20
 """Copied at a time: a tenth of a millisecond, in which this node hears nobody."""
@@ -62,6 +69,7 @@ class Company:
         self._spawn = spawn
         self._lost = lost
         self._numbers = count()
+        self._refused: dict[tuple[str, NodeId], int] = {}  # what, by whom of the nodes → how often
         self._waiting: list[list[Waiting]] = [[] for _ in nodes]  # heaps; as much as executors have places for
         self._leaving = [0 for _ in nodes]
 
@@ -71,6 +79,13 @@ class Company:
 
     def name(self, node: NodeId) -> str:
         return self._names.get(node, node[:8])
+
+    def refused(self, what: str, node: NodeId, reason: str) -> None:
+        """A line in the log about something that a node has sent and no honest one would. Of many of a kind only some get one."""
+        often = self._refused[what, node] = self._refused.get((what, node), 0) + 1
+        if often <= TOLD or not often & (often - 1):
+            reason += f"; {often:,} of these so far, not all of which are told" if often > TOLD else ""
+            log.warning("%s job=%s node=%s reason=%s", what, self.about[0], self.name(node), reason)
 
     def send(self, index: int, message: wire.Message) -> None:
         """To the node at this place of the plan, or to this one itself; dropped where it is gone: its loss is told by itself."""

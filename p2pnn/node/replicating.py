@@ -154,7 +154,7 @@ class Replicating:
         held = message.shard in self._layout.slots and self._company.index_of(node) in self._holders[message.shard]
         if not held:
             what = f"{type(message).__name__} about shard {message.shard}"
-            log.warning("refused job=%s node=%s reason=%s", message.job, self._company.name(node), what)
+            self._company.refused("refused", node, what)
         return held
 
     def _pass_on(self, node: NodeId, message: Told | Carried, body: bytes = b"") -> None:

@@ -3,7 +3,6 @@ both recorded; and what goes with them, such as which batches a data-parallel ru
 
 from __future__ import annotations
 
-import logging
 from functools import partial
 from typing import Final
 
@@ -19,8 +18,6 @@ from p2pnn.train.frames import Layout
 from p2pnn.train.gate import Gate
 from p2pnn.types import NodeId
 from p2pnn.wire import messages as wire
-
-log = logging.getLogger("p2pnn.place")
 
 SAID: Final = (commands.Send, commands.Retired, commands.Squares, commands.Dealt, commands.Decided)
 """What an executor says to the other nodes of its replica."""
@@ -62,7 +59,7 @@ class Tensors:
     def _dealt(self, node: NodeId, message: wire.Dealt) -> None:
         if any(not start < stop <= self._steps for start, stop in message.ranges):
             reason = f"batches {message.ranges} of {self._steps}"
-            log.warning("steps refused job=%s node=%s reason=%s", message.job, self._company.name(node), reason)
+            self._company.refused("steps refused", node, reason)
             return
         self._executor.send(commands.Dealt(message.first, message.ranges, message.trained_below))
 
@@ -74,7 +71,7 @@ class Tensors:
         source = self._replica.index(index)
         refusal = self._gate.refusal(message.transfer, message.micro_batch, source, nbytes)
         if refusal:
-            log.warning("tensor refused job=%s node=%s reason=%s", message.job, self._company.name(node), refusal)
+            self._company.refused("tensor refused", node, refusal)
             return None
         offset, size = self._gate.take(message.transfer, message.micro_batch)
         self._recording.begins(message.transfer, message.micro_batch)

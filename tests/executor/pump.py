@@ -287,8 +287,9 @@ class Pump:
         match message:
             case commands.PushPart():
                 self.push(node, message)
-            case commands.FetchValues(shard, request, have, after, by):
-                self.tell_server(shard, commands.Fetched(shard, self.plan.worker_of(node), request, have, after, by))
+            case commands.FetchValues(shard, request, have, after, by, returns):
+                about = request, have, after, by, returns
+                self.tell_server(shard, commands.Fetched(shard, self.plan.worker_of(node), *about))
             case commands.Lend(shard):
                 self.values_gates[node].lend(shard)
             case commands.SendMark(sequence):
@@ -331,9 +332,9 @@ class Pump:
             case commands.WishLeases(wish):
                 self.wishes += 1
                 self.tell_server(0, commands.LeasesWished(0, self.plan.worker_of(node), wish))
-            case commands.SendLeased(shard, worker, number, ranges, trained_below, again):
+            case commands.SendLeased(shard, worker, number, ranges, trained_below, again, never):
                 speaker = self.push_gates[node].speaker(shard, worker)
-                self.tell(("compute", speaker), commands.Leased(number, ranges, trained_below, again))
+                self.tell(("compute", speaker), commands.Leased(number, ranges, trained_below, again, never))
             case commands.Prepared(memory):
                 self.prepared[key] = memory
             case script.Progress():
@@ -405,6 +406,7 @@ class Pump:
         answered = commands.Answered(
             message.shard, message.sequence, message.request, message.by, message.refusal, message.log_number, message.nbytes > 0,
             message.version, message.clock, message.whole, message.number, place is not None, message.nbytes,
+            message.lately,
         )  # fmt: skip
         self.tell(("compute", node), answered)
 

@@ -206,7 +206,13 @@ def test_without_replicas_training_goes_on_when_a_worker_is_killed_that_holds_no
         job = running(m, "a", number, 1)
         [home] = holders(job, 0)
         lost = others(m, home)
+        assert job["gone"] == []
         m.nodes[lost].kill()
+        wait_until(lambda: bool(m.job(home, number)["gone"]), "the job goes on without it, and says so")
+        [gone] = m.job(home, number)["gone"]
+        assert gone["name"] == lost
+        assert gone["state"] in ("suspect", "dead")
+        assert gone["reason"]
         done = m.await_state(home, number, "done", timeout_s=120)
         assert done["generation"] == job["generation"], "nobody began anew"
         counts = sorted(pushes(m, home, of, number))

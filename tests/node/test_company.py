@@ -99,3 +99,14 @@ async def test_nodes_are_known_by_their_place_and_messages_go_to_any() -> None:
         here.company.send(index, wire.Mark(JOB, 1, 0, 0, 1))
     await until(lambda: len(here.outside.sent) == 2)
     assert {node for node, _ in here.outside.sent} == {A, B}
+
+
+async def test_of_many_refused_messages_of_a_kind_only_some_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    company = Here().company
+    for number in range(1000):
+        company.refused("push refused", B, f"no worker sends {number}")
+    company.refused("values refused", B, "nor that")
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == 16 + 5 + 1
+    assert lines[0] == f"push refused job={JOB} node={NAMES[B]} reason=no worker sends 0"
+    assert lines[-2].endswith("no worker sends 511; 512 of these so far, not all of which are told")
