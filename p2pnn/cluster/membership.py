@@ -90,7 +90,10 @@ class Membership:
         if known is None or not known.linked:
             return
         self._swim.link_down(node, reason, left, now)
-        if left:
+        other = self._table.at.get(known.address)
+        if other is not None:
+            self._displace(other, known.address, now)
+        elif left:
             self._introduction.forget(known.address)
         else:
             self._introduction.dial(known.address)

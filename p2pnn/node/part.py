@@ -286,7 +286,7 @@ class Part:
         elif isinstance(message, script.Done):
             self._done(message)
         elif isinstance(message, commands.Failed):
-            self._fail(message.error)
+            self._fail(message.error, Loss.UNREACHABLE if message.is_lost else Loss.FINAL)
 
     def _progress(self, role: str, message: script.Progress) -> None:
         if self._own is not None:

@@ -161,7 +161,7 @@ class Supervision:
         for job in jobs:
             wanted, _ = attainable(self.led[job].spec, self._planning.usable(), anew=False)
             try:
-                await self._planning.plan(wanted)
+                await self._planning.plan(wanted, compared=False)
             except PlanError as error:
                 self._planning.cannot_drain(node)
                 raise PlanError(f"job {job} cannot run without it: {error}") from error
@@ -341,7 +341,7 @@ class Supervision:
         reason = ""
         try:
             wanted, _ = recovering.wanted(supervisor, self._planning.usable(), anew=False)
-            plan = await self._planning.plan(wanted)
+            plan = await self._planning.plan(wanted, compared=False)
         except P2pnnError as error:
             reason = str(error)
             log.info("job=%s stays as it is reason=%s", job, reason)

@@ -1,10 +1,10 @@
 """How fast a data-parallel run is: its predicted samples/s, and what they are bound by.
 
-A *round* is one step of each worker. Batches are dealt out in turn, so all workers end with the slowest. A link carries one
-body after the other in each direction, so what a node sends and receives in a round adds up; so does what its shards do, and
-what all processes of one machine compute, over its cores.
+A *round* is one step of each worker. A link carries one body after the other in each direction, so what a node sends and
+receives in a round adds up; so does what its shards do, and what all processes of one machine compute, over its cores.
 
-    async     everything overlaps: the round takes as long as the busiest of all these, or as a worker's window of pushes
+    async     batches are leased, and the faster a worker computes, the more of them it takes: a round is one step of each on the
+              average. Everything overlaps: it takes as long as the busiest of all these, or as a worker's window of pushes
     ssp:S     a worker waits for its answer: passes, push, update, fetch, one after the other; what is shared may be busier
     sync      passes (of the (W − b)-th fastest worker, with its share of the micro-batches), then all pushes at once, one
               update, all fetches at once
@@ -36,7 +36,8 @@ from p2pnn.ps.layout import WINDOW
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """What a round waits for most. kind: `compute` or `trip` (of a worker), `link` or `shards` (of a node), `cores` (of a node's
+    """What a round waits for most. kind: `compute` or `trip` (of a worker that others wait for), `own` (of all workers, none of
+    which waits; node: the slowest), `link` or `shards` (of a node), `cores` (of a node's
     machine). node: index into the roles' nodes. seconds: of a round."""
 
     kind: str
@@ -109,6 +110,7 @@ class _Round:
         self.machine = [p.machine or f"node {n}" for n, p in enumerate(nodes)]
         self.cores = {self.machine[n]: p.cores if p.machine else 2 for n, p in enumerate(nodes)}
         self.crowded = [self._crowding(work, w, share) for w in self.workers]
+        self.steps = self._dealt()
 
     def _crowding(self, work: Workload, w: int, share: float) -> float:
         """What a step takes longer where another worker computes on the same machine."""
@@ -120,6 +122,15 @@ class _Round:
         spent = seconds(work, self.roles.nodes[w])
         return share * (CROWDING - 1) * float(spent.forward_moving.sum() + spent.backward_moving.sum())
 
+    def _dealt(self) -> list[float]:
+        """How many steps of a round each node makes that computes: of leased batches each takes as many as it can."""
+        if self.there.how.kind != "async":
+            return [1.0] * len(self.workers)
+        size = self.roles.segments
+        took = [max(self.computing(w) for w in range(r * size, (r + 1) * size)) for r in range(self.roles.workers)]
+        rates = [1 / seconds for seconds in took]
+        return [rates[w // size] * len(rates) / sum(rates) for w in self.workers]
+
     # --- the two ways of a round
 
     def overlapping(self) -> tuple[float, Bound]:
@@ -128,14 +139,17 @@ class _Round:
         bounds = [Bound("link", n, self._traffic(n, 1 / n_push, 1 / n_fetch) + self._tensors(n)) for n in self.nodes]
         served = [self._served(n, 1 / n_push, 1 / n_push, 1 / n_fetch) for n in self.nodes]
         bounds += [Bound("shards", n, s) for n, s in enumerate(served)]
-        busy = [served[n] + self._carried(n) + (self.spending(n) if n in self.workers else 0.0) for n in self.nodes]
+        spent = [self.steps[n] * self.spending(n) if n in self.workers else 0.0 for n in self.nodes]
+        busy = [served[n] + self._carried(n) + spent[n] for n in self.nodes]
         bounds += [Bound("cores", n, s) for n, s in enumerate(self._over_cores(busy))]
         for w in self.workers:
             computing, trip = self.computing(w), self.trip(w)
             if self.there.how.waits:
                 bounds.append(Bound("compute" if computing >= trip else "trip", w, computing + trip))
             else:
-                bounds += [Bound("compute", w, computing), Bound("trip", w, trip / (WINDOW * n_push))]
+                alone = self.roles.workers == 1
+                own = Bound("compute" if alone else "own", self._slowest(), self.steps[w] * computing)
+                bounds += [own, Bound("trip", w, self.steps[w] * trip / (WINDOW * n_push))]
         longest = max(bounds, key=lambda b: b.seconds)
         return longest.seconds, longest
 
@@ -172,6 +186,9 @@ class _Round:
         step, push, fetch = self.own[w]
         return self.passes[w] + self.crowded[w] + step + push / self.there.n_push + fetch / self.there.n_fetch
 
+    def _slowest(self) -> int:
+        return max(self.workers, key=self.computing)
+
     def spending(self, w: int) -> float:
         """What a worker's node computes in one step, without what it waits for the others of its worker."""
         return self.computing(w) - self.passes[w] + self.busy[w]
@@ -206,7 +223,8 @@ class _Round:
                 home = self.roles.homes[shard]
                 if w == home or n not in (w, home):
                     continue
-                up, down = pushed * self._moved(w, shard, pushed=True), fetched * self._moved(w, shard, pushed=False)
+                up, down = (self.steps[w] * self._moved(w, shard, pushed=way) for way in (True, False))
+                up, down = pushed * up, fetched * down
                 out, back = (out + up, back + down) if w == n else (out + down, back + up)
         for shard, backup in enumerate(self.roles.backups):
             home = self.roles.homes[shard]
@@ -218,7 +236,7 @@ class _Round:
 
     def _tensors(self, n: int) -> float:
         """What it carries of values and gradients between the nodes of one worker."""
-        return self.cut.sent_s[n] if self.cut is not None and n in self.workers else 0.0
+        return self.steps[n] * self.cut.sent_s[n] if self.cut is not None and n in self.workers else 0.0
 
     def _served(self, n: int, pushed: float, updated: float, fetched: float) -> float:
         """What the process that holds a node's shards computes; updated: per worker, as the others."""
@@ -229,7 +247,7 @@ class _Round:
     def _messages(self, n: int) -> float:
         """How many a node's daemon sends and receives for one push of each worker with its answer."""
         each = [parts + 1 for parts in self.there.parts]
-        own = sum(each[shard] for shard in self.spoken[n]) if n in self.workers else 0
+        own = self.steps[n] * sum(each[shard] for shard in self.spoken[n]) if n in self.workers else 0.0
         copied = [*self.roles.shards_of(n), *self.roles.backups_of(n)] if self.backups else []
         return own + self.roles.workers * sum(each[shard] for shard in [*self.roles.shards_of(n), *copied])
 
@@ -238,6 +256,7 @@ class _Round:
         here = [s for s in self.roles.shards_of(n) if n in self.workers and s in self.spoken[n]]
         copied = sum(self._moved(n, s, pushed=True) / self.there.n_push for s in here)
         copied += sum(self._moved(n, s, pushed=False) / self.there.n_fetch for s in here)
+        copied *= self.steps[n] if here else 0.0
         return self._messages(n) * DAEMON_S / min(self.there.n_push, self.there.n_fetch) + copied
 
     def _over_cores(self, busy: Sequence[float]) -> list[float]:

@@ -98,6 +98,9 @@ def unpack(state: State, pieces: Iterable[Body]) -> None:
     wanted = sum(array.nbytes for array in places.values()) + len(in_round) * state.staging.nbytes
     if stream.left != wanted:
         raise _wrong(f"{stream.left:,} bytes follow its head, instead of {wanted:,}")
+    workers = [(Worker(NodeId(one.node), one.incarnation), one.number) for one in head.workers]
+    if workers != [(worker, state.roster.number(worker)) for worker in state.roster.workers]:
+        raise _wrong("it is of other workers")
     if (head.leases is None) != (state.leases is None):
         raise _wrong("it has leases of the data, or none, unlike this shard")
     if head.leases is not None and state.leases is not None:
@@ -186,7 +189,8 @@ def _load_workers(state: State, head: _Head, refusals: Sequence[Refusal | None])
     state.roster.load(members, head.log_number, head.left, numbers, head.came)
     drawn = {worker: one.drawn for worker, one in zip(workers, head.workers, strict=True) if one.drawn >= 0}
     passed = {worker: one.passed for worker, one in zip(workers, head.workers, strict=True) if one.passed >= 0}
-    state.marks.load(drawn, passed, *head.marks)
+    marked, open_, server = head.marks
+    state.marks.load(drawn, passed, server=server, marked=marked, open=open_)
     state.out = {worker for worker, one in zip(workers, head.workers, strict=True) if one.is_out}
     state.gone.clear()
     state.gone.update(worker for worker, one in zip(workers, head.workers, strict=True) if one.is_gone)

@@ -127,20 +127,25 @@ class Table(msgspec.Struct, array_like=True):
 
 
 class LeaseTable:
-    """batches: of an epoch. trained: of all epochs, those below it are from before. Raises ValueError for none of either.
+    """batches: of an epoch. trained: of all epochs, those below it are from before; again, never: so many of them, of the epoch
+    that they end in, were trained more often than once, and given up. Raises ValueError for less than none, or no batch at all.
 
     Workers are numbers from 1.
     """
 
-    def __init__(self, batches: int, epochs: int, trained: int = 0) -> None:
-        if batches < 1 or epochs < 1 or trained < 0:
+    def __init__(self, batches: int, epochs: int, trained: int = 0, again: int = 0, never: int = 0) -> None:
+        if batches < 1 or epochs < 1 or min(trained, again, never) < 0:
             raise ValueError(
                 f"{epochs} epochs of {batches} batches, {trained} of them trained: there must be one of each"
             )
         total = batches * epochs
         trained = min(trained, total)
         start = trained // batches * batches
-        stretches = [_Stretch(trained, 1, False)] if trained > start else []
+        more = min(start + again, trained)  # which of them does not matter
+        bad = min(more + never, trained)
+        stretches = [_Stretch(more, MORE, False)] if more > start else []
+        stretches += [_Stretch(bad, 0, False)] if bad > more else []
+        stretches += [_Stretch(trained, 1, False)] if trained > bad else []
         stretches += [_Stretch(total)] if total > trained else []
         self._table = Table(FORMAT, batches, epochs, start, stretches, {}, {})
 

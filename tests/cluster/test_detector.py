@@ -28,7 +28,7 @@ class Bench:
             fact = Fact(node_id(number), f"n{number}", "h", number, "b", 1, Life.ALIVE)
             known = self.table.add(fact, Address("h", number), 0.0)
             known.boot = "b"
-            self.table.set_link(known, True)
+            self.table.link(known, known.address)
             self.detector.watch(node_id(number), 0.0)
 
     def sent(self) -> list[tuple[NodeId, Message]]:
@@ -139,8 +139,7 @@ def test_an_answer_of_another_or_with_another_number_is_none(impostor: NodeId) -
 
 def test_a_member_without_a_link_is_probed_through_helpers_at_once() -> None:
     bench = Bench(3)
-    for known in bench.table.known.values():
-        bench.table.set_link(known, known.fact.node != node_id(2))
+    bench.table.unlink(bench.table.known[node_id(2)])
     asked = []
     for _ in range(3):
         bench.detector._pending = None

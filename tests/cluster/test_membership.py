@@ -239,6 +239,30 @@ def test_a_new_node_at_an_address_takes_the_place_of_the_lost_one() -> None:
     assert [row.node for row in bench.core.snapshot(2.0)] == [node_id(5)]
 
 
+@pytest.mark.parametrize("life", [Life.ALIVE, Life.SUSPECT])
+def test_one_whose_address_another_node_has_is_not_heard_of_again(life: Life) -> None:
+    """Who has not yet noticed goes on telling of it for a while, and then that it is dead: nothing that a person need see."""
+    bench = Bench()
+    bench.link(2)
+    bench.link(3)
+    bench.core.link_down(node_id(2), "reset", False, 1.0)
+    bench.core.link_up(node_id(5), "b", "127.0.0.1", 7002, "y", 2.0)
+    bench.core.receive(node_id(3), Gossip((told(2, life, by=node_id(3)),)), 2.1)
+    bench.core.receive(node_id(3), Gossip((told(2, Life.DEAD, by=node_id(3)),)), 2.2)
+    assert {row.node for row in bench.core.snapshot(3.0)} == {node_id(3), node_id(5)}
+
+
+def test_a_lost_node_whose_link_was_open_when_another_came_to_its_address_gives_way_when_it_breaks() -> None:
+    bench = Bench()
+    bench.link(2)
+    bench.core.link_up(node_id(5), "b", "127.0.0.1", 7002, "y", 1.0)
+    assert {row.node for row in bench.core.snapshot(1.0)} == {node_id(2), node_id(5)}
+    bench.events()
+    bench.core.link_down(node_id(2), "reset", False, 2.0)
+    assert MemberFailed(node_id(2), "another node listens at its address") in bench.events()
+    assert [row.node for row in bench.core.snapshot(2.0)] == [node_id(5)]
+
+
 def test_hearsay_is_bounded() -> None:
     bench = Bench(limits=Limits(members_max=3))
     bench.link(2)

@@ -49,12 +49,26 @@ def test_a_change_of_life_ends_the_suspicion_and_starts_the_clock() -> None:
 def test_who_can_be_asked() -> None:
     table = Table()
     for number in (1, 2, 3):
-        table.set_link(table.add(fact(number), HOME, 0.0), True)
+        table.link(table.add(fact(number), HOME, 0.0), Address("127.0.0.1", 7000 + number))
     table.change(table.known[node_id(2)], fact(2, Life.DEAD), 1.0)
-    table.set_link(table.known[node_id(3)], False)
+    table.unlink(table.known[node_id(3)])
     assert table.reachable() == [node_id(1)]
     assert table.reachable(but=node_id(1)) == []
     assert list(table.linked) == [node_id(1), node_id(2)]
+    assert {address.port: node for address, node in table.at.items()} == {7001: node_id(1), 7002: node_id(2)}
+
+
+def test_who_listens_where_follows_the_link() -> None:
+    table = Table()
+    known = table.add(fact(1), HOME, 0.0)
+    table.link(known, Address("127.0.0.1", 7001))
+    table.link(known, Address("127.0.0.1", 7002))
+    assert table.at == {Address("127.0.0.1", 7002): node_id(1)}
+    table.link(known, Address("127.0.0.1", 0))  # it does not listen any more
+    assert table.at == {}
+    table.link(known, Address("127.0.0.1", 7003))
+    table.drop(node_id(1))
+    assert (table.at, table.linked) == ({}, {})
 
 
 @given(st.lists(st.tuples(st.integers(1, 4), st.sampled_from([*Life, None]))))

@@ -13,7 +13,11 @@ from p2pnn.job.assignment import Assignment, committed, initial, without
 from p2pnn.job.plan import NodeShare, Plan, Replica, ShardHome
 from p2pnn.job.spec import DataParallel, JobSpec
 from p2pnn.replication.configuration import Configuration, Member, demoted, may_follow, promoted, removed
+from p2pnn.replication.holding import Shard
+from p2pnn.replication.outcomes import Propose, Received
+from p2pnn.replication.replica import Replica as ReplicaOf
 from p2pnn.types import NodeId
+from p2pnn.wire.messages import Appended
 from tests.job.test_supervisor import make_spec
 
 START = 7
@@ -148,7 +152,6 @@ def test_no_wish_brings_in_a_stranger_or_changes_what_it_may_not() -> None:
     held = initial(PLAN, START)
     shard = held.shards[0]
     stranger = Member(PLAN.nodes[3].node, START)
-    assert assignment.wished(held, 0, shard) is None, "nothing would change"
     assert assignment.wished(held, 3, shard) is None
     assert assignment.wished(Assignment(), 0, shard) is None
     assert assignment.wished(held, 0, shard.replaced(shard.in_sync, (stranger,))) is None
@@ -157,6 +160,66 @@ def test_no_wish_brings_in_a_stranger_or_changes_what_it_may_not() -> None:
     assert after is not None
     late = committed(held, after, 9)
     assert assignment.wished(late, 0, demoted(shard, shard.in_sync[1])) is None, "the loss was committed first"
+
+
+def test_a_wish_for_what_holds_begins_a_generation_in_which_no_earlier_one_counts() -> None:
+    held = initial(PLAN, START)
+    shard = held.shards[0]
+    after = assignment.wished(held, 0, shard)
+    assert after is not None
+    again = committed(held, after, 9)
+    assert again.shards == (msgspec.structs.replace(shard, generation=9), *held.shards[1:])
+    assert again.version > held.version, "so that whoever is told takes it"
+    assert assignment.wished(again, 0, demoted(shard, shard.in_sync[1])) is None
+    assert assignment.wished(again, 0, shard) is None, "it counts once"
+
+
+def test_a_learner_that_is_to_be_removed_stays_one_while_its_node_is_there() -> None:
+    held = initial(PLAN, START)
+    shard = held.shards[0]
+    after = assignment.wished(held, 0, demoted(shard, shard.in_sync[1]))
+    assert after is not None
+    learning = committed(held, after, 9)
+    silent = learning.shards[0].learners[0]
+    after = assignment.wished(learning, 0, removed(learning.shards[0], silent))
+    assert after is not None
+    assert after.shards[0].learners == (silent,)
+    gone = without(committed(learning, after, 10), PLAN, ASYNC, 1)
+    assert gone is not None
+    assert gone.shards[0].learners == ()
+
+
+def test_a_learner_that_gets_slow_before_it_is_ready_holds_nobody_up_for_long() -> None:
+    """The primary waits for a learner that it has chosen; two updates behind, it is not ready; then it gets no further."""
+    primary, learner = Member("a" * 32, START), Member("b" * 32, START)
+    held = Assignment((Configuration(START, 2, (primary,), (learner,)),))
+    replica = ReplicaOf(Shard("j", 0), primary, 0.0)
+    replica.configured(held.shards[0], 0.0)
+    now, pushed, has, committed_at, longest = 0.0, 0, 0, 0.0, 0.0
+    for _ in range(400):
+        now += 0.02
+        generation = held.shards[0].generation
+        if replica.is_serving and pushed < replica.ordered(7) + 2:
+            pushed += 1
+            replica.arrived(7, pushed, 0, 4, b"abcd", now)
+        if not replica.is_waited_for(learner.id) and now < 2:
+            has = max(0, replica.log.last - 2)
+        before = replica.committed
+        told = Appended("j", 0, generation, START, has, min(has, replica.committed))
+        replica.receive(learner.id, told, now)
+        replica.handle_timer(now)
+        while (event := replica.next_event()) is not None:
+            if isinstance(event, Received):
+                replica.accept(event.worker, event.sequence, now)
+            elif isinstance(event, Propose):
+                after = assignment.wished(held, 0, event.configuration)
+                held = committed(held, after, generation + 1) if after is not None else held
+                replica.configured(held.shards[0], now)
+        replica.messages_to_send(now)
+        longest = max(longest, now - committed_at)
+        committed_at = now if replica.committed > before else committed_at
+    assert held.shards[0].generation > START, "it was waited for, and then no more"
+    assert longest < 2.0
 
 
 def test_any_order_of_losses_and_wishes_is_a_chain_of_configurations_that_may_follow() -> None:
@@ -177,7 +240,8 @@ def test_any_order_of_losses_and_wishes_is_a_chain_of_configurations_that_may_fo
                 after = assignment.wished(held, number, wish)
                 if after is None:
                     continue
-            assert all(old == new or may_follow(old, new) for old, new in zip(held.shards, after.shards, strict=True))
+            for old, new in zip(held.shards, after.shards, strict=True):
+                assert may_follow(old, msgspec.structs.replace(new, generation=old.generation))
             generation += 1
             newer = committed(held, after, generation)
             assert newer.version > held.version or newer == held

@@ -39,7 +39,7 @@ def test_where_nothing_else_counts_workers_add_up() -> None:
     spec = dealt(BIG)
     one = paced(spec, ABCD, (0,), 1, over(FAST, ABCD))
     three = paced(spec, ABCD, (0, 1, 2), 1, over(FAST, ABCD))
-    assert one.bound.kind == three.bound.kind == "compute"
+    assert (one.bound.kind, three.bound.kind) == ("compute", "own")
     assert three.samples_per_s == pytest.approx(3 * one.samples_per_s)
     assert one.passes_s[0] == pytest.approx(pass_s(Workload(spec), ABC[0]))
     assert one.samples_per_s < 64 / one.passes_s[0], "gradients are handed over besides"
@@ -77,12 +77,22 @@ def test_the_busier_direction_counts() -> None:
     assert halves.step_s == pytest.approx(3 * BYTES / 1e5), "fetches are as large as before"
 
 
-def test_all_end_with_the_slowest() -> None:
+def test_where_workers_wait_all_end_with_the_slowest() -> None:
     nodes = [node("a"), node("b", 0.25), node("c")]
-    found = paced(dealt(BIG), nodes, links=over(FAST, nodes))
+    found = paced(dealt(BIG, consistency="ssp:2"), nodes, links=over(FAST, nodes))
     assert (found.bound.kind, found.bound.node) == ("compute", 1)
     assert found.samples_per_s == pytest.approx(3 * 64 / found.step_s)
     assert found.step_s > found.passes_s[1] > 3 * found.passes_s[0]
+
+
+def test_of_leased_batches_each_takes_as_many_as_it_can() -> None:
+    nodes = [node("a"), node("b", 0.25), node("c")]
+    found = paced(dealt(BIG), nodes, links=over(FAST, nodes))
+    alone = [paced(dealt(BIG), [one], (0,), 1, over(FAST, [one])).samples_per_s for one in nodes]
+    assert (found.bound.kind, found.bound.node) == ("own", 1)
+    assert found.samples_per_s == pytest.approx(sum(alone), rel=0.01)
+    slow = paced(dealt(BIG), [*nodes, node("d")], links=over(1e6, [*nodes, node("d")]))
+    assert slow.step_s == pytest.approx(3 * BYTES / 1e6), "what all share holds them as ever"
 
 
 def test_sync_shares_a_batch_and_waits() -> None:
@@ -129,7 +139,7 @@ def test_workers_of_one_machine_share_its_cores() -> None:
     assert found.bound.kind == "cores"
     assert found.step_s > 1.4 * apart.step_s
     roomy = [node(name, machine="m", cores=16) for name in "abc"]
-    assert paced(dealt(BIG), roomy, links=over(FAST, roomy)).bound.kind == "compute"
+    assert paced(dealt(BIG), roomy, links=over(FAST, roomy)).bound.kind == "own"
 
 
 def test_small_networks_wait_for_messages() -> None:

@@ -98,6 +98,18 @@ def test_where_it_loses_it_names_the_least_change_that_wins_and_that_does_win(
     assert plan.reasons[0].endswith(f" would win ({rate(better.samples_per_s)})")
 
 
+@pytest.mark.parametrize("parallel", ["data", "hybrid"])
+def test_a_plan_that_is_not_compared_is_the_same_and_says_nothing_of_what_was_not_tried(parallel: str) -> None:
+    """As it is made for a job that runs, which keeps its way."""
+    nodes, links = [*ABC, node("d")], mesh(*ABC, node("d"), bytes_per_s=3e7)
+    spec = msgspec.structs.replace(dealt(BIG, segments=0 if parallel == "hybrid" else 1), parallel=parallel)
+    full, plain = (planner.plan(spec, nodes, links, compared=compared) for compared in (True, False))
+    assert (plain.nodes, plain.replicas, plain.shards) == (full.nodes, full.replicas, full.shards)
+    assert [found.way for found in plain.predicted] == ["single", parallel]
+    assert {found.way for found in full.predicted} > {"single", "model", parallel}
+    assert not any("would" in reason for reason in plain.reasons[:1]), plain.reasons
+
+
 def test_where_nothing_wins_it_says_that() -> None:
     plan = made(mlp(8), bytes_per_s=1e3)
     assert plan.reasons[0].endswith("; no other setting of it would win here, --parallel model --nodes 1 does")
@@ -105,17 +117,25 @@ def test_where_nothing_wins_it_says_that() -> None:
 
 def test_a_slow_node_is_named_where_the_others_are_faster_without_it() -> None:
     nodes = [node("a"), node("b", 0.45), node("c")]
-    plan = made(BIG, nodes, bytes_per_s=1e12)
-    without = made(BIG, nodes, bytes_per_s=1e12, workers=2)
+    plan = made(BIG, nodes, bytes_per_s=1e12, consistency="ssp:2")
+    without = made(BIG, nodes, bytes_per_s=1e12, consistency="ssp:2", workers=2)
     assert len(plan.replicas) == 3
     words = f"--workers 2 would reach {rate(without.samples_per_s)} samples/s: all workers wait for the slowest node"
     assert plan.reasons[1] == words
-    for other in (without, made(BIG, bytes_per_s=1e12)):
+    for other in (without, made(BIG, bytes_per_s=1e12, consistency="ssp:2")):
         assert not any("--workers" in reason for reason in other.reasons)
 
 
+def test_of_leased_batches_a_slow_node_takes_fewer_and_nobody_waits_for_it() -> None:
+    nodes = [node("a"), node("b", 0.05), node("c")]
+    plan, without = (made(BIG, nodes, bytes_per_s=1e12, **workers) for workers in ({}, {"workers": 2}))
+    assert plan.samples_per_s > without.samples_per_s
+    assert not any("--workers" in reason for reason in plan.reasons)
+    assert any("each worker computes all the time" in reason and "longest on b" in reason for reason in plan.reasons)
+
+
 def test_a_much_slower_node_that_makes_it_lose_is_left_out_first() -> None:
-    plan = made(BIG, [node("a"), node("b", 0.05), node("c")], bytes_per_s=1e12)
+    plan = made(BIG, [node("a"), node("b", 0.05), node("c")], bytes_per_s=1e12, consistency="ssp:2")
     assert "; --workers 2 would win (" in plan.reasons[0]
 
 

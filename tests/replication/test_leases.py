@@ -52,6 +52,20 @@ def test_ranges_are_granted_in_order_and_only_below_what_may_be_trained() -> Non
     assert (table.trained_below, table.coverage(0)) == (6, Coverage(0, 6, 0, 4))
 
 
+def test_what_was_trained_again_before_the_run_moved_is_told_of_the_epoch_too() -> None:
+    table = LeaseTable(10, 3, 14, 2)
+    assert (table.trained_below, table.coverage(1)) == (14, Coverage(1, 2, 2, 6))
+    a, b = Worker(table, 1), Worker(table, 2)
+    a.wish(6)
+    table.lost(1, 1)
+    while table.has_free(20):
+        b.wish(6, *b.held, below=20)
+    b.wish(0, *b.held)
+    assert table.coverage(1) == Coverage(1, 7, 3, 0)
+    assert LeaseTable(10, 3, 20, 2).coverage(1).more == 0, "of an epoch that is over nothing is known any more"
+    assert LeaseTable(10, 3, 12, 9).coverage(1) == Coverage(1, 0, 2, 8)
+
+
 def test_the_last_ranges_are_small_but_not_for_the_asking() -> None:
     table = LeaseTable(1000, 1)
     workers = [Worker(table, number, 3) for number in (1, 2, 3)]
