@@ -192,18 +192,20 @@ class LeasesWished(_Message, tag=41):
 
 
 class Dealt(_Message, tag=46):
-    """To a node of a worker that is cut over several: `wire.Dealt`, from its first."""
+    """Among the nodes of a worker that is cut over several, both ways: the first has `wire.Dealt` sent to the others."""
 
     first: int
     ranges: tuple[tuple[int, int], ...]
     trained_below: int
 
 
-class PeerDecided(_Message, tag=47):
-    """To the first node of such a worker: `wire.Decided` of another, by its place in the replica."""
+class Decided(_Message, tag=47):
+    """The same: another has `wire.Decided` sent to the first. position: of the sender in the replica, to the first alone."""
 
-    node_index: int
     steps: int
+    back: tuple[tuple[int, int], ...] = ()
+    bad: tuple[tuple[int, int], ...] = ()
+    position: int = 0
 
 
 class Rested(_Message, tag=42):
@@ -364,20 +366,6 @@ class SendRest(_Message, tag=44):
     pushes: int
 
 
-class Deal(_Message, tag=48):
-    """Of the first node of a worker that is cut over several: send a `wire.Dealt` to the others."""
-
-    first: int
-    ranges: tuple[tuple[int, int], ...]
-    trained_below: int
-
-
-class Decided(_Message, tag=49):
-    """Of another node of such a worker: send a `wire.Decided` to the first."""
-
-    steps: int
-
-
 class SendLeased(_Message, tag=45):
     """Of a server: send a `wire.Leased` to a worker."""
 
@@ -401,10 +389,10 @@ class Failed(_Message, tag=26):
 ToExecutor = (
     Prepare | Train | Evaluate | Predict | Sample | Checkpoint | Restore | Finish | Arrived | Sent | PeerRetired | PeerSquares
     | Freed | Answered | Left | PushArrived | Fetched | Marked | AnswerLeft | Assigned | Replicated | ReplicaLeft
-    | Leased | LeasesWished | Rested | Dealt | PeerDecided
+    | Leased | LeasesWished | Rested | Dealt | Decided
 )  # fmt: skip
 FromExecutor = (
     Prepared | Send | Retired | Squares | Snapped | Progress | Done | Failed
     | PushPart | FetchValues | Lend | SendMark | SendAnswer | Replicate | Recall | Applied | ProposeConfiguration
-    | WishLeases | SendRest | SendLeased | Deal | Decided
+    | WishLeases | SendRest | SendLeased | Dealt | Decided
 )  # fmt: skip

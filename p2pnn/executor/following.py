@@ -5,7 +5,10 @@ from __future__ import annotations
 
 from p2pnn.errors import JobFailedError
 from p2pnn.executor import commands
+from p2pnn.executor.arena import Arena
+from p2pnn.executor.channel import Channel
 from p2pnn.executor.leased import LeasedSession
+from p2pnn.job.plan import Plan
 from p2pnn.job.spec import JobSpec
 from p2pnn.ps.dealing import Deal, Dealt
 from p2pnn.ps.messages import Refusal
@@ -16,6 +19,11 @@ class FollowingSession(LeasedSession):
     """One node of a worker from Prepare to Finish."""
 
     _told = 0
+
+    def __init__(self, channel: Channel, arena: Arena, prepare: commands.Prepare, spec: JobSpec, plan: Plan) -> None:
+        super().__init__(channel, arena, prepare, spec, plan)
+        self._refused: list[tuple[int, int, bool]] = []  # steps that were not told yet
+        self._replica.decided.on_refused = lambda *about: self._refused.append(about)
 
     def _make_steps(self, spec: JobSpec, step: int) -> Dealt:
         self._book = Dealt(step)
@@ -39,7 +47,11 @@ class FollowingSession(LeasedSession):
         steps, _ = self._replica.acknowledged
         if steps > self._told:
             self._told = steps
-            self._channel.send(commands.Decided(steps))
+            back, bad = (
+                tuple((first, stop) for first, stop, are in self._refused if are is bad) for bad in (False, True)
+            )
+            self._refused.clear()
+            self._channel.send(commands.Decided(steps, back, bad))
 
     def _update(self, action: m.Update) -> None:
         super()._update(action)

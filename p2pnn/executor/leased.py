@@ -151,7 +151,7 @@ class LeasedSession(ReplicaSession):
 
     @property
     def _uneven(self) -> tuple[int, int]:
-        """Of the epoch under way, as of `script.Done`: its worker's first node knows."""
+        """Batches of the epoch that were trained more often than once, and that were given up; the worker's first node knows."""
         return 0, 0
 
     def _answer(self, command: script.Command) -> None:

@@ -28,9 +28,9 @@ class LeasingSession(LeasedSession):
     def __init__(self, channel: Channel, arena: Arena, prepare: commands.Prepare, spec: JobSpec, plan: Plan) -> None:
         self._begun = 0  # steps of this worker's own
         super().__init__(channel, arena, prepare, spec, plan)
-        self._dealing = Dealing(range(1, len(plan.replicas[self._number].nodes))) if self._is_cut else None
-        if not self._is_cut:  # of a worker that is cut, shards of other nodes may have taken what these have not
-            self._replica.decided.on_refused = self._leasing.refused
+        refused, nodes = self._leasing.refused, len(plan.replicas[self._number].nodes)
+        self._dealing = Dealing(range(1, nodes), refused) if self._is_cut else None
+        self._replica.decided.on_refused = refused if self._dealing is None else self._dealing.refused
 
     def _make_steps(self, spec: JobSpec, step: int) -> Leasing:
         assert spec.data is not None  # `read` has seen to it
@@ -49,7 +49,10 @@ class LeasingSession(LeasedSession):
                 if self._leasing.granted > before:
                     self._dealt()
                 self._answer_trained()
-            case commands.PeerDecided(position, steps) if self._dealing is not None:
+            case commands.Decided(steps, back, bad, position) if self._dealing is not None:
+                for ranges, are_bad in ((back, False), (bad, True)):
+                    for first, stop in ranges:
+                        self._dealing.refused(first, stop, are_bad, position)
                 self._dealing.decided(position, steps)
             case _:
                 super()._take(message)
@@ -70,7 +73,7 @@ class LeasingSession(LeasedSession):
         if self._dealing is not None:
             steps, pushes = self._dealing.trained(steps, pushes)
             if (deal := self._dealing.next(leasing)) is not None:
-                self._channel.send(commands.Deal(*deal))
+                self._channel.send(commands.Dealt(*deal))
         able = replica.version >= 0 and bool(self._trains)
         wish = leasing.next_wish(time.perf_counter(), self._begun, steps, pushes, idle=idle, able=able)
         if wish is not None:

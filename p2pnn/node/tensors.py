@@ -19,7 +19,7 @@ from p2pnn.train.gate import Gate
 from p2pnn.types import NodeId
 from p2pnn.wire import messages as wire
 
-SAID: Final = (commands.Send, commands.Retired, commands.Squares, commands.Deal, commands.Decided)
+SAID: Final = (commands.Send, commands.Retired, commands.Squares, commands.Dealt, commands.Decided)
 """What an executor says to the other nodes of its replica."""
 
 Heard = wire.Retired | wire.Squares | wire.Dealt | wire.Decided
@@ -52,7 +52,7 @@ class Tensors:
             case wire.Squares():
                 self._executor.send(commands.PeerSquares(position, message.step, list(message.squares)))
             case wire.Decided() if self._replica[0] == self._company.index:
-                self._executor.send(commands.PeerDecided(position, message.steps))
+                self._executor.send(commands.Decided(message.steps, message.back, message.bad, position))
             case wire.Dealt() if position == 0:
                 self._dealt(node, message)
 
@@ -82,7 +82,7 @@ class Tensors:
         self._recording.received(message.transfer, message.micro_batch)
 
     def says(
-        self, message: commands.Send | commands.Retired | commands.Squares | commands.Deal | commands.Decided
+        self, message: commands.Send | commands.Retired | commands.Squares | commands.Dealt | commands.Decided
     ) -> None:
         """The executor has something for the other nodes."""
         company = self._company
@@ -100,10 +100,10 @@ class Tensors:
                     company.send(self._replica[sender], retired)
             case commands.Squares():
                 self._tell(wire.Squares(*company.about, company.index, message.step, tuple(message.squares)))
-            case commands.Deal(first, ranges, trained_below):
+            case commands.Dealt(first, ranges, trained_below):
                 self._tell(wire.Dealt(*company.about, company.index, first, ranges, trained_below))
-            case commands.Decided(steps):
-                company.send(self._replica[0], wire.Decided(*company.about, company.index, steps))
+            case commands.Decided(steps, back, bad):
+                company.send(self._replica[0], wire.Decided(*company.about, company.index, steps, back, bad))
 
     def _tell(self, message: wire.Message) -> None:
         """All others of the replica."""

@@ -1,14 +1,15 @@
 """How the nodes of a worker that is cut over several train the same batches in the same order. Pure.
 
-The first of them, which speaks to the shard that deals out the data, asks for all (`leasing`), and tells the others which batches
-their next steps train (`Deal`). Each of those tells it how many steps its own shards have decided; a batch is trained when all
-have. So the shards do not see that there are others, and a lease is what it is of a worker of one node.
+The first of them, which speaks to the shard that deals out the data, asks for all (`leasing`), and tells the others which
+batches their next steps train (`Deal`). Each of those tells it how many steps its own shards have decided, and which of these
+none of them has taken. A batch is trained when the shards of all nodes have decided it, and in vain where none has taken it
+(`decided`). So the shards do not see that there are others, and a lease is what it is of a worker of one node.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from p2pnn.ps.leasing import Leasing
@@ -24,10 +25,12 @@ class Deal(NamedTuple):
 
 
 class Dealing:
-    """The first node's side. others: where the others stand in the replica."""
+    """The first node's side. others: where the others stand in the replica. on_refused: as of `decided.Decided`, by all nodes."""
 
-    def __init__(self, others: Iterable[int]) -> None:
+    def __init__(self, others: Iterable[int], on_refused: Callable[[int, int, bool], None]) -> None:
         self._others = dict.fromkeys(others, 0)
+        self._on_refused = on_refused
+        self._refused: dict[int, dict[int, bool]] = {position: {} for position in (0, *self._others)}
         self._own: deque[tuple[int, int]] = deque()  # (steps, pushes) that shards of this node have decided
         self._trained = 0, 0
         self._granted = self._trained_below = 0  # as the others know
@@ -37,13 +40,22 @@ class Dealing:
         if position in self._others and steps <= self._granted:
             self._others[position] = max(steps, self._others[position])
 
+    def refused(self, first: int, stop: int, bad: bool, position: int = 0) -> None:
+        """No shard of a node has taken these steps: say it before that they are decided. What cannot be is passed over."""
+        if position in self._refused and self._trained[0] <= first and stop <= self._granted:
+            self._refused[position] |= dict.fromkeys(range(first, stop), bad)
+
     def trained(self, steps: int, pushes: int) -> tuple[int, int]:
         """How many steps all shards have decided, and in how many pushes to this node's, of whose own shards these are told."""
         if steps > (self._own[-1] if self._own else self._trained)[0]:
             self._own.append((steps, pushes))
         least = min(self._others.values(), default=steps)
         while self._own and self._own[0][0] <= least:
-            self._trained = self._own.popleft()
+            before, self._trained = self._trained[0], self._own.popleft()
+            for step in range(before, self._trained[0]):
+                fates = [refused.pop(step, None) for refused in self._refused.values()]
+                if None not in fates:
+                    self._on_refused(step, step + 1, all(fates))
         return self._trained
 
     def next(self, leasing: Leasing) -> Deal | None:

@@ -159,9 +159,12 @@ class Dealt(Message, tag=115):
 
 
 class Decided(Message, tag=116):
-    """Node of such a worker to its first: the shards of its layers have decided the first `steps` steps of it."""
+    """Node of such a worker to its first: the shards of its layers have decided the first `steps` steps of it. back, bad: steps
+    of those, from and up to, that none of them took: they came too late, or were bad."""
 
     job: JobText
     generation: Count
     index: Count
     steps: Count
+    back: LeaseRanges = ()
+    bad: LeaseRanges = ()

@@ -328,12 +328,11 @@ class Pump:
             case commands.SendRest(pushes):
                 for shard in self.landing[node].landings:
                     self.tell_server(shard, commands.Rested(shard, self.plan.worker_of(node), pushes))
-            case commands.Deal():
-                told = commands.Dealt(message.first, message.ranges, message.trained_below)
+            case commands.Dealt():
                 for peer in self.company(node)[1:]:
-                    self.tell(("compute", peer), told)
-            case commands.Decided(steps):
-                decided = commands.PeerDecided(self.plan.position(node), steps)
+                    self.tell(("compute", peer), message)
+            case commands.Decided(steps, back, bad):
+                decided = commands.Decided(steps, back, bad, self.plan.position(node))
                 self.tell(("compute", self.company(node)[0]), decided)
             case commands.WishLeases(wish):
                 self.wishes += 1

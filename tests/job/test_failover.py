@@ -449,6 +449,18 @@ def test_what_becomes_of_the_roles_of_a_lost_node_is_told_in_one_sentence_when_i
     check(mesh)
 
 
+def test_of_a_worker_of_several_nodes_it_is_told_once_who_computes_no_more() -> None:
+    plan = msgspec.structs.replace(make_plan(), replicas=(Replica((0, 1)), Replica((2, 3))))
+    before = initial(plan, 1)
+    after = without(before, plan, make_job(), 3)
+    assert after is not None
+    batches = "worker 1's batches go to the others; c, of the same worker, computes no more"
+    assert told(before, after, plan, make_job(), 3) == f"shard 2 goes on at a; {batches}"
+    later = without(after, plan, make_job(), 2)
+    assert later is not None
+    assert told(after, later, plan, make_job(), 2) == "shard 1 has no backup now"
+
+
 @pytest.mark.parametrize("until", ["training", "evaluating"])
 def test_what_was_trained_again_is_told_though_the_coordinator_dies_before_the_epoch_is_over(until: str) -> None:
     mesh = quiet()
@@ -464,18 +476,6 @@ def test_what_was_trained_again_is_told_though_the_coordinator_dies_before_the_e
     assert mesh.run().state == "done"
     assert mesh.record.history[0]["trained_again"] == 3
     check(mesh)
-
-
-def test_of_a_worker_of_several_nodes_it_is_told_once_who_computes_no_more() -> None:
-    plan = msgspec.structs.replace(make_plan(), replicas=(Replica((0, 1)), Replica((2, 3))))
-    before = initial(plan, 1)
-    after = without(before, plan, make_job(), 3)
-    assert after is not None
-    batches = "worker 1's batches go to the others; c, of the same worker, computes no more"
-    assert told(before, after, plan, make_job(), 3) == f"shard 2 goes on at a; {batches}"
-    later = without(after, plan, make_job(), 2)
-    assert later is not None
-    assert told(after, later, plan, make_job(), 2) == "shard 1 has no backup now"
 
 
 def test_two_nodes_that_are_lost_at_once_go_in_one_change_where_that_can_be() -> None:

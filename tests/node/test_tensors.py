@@ -75,21 +75,21 @@ async def test_executors_count_their_replicas_nodes_and_hear_no_others() -> None
 
 async def test_which_batches_are_trained_is_told_by_the_first_node_and_what_is_decided_to_it() -> None:
     bench = Bench()  # C is the first node of its replica
-    bench.tensors.says(commands.Deal(3, ((5, 9),), 4))
+    bench.tensors.says(commands.Dealt(3, ((5, 9),), 4))
     assert bench.outside.sent == [(B, wire.Dealt(JOB, 1, 2, 3, ((5, 9),), 4))]
     for node, message in (
-        (B, wire.Decided(JOB, 1, 1, 6)),
+        (B, wire.Decided(JOB, 1, 1, 6, ((2, 3),), ((4, 5),))),
         (A, wire.Decided(JOB, 1, 0, 7)),
         (B, wire.Dealt(JOB, 1, 1, 0, ((0, 4),))),
     ):
         bench.tensors.receive(node, message)
-    assert bench.executor.sent == [commands.PeerDecided(1, 6)]
+    assert bench.executor.sent == [commands.Decided(6, ((2, 3),), ((4, 5),), 1)]
 
 
 async def test_another_node_than_the_first_trains_what_it_is_told_to() -> None:
     bench = Bench((1, 2))
-    bench.tensors.says(commands.Decided(6))
-    assert bench.outside.sent == [(B, wire.Decided(JOB, 1, 2, 6))]
+    bench.tensors.says(commands.Decided(6, ((2, 3),), ((4, 5),)))
+    assert bench.outside.sent == [(B, wire.Decided(JOB, 1, 2, 6, ((2, 3),), ((4, 5),)))]
     steps = bench.spec.steps
     for node, message in (
         (B, wire.Dealt(JOB, 1, 1, 3, ((0, steps),), 2)),
