@@ -29,9 +29,10 @@ class Outgoing:
         self._window = limits.state_window
         self._sent = 0
         at = 0
-        for part in map(memoryview, (head, *state)):
-            for start in range(0, len(part), limits.piece_bytes):
-                piece = part[start : start + limits.piece_bytes]  # a view: a state is large
+        views: list[memoryview] = [memoryview(part) for part in (head, *state)]
+        for view in views:
+            for start in range(0, len(view), limits.piece_bytes):
+                piece = view[start : start + limits.piece_bytes]
                 self._pieces[at] = piece
                 self._starts.append(at)
                 at += len(piece)
