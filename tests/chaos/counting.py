@@ -35,7 +35,7 @@ SIZES = (1000, 6000)
 """Rows of the data: epochs end every second or two, or last longer than it takes the run to move."""
 
 TRAIN = 0.9
-STEPS_PER_KILL, STEPS_AFTER, KILLS_MAX = 3000, 6000, 10
+STEPS_PER_KILL, STEPS_AFTER, KILLS_MAX = 3000, 6000, 20
 """How long a run is: a healthy machine does some hundred steps a second, and a round with its move takes ten."""
 
 PER_ROUND = 3
