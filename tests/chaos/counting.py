@@ -45,6 +45,9 @@ STEPS_MAX = 1000
 ENDING = 0.25
 """Of the kills come as an epoch ends, when it is evaluated and a checkpoint is written; where that is soon."""
 
+SPARING = 0.5
+"""Of the runs with more nodes than roles lose no worker: then the counts of both shards are exact (`broken`)."""
+
 LAST = 0.9
 """No more kills when so much of the run is over: it moves no more in its last 10 s, so another one would come too early."""
 
@@ -117,6 +120,7 @@ class Play:
         self.dice = random.Random(self.seed)
         self.outcome = Outcome(f"counting {self.seed}", self.seed)
         self.nodes = "abcdef"[: self.dice.choice((5, 6))]
+        self.spares = len(self.nodes) > WORKERS + SHARDS and self.dice.random() < SPARING
         self.rows = self.dice.choice(SIZES)
         self.per_epoch = int(self.rows * TRAIN)
         self.epochs = -(-(STEPS_PER_KILL * min(self.wanted, KILLS_MAX) + STEPS_AFTER) // self.per_epoch)
@@ -183,12 +187,15 @@ class Play:
 
     def _choose(self, held: Held) -> tuple[str, str] | None:
         """A role and who has it: the role that was hit least often of those that somebody has who can be spared."""
-        roles = [role for role in ROLES if any(map(held.can_spare, held.whoever(role)))]
+        found = {role: sorted(filter(held.can_spare, held.whoever(role))) for role in ROLES}
+        if self.spares:
+            found = {role: [name for name in names if name not in held.workers] for role, names in found.items()}
+        roles = [role for role in ROLES if found[role]]
         if not roles:
             return None
         hits = {role: sum(kill.role == role for kill in self.kills) for role in roles}
         role = self.dice.choice([role for role in roles if hits[role] == min(hits.values())])
-        return role, self.dice.choice(sorted(filter(held.can_spare, held.whoever(role))))
+        return role, self.dice.choice(found[role])
 
     async def _kill(self, m: Mesh, job: Job, held: Held, role: str, victim: str, phase: str) -> None:
         also = tuple(other for other in held.roles(victim) if other != role)
