@@ -29,9 +29,14 @@ class Healing:
     """Pure; `now` in seconds. due: when to compare the run with a new plan; None for not at all."""
 
     def __init__(self, spec: JobSpec) -> None:
-        self.due: float | None = None
+        self._quiet: float | None = None  # when nothing will have changed for long enough
+        self._again: float | None = None
         self._kills = 0
         self._moves = spec.data is not None and spec.kind == "train"
+
+    @property
+    def due(self) -> float | None:
+        return self._again if self._quiet is None else self._quiet
 
     def changed(self, now: float, *, killed: bool = False) -> None:
         """A node was lost, or a member that has no part came. killed: a compute process was; should that be for want of memory,
@@ -39,14 +44,14 @@ class Healing:
         self._kills += killed
         wait = HEAL_S * 2 ** min(self._kills - 1, KILLS_COUNTED) if killed else HEAL_S
         if self._moves:
-            self.due = max(self.due or 0.0, now + wait)
+            self._quiet = max(self._quiet or 0.0, now + wait)
 
     def is_due(self, now: float, left_s: float | None, is_weakened: bool) -> bool:
         """Whether to compare the run with a new plan now. left_s: how long it will last, if that is known. is_weakened: it has
         lost nodes."""
         if self.due is None or now < self.due:
             return False
-        self.due = now + AGAIN_S if is_weakened else None
+        self._quiet, self._again = None, now + AGAIN_S if is_weakened else None
         return left_s is None or left_s > LEFT_S
 
 

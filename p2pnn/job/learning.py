@@ -89,7 +89,8 @@ class Learning:
         self._first_step = self._step = step
         names = [share.name for share in plan.nodes] if plan is not None else []
         replicas = plan.replicas if plan is not None else ()
-        self._workers = ["+".join(names[node] for node in replica.nodes) for replica in replicas]
+        self._nodes = [tuple(names[node] for node in replica.nodes) for replica in replicas]
+        self._workers = list(map("+".join, self._nodes))
         self._copies = max(1, len(replicas))
         self._health: dict[str, Health] = {}
         self._window = (0.0, 0)
@@ -98,7 +99,12 @@ class Learning:
         self._learned = step > 0 or bool(spec.initial)
         self._shards: dict[int, ShardReport] = {}
         self._contributed: dict[int, tuple[int, int, int, float]] = {}  # taken, taken of all, refused, and when
+        self._gone: set[str] = set()
         self._told: set[tuple[str, object]] = set()
+
+    def without(self, node: str) -> None:
+        """A node takes part no more: nothing is expected of a worker that it computed for."""
+        self._gone.add(node)
 
     def add(self, node: str, progress: Progress, step: int, now: float) -> list[str]:
         """A node has told its progress; step: how far the run is. What is to be said of that, in sentences."""
@@ -208,20 +214,22 @@ class Learning:
                 f"{self._reasons(worker)}",
             )
         everyone = range(len(self._workers))
+        here = [worker for worker in everyone if self._gone.isdisjoint(self._nodes[worker])]
         zeros = [min((report.zeros.get(worker, 0) for report in reports), default=0) for worker in everyone]
         taken = [min((report.taken.get(worker, 0) for report in reports), default=0) for worker in everyone]
         refused = [max(sum(n for who, _, n in r.refused if who == worker) for r in reports) for worker in everyone]
-        for worker in everyone:
+        least = min((zeros[worker] for worker in here), default=0)
+        for worker in here:
             if worker in aside:
                 continue
-            if zeros[worker] >= ZERO_PUSHES_MIN and min(zeros) < zeros[worker] // 2:
+            if zeros[worker] >= ZERO_PUSHES_MIN and least < zeros[worker] // 2:
                 yield ("idle", worker), self._idle(worker, f"its last {zeros[worker]:,} pushes were all zero")
             before, all_before, refused_before, since = self._contributed.get(worker, (-1, 0, 0, 0.0))
             if taken[worker] > before:
                 self._contributed[worker] = taken[worker], sum(taken), refused[worker], now
                 continue
             others = sum(taken) - all_before
-            if others < PUSHES_MIN * (len(taken) - 1) or now - since < SILENT_S_MIN or not self._is_awaited(others):
+            if others < PUSHES_MIN * (len(here) - 1) or now - since < SILENT_S_MIN or not self._is_awaited(others):
                 continue
             bad = refused[worker] - refused_before
             why = f"none came while the others made {others:,} pushes: it is stuck, or very slow"

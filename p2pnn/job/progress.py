@@ -122,6 +122,7 @@ class ProgressMeter:
         self._steps.pop(node, None)
         self._busy.pop(node, None)
         self._served.without(node)
+        self._learning.without(node)
 
     def tell(self, nodes: Iterable[str]) -> tuple[tuple[Totals, ...], Totals]:
         """What a coordinator that goes on needs: what was counted so far by node, and the sums of this epoch."""

@@ -105,6 +105,18 @@ def test_only_training_that_is_data_parallel_looks() -> None:
         assert (healing.due is not None) is looks
 
 
+def test_a_change_is_looked_at_soon_though_the_run_would_look_again_much_later_anyway() -> None:
+    healing = Healing(make_job())
+    healing.changed(0.0)
+    assert healing.is_due(HEAL_S, None, True)
+    assert healing.due == HEAL_S + AGAIN_S
+    healing.changed(20.0)
+    assert healing.due == 20.0 + HEAL_S
+    assert not healing.is_due(20.0, None, True)
+    assert healing.is_due(20.0 + HEAL_S, None, True)
+    assert healing.due == 20.0 + HEAL_S + AGAIN_S
+
+
 def test_it_waits_for_quiet_and_longer_each_time_that_a_process_was_killed() -> None:
     healing = Healing(make_job())
     healing.changed(0.0)
@@ -120,7 +132,7 @@ def test_it_waits_for_quiet_and_longer_each_time_that_a_process_was_killed() -> 
         waits.append(healing.due - 100.0)
         healing.changed(100.0)
         assert healing.due - 100.0 == waits[-1], "who comes back meanwhile changes nothing"
-        healing.due = None
+        assert healing.is_due(healing.due, None, False)
     assert waits == [HEAL_S * factor for factor in (1, 2, 4, 8, 16, 16, 16)]
     healing.changed(0.0)
     assert not healing.is_due(900.0, LEFT_S, True)

@@ -214,6 +214,19 @@ def test_a_worker_that_gets_nowhere_is_named_with_why() -> None:
         assert ("it is stuck, or very slow" in text) == (learning is silent)
 
 
+def test_nothing_is_expected_of_a_worker_that_takes_part_no_more() -> None:
+    learning = Learning(data(), make_plan(3))
+    assert served(learning, 0.0, dict.fromkeys(range(3), 5)) == []
+    learning.without("c")
+    for push in range(5, 400, 5):
+        assert served(learning, push / 10, {0: push, 1: push, 2: 5}) == []
+    told = []
+    for push in range(400, 600, 5):
+        told += served(learning, push / 10, {0: push, 1: 400, 2: 5})
+    [text] = told
+    assert text.startswith("worker b contributes nothing: none came while the others made ")
+
+
 def test_a_warm_start_makes_nobody_idle() -> None:
     learning = Learning(data(warm_start=1000), make_plan(3))
     for push in range(0, 1100, 10):
