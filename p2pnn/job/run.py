@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from p2pnn.job import answers, results, run_state
+from p2pnn.job import answers, life, results, run_state
 from p2pnn.job.actions import Order
 from p2pnn.job.assignment import gone_workers
 from p2pnn.job.checkpoint import Manifest
@@ -165,13 +165,12 @@ class Run:
     # --- the script
 
     def _go_on(self) -> None:
-        self._advance()
-        self._send()
+        if self._ledger.record.state in life.RUNNING:  # else what came last has ended the run
+            self._advance()
+            self._send()
 
     def _advance(self) -> None:
         """Issue every command whose time has come."""
-        if self._ledger.record.state not in ("running", "pausing", "finishing"):
-            return
         if self._stage in ("evaluate", "predict"):
             if self._stage == "evaluate":
                 self._evaluate("test")
@@ -208,7 +207,8 @@ class Run:
             if every:
                 until = min(until, (self._step_granted // every + 1) * every)
             self._step_granted = until
-            self._order(Train(self._orders.next(), until, self.meter.interval.steps * (len(self._ledger.members) > 1)))
+            self._pace.granted(self._orders.next(), self._step_done, self.now)
+            self._order(Train(self._orders.last, until, self.meter.interval.steps * (len(self._ledger.members) > 1)))
             if every and until % every == 0 and until < self._epoch_end() and not self.checkpoints.is_copying:
                 self._checkpoint(best=False)  # none while one is being copied: slow links must not pile them up
         if not training and self._step_done >= self._epoch_end() and not self._evaluating:
@@ -247,8 +247,8 @@ class Run:
         """All nodes that take part have answered a command."""
         command, found = issued.command, issued.answers
         if isinstance(command, Train):
-            self._pace.trained(command.until_step - self._step_done, self.now - issued.since)
             self._step_done = max(self._step_done, command.until_step)  # a large answer may be overtaken
+            self._pace.trained(command.sequence, self._step_done, self.now)
         elif isinstance(command, Evaluate):
             result = answers.evaluation(self._spec, command.split, self._nodes, found)
             if command.split == "validation":

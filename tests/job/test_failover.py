@@ -22,7 +22,7 @@ from p2pnn.job.plan import NodeShare, Plan, Replica, ShardHome
 from p2pnn.job.records import JobRecord
 from p2pnn.job.recovery import Loss
 from p2pnn.job.script import Checkpoint, Command, Done, Evaluate, Evaluation, Finish, Progress, Restore, Train
-from p2pnn.job.spec import DataParallel, JobSpec
+from p2pnn.job.spec import DataParallel, Dataset, JobSpec, Split
 from p2pnn.job.supervisor import Supervisor
 from p2pnn.job.takeover import Takeover
 from p2pnn.replication.configuration import demoted, promoted, removed
@@ -487,6 +487,24 @@ def test_a_change_that_cannot_be_committed_ends_the_start_with_its_reason() -> N
     mesh.take()
     assert mesh.record.state == "recovering"
     assert mesh.warnings() == ["node b is lost (connection reset), and the charter would be too large"]
+
+
+def test_a_coordinator_that_takes_over_takes_no_answer_of_before_for_speed() -> None:
+    spec = make_job()
+    rows = spec.batch_size * 100_000
+    mesh = quiet(msgspec.structs.replace(spec, train=Split(Dataset("toy", rows, ()), 0, rows)))
+    mesh.until(30)
+    for _ in range(3):
+        for node in mesh.living:
+            while mesh.down[node.node]:
+                node.hear(mesh.down[node.node].popleft())
+            while node.queue:
+                node.work()
+        before = mesh.supervisor._run.left_s
+        assert before is not None
+        mesh.die()  # none of those answers was heard
+        after = mesh.supervisor._run.left_s
+        assert after == pytest.approx(before, rel=0.01)
 
 
 def test_a_commit_that_comes_when_the_start_is_over_changes_nothing() -> None:
