@@ -138,10 +138,13 @@ class Failover:
         self._losses = [loss for loss in self._losses if loss not in lost]
         self._tell(self.nodes)
         for loss in lost:
+            if not self._runs:  # doing without another of them has ended the start
+                return
             text = told(before, self.assignment, self._plan, self._spec, loss.index)
             self._ledger.publish("warning", text=f"{loss.text}: {text}")
             self._goes_on(loss.index, now)
-        self._propose()
+        if self._runs:
+            self._propose()
 
     def not_reassigned(self, reason: str, now: float) -> None:
         """It never will be. reason: one clause."""

@@ -143,11 +143,13 @@ class Run:
         self._at(now)
         for index in gone:
             self._does_without((*self._gone, index))
-            complete, withdrawn = self._orders.without(self._nodes[index])
+            complete, withdrawn = self._orders.without(self._nodes[index], now)
             for issued in complete:
                 self._answered(issued)
             self._order_again(withdrawn)
             self.checkpoints.member_failed(self._nodes[index])
+            if self._ledger.record.state not in life.RUNNING:
+                return
         self._go_on()
 
     def pause(self, now: float) -> None:
@@ -179,9 +181,8 @@ class Run:
             self._stage = "answer"
         elif self._stage == "train":
             self._advance_training()
-        elif self._stage == "sample":
-            if self.sampler is not None and not self._orders.open:
-                self._order(Sample(self._orders.next(), self.sampler.window()))
+        elif self._stage == "sample" and self.sampler is not None and not self._orders.open:
+            self._order(Sample(self._orders.next(), self.sampler.window()))
         elif self._orders.open or self.checkpoints.is_copying:
             return
         elif self._stage == "close":
@@ -277,10 +278,9 @@ class Run:
     def _epoch_done(self, validation: SplitResult | None) -> None:
         self._epoch += 1
         entry = self.meter.end_epoch(self._epoch, self._step_done, self.now)
-        improved = False
         if validation is not None:
             entry = results.with_validation(entry, validation)
-            improved = self._monitor.improves(self._epoch, validation)
+        improved = validation is not None and self._monitor.improves(self._epoch, validation)
         self._history = (*self._history, entry)
         self._ledger.publish("epoch", **entry, epochs=self._spec.epochs)
         self._ledger.change(epoch=self._epoch, history=self._history)
