@@ -197,6 +197,7 @@ class Supervisor(Placing):
             self._ledger.change(pausing=True)
             self._ledger.move("pause", "pausing where it will go on", self._run.step)
         else:
+            self._ledger.change(vacating="")  # where it was to move, it stays paused instead
             self._run.pause(now)
 
     def vacate(self, node: NodeId, now: float) -> None:

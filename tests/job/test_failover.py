@@ -777,6 +777,8 @@ def test_of_losses_in_one_change_none_counts_any_more_once_one_of_them_has_ended
     assert all(failover.lose(node, "it is lost") for node in NODES[2:])
     failover.reassigned(7, 0.0)
     wanted(ledger)
+    held = failover.assignment.shards[1]
+    failover.wish(NODES[1], 1, assignment.encode_configuration(held.replaced(held.in_sync[:1], ())))
     failover.reassigned(8, 0.0)
     assert done_without == [2]
     assert not [action for action in wanted(ledger) if isinstance(action, actions.Reassign)]
