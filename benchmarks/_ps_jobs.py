@@ -36,11 +36,12 @@ def prepared(rows: work.Rows, kind: Kind, steps: int) -> submit.Prepared:
     return prepare.training(asked, model=model, arrays=rows)
 
 
-def train(mesh: Mesh, job: submit.Prepared) -> Effort:
-    """Run a job to its end. Raises P2pnnError where a worker's node holds a shard as well, which the planner chooses."""
+def train(mesh: Mesh, job: submit.Prepared, *, apart: bool = True) -> Effort:
+    """Run a job to its end. Raises P2pnnError where workers and shards are to be `apart` and the planner chose otherwise."""
     began, seen = time.time(), list[dict[str, Any]]()
     _jobs.run(mesh, job, seen.append)
-    _check_roles(next((event["plan"] for event in seen if event["kind"] == "plan"), {}))
+    if apart:
+        _check_roles(next((event["plan"] for event in seen if event["kind"] == "plan"), {}))
     steps = [event for event in seen if event["kind"] == "progress"]
     firsts = {event["step"]: event for event in reversed(steps)}
     events = [event for event in seen if event["kind"] != "progress" or event is firsts[event["step"]]]

@@ -92,6 +92,7 @@ def scaling(report: Report, *, quick: bool) -> None:
         f"at {most:.1f} steps/s per shard ({nbytes / 1e6:.2f} MB of gradients a step through one link of {link}); workers alone "
         f"would make {1 / WAIT_S:g} steps/s each"
     )
+    report.facts["one worker"] = "its first shard is on its own node, where the planner puts it"
 
 
 def _numbers(mesh: Mesh, counts: tuple[int, ...], rounds: int, each: int) -> dict[int, dict[str, list[float]]]:
@@ -101,7 +102,7 @@ def _numbers(mesh: Mesh, counts: tuple[int, ...], rounds: int, each: int) -> dic
         for workers in counts:
             for shards in SHARDS:
                 kind = Kind(WAITING.batch, DataParallelPart(workers=workers, shards=shards, replicas=1), WAITING.hidden)
-                effort = train(mesh, prepared(rows, kind, workers * each))
+                effort = train(mesh, prepared(rows, kind, workers * each), apart=workers > 1)
                 measured[workers][_shards(shards)].append(effort.samples_per_s / kind.batch)
                 _say(f"round {number + 1}, {workers} workers, {_shards(shards)}", effort)
     return measured

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from p2pnn.engine.base import Array, Context, Edge, Program
+from p2pnn.engine.base import Array, Context, Edge, Look, Program
 from p2pnn.engine.numpy.engine import NumpyEngine
 from p2pnn.executor import __main__ as executor
 from p2pnn.executor import session
@@ -30,7 +30,7 @@ class Waiting:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._program, name)
 
-    def forward(self, frame: int, context: Context, values: Mapping[str, Array]) -> None:
+    def forward(self, frame: int, context: Context, values: Mapping[str, Array], look: Look | None = None) -> None:
         time.sleep(self._seconds * FORWARD)
 
     def backward(self, frame: int, context: Context, gradients: Mapping[Edge, Array], *, index: int) -> None:

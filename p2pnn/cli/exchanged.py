@@ -45,6 +45,13 @@ def lines(last: Mapping[str, Any]) -> Iterator[str]:
         yield label("exchanged", f"{size(pushed)} pushed, {size(fetched)} fetched{copied}")
 
 
+COVERAGE: Final = {
+    "trained_again": "trained again, since their worker was lost",
+    "never_trained": "given up, since the gradients of two workers were refused for what they held",
+}
+"""What an epoch's entry says of batches that were not trained exactly once."""
+
+
 def holders(held: Mapping[str, Any]) -> str:
     """`a, backup b`, `a, no backup; c catches up`: one of `shards`, of a progress event or of a job."""
     backups, learners = ", ".join(held["backups"]), ", ".join(held["learners"])
@@ -55,11 +62,10 @@ def holders(held: Mapping[str, Any]) -> str:
 def coverage(epochs: Iterable[Mapping[str, Any]]) -> Iterator[str]:
     """Of epochs whose batches were not all trained exactly once, by their `epoch` events."""
     for epoch in epochs:
-        if again := int(epoch.get("trained_again") or 0):
-            batches = f"{count(again)} batch{'es' * (again != 1)}"
-            yield label(
-                "coverage", f"epoch {int(epoch['epoch'])}: {batches} trained again, since their worker was lost"
-            )
+        for name, what in COVERAGE.items():
+            if often := int(epoch.get(name) or 0):
+                batches = f"{count(often)} batch{'es' * (often != 1)}"
+                yield label("coverage", f"epoch {int(epoch['epoch'])}: {batches} {what}")
 
 
 def summary(last: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,6 +26,7 @@ _NOT_METRICS: Final = (
     "samples_per_s",
     "rate",
     "trained_again",
+    "never_trained",
 )
 
 

@@ -235,7 +235,10 @@ def _write_files(
 
 def counted(record: Mapping[str, Any]) -> dict[str, Any]:
     """A record of the history with its counts as whole numbers, through whatever formats it came."""
-    return {key: int(value) if key in ("epoch", "step", "trained_again") else value for key, value in record.items()}
+    return {
+        key: int(value) if key in ("epoch", "step", "trained_again", "never_trained") else value
+        for key, value in record.items()
+    }
 
 
 def _move(temporary: Path, folder: Path, chosen: bool) -> Path:

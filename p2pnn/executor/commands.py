@@ -98,6 +98,7 @@ class Answered(_Message, tag=14):
     number: int = 0
     landed: bool = False
     nbytes: int = 0
+    lately: int = 0
 
 
 class Left(_Message, tag=15):
@@ -133,6 +134,7 @@ class Fetched(_Message, tag=17):
     have: int
     after: int
     by: int = 0
+    returns: int = 0
 
 
 class Marked(_Message, tag=18):
@@ -178,6 +180,7 @@ class Leased(_Message, tag=40):
     ranges: tuple[tuple[int, int], ...]
     trained_below: int
     again: int
+    never: int = 0
 
 
 class LeasesWished(_Message, tag=41):
@@ -260,6 +263,7 @@ class FetchValues(_Message, tag=29):
     have: int
     after: int
     by: int = 0
+    returns: int = 0
 
 
 class Lend(_Message, tag=30):
@@ -294,6 +298,7 @@ class SendAnswer(_Message, tag=32):
     whole: bool = True
     number: int = 0
     by: int = 0
+    lately: int = 0
 
 
 class Replicate(_Message, tag=36):
@@ -345,12 +350,15 @@ class SendLeased(_Message, tag=45):
     ranges: tuple[tuple[int, int], ...]
     trained_below: int
     again: int
+    never: int = 0
 
 
 class Failed(_Message, tag=26):
-    """This executor cannot go on and exits: one sentence."""
+    """This executor cannot go on and exits: one sentence. is_lost: only what it holds is lost; a start that others hold too may
+    go on without this node."""
 
     error: str
+    is_lost: bool = False
 
 
 ToExecutor = (

@@ -49,7 +49,8 @@ class Hearing:
             case commands.PushArrived():
                 shard.arrived(self._push(message, worker), now)
             case commands.Fetched():
-                shard.pull(Pull(worker, message.by, message.request, message.have, message.after), now)
+                about = message.request, message.have, message.after
+                shard.pull(Pull(worker, message.by, *about, message.returns), now)
             case commands.Marked():
                 shard.mark(worker, message.sequence, now)
             case commands.Rested():

@@ -36,6 +36,7 @@ class LeasingSession(ReplicaSession):
         self._begun = 0  # steps of this worker's own
         super().__init__(channel, arena, prepare, spec, plan)
         self._until = self._leasing.trained_below
+        self._replica.decided.on_refused = self._leasing.refused
 
     def _allot(self, spec: JobSpec, plan: Plan, node_index: int, manifest: Manifest | None) -> Allotment:
         assert spec.data is not None  # `read` has seen to it
@@ -48,7 +49,7 @@ class LeasingSession(ReplicaSession):
             super()._take(message)
             return
         leasing, before = self._leasing, self._leasing.granted
-        leasing.leased(message.number, message.ranges, message.trained_below, message.again)
+        leasing.leased(message.number, message.ranges, message.trained_below, message.again, message.never)
         if leasing.granted > before:
             own = script.Train(OWN, leasing.granted)
             self._given.append(own)
@@ -142,11 +143,8 @@ class LeasingSession(ReplicaSession):
         while self._trains and self._trains[0].until_step <= self._leasing.trained_below:
             command = self._trains.popleft()
             self._progress(time.perf_counter())
-            self._channel.send(script.Done(command.sequence))
-
-    @property
-    def _again(self) -> int:
-        return self._leasing.again
+            uneven = self._leasing.again, self._leasing.never
+            self._channel.send(script.Done(command.sequence, uneven=uneven))
 
     def _answer(self, command: script.Command) -> None:
         if isinstance(command, script.Train):

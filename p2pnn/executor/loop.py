@@ -1,7 +1,7 @@
 """An executor's life: the first message says what it is to be, then it serves one job.
 
 Whatever goes wrong becomes one sentence in Failed, with the traceback on stderr, and exit status 1; the daemon's end closing
-ends it quietly.
+ends it quietly. What another node's process sent and makes no sense (RemoteProtocolError) costs this process alone.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import contextlib
 import sys
 import traceback
 
-from p2pnn.errors import JobFailedError, P2pnnError
+from p2pnn.errors import JobFailedError, P2pnnError, RemoteProtocolError
 from p2pnn.executor import commands
 from p2pnn.executor.arena import Arena
 from p2pnn.executor.channel import Channel
@@ -31,7 +31,7 @@ def run(channel: Channel, arena: Arena) -> int:
     except Exception as error:
         traceback.print_exc(file=sys.stderr)
         with contextlib.suppress(EOFError):
-            channel.send(commands.Failed(sentence(error)))
+            channel.send(commands.Failed(sentence(error), isinstance(error, RemoteProtocolError)))
         return 1
     finally:
         channel.leave()

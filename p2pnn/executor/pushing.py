@@ -19,7 +19,7 @@ from p2pnn.job import assignment
 from p2pnn.job.plan import Plan
 from p2pnn.ps.layout import LANDINGS, WorkerLayout
 from p2pnn.ps.messages import Answer, Refusal, Values, Worker
-from p2pnn.ps.port import MarkNote, PullRequest, PushPart
+from p2pnn.ps.outgoing import MarkNote, PullRequest, PushPart
 from p2pnn.ps.worker import Replica
 
 
@@ -79,6 +79,7 @@ class Pushing:
             Refusal[message.refusal] if message.refusal else None,
             message.log_number,
             values,
+            message.lately,
         )
         place = self._replica.place(message.shard, answer) if message.landed else None
         if place is not None:
@@ -101,7 +102,8 @@ class Pushing:
                 case PushPart():
                     out.append(self._part(message))
                 case PullRequest(shard, pull):
-                    out.append(commands.FetchValues(shard, pull.request, pull.have, pull.after, pull.generation))
+                    about = pull.request, pull.have, pull.after, pull.generation, pull.returns
+                    out.append(commands.FetchValues(shard, *about))
                 case MarkNote(mark):
                     out.append(commands.SendMark(mark.sequence))
                     if mark.rests:

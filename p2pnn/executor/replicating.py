@@ -30,7 +30,7 @@ from p2pnn.replication.limits import Timing
 from p2pnn.replication.outcomes import FetchConfiguration, Propose
 from p2pnn.types import NodeId
 from p2pnn.wire.codec import decode, encode
-from p2pnn.wire.messages import Append, Forward
+from p2pnn.wire.messages import Append, CloseReason, Forward
 
 TIMING: Final = Timing(silence_s=1.5, slow_s=1.5)
 """Processes that hold shards step behind what the person at the machine does, and share its cores with workers: a backup that
@@ -97,23 +97,26 @@ class Replicas:
         return found
 
     def receive(self, command: commands.Replicated, now: float) -> None:
-        """A message of another replica. Raises JobFailedError for what none sends: then nobody knows what this one holds."""
+        """A message of another replica. Raises RemoteProtocolError for what no primary sends, if it is from this shard's, in its
+        generation: then nobody knows what this process holds. The others' nonsense is dropped."""
         source = self._plan.nodes[command.source]
+        message = decode(command.message)
+        number: int = getattr(message, "shard", -1)
+        shard = self._shards.get(number)
+        if shard is None:
+            return
+        body: bytes | memoryview | None = command.body
+        if isinstance(message, Forward):
+            body = self._in_slot(shard, message)
         try:
-            message = decode(command.message)
-            number: int = getattr(message, "shard", -1)
-            shard = self._shards.get(number)
-            if shard is None:
-                return
-            body: bytes | memoryview | None = command.body
-            if isinstance(message, Forward):
-                body = self._in_slot(shard, message)
-            elif isinstance(message, Append):
-                self._check(message)
-            if body is not None:
+            if isinstance(message, Append) and (why := self._nonsense(message)):
+                if shard.replica.obeys(NodeId(source.node), message.generation, now):
+                    raise RemoteProtocolError(CloseReason.MALFORMED, why)
+            elif body is not None:
                 shard.receive(NodeId(source.node), message, now, body)
         except RemoteProtocolError as error:
-            raise JobFailedError(f"what {source.name} sent as the primary of a shard makes no sense: {error}") from None
+            what = f"what {source.name} sent as the primary of shard {number} makes no sense: {error}"
+            raise RemoteProtocolError(error.reason, what) from None
 
     def left(self, token: int) -> None:
         """A message has left, so its slot may be filled again."""
@@ -190,11 +193,10 @@ class Replicas:
         parts = dict(self._slots[message.shard].parts)
         return shard.slot_view(message.worker, message.sequence, message.start, parts.get(message.start, -1))
 
-    def _check(self, message: Append) -> None:
-        """Raise JobFailedError for an entry that is neither a decision nor a push of a worker that there is."""
+    def _nonsense(self, message: Append) -> str:
+        """What is wrong with an entry, if it is neither a decision nor a push of a worker that there is; else empty."""
         push_bytes = self._slots[message.shard].nbytes
         if message.worker > len(self._workers) or message.total_bytes not in (0, push_bytes if message.worker else 0):
-            raise JobFailedError(
-                f"entry {message.number} of shard {message.shard} names {message.total_bytes:,} bytes of worker "
-                f"{message.worker}, which cannot be"
-            )
+            named = f"{message.total_bytes:,} bytes of worker {message.worker}"
+            return f"entry {message.number} of shard {message.shard} names {named}, which cannot be"
+        return ""

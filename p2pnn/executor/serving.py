@@ -78,7 +78,7 @@ class Server:
         manifest = manifest_of(prepare)
         source = self._saves.source(self._blobs, manifest)
         engine = NumpyEngine()
-        done = manifest.step if manifest is not None else 0
+        done, uneven = (manifest.step, manifest.uneven) if manifest is not None else (0, (0, 0))
         replicated: dict[int, ReplicatedShard] = {}
         leased = is_leased(plan, spec)
         for number, slots in layout.slots.items():
@@ -98,7 +98,7 @@ class Server:
                 steps=updates(self._settings, len(self._workers), spec.steps),
                 combine=engine.combine,
                 did=partial(self._spans.did, number),
-                leases=LeaseTable(spec.steps_per_epoch, spec.epochs, done) if leased and number == 0 else None,
+                leases=LeaseTable(spec.steps_per_epoch, spec.epochs, done, *uneven) if leased and number == 0 else None,
             )
             if isinstance(shard, ReplicatedShard):
                 replicated[number] = shard
@@ -236,7 +236,7 @@ class Server:
             self._channel.send(*out)
 
     def _leased(self, number: int, leased: Leased) -> commands.SendLeased:
-        about = (leased.number, leased.ranges, leased.trained_below, leased.again)
+        about = (leased.number, leased.ranges, leased.trained_below, leased.again, leased.never)
         return commands.SendLeased(number, self._numbers[leased.worker], *about)
 
     def _answer(self, number: int, shard: Shard, answer: Answer) -> commands.SendAnswer:
@@ -253,6 +253,7 @@ class Server:
             answer.log_number,
             shard.acknowledged(answer.worker),
             by=answer.generation,
+            lately=answer.lately,
         )
         if values is None:
             shard.answer_sent(answer, time.perf_counter())

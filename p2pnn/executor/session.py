@@ -254,13 +254,7 @@ class Session:
         if report is not None:
             report.snapshots, report.snapshot_s = self._snapshots.taken()
             report.health = self._looks.health()
-            report.again = self._again
             self._channel.send(report)
-
-    @property
-    def _again(self) -> int:
-        """Batches of this epoch that were trained more often than once."""
-        return 0
 
     def _reached(self) -> int:
         """The job's steps that are done."""

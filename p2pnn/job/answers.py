@@ -22,13 +22,14 @@ _parts = msgspec.msgpack.Decoder(Part | tuple[Part, ...])
 
 def of_node(dones: Sequence[Done]) -> Done:
     """What the processes of one node answered to one command, as one answer: the first error, the one result, or the parts of a
-    checkpoint together."""
-    first = dones[0]
+    checkpoint together. Of batches that were trained again only the one knows that computes."""
+    first, uneven = dones[0], max(done.uneven for done in dones)
     results = [done.result for done in dones if done.result]
     error = next((done.error for done in dones if done.error), "")
     if len(results) < 2 or error:
-        return Done(first.sequence, b"" if error else b"".join(results), error)
-    return Done(first.sequence, msgspec.msgpack.encode([part for result in results for part in _parts_in(result)]))
+        return Done(first.sequence, b"" if error else b"".join(results), error, uneven)
+    parts = [part for result in results for part in _parts_in(result)]
+    return Done(first.sequence, msgspec.msgpack.encode(parts), uneven=uneven)
 
 
 def evaluation(spec: JobSpec, split: str, nodes: Sequence[NodeId], answers: Answers) -> SplitResult:

@@ -6,8 +6,8 @@ and its batches are leased to other workers. What holds is decided by the charte
 who sees a node lost, or by a shard's primary, who finds a replica slow or ready (`replication.configuration`); it is committed
 with the job's entry (`job.work`), and only then told to the nodes of the start. So whoever was deposed can acknowledge nothing.
 
-Nobody comes into a start that runs: a member that could help, or a node that is back, takes part from the next start on. A start
-whose shards have one replica each, or that has none, goes on without nobody: it is over with the first loss.
+Nobody comes into a start that runs: a member that could help, or a node that is back, takes part from the next start on. Where
+shards have one replica each, a start goes on without a node that holds none of them; where it has no shards, without nobody.
 """
 
 from __future__ import annotations
@@ -22,6 +22,10 @@ from p2pnn.errors import CheckpointError
 from p2pnn.job.plan import Plan
 from p2pnn.job.spec import JobSpec
 from p2pnn.replication.configuration import Configuration, Member, may_follow
+
+REPLICATED_SHARDS_MAX: Final = 256
+"""Shards of a plan where they have replicas: whatever becomes of such a start, the charter has room for who has which role in it
+(`job.work.ASSIGNMENT_BYTES_MAX`)."""
 
 SHARDS_MAX: Final = 1024
 NODES_MAX: Final = 1024
@@ -94,7 +98,7 @@ def without(assignment: Assignment, plan: Plan, spec: JobSpec, lost: int) -> Ass
     """What to propose when node `lost` of the plan is: the start goes on without it. None where it cannot, and is over."""
     if lost in assignment.gone:
         return assignment
-    if not assignment.shards:
+    if not plan.shards or (not assignment.shards and any(lost in home.nodes for home in plan.shards)):
         return None
     after = Assignment(assignment.shards, (*assignment.gone, lost))
     if plan.worker_of(lost) >= 0 and (
@@ -111,22 +115,41 @@ def without(assignment: Assignment, plan: Plan, spec: JobSpec, lost: int) -> Ass
     return msgspec.structs.replace(after, shards=tuple(shards))
 
 
+def may_lose(plan: Plan, spec: JobSpec) -> bool:
+    """Whether a start of this plan may go on without some node of it."""
+    return any(without(initial(plan, 0), plan, spec, node) is not None for node in range(len(plan.nodes)))
+
+
+def is_spare(assignment: Assignment, plan: Plan, lost: int) -> bool:
+    """Whether each shard has another process without a node of a data-parallel plan. A worker may be missed all the same."""
+    if assignment.shards:
+        node = plan.nodes[lost].node
+        return all(any(member.node != node for member in shard.in_sync) for shard in assignment.shards)
+    return bool(plan.shards) and all(lost not in home.nodes for home in plan.shards)
+
+
 def wished(assignment: Assignment, shard: int, proposal: Configuration) -> Assignment | None:
     """What to propose when a shard's primary wants another configuration of its replicas: to demote, promote or remove one. None
-    for a wish that is stale, or that changes nothing: whoever has it is to be told what holds.
+    for a wish that is stale: whoever has it is to be told what holds.
 
-    A backup that is to be removed, for it has been silent, becomes a learner while its node is a member: where it only stood
-    still it comes back by itself, and nobody waits for a learner.
+    A wish for what holds is a change as well, to a new generation: it takes back an earlier one, which may be on its way. Until
+    then a primary waits for a learner that it wished to promote.
+
+    Whoever is to be removed, for it has been silent, is a learner while its node is a member: where it only stood still it
+    comes back by itself, and nobody waits for a learner.
     """
     if shard >= len(assignment.shards):
         return None
     before = assignment.shards[shard]
-    if proposal == before or proposal.copies != before.copies or not set(proposal.members) <= set(before.members):
+    if proposal.copies != before.copies or not set(proposal.members) <= set(before.members):
         return None
     if not may_follow(before, proposal):
         return None
-    silent = [member for member in before.in_sync if member not in proposal.members]
+    silent = [member for member in before.members if member not in proposal.members]
     proposal = proposal.replaced(proposal.in_sync, (*proposal.learners, *silent))
+    proposal = msgspec.structs.replace(
+        proposal, generation=before.generation + 1
+    )  # another than before; `committed` has the last word
     shards = (*assignment.shards[:shard], proposal, *assignment.shards[shard + 1 :])
     return msgspec.structs.replace(assignment, shards=shards)
 

@@ -33,7 +33,8 @@ class Manifest(msgspec.Struct, frozen=True):
     """One cut of a run after `step` updates, with everything that `jobs resume` needs beside the spec.
 
     best_value, best_epoch: the best monitored value so far (patience counts from there). cut: `job.plan.cut` of the plan
-    that it was written under, behind RECUT where the run had another one before.
+    that it was written under, behind RECUT where the run had another one before. uneven: how many batches of the epoch under way
+    were trained more often than once, and how many were given up.
     """
 
     job: JobId
@@ -46,6 +47,7 @@ class Manifest(msgspec.Struct, frozen=True):
     finished: bool = False
     format: int = FORMAT
     cut: str = ""
+    uneven: tuple[int, int] = (0, 0)
 
 
 def version_name(updates: int, parameter: str) -> str:

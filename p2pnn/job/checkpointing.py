@@ -78,8 +78,9 @@ class Checkpointing:
         """The command of this number is answered for by nobody: (its manifest, whether it is the best epoch)."""
         return self._writing.pop(number)
 
-    def written(self, number: int, found: dict[NodeId, Done]) -> None:
-        """All nodes that take part have answered: have the parts copied, or give up where one could not write."""
+    def written(self, number: int, found: dict[NodeId, Done], uneven: tuple[int, int] = (0, 0)) -> None:
+        """All nodes that take part have answered: have the parts copied, or give up where one could not write. uneven: as
+        of `checkpoint.Manifest`."""
         manifest, best = self._writing.pop(number)
         errors = [
             f"node {self._ledger.name(n)}: {found[n].error}" for n in self._nodes if n in found and found[n].error
@@ -88,7 +89,7 @@ class Checkpointing:
             self._give_up(manifest, "; ".join(errors))
             return
         parts, writers = answers.parts(self._nodes, found)
-        self.copy(msgspec.structs.replace(manifest, parts=parts), best=best, writers=writers)
+        self.copy(msgspec.structs.replace(manifest, parts=parts, uneven=uneven), best=best, writers=writers)
 
     def copy(self, manifest: Manifest, *, best: bool, writers: Sequence[int] = ()) -> None:
         """Have a checkpoint that is written copied. writers: which node of the plan wrote each part; () for part i by node i."""

@@ -23,6 +23,7 @@ from p2pnn.job.assignment import (
     index_of,
     initial,
     is_leased,
+    may_lose,
     primary_of,
     wished,
     without,
@@ -66,8 +67,8 @@ class Failover:
 
     @property
     def can_lose(self) -> bool:
-        """Whether the start may go on without a node at all."""
-        return bool(self.assignment.shards)
+        """Whether the start may go on without some node."""
+        return bool(self.assignment.shards) or (self._plan is not None and may_lose(self._plan, self._spec))
 
     @property
     def changing(self) -> bool:
@@ -92,7 +93,7 @@ class Failover:
     def take_over(self, plan: Plan, held: Assignment) -> None:
         """Go on as another coordinator, with what is committed; it may have died before it told anybody."""
         self._plan, self.assignment = plan, held
-        if held.shards:
+        if held.shards or held.gone:
             self._ledger.do(*map(ReleaseNode, self.gone))
             self._tell(self.nodes)
 

@@ -14,7 +14,7 @@ import msgspec
 
 from p2pnn.job import life
 from p2pnn.job.actions import Action, Decide, PrepareNode, Replan
-from p2pnn.job.assignment import initial
+from p2pnn.job.assignment import may_lose
 from p2pnn.job.checkpointing import cut_of, tell_cut
 from p2pnn.job.failover import Failover
 from p2pnn.job.ledger import Ledger
@@ -84,7 +84,7 @@ class Placing(ABC):
             self._ledger.publish("warning" if "not bitwise" in text else "note", text=text)
         self.nodes = [share.node for share in plan.nodes]
         tell_cut(self.spec, plan, self._ledger)
-        can_lose = bool(initial(plan, 0).shards)
+        can_lose = may_lose(plan, self.spec)
         self._run.assign(self.nodes, cut_of(self.spec, plan, self.record.newest), can_lose=can_lose)
         self._undecided += 1
         self._ledger.do(Decide())

@@ -32,9 +32,10 @@ def finished(kind: str, total: float, count: float) -> float:
 
 
 class ProgressMeter:
-    """Adds up the Progress messages of all nodes. Pure; `now` in seconds."""
+    """Adds up the Progress messages of all nodes. Pure; `now` in seconds. uneven: is set by the owner: where batches are
+    leased, how many of the epoch under way were trained more often than once, and how many were given up."""
 
-    def __init__(self, spec: JobSpec, step: int, now: float) -> None:
+    def __init__(self, spec: JobSpec, step: int, now: float, uneven: tuple[int, int] = (0, 0)) -> None:
         self._spec = spec
         self._step = step
         self._steps: dict[str, int] = {}
@@ -44,12 +45,12 @@ class ProgressMeter:
         self._warnings: list[str] = []
         self.interval = Interval(0 if spec.data is not None else spec.snapshot_steps)
         self.counted: dict[str, Totals] = {}
+        self.uneven = uneven
         self._recent: deque[tuple[float, int]] = deque([(now, step)])
         self._shown_at = -math.inf
         self._shown: dict[str, Any] = {}
         self._since_event = Totals()
         self._since_epoch = Totals()
-        self._again = 0  # batches of the epoch that were trained more often than once
         self._epoch_start = (now, step)
         self._entries: dict[int, dict[str, float]] = {}
 
@@ -88,7 +89,6 @@ class ProgressMeter:
             self._recent.append((now, step))
         self._served.add(progress.served, self._step)
         self._warnings += self._learning.add(node, progress, self._step, now)
-        self._again = max(self._again, progress.again)
         while len(self._recent) > 2 and now - self._recent[1][0] > WINDOW_S:
             self._recent.popleft()
         # Nothing tells later what shards saw in all.
@@ -129,13 +129,19 @@ class ProgressMeter:
         return tuple(self.counted.get(node, Totals()) for node in nodes), self._since_epoch
 
     def take_over(
-        self, counted: dict[str, Totals], epoch: Totals, step: int, now: float, plan: Plan | None = None
+        self,
+        counted: dict[str, Totals],
+        epoch: Totals,
+        step: int,
+        now: float,
+        plan: Plan | None = None,
+        uneven: tuple[int, int] = (0, 0),
     ) -> None:
         """Go on from what `tell` gave, in a process that has not seen the steps before. The epoch's rate counts from here."""
         self._step = step
         self._begin(now, counted, plan)
         self.counted = counted
-        self._since_epoch = epoch
+        self._since_epoch, self.uneven = epoch, uneven
 
     def catch_up(self, totals: dict[str, Totals], now: float) -> None:
         """After `take_over`: what nodes have reported in all, by name, which was counted or not."""
@@ -156,11 +162,11 @@ class ProgressMeter:
         if self._since_epoch.rows:
             entry["loss"] = _loss(self._since_epoch)
         entry |= _metrics(self._since_epoch, self._spec)
-        if self._again:  # else each batch was trained once; an epoch does not end before all are
-            entry["trained_again"] = self._again
         entry = self._entries.setdefault(epoch, entry) | {"epoch": epoch, "step": step}
         entry["samples_per_s"] = (step - first) * self._spec.batch_size / max(1e-9, now - then)
-        self._since_epoch, self._again = Totals(), 0
+        # Else each batch was trained once: an epoch does not end before all are, or are given up.
+        entry |= {name: n for name, n in zip(("trained_again", "never_trained"), self.uneven, strict=True) if n}
+        self._since_epoch, self.uneven = Totals(), (0, 0)
         self._epoch_start = (now, step)
         return entry
 

@@ -66,12 +66,10 @@ class Run:
         self._history = record.history[: resumed.epoch] if resumed else ()
         self._monitor = Monitor(spec, resumed)
         self.sampler = Sampler(spec) if spec.sampling is not None else None
-        self._stage = spec.kind
-        self._pace = Pace()
-        self._gone: tuple[int, ...] = ()
-        self._gone_workers: tuple[int, ...] = ()
+        self._stage, self._pace = spec.kind, Pace()
+        self._gone = self._gone_workers = tuple[int, ...]()
         self._can_lose = self._evaluating = False
-        self.meter = ProgressMeter(spec, self._step_done, now)
+        self.meter = ProgressMeter(spec, self._step_done, now, resumed.uneven if resumed else (0, 0))
 
     @property
     def step(self) -> int:
@@ -114,7 +112,7 @@ class Run:
             self.checkpoints.begin(number, manifest, best=best)
         names = list(map(self._ledger.name, self._nodes))
         counted = dict(zip(names, state.counted, strict=True))
-        self.meter.take_over(counted, state.epoch_sums, state.step_done, now, self._ledger.record.plan)
+        self.meter.take_over(counted, state.epoch_sums, state.step_done, now, self._ledger.record.plan, state.uneven)
         self._does_without(state.gone)
         self._orders.nodes = [node for index, node in enumerate(self._nodes) if index not in state.gone]
         self.meter.catch_up(dict(zip(names, totals, strict=True)), now)
@@ -250,6 +248,7 @@ class Run:
         if isinstance(command, Train):
             self._step_done = max(self._step_done, command.until_step)  # a large answer may be overtaken
             self._pace.trained(command.sequence, self._step_done, self.now)
+            self.meter.uneven = max(done.uneven for done in found.values())
         elif isinstance(command, Evaluate):
             result = answers.evaluation(self._spec, command.split, self._nodes, found)
             if command.split == "validation":
@@ -265,7 +264,7 @@ class Run:
         elif isinstance(command, Sample):
             self._drawn(answers.scores(self._nodes, found))
         elif isinstance(command, Checkpoint):
-            self.checkpoints.written(command.sequence, found)
+            self.checkpoints.written(command.sequence, found, self.meter.uneven)
 
     def _drawn(self, scores: bytes) -> None:
         """The text has one more token."""
@@ -390,6 +389,7 @@ class Run:
             epoch_sums=epoch_sums,
             writers=self.checkpoints.writers,
             gone=self._gone,
+            uneven=self.meter.uneven,
         )
 
     def _at(self, now: float) -> None:

@@ -28,7 +28,8 @@ class RunState(msgspec.Struct, frozen=True, array_like=True):
     outstanding: numbers of commands without all answers. checkpointing: (number, manifest without parts, best) of
     those among them that write one. saving: (manifest, best) of checkpoints that wait for copies. counted: by node of the plan,
     the totals that its epochs hold; epoch_sums: of the epoch under way. writers: for each of `saving`, which node of the plan
-    wrote each part; () where part i is node i's. gone: indices of the plan's nodes that the script does without.
+    wrote each part; () where part i is node i's. gone: indices of the plan's nodes that the script does without. uneven: as of
+    `checkpoint.Manifest`.
     """
 
     sequence: int
@@ -55,6 +56,7 @@ class RunState(msgspec.Struct, frozen=True, array_like=True):
     epoch_sums: Totals
     writers: tuple[tuple[int, ...], ...] = ()
     gone: tuple[int, ...] = ()
+    uneven: tuple[int, int] = (0, 0)
 
     def copies(self, nodes: int) -> list[tuple[Manifest, bool, tuple[int, ...]]]:
         """`saving`, with who of so many nodes wrote each part. Raises CheckpointError where they do not fit together."""

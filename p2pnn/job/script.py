@@ -118,7 +118,6 @@ class Progress(_Message, tag=24):
     compute_s, wall_s: seconds spent computing and passed, since the last Progress. snapshots: how many were taken since then;
     snapshot_s: seconds for copying them and sending them to another node. served: what shards on this node say of themselves.
     health: None of a process that computes nothing.
-    again: where batches are leased, those of the epoch under way that were trained more often than once, by whomever.
     """
 
     step: int
@@ -130,19 +129,20 @@ class Progress(_Message, tag=24):
     snapshot_s: float = 0.0
     served: tuple[ShardReport, ...] = ()
     health: Health | None = None
-    again: int = 0
 
 
 class Done(_Message, tag=25):
     """The command numbered `sequence` is done.
 
     result: MessagePack of Evaluation, `job.checkpoint.Part` or Predictions, the scores of a Sample, or empty. error: a
-    checkpoint that failed.
+    checkpoint that failed. uneven: to a Train, where batches are leased: how many of its epoch were trained more often than once
+    by then, by whomever, and how many were given up, since the pushes of two workers were refused for what they held.
     """
 
     sequence: int
     result: bytes = b""
     error: str = ""
+    uneven: tuple[int, int] = (0, 0)
 
 
 Command = Train | Evaluate | Predict | Sample | Checkpoint | Restore | Finish

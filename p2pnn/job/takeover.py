@@ -16,7 +16,7 @@ import msgspec
 
 from p2pnn.errors import CheckpointError
 from p2pnn.job import life, run_state
-from p2pnn.job.assignment import Assignment, check, initial
+from p2pnn.job.assignment import Assignment, check, initial, is_spare
 from p2pnn.job.checkpointing import oldest_best
 from p2pnn.job.part_log import PartState, Totals
 from p2pnn.job.records import JobRecord
@@ -62,7 +62,7 @@ def of(record: JobRecord, told: Mapping[NodeId, PartState], held: Assignment | N
             continue
         part = parts.pop(share.node, None)
         lost[share.node] = "it does not answer" if part is None else part.text or part.stage
-        if not held.shards:
+        if not (held.shards or is_spare(held, record.plan, index)):
             return f"node {share.name} does not answer" if part is None else f"node {share.name}: {lost[share.node]}"
     if not parts:
         return "none of its nodes runs any more"

@@ -26,12 +26,14 @@ RECORD_BYTES_MAX: Final = 1024
 coordinator that has neither plans anew."""
 
 ASSIGNMENT_BYTES_MAX: Final = 32 * 1024
-"""Of some two hundred shards; it comes with the first loss of a node."""
+"""Of `assignment.REPLICATED_SHARDS_MAX` shards; it comes with the first loss of a node, or a primary's first wish."""
+
+GENERATION_MAX: Final = 2**63 - 1
 
 _JobText = Annotated[str, Meta(max_length=128, pattern=r"\A[A-Za-z0-9][A-Za-z0-9._-]*\Z")]  # it becomes a folder's name
 _BlobText = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 _NodeText = Annotated[str, Meta(pattern=r"\A[0-9a-f]{32}\Z")]
-_Generation = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+_Generation = Annotated[int, Meta(ge=0, le=GENERATION_MAX)]
 
 
 class Entry(msgspec.Struct, frozen=True, array_like=True):
@@ -76,6 +78,17 @@ def entry(record: JobRecord, generation: int) -> Entry:
     if len(data) > RECORD_BYTES_MAX:
         data = records.encode(msgspec.structs.replace(record, plan=None, history=()))
     return Entry(record.job, generation, record.spec, nodes, data)
+
+
+def with_assignment(entry: Entry, held: Assignment) -> Entry:
+    """The entry with who has which role now. Raises CharterError for more than it has room for: nobody could read the table."""
+    data = assignment.encode(held)
+    if len(data) > ASSIGNMENT_BYTES_MAX:
+        raise CharterError(
+            f"who has which role in job {entry.job} takes {len(data):,} bytes, but the charter has room for "
+            f"{ASSIGNMENT_BYTES_MAX:,}: start it again with fewer --shards, or with --replicas 1"
+        )
+    return msgspec.structs.replace(entry, assignment=data)
 
 
 def encode(entries: Iterable[Entry]) -> bytes:

@@ -11,8 +11,6 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Final
 
-import msgspec
-
 from p2pnn.errors import P2pnnError
 from p2pnn.job import assignment, work
 from p2pnn.job.actions import Reassign
@@ -113,10 +111,10 @@ class Deciding:
             entry = self._work.entries.get(job)
             if entry is None or entry.generation != start:
                 return entry  # that start is over: nothing of it changes any more
-            held = assignment.committed(action.before, action.after, generation)
-            return msgspec.structs.replace(entry, assignment=assignment.encode(held))
+            return work.with_assignment(entry, assignment.committed(action.before, action.after, generation))
 
         try:
+            changed(work.GENERATION_MAX)  # raises what must not be raised while a charter is made
             generation, refusal = await self._work.decide(job, changed), ""
         except NotDecided as error:
             log.info("job=%s not reassigned reason=%s", job, error)

@@ -52,7 +52,7 @@ class Exchange:
         if self._began:
             return
         self._began = True
-        if self._server is not None and held.shards:
+        if self._server is not None and (held.shards or held.gone):
             self._server.send(commands.Assigned(encode(held)))
         if self._pushing is not None:
             self._pushing.begin()

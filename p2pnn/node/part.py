@@ -164,7 +164,7 @@ class Part:
             spec, plan = await needs.read()
             self._names = {share.node: share.name for share in plan.nodes}
             check(spec, plan, self._nodes, self._message.index, self._post.node)
-            self._roles.begin(plan, self._message.generation, self._message.index)
+            self._roles.begin(plan, self._message.generation, self._message.index, spec)
             # A process takes as long to start as its data to come: both at once.
             both = (self._spawn(spec, plan), needs.fetch())
             done = await asyncio.gather(*both, return_exceptions=True)
@@ -286,7 +286,7 @@ class Part:
         elif isinstance(message, script.Done):
             self._done(message)
         elif isinstance(message, commands.Failed):
-            self._fail(message.error)
+            self._fail(message.error, Loss.UNREACHABLE if message.is_lost else Loss.FINAL)
 
     def _progress(self, role: str, message: script.Progress) -> None:
         if self._own is not None:

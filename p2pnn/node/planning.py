@@ -112,8 +112,8 @@ class Planning:
     def cannot_drain(self, node: NodeId) -> None:
         self._leaving.pop(node, None)
 
-    async def plan(self, spec: JobSpec) -> Plan:
-        """Ask every member and plan over those that answer. Raises PlanError where nothing fits."""
+    async def plan(self, spec: JobSpec, *, compared: bool = True) -> Plan:
+        """Ask every member and plan over those that answer. Raises PlanError where nothing fits. compared: see `plan.ways`."""
         members = self.usable()
         if not members:
             raise PlanError("every node of the mesh is draining; start another one")
@@ -132,7 +132,7 @@ class Planning:
         if not reports:
             raise PlanError("no node has answered with its profile within 10 s; see the daemons' logs")
         links = {(r.profile.node, NodeId(to)): link for r in reports for to, link in r.links.items()}
-        found = await asyncio.to_thread(planner.plan, spec, [r.profile for r in reports], links)
+        found = await asyncio.to_thread(planner.plan, spec, [r.profile for r in reports], links, compared=compared)
         return msgspec.structs.replace(found, reasons=(*found.reasons, *left_out))
 
     # --- messages

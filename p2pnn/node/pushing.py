@@ -85,14 +85,15 @@ class Pushing:
             self._leased(node, message)
             return
         about = (message.shard, message.sequence, message.request, message.by)
-        self._executor.send(commands.Answered(*about, message.refusal, message.log_number, False))
+        said = message.refusal, message.log_number, False
+        self._executor.send(commands.Answered(*about, *said, lately=message.lately))
 
     def _leased(self, node: NodeId, message: wire.Leased) -> None:
         if message.shard != LEASES or any(not start < stop <= self._steps for start, stop in message.ranges):
             self._refuse(node, f"batches {message.ranges} of {self._steps}, of shard {message.shard}")
             return
         self._executor.send(
-            commands.Leased(message.number, message.ranges, message.trained_below, message.again),
+            commands.Leased(message.number, message.ranges, message.trained_below, message.again, message.never),
         )
 
     def body_for(self, node: NodeId, message: wire.Values, nbytes: int) -> memoryview | None:
@@ -146,8 +147,8 @@ class Pushing:
                 self._push(message)
             case commands.FetchValues(shard) if self._early is not None:
                 self._early[shard] = message
-            case commands.FetchValues(shard, request, have, after, by):
-                fetch = wire.Fetch(*company.about, shard, self._worker, request, have, after, by)
+            case commands.FetchValues(shard, request, have, after, by, returns):
+                fetch = wire.Fetch(*company.about, shard, self._worker, request, have, after, by, returns)
                 company.send(self._homes[shard], fetch)
             case commands.Lend(shard):
                 self._gate.lend(shard)
@@ -170,6 +171,8 @@ class Pushing:
                     wish.until,
                     wish.heard,
                     wish.quits,
+                    wish.back,
+                    wish.bad,
                 )
                 company.send(self._homes[LEASES], said)
 
@@ -220,6 +223,7 @@ class Pushing:
                 message.number,
                 landed > 0,
                 landed,
+                message.lately,
             )
         )
 

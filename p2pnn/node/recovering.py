@@ -80,7 +80,8 @@ async def replan(
         if began:
             await _find_checkpoint(supervisor, blobs, now(), members() if now() < back_until else None)
         spec, remarks = wanted(supervisor, members(), anew=not began)
-        plan = await _same_cut(supervisor, spec, planning, members()) or await planning.plan(spec)
+        plan = await _same_cut(supervisor, spec, planning, members())
+        plan = plan or await planning.plan(spec, compared=not began)
     except P2pnnError as error:
         supervisor.unplanned(str(error), now())
         return

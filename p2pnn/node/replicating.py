@@ -35,7 +35,7 @@ Carried = wire.Forward | wire.StatePiece
 """Messages without a body, and with one."""
 
 PIECES_MAX: Final = 2 * Limits().state_window
-"""Pieces of a state that may be on their way to a shard here."""
+"""Pieces of states that may be on their way to one shard here: what its primary sends at once, and what the one before left."""
 
 Part = tuple[int, int, int, int]
 """Shard, worker, sequence and part of a push."""
@@ -77,7 +77,8 @@ class Replicating:
             return None
         if isinstance(message, wire.StatePiece):
             key = node, message.shard, message.number, message.start
-            if nbytes > Limits().piece_bytes or len(self._pieces) >= PIECES_MAX or key in self._pieces:
+            coming = sum(shard == message.shard for _, shard, _, _ in self._pieces)
+            if nbytes > Limits().piece_bytes or coming >= PIECES_MAX or key in self._pieces:
                 return None
             self._pieces[key] = bytearray(nbytes)
             return memoryview(self._pieces[key])

@@ -1,6 +1,6 @@
 """Who has which role in a start, as the part on one of its nodes knows it; and how long it waits before a broken link ends it.
 
-Where shards have replicas, a start can go on without a node (`job.failover`). That is the coordinator's to decide, so a part
+A start may be one that can go on without a node (`job.failover`). That is the coordinator's to decide, so a part
 whose link to another breaks waits for its word: that the start goes on without the other, or that it is over. It does not wait
 for ever: both ends of a link may live, and the coordinator see both. Then one of the two gives up first, so that only that one is
 lost: never the node that coordinates, else the one with the higher id.
@@ -15,6 +15,7 @@ from typing import Final
 from p2pnn.job import assignment
 from p2pnn.job.assignment import Assignment
 from p2pnn.job.plan import Plan
+from p2pnn.job.spec import JobSpec
 from p2pnn.types import NodeId
 
 LINK_GRACE_S: Final = 2.0
@@ -39,12 +40,13 @@ class Roles:
     def __init__(self) -> None:
         self.assignment = Assignment()
         self._plan: Plan | None = None
+        self._spec: JobSpec | None = None
         self._node = NodeId("")
         self._doubted: set[NodeId] = set()
 
-    def begin(self, plan: Plan, generation: int, index: int) -> None:
+    def begin(self, plan: Plan, generation: int, index: int, spec: JobSpec) -> None:
         """The start's plan is known. index: of this node in it."""
-        self._plan, self.assignment = plan, assignment.initial(plan, generation)
+        self._plan, self._spec, self.assignment = plan, spec, assignment.initial(plan, generation)
         self._node = plan.nodes[index].node
 
     @property
@@ -82,14 +84,23 @@ class Roles:
         now = asyncio.get_running_loop().time
         began = now()
         await asyncio.sleep(self.patience_s(node, coordinator()))
-        while self.assignment.shards and not reachable(coordinator()) and now() < began + ELECTION_S:  # noqa: ASYNC110
+        while self._may_lose(node) and not reachable(coordinator()) and now() < began + ELECTION_S:  # noqa: ASYNC110
             await asyncio.sleep(LOOK_S)
         return not self.is_gone(node)
 
     def patience_s(self, peer: NodeId, coordinator: NodeId) -> float:
         """How long to wait for the coordinator's word about a peer to which the link broke."""
-        if not self.assignment.shards:
+        if not self._may_lose(peer):
             return LINK_GRACE_S
         if peer == coordinator:
             return ELECTION_S
         return FIRST_S if self._node != coordinator and self._node > peer else SECOND_S
+
+    def _may_lose(self, node: NodeId) -> bool:
+        """Whether the coordinator may say that the start goes on without a node. Where shards have replicas one may hold back its
+        word over any."""
+        plan, spec = self._plan, self._spec
+        if plan is None or spec is None:
+            return False
+        index = assignment.index_of(plan, node)
+        return bool(self.assignment.shards) or assignment.without(self.assignment, plan, spec, index) is not None

@@ -63,11 +63,13 @@ class Serving:
                 message.until,
                 message.heard,
                 message.quits,
+                message.back,
+                message.bad,
             )
             self._executor.send(commands.LeasesWished(message.shard, message.worker, wish))
         else:
-            about = (message.shard, message.worker, message.request, message.have, message.after, message.by)
-            self._executor.send(commands.Fetched(*about))
+            about = (message.shard, message.worker, message.request, message.have, message.after)
+            self._executor.send(commands.Fetched(*about, message.by, message.returns))
 
     def body_for(self, node: NodeId, message: wire.Push, nbytes: int) -> memoryview | None:
         """The slot of the part; None for one that is known, and, with a line in the log, for what no honest worker would send."""
@@ -115,6 +117,7 @@ class Serving:
                 message.ranges,
                 message.trained_below,
                 message.again,
+                message.never,
             )
             self._company.send(speaker, leased)
             return
@@ -130,6 +133,7 @@ class Serving:
                 request=message.request,
                 log_number=message.log_number,
                 by=message.by,
+                lately=message.lately,
             )
             self._company.send(speaker, pushed)
             return
@@ -147,6 +151,7 @@ class Serving:
             message.refusal,
             message.log_number,
             message.by,
+            message.lately,
         )
         left = partial(self._left, message, clock())
         body = self._executor.room(message.offset, message.nbytes)

@@ -161,7 +161,7 @@ class Supervision:
         for job in jobs:
             wanted, _ = attainable(self.led[job].spec, self._planning.usable(), anew=False)
             try:
-                await self._planning.plan(wanted)
+                await self._planning.plan(wanted, compared=False)
             except PlanError as error:
                 self._planning.cannot_drain(node)
                 raise PlanError(f"job {job} cannot run without it: {error}") from error
@@ -339,7 +339,7 @@ class Supervision:
         """Plan a job that runs as if it began now. Where that is not possible it stays as it is."""
         try:
             wanted, _ = recovering.wanted(supervisor, self._planning.usable(), anew=False)
-            plan = await self._planning.plan(wanted)
+            plan = await self._planning.plan(wanted, compared=False)
         except P2pnnError as error:
             log.info("job=%s stays as it is reason=%s", job, error)
             return

@@ -19,7 +19,7 @@ from p2pnn.job.spec import JobSpec
 from p2pnn.plan import verdict
 from p2pnn.plan.cost import Links, Workload, limits
 from p2pnn.plan.describe import size
-from p2pnn.plan.exchange import Exchange, check_tensors, exchange, server_bytes, settings_of, worker_bytes
+from p2pnn.plan.exchange import Exchange, check_shards, exchange, server_bytes, settings_of, shard_counts, worker_bytes
 from p2pnn.plan.pace import Pace, pace
 from p2pnn.plan.profile import Profile
 from p2pnn.plan.roles import Roles, by_speed, place, with_room
@@ -73,7 +73,7 @@ def choose(work: Workload, spec: JobSpec, candidates: Sequence[Profile], links: 
     """The roles that the job asks for, or the best there are. candidates: by name. Raises PlanError, UsageError."""
     check(spec)
     data, space = settings_of(spec), Space.of(spec.graph)
-    check_tensors(spec, len(space.entries))
+    check_shards(spec, len(space.entries))
     if data.workers > len(candidates):
         raise PlanError(
             f"--workers {data.workers} takes as many nodes, but there {_are(candidates)}; start more, or take "
@@ -130,7 +130,7 @@ def _best_of(
     data = settings_of(spec)
     most = min(len(space.entries), space.size, len(candidates))
     found = []
-    for count in [data.shards] if data.shards else range(1, most + 1):
+    for count in shard_counts(spec, 1, most, copies):
         there = exchange(spec, cut(space, count, data.cut))
         roles = place(work, spec, there, candidates, workers, links, copies, widely=data.replicas > 1)
         if roles is not None and (data.shards or len(set(roles.homes)) == count):

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from p2pnn.errors import UsageError
+from p2pnn.job.assignment import REPLICATED_SHARDS_MAX
 from p2pnn.job.spec import DataParallel, JobSpec
 from p2pnn.model import sums
 from p2pnn.plan.cost import UPDATE_CALLS, Workload, memory_bytes
@@ -174,9 +175,22 @@ def server_bytes(spec: JobSpec, there: Exchange, shards: Sequence[int], workers:
     return layout.arena_bytes + size * (slots + scratch + differences)
 
 
-def check_tensors(spec: JobSpec, tensors: int) -> None:
-    """Raise UsageError for more shards than the model has parameter tensors."""
+def shard_counts(spec: JobSpec, least: int, most: int, copies: int) -> list[int]:
+    """Numbers of shards to try, with so many nodes for each: what is asked for, or least … most; none that the charter has no
+    room for."""
     asked = settings_of(spec).shards
+    numbers = [asked] if asked else range(least, most + 1)
+    return [number for number in numbers if copies == 1 or number <= REPLICATED_SHARDS_MAX]
+
+
+def check_shards(spec: JobSpec, tensors: int) -> None:
+    """Raise UsageError for more shards than the model has parameter tensors, or than can have replicas where that is asked."""
+    asked, replicas = settings_of(spec).shards, settings_of(spec).replicas
+    if replicas > 1 and asked > REPLICATED_SHARDS_MAX:
+        raise UsageError(
+            f"--shards {asked} with --replicas {replicas}: who holds which replica is kept in the cluster's charter, which has "
+            f"room for {REPLICATED_SHARDS_MAX} shards of a job; take at most --shards {REPLICATED_SHARDS_MAX}, or --replicas 1"
+        )
     if asked > tensors:
         raise UsageError(
             f"--shards {asked} is more than the {tensors} parameter tensors of the model {spec.graph.name}: no shard may be "

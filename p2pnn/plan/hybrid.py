@@ -24,11 +24,12 @@ from p2pnn.plan.data import TOLERANCE, copied_bytes
 from p2pnn.plan.describe import size
 from p2pnn.plan.exchange import (
     Exchange,
-    check_tensors,
+    check_shards,
     exchange,
     segment_bytes,
     server_bytes,
     settings_of,
+    shard_counts,
     worker_bytes,
 )
 from p2pnn.plan.pace import CutPasses, Pace, pace
@@ -74,7 +75,7 @@ class Found:
 
 def choose(work: Workload, spec: JobSpec, candidates: Sequence[Profile], links: Links) -> Found:
     """The replicas and shards that the job asks for, or the fastest. candidates: by name. Raises PlanError, UsageError."""
-    check_tensors(spec, len(spec.graph.parameters))
+    check_shards(spec, len(spec.graph.parameters))
     fast = by_speed(work, candidates)
     if spec.node_count:
         candidates = [candidates[n] for n in sorted(fast[: spec.node_count])]
@@ -187,7 +188,7 @@ def _best_shards(
     most = max(segments, min(len(space.entries), space.size, len(candidates)))
     room = limits(candidates, spec.memory_bytes_max)
     found: list[Found] = []
-    for shards in [data.shards] if data.shards else range(segments, most + 1):
+    for shards in shard_counts(spec, segments, most, copies):
         there = exchange(spec, *cut_segments(space, names, shards, data.cut))
         needs = [segment_bytes(work, spec, there, replicas.assignment, s, replicas.frames) for s in range(segments)]
         if any(needs[place % segments] > room[n] for place, n in enumerate(replicas.nodes)):

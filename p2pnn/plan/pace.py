@@ -149,7 +149,7 @@ class _Round:
             else:
                 alone = self.roles.workers == 1
                 own = Bound("compute" if alone else "own", self._slowest(), self.steps[w] * computing)
-                bounds += [own, Bound("trip", w, trip / (WINDOW * n_push))]
+                bounds += [own, Bound("trip", w, self.steps[w] * trip / (WINDOW * n_push))]
         longest = max(bounds, key=lambda b: b.seconds)
         return longest.seconds, longest
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from p2pnn.job.assignment import REPLICATED_SHARDS_MAX
 from p2pnn.job.plan import Predicted
 from p2pnn.job.spec import JobSpec
 from p2pnn.plan.describe import number, rate, size
@@ -91,6 +92,8 @@ def reasons(spec: JobSpec, there: Exchange, roles: Roles, speed: Pace, fitting: 
             f"each shard has a backup on another node, and an update counts when both hold it: {copied} more travel per step of "
             "all workers (--replicas 1 leaves that away)"
         )
+    elif not data.replicas and len(roles.homes) > REPLICATED_SHARDS_MAX:
+        yield f"no shard has a backup, since those of at most {REPLICATED_SHARDS_MAX} shards can have one"
     if roles.segments == 1 and not data.workers and roles.workers < fitting:
         yield (
             f"{roles.workers} of {fitting} nodes compute: {spec.micro_batches} micro-batches cannot be shared evenly by more"
@@ -172,11 +175,12 @@ def hybrid_headline(predicted: Sequence[Predicted], because: str) -> str:
     return line
 
 
-def headline(predicted: Sequence[Predicted], because: str, remedy: str, best: str) -> str:
+def headline(predicted: Sequence[Predicted], because: str, remedy: str | None, best: str) -> str:
     """The first line: one node, the model cut, and this, all predicted. predicted: `data`, and `single` and `model` where they
     can be.
 
-    because: what this waits for; remedy: the settings that would win, where it loses; best: the best single node's name.
+    because: what this waits for; remedy: settings that would win, where it loses, or None where none were tried; best: the best
+    single node's name.
     """
     by_way = {found.way: found for found in predicted}
     single, model, data = by_way.get("single"), by_way.get("model"), by_way["data"]
@@ -190,6 +194,8 @@ def headline(predicted: Sequence[Predicted], because: str, remedy: str, best: st
         wins = (
             "--parallel model" if model and model.samples_per_s > single.samples_per_s else "--parallel model --nodes 1"
         )
+        if remedy is None:
+            return f"{line}: slower than {best} alone, because {because}"
         instead = remedy or f"no other setting of it would win here, {wins} does"
         return f"{line}: slower than {best} alone, because {because}; {instead}"
     if model and data.samples_per_s < model.samples_per_s:

@@ -37,10 +37,13 @@ _HALVES: Final[dict[str, Any]] = {"push": "bf16", "pull": "bf16"}
 _SELDOM: Final[dict[str, Any]] = {"n_push": 4, "n_fetch": 4}
 
 
-def plan(spec: JobSpec, profiles: Sequence[Profile], links: Links, *, spread: bool = True) -> Plan:
-    """The job's plan, by its `parallel`. Arguments and errors as of `planner.plan`."""
+def plan(
+    spec: JobSpec, profiles: Sequence[Profile], links: Links, *, spread: bool = True, compared: bool = True
+) -> Plan:
+    """The job's plan, by its `parallel`. Arguments and errors as of `planner.plan`. compared: also with other ways and settings,
+    which takes many times as long: that is for who may still choose."""
     if spec.parallel == "hybrid":
-        return _hybrid(spec, profiles, links)
+        return _hybrid(spec, profiles, links, compared)
     if spec.parallel != "data":
         return planner.plan(spec, profiles, links, spread=spread)
     work = Workload(spec)
@@ -49,17 +52,17 @@ def plan(spec: JobSpec, profiles: Sequence[Profile], links: Links, *, spread: bo
     made = data.record(work, spec, dealt, len(candidates))
     single, best = planner.best_single(work, candidates, links, spec.memory_bytes_max)
     predicted = [Predicted("single", (best,), single.samples_per_s)] if single else []
-    cut = _cut(spec, profiles, links)
+    cut = _cut(spec, profiles, links) if compared else None
     if cut is not None:
         predicted.append(Predicted("model", tuple(share.name for share in cut.nodes), cut.samples_per_s))
     predicted.append(Predicted("data", tuple(share.name for share in made.nodes), made.samples_per_s))
-    both, instead = _both(work, spec, candidates, links), ""
+    both, instead = _both(work, spec, candidates, links) if compared else None, ""
     equal = dealt.there.how.kind != "async" and not settings_of(spec).workers  # of leased batches slow nodes take fewer
     counts = fewer(work, dealt.roles.nodes[: dealt.roles.workers]) if equal else []
-    remedy, less = "", ""
-    if single and made.samples_per_s < single.samples_per_s:
+    remedy, less = "" if compared else None, ""
+    if compared and single and made.samples_per_s < single.samples_per_s:
         remedy = _remedy(work, spec, candidates, links, single.samples_per_s, counts)
-    elif counts:
+    elif compared and counts:
         less = _leaner(work, spec, candidates, links, made.samples_per_s, counts)
     because = verdict.bound(dealt.pace.bound, dealt.roles)
     first = verdict.headline(predicted, because, remedy, best)
@@ -77,7 +80,7 @@ def plan(spec: JobSpec, profiles: Sequence[Profile], links: Links, *, spread: bo
     )
 
 
-def _hybrid(spec: JobSpec, profiles: Sequence[Profile], links: Links) -> Plan:
+def _hybrid(spec: JobSpec, profiles: Sequence[Profile], links: Links, compared: bool) -> Plan:
     """With replicas that are cut over nodes, and compared with the ways that are plainer."""
     work = Workload(spec)
     candidates, links = planner.candidates_of(spec, profiles), planner.even(links, profiles)
@@ -86,16 +89,11 @@ def _hybrid(spec: JobSpec, profiles: Sequence[Profile], links: Links) -> Plan:
     made = hybrid.record(work, spec, found, len(candidates))
     single, best = planner.best_single(work, candidates, links, spec.memory_bytes_max)
     predicted = [Predicted("single", (best,), single.samples_per_s)] if single else []
-    cut = _cut(spec, profiles, links)
+    cut = _cut(spec, profiles, links) if compared else None
     if cut is not None:
         predicted.append(Predicted("model", tuple(share.name for share in cut.nodes), cut.samples_per_s))
-    given = settings_of(spec)
-    whole = msgspec.structs.replace(given, segments=1)
-    try:
-        dealt = data.choose(work, msgspec.structs.replace(spec, parallel="data", data=whole), candidates, links)
-    except UsageError:  # a PlanError is one: no node has room for the whole model
-        pass
-    else:
+    dealt = _whole(work, spec, candidates, links) if compared else None
+    if dealt is not None:
         predicted.append(Predicted("data", tuple(p.name for p in dealt.roles.nodes), dealt.pace.samples_per_s))
     predicted.append(Predicted("hybrid", tuple(share.name for share in made.nodes), made.samples_per_s))
     because = verdict.bound(found.pace.bound, found.roles)
@@ -106,6 +104,15 @@ def _hybrid(spec: JobSpec, profiles: Sequence[Profile], links: Links) -> Plan:
         reasons=(verdict.hybrid_headline(predicted, because), *made.reasons),
         predicted=tuple(predicted),
     )
+
+
+def _whole(work: Workload, spec: JobSpec, candidates: Sequence[Profile], links: Links) -> data.Dealt | None:
+    """The same settings with workers that hold the whole model; None where no node has room for it."""
+    given = msgspec.structs.replace(settings_of(spec), segments=1)
+    try:
+        return data.choose(work, msgspec.structs.replace(spec, parallel="data", data=given), candidates, links)
+    except UsageError:  # a PlanError is one
+        return None
 
 
 def _both(work: Workload, spec: JobSpec, candidates: Sequence[Profile], links: Links) -> hybrid.Found | None:

@@ -9,7 +9,7 @@ and one per worker for pulls.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -25,7 +25,8 @@ BEHIND: Final = WINDOW - 1
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """An answer that may leave. fetch: with values. have: the number of the newest values that the worker has."""
+    """An answer that may leave. fetch: with values. have: the number of the newest values that the worker has.
+    returns: as of `messages.Pull`; lately: as of `messages.Answer`."""
 
     worker: Worker
     sequence: int = 0
@@ -34,6 +35,8 @@ class Due:
     log_number: int = 0
     fetch: bool = True
     have: int = 0
+    returns: int = 0
+    lately: int = 0
 
 
 @dataclass(slots=True)
@@ -68,7 +71,7 @@ class Answers:
         key = due.worker, due.request > 0
         earlier = self._due.pop(key, None)
         if earlier is not None and earlier.fetch and not due.fetch and not due.request:
-            due = Due(due.worker, due.sequence, due.request, due.refusal, due.log_number, True, earlier.have)
+            due = replace(due, fetch=True, have=earlier.have)
         self._due[key] = due
 
     def drop(self, worker: Worker) -> None:
@@ -91,7 +94,9 @@ class Answers:
                 continue
             del self._due[key]
             values, pin = self._read(due) if due.fetch else (None, -1)
-            answer = Answer(due.worker, generation, due.sequence, due.request, due.refusal, due.log_number, values)
+            answer = Answer(
+                due.worker, generation, due.sequence, due.request, due.refusal, due.log_number, values, due.lately
+            )
             if values is not None:
                 self._busy.add(due.worker)
                 self._leaving[id(answer)] = answer, pin, self._streams.get(due.worker)

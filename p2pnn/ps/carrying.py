@@ -50,6 +50,8 @@ class _Worker(msgspec.Struct, array_like=True):
     is_out: bool
     rested: int
     is_gone: bool
+    returned: Count = 0
+    lately: Count = 0
 
 
 class _Head(msgspec.Struct, array_like=True):
@@ -96,6 +98,9 @@ def unpack(state: State, pieces: Iterable[Body]) -> None:
     wanted = sum(array.nbytes for array in places.values()) + len(in_round) * state.staging.nbytes
     if stream.left != wanted:
         raise _wrong(f"{stream.left:,} bytes follow its head, instead of {wanted:,}")
+    workers = [(Worker(NodeId(one.node), one.incarnation), one.number) for one in head.workers]
+    if workers != [(worker, state.roster.number(worker)) for worker in state.roster.workers]:
+        raise _wrong("it is of other workers")
     if (head.leases is None) != (state.leases is None):
         raise _wrong("it has leases of the data, or none, unlike this shard")
     if head.leases is not None and state.leases is not None:
@@ -142,6 +147,8 @@ def _head(state: State) -> _Head:
             one.worker in state.out,
             one.rested,
             one.worker in state.gone,
+            one.returned,
+            one.lately,
         )
         for one in roster.members
     ]
@@ -165,14 +172,25 @@ def _head(state: State) -> _Head:
 def _load_workers(state: State, head: _Head, refusals: Sequence[Refusal | None]) -> None:
     workers = [Worker(NodeId(one.node), one.incarnation) for one in head.workers]
     members = [
-        Member(worker, one.sequence, why, one.log_number, one.clock, one.taken, rested=one.rested)
+        Member(
+            worker,
+            one.sequence,
+            why,
+            one.log_number,
+            one.clock,
+            one.taken,
+            rested=one.rested,
+            returned=one.returned,
+            lately=one.lately,
+        )
         for worker, one, why in zip(workers, head.workers, refusals, strict=True)
     ]
     numbers = [one.number for one in head.workers]
     state.roster.load(members, head.log_number, head.left, numbers, head.came)
     drawn = {worker: one.drawn for worker, one in zip(workers, head.workers, strict=True) if one.drawn >= 0}
     passed = {worker: one.passed for worker, one in zip(workers, head.workers, strict=True) if one.passed >= 0}
-    state.marks.load(drawn, passed, *head.marks)
+    marked, open_, server = head.marks
+    state.marks.load(drawn, passed, server=server, marked=marked, open=open_)
     state.out = {worker for worker, one in zip(workers, head.workers, strict=True) if one.is_out}
     state.gone.clear()
     state.gone.update(worker for worker, one in zip(workers, head.workers, strict=True) if one.is_gone)

@@ -59,7 +59,7 @@ class Grant(msgspec.Struct, frozen=True, array_like=True, tag=6):
 
 
 class Rest(msgspec.Struct, frozen=True, array_like=True, tag=7):
-    """A worker has nothing to train after so many pushes: nobody waits for it until its next one."""
+    """A worker has nothing to train after so many pushes: nobody waits for it until it returns."""
 
     worker: Count
     pushes: Count
@@ -71,13 +71,40 @@ class Leave(msgspec.Struct, frozen=True, array_like=True, tag=8):
     worker: Count
 
 
-Own = Draw | Serve | Strike | Rest | Leave
+class Return(msgspec.Struct, frozen=True, array_like=True, tag=9):
+    """A worker that rested has something to train again, before its push of this number."""
+
+    worker: Count
+    sequence: Count
+
+
+Repeated = Draw | Serve | Rest | Leave | Return
+"""Of those with one key the one that counts most says all that the others do (`rank_of`)."""
+
+Own = Strike | Repeated
 """What can be ordered at any time and does no harm twice."""
 
 Decision = Take | Close | Grant | Own
 
+Key = tuple[str, int, bool]
+
 _encoder: Final = msgspec.msgpack.Encoder()
 _decoder: Final = msgspec.msgpack.Decoder(Decision)
+
+
+def rank_of(decision: Repeated) -> tuple[Key, int]:
+    """What it is about, and how much it counts among those."""
+    match decision:
+        case Serve(mark):
+            return ("Serve", 0, True), mark
+        case Draw(worker, mark, passed):
+            return ("Draw", worker, passed), mark
+        case Rest(worker, pushes):
+            return ("Rest", worker, True), pushes + 1
+        case Return(worker, sequence):
+            return ("Return", worker, True), sequence
+        case Leave(worker):
+            return ("Leave", worker, True), 1
 
 
 def encode(decision: Decision) -> bytes:

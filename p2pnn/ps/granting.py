@@ -20,13 +20,15 @@ from p2pnn.wire.fields import LEASES_MAX
 @dataclass(frozen=True, slots=True)
 class Leased:
     """To a worker's wish. ranges: all that it holds, in the order in which it trains them. trained_below: everything below was
-    trained by somebody. again: batches of the epoch that it trains which were trained more often than once."""
+    trained by somebody, or never will be. again, never: batches of the epoch that it trains which were trained more often than
+    once, and which were given up."""
 
     worker: Worker
     number: int
     ranges: tuple[Range, ...]
     trained_below: int
     again: int
+    never: int = 0
 
 
 class Granting:
@@ -78,8 +80,8 @@ class Granting:
             if table.number(number) == wish.number and self._is_answered(table, number, wish):
                 del self._waiting[worker]
                 epoch = table.epoch_of(max(0, wish.below - 1))
-                again = table.coverage(epoch).more
-                return Leased(worker, wish.number, table.held(number), table.trained_below, again)
+                told = table.coverage(epoch).more, table.given_up(epoch)
+                return Leased(worker, wish.number, table.held(number), table.trained_below, *told)
         return None
 
     def drop(self, worker: Worker) -> None:
@@ -103,4 +105,8 @@ class Granting:
 
     def _may_get(self, table: LeaseTable, number: int, worker: Worker, wish: Wish) -> bool:
         is_able = wish.batches > 0 and worker not in self._state.guard.set_aside and not table.has_quit(number)
-        return is_able and len(table.held(number)) < LEASES_MAX and table.has_free(wish.below)
+        return (
+            is_able
+            and len(table.held(number)) < LEASES_MAX
+            and table.has_free(wish.below, number, self._state.trainers)
+        )

@@ -3,7 +3,7 @@
 A worker's *local* steps are numbered as it does them. Each range that it is granted (`replication.leases`) are some more of them.
 It asks for the next one before it is through, so that it never waits while there are any, and for as many as take it about
 RANGE_S: so a slow worker holds no more time of work than a fast one, and what is said costs nothing beside what is computed.
-With each wish goes what is trained, which is what all shards have decided.
+With each wish goes what is trained, which is what all shards have decided, and what of that none has taken: that is not.
 
 A wish that nothing can be given to is answered when the batches that the script waits for are trained, by whomever. A newer one
 takes its place at the shard, so this worker may say at any time what is new.
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -49,6 +49,10 @@ class _Run:
     def end(self) -> int:
         return self.first + self.stop - self.start
 
+    def left(self, local: int) -> int:
+        """The first batch that is not of a step below `local`: what came back of those may have been granted anew."""
+        return self.start + max(0, local - self.first)
+
 
 class Leasing:
     """step: global steps that were trained before this start. at_least: steps of a range, where a push holds several. retry_s: as
@@ -59,11 +63,12 @@ class Leasing:
 
     def __init__(self, step: int, at_least: int = 1, retry_s: float = RETRY_S) -> None:
         self.trained_below = step
-        self.again = 0
+        self.again = self.never = 0
         self.granted = 0  # local steps
         self.until, self.below = -1, step
         self._at_least, self._retry_s = at_least, retry_s
         self._runs: deque[_Run] = deque()
+        self._refused: deque[tuple[int, int, bool]] = deque()  # local steps from, up to, for what they held
         self._told = self._heard = 0  # local steps that were said to be trained, and of which the shard has heard
         self._quits = False
         self._number = self._pushed = self._answered = 0
@@ -109,6 +114,10 @@ class Leasing:
             self._step_s = took if not self._step_s else self._step_s + FOLLOWS * (took - self._step_s)
         self._since = now
 
+    def refused(self, first: int, stop: int, bad: bool) -> None:
+        """No shard has taken these local steps: they came too late, or are bad."""
+        self._refused.append((first, stop, bad))
+
     # what is said
 
     def next_wish(self, now: float, begun: int, done: int, pushed: int, *, idle: bool, able: bool) -> Wish | None:
@@ -126,25 +135,27 @@ class Leasing:
         self._number += 1
         if not self._quits:
             self._pushed = pushed
-        self._told = max(done, self._told)
-        said = self._between(self._heard, self._told)
-        wish = Wish(self._number, said, self._pushed, wanted, self.below, until, self._answered, self._quits)
+        *said, self._told = self._between(self._heard, max(done, self._told))
+        about = self._pushed, wanted, self.below, until, self._answered, self._quits
+        wish = Wish(self._number, said[0], *about, *said[1:])
         self._waits, self._sent_at, self._retry_at, self._again = wish, now, now + self._retry_s, False
         return wish
 
-    def leased(self, number: int, ranges: Iterable[Range], trained_below: int, again: int) -> None:
+    def leased(self, number: int, ranges: Iterable[Range], trained_below: int, again: int, never: int = 0) -> None:
         """The answer to a wish. One to an older wish says nothing that the newest will not say."""
         if self._waits is None or number != self._waits.number:
             return
         self._waits, self._heard, self._answered = None, self._told, number
         self.trained_below = max(self.trained_below, trained_below)
-        self.again = again
+        self.again, self.never = again, never
         while self._runs and self._runs[0].end <= self._heard:
             self._runs.popleft()
+        while self._refused and self._refused[0][1] <= self._heard:
+            self._refused.popleft()
         if self._quits:
             return
         for start, stop in ranges:
-            if not any(run.start < stop and start < run.stop for run in self._runs):
+            if not any(run.left(self._heard) < stop and start < run.stop for run in self._runs):
                 self._runs.append(_Run(self.granted, start, stop))
                 self.granted += stop - start
 
@@ -178,14 +189,31 @@ class Leasing:
         more = wanted > 0 and (not said.batches or self.below > said.below)
         return tells or more or (idle and until != said.until) or now >= self._retry_at
 
-    def _between(self, first: int, last: int) -> tuple[Range, ...]:
-        """The batches of local steps [first, last), as ranges."""
-        found = []
-        for run in self._runs:
-            start, stop = max(first, run.first), min(last, run.end)
-            if start < stop:
-                found.append((run.start + start - run.first, run.start + stop - run.first))
-        return tuple(found[:LEASES_MAX])
+    def _between(self, first: int, last: int) -> tuple[tuple[Range, ...], tuple[Range, ...], tuple[Range, ...], int]:
+        """Of local steps [first, last) the batches that were trained, came back, and were bad; and how far that goes, since a
+        message has no more ranges than LEASES_MAX of each."""
+        found: tuple[list[Range], list[Range], list[Range]] = [], [], []
+        at = first
+        for start, stop, kind in self._kinds(first, last):
+            for run in self._runs:
+                begin, end = max(start, run.first), min(stop, run.end)
+                if begin < end:
+                    if len(found[kind]) == LEASES_MAX:
+                        return *map(tuple, found), at  # type: ignore[return-value]
+                    found[kind].append((run.start + begin - run.first, run.start + end - run.first))
+                    at = end
+        return *map(tuple, found), last  # type: ignore[return-value]
+
+    def _kinds(self, first: int, last: int) -> Iterator[tuple[int, int, int]]:
+        """Local steps as runs of one kind: 0 trained, 1 came back, 2 bad."""
+        for start, stop, bad in self._refused:
+            if first < stop and start < last:
+                if first < start:
+                    yield first, start, 0
+                yield max(first, start), min(stop, last), 1 + bad
+                first = stop
+        if first < last:
+            yield first, last, 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,13 +70,17 @@ class Push:
 
 @dataclass(frozen=True, slots=True)
 class Pull:
-    """A request for values alone. request: the worker's number for it, from 1. after: the mark at which they are read, or 0."""
+    """A request for values alone. request: the worker's number for it, from 1. after: the mark at which they are read, or 0.
+
+    returns: the number of the worker's next push, where it rested before that (`Mark`): its rest ends, and then it is answered.
+    """
 
     worker: Worker
     generation: int
     request: int
     have: int = 0
     after: int = 0
+    returns: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +117,7 @@ class Answer:
     """To a push (sequence > 0) or a pull (request > 0). refusal: None where the push was applied. generation: the shard's.
 
     log_number: under which the push was applied; whoever replicates the log sends no answer before that number is held by all.
+    lately: what became of the push `sequence` and the one before (`decided.with_fate`); an answer may stand for two.
     """
 
     worker: Worker
@@ -122,3 +127,4 @@ class Answer:
     refusal: Refusal | None = None
     log_number: int = 0
     values: Values | None = None
+    lately: int = 0

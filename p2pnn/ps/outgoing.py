@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Final
 
 from p2pnn.ps.compression import Bytes
 from p2pnn.ps.messages import Mark, Pull, Push
+
+SOON_S: Final = 0.02
+"""After an answer that a push before is missing, or that the shard has not heard of this worker or generation yet."""
+
+BACKOFF: Final = 2.0
+SOON_BACKOFF_MAX: Final = 5
+RETRIES_BACKOFF_MAX: Final = 4
+"""Each time that nothing was heard the wait doubles, up to sixteen times the first."""
 
 
 @dataclass(eq=False, frozen=True, slots=True)

@@ -10,28 +10,17 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Iterable
 from itertools import accumulate
-from typing import Final
 
 import numpy as np
 
 from p2pnn.ps.compression import Buffer, Bytes, Feedback, Mirror, codec, new
 from p2pnn.ps.consistency import Settings
+from p2pnn.ps.decided import TAKEN, fate_of
 from p2pnn.ps.layout import WINDOW, part_sizes
 from p2pnn.ps.messages import Answer, Pull, Push, Refusal, Values, Worker
-from p2pnn.ps.outgoing import MarkNote as MarkNote
-from p2pnn.ps.outgoing import Outgoing
-from p2pnn.ps.outgoing import PullRequest as PullRequest
-from p2pnn.ps.outgoing import PushPart as PushPart
+from p2pnn.ps.outgoing import BACKOFF, RETRIES_BACKOFF_MAX, SOON_BACKOFF_MAX, SOON_S, Outgoing, PullRequest, PushPart
 from p2pnn.ps.sharding import ShardRange
 from p2pnn.ps.space import Flat
-
-SOON_S: Final = 0.02
-"""After an answer that a push before is missing, or that the shard has not heard of this worker or generation yet."""
-
-BACKOFF: Final = 2.0
-SOON_BACKOFF_MAX: Final = 5
-RETRIES_BACKOFF_MAX: Final = 4
-"""Each time that nothing was heard the wait doubles, up to sixteen times the first."""
 
 
 class Port:
@@ -68,6 +57,7 @@ class Port:
         self._feedback = [Feedback(self._codec, p.size) if settings.push != "float32" else None for p in shard.parts]
         self._bodies = [buffer(sum(sizes)) for _ in range(WINDOW)]
         self._outgoing: deque[Outgoing] = deque()
+        self._fates: dict[int, int] = {}  # of pushes that were not taken
         self._acknowledged: list[Outgoing] = []  # their bodies are still being sent
         self._sequence = 0
         self.accrued = np.zeros(shard.size, np.float32)
@@ -79,7 +69,7 @@ class Port:
         self._delta = np.empty(pull.byte_count(shard.size) if self._differences else 0, np.uint8)
         self.version, self.clock, self.fresh = -1, 0, False
         self._installed = (0, 0)
-        self._request, self._asking, self._asked, self._after = 0, False, False, 0
+        self._request, self._asking, self._asked, self._after, self._returns = 0, False, False, 0, 0
         self._pull_retry_at: float | None = None
         self._pull_tries = 0
         self._wanted_with = 0  # the push whose answer brings values; 0 where none does
@@ -114,6 +104,10 @@ class Port:
     def unacknowledged(self) -> int:
         return len(self._outgoing)
 
+    def fate(self, push: int) -> int:
+        """What became of an acknowledged push (`decided`); it is asked for once."""
+        return self._fates.pop(push, TAKEN)
+
     def accrue(self, at: int, gradient: Flat) -> None:
         """Add one piece of this step's gradient; the first step after a push overwrites."""
         flat = self._outgoing[-1].body.view(np.float32) if self._straight else self.accrued
@@ -125,7 +119,7 @@ class Port:
 
     def begin_push(self, fetch: bool, step: int | None = None) -> None:
         """The accrued gradient, with this step's, will be pushed: parts leave as they become ready. step: of `sync`."""
-        self._sequence += 1
+        self._sequence, self._returns = self._sequence + 1, 0
         based = self._based if self.accrued_steps else self._installed
         if step is not None:
             based = step, based[1]
@@ -173,6 +167,11 @@ class Port:
         self._wanted_with = 0
         self._ask(mark)
 
+    def ask_back(self) -> None:
+        """The same, as they are when this worker's rest has ended."""
+        self._wanted_with, self._returns = 0, self._sequence + 1
+        self._ask(0)
+
     def _ask(self, after: int) -> None:
         self._request += 1
         self._asking = self._asked = True
@@ -200,7 +199,7 @@ class Port:
             self._pull_retry_at = now + self._retry_s * BACKOFF ** min(self._pull_tries, RETRIES_BACKOFF_MAX)
             # At a mark all workers see the same, without what rounding owes.
             have = 0 if self._after else self._mirror.number
-            pull = Pull(self._worker, self.generation, self._request, have, self._after)
+            pull = Pull(self._worker, self.generation, self._request, have, self._after, self._returns)
             return PullRequest(self.shard.index, pull)
         push = self._next_push()
         assert push is not None
@@ -236,8 +235,7 @@ class Port:
         return push if push is not None and push.unsent else None
 
     def _reclaim(self) -> None:
-        done = [push for push in self._acknowledged if not push.sending]
-        self._bodies += [push.body for push in done]
+        self._bodies += [push.body for push in self._acknowledged if not push.sending]
         self._acknowledged = [push for push in self._acknowledged if push.sending]
 
     # answers
@@ -355,6 +353,8 @@ class Port:
             push = self._outgoing.popleft()
             push.unsent.clear()
             self._acknowledged.append(push)
+            if found := fate_of(answer.lately, answer.sequence - push.sequence):
+                self._fates[push.sequence] = found
         self._reclaim()
 
     def _heed(self, why: Refusal, generation: int, now: float) -> None:

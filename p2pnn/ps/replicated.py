@@ -30,7 +30,7 @@ from typing import Any, Final
 from p2pnn.errors import LocalProtocolError, RemoteProtocolError
 from p2pnn.ps.answers import Due
 from p2pnn.ps.carrying import pack, unpack
-from p2pnn.ps.decisions import Close, Decision, Draw, Leave, Own, Rest, Serve, Strike, Take, decode, encode
+from p2pnn.ps.decisions import Close, Decision, Key, Own, Repeated, Strike, Take, decode, encode, rank_of
 from p2pnn.ps.granting import Leased
 from p2pnn.ps.layout import WINDOW, window
 from p2pnn.ps.messages import Answer, Pull, Push, Worker
@@ -58,8 +58,6 @@ from p2pnn.wire.fields import Message
 from p2pnn.wire.messages import CloseReason, Forward
 
 SLOTS: Final = window(2)
-
-_Key = tuple[str, int, bool]
 
 Event = Propose | FetchConfiguration | Serving
 """For the owner: the first two as of `replication`; from Serving on workers are answered."""
@@ -93,8 +91,8 @@ class ReplicatedShard(Shard):
         self._applied = 0
         self._begins_at = 0  # the log's last entry when this process became the primary
         self._closing = 0
-        self._own: dict[_Key, Draw | Serve | Rest | Leave] = {}  # to be ordered
-        self._told: dict[_Key, int] = {}  # that was ordered
+        self._own: dict[Key, Repeated] = {}  # to be ordered
+        self._told: dict[Key, int] = {}  # that was ordered
         self._leaving: Counter[tuple[int, int]] = Counter()  # by push: what is sent from its slot now
         self._copied: Counter[NodeId] = Counter()  # bytes on their way to a learner
 
@@ -247,7 +245,7 @@ class ReplicatedShard(Shard):
             if self.is_serving and self._may_order(decision):
                 self._order(decision, now)
             return
-        key, rank = _rank(decision)
+        key, rank = rank_of(decision)
         if rank > self._told.get(key, 0):
             self._told[key] = rank
             self._own[key] = decision
@@ -353,14 +351,6 @@ class ReplicatedShard(Shard):
             return True
         number, freed = self._roster.number(due.worker), due.sequence + WINDOW - SLOTS
         return not any(worker == number and sequence <= freed for worker, sequence in self._leaving)
-
-
-def _rank(decision: Draw | Serve | Rest | Leave) -> tuple[_Key, int]:
-    """Of decisions with one key the one that counts most is the last."""
-    if isinstance(decision, Serve):
-        return ("serve", SHARD, True), decision.mark
-    rank = decision.mark if isinstance(decision, Draw) else decision.pushes + 1 if isinstance(decision, Rest) else 1
-    return (type(decision).__name__, decision.worker, not isinstance(decision, Draw) or decision.passed), rank
 
 
 class Taken:

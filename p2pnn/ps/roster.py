@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from p2pnn.errors import LocalProtocolError
+from p2pnn.ps.decided import with_fate
 from p2pnn.ps.messages import Refusal, Worker
 
 
@@ -19,6 +20,7 @@ from p2pnn.ps.messages import Refusal, Worker
 class Member:
     """sequence: the last logged push; refusal, log_number: what became of it. taken: how many were applied. heard: when the last
     was logged, −1 before. request: of its newest pull. rested: after how many pushes it had nothing to train; −1 before.
+    returned: the push before which its last rest ended. lately: what became of its last pushes (`decided`).
     """
 
     worker: Worker
@@ -30,11 +32,13 @@ class Member:
     heard: float = -1.0
     request: int = 0
     rested: int = -1
+    returned: int = 0
+    lately: int = 0
 
     @property
     def is_resting(self) -> bool:
-        """Whether that was after its last push."""
-        return self.rested == self.sequence
+        """Whether that was after its last push, and it has not said that it has something again."""
+        return self.rested == self.sequence >= self.returned
 
 
 class Roster:
@@ -93,6 +97,7 @@ class Roster:
         member.sequence, member.refusal, member.log_number, member.heard = sequence, refusal, self.log_number, now
         member.clock += 1
         member.taken += refusal is None
+        member.lately = with_fate(member.lately, refusal)
         return member
 
     def set(self, workers: Sequence[Worker]) -> list[Worker]:

@@ -31,13 +31,14 @@ from p2pnn.job.spec import Optimizer
 from p2pnn.ps.answers import Answers, Due
 from p2pnn.ps.compression import Buffer, new
 from p2pnn.ps.consistency import Settings
-from p2pnn.ps.decisions import Close, Decision, Draw, Grant, Leave, Own, Rest, Serve, Strike, Take
+from p2pnn.ps.decisions import Close, Decision, Draw, Grant, Leave, Own, Rest, Return, Serve, Strike, Take
 from p2pnn.ps.granting import Granting, Leased
 from p2pnn.ps.guard import Guard
 from p2pnn.ps.inbox import Inbox
 from p2pnn.ps.layout import WINDOW, part_sizes
 from p2pnn.ps.messages import BAD, Answer, Pull, Push, Refusal, Worker
 from p2pnn.ps.report import Did, Phase, Report
+from p2pnn.ps.roster import Member
 from p2pnn.ps.saving import Saved, check_fit
 from p2pnn.ps.sharding import ShardRange
 from p2pnn.ps.space import Flat
@@ -165,17 +166,20 @@ class Shard:
         if pull.request < self._roster[worker].request:
             return  # it was overtaken by the one that counts now
         self._roster[worker].request = pull.request
-        self._withheld.pulled(Due(worker, request=pull.request, have=pull.have), pull.after)
+        self._withheld.pulled(Due(worker, request=pull.request, have=pull.have, returns=pull.returns), pull.after)
+        if pull.returns > self._roster[worker].returned:
+            self._order_own(Return(self._roster.number(worker), pull.returns), now)
         if pull.after:
             self._draw(worker, pull.after, now, passed=False)
-            self._withheld.release()
+        self._withheld.release()
 
     def mark(self, worker: Worker, sequence: int, now: float) -> None:
         """The worker has drawn this mark, and needs no more values of before; what it pushes from now on is behind it."""
         self._draw(worker, sequence, now, passed=True)
 
     def rest(self, worker: Worker, pushes: int, now: float) -> None:
-        """The worker has nothing to train after so many pushes, all of which are acknowledged: no bound waits for it."""
+        """The worker has nothing to train after so many pushes, all of which are acknowledged: no bound waits for it
+        until a pull says that it `returns`."""
         if worker in self._roster and self._roster[worker].rested < pushes:
             self._order_own(Rest(self._roster.number(worker), pushes), now)
 
@@ -299,7 +303,8 @@ class Shard:
     def _decided(self, worker: Worker, push: Push) -> None:
         """Answer a push that is decided, now or when nothing holds the answer back any more."""
         member = self._roster[worker]
-        self._withheld.pushed(Due(worker, member.sequence, 0, member.refusal, member.log_number, push.fetch, push.have))
+        about = member.sequence, 0, member.refusal, member.log_number, push.fetch, push.have
+        self._withheld.pushed(Due(worker, *about, lately=member.lately))
 
     # who is welcome, and who waits
 
@@ -312,8 +317,9 @@ class Shard:
                 self._guard.refuse(push.worker, why, 0)
             member = self._roster.get(push.worker)
             if push.worker not in self._withheld:
-                sequence, log_number = (member.sequence, member.log_number) if member else (0, 0)
-                self._answers.add(Due(push.worker, sequence, 0, why, log_number, fetch=False))
+                of = member or Member(push.worker)
+                due = Due(push.worker, of.sequence, 0, why, of.log_number, fetch=False, lately=of.lately)
+                self._answers.add(due)
 
     def set_workers(self, generation: int, workers: Sequence[Worker], now: float) -> None:
         """From now on these take part, in this order; pushes that were not logged are dropped where the generation is new, and

@@ -14,14 +14,14 @@ import numpy as np
 from p2pnn.job.spec import Optimizer
 from p2pnn.ps.compression import Buffer, codec, new
 from p2pnn.ps.consistency import Settings
-from p2pnn.ps.decisions import Close, Decision, Draw, Grant, Leave, Rest, Serve, Strike, Take
+from p2pnn.ps.decisions import Close, Decision, Draw, Grant, Leave, Rest, Return, Serve, Strike, Take
 from p2pnn.ps.guard import Guard
 from p2pnn.ps.histogram import Histogram
 from p2pnn.ps.layout import WINDOW, part_sizes
 from p2pnn.ps.marks import Marks
 from p2pnn.ps.messages import Refusal, Worker
 from p2pnn.ps.optimizers import ShardOptimizer
-from p2pnn.ps.roster import Roster
+from p2pnn.ps.roster import Member, Roster
 from p2pnn.ps.sharding import ShardRange
 from p2pnn.ps.space import Flat
 from p2pnn.ps.staging import Slot, Staging
@@ -140,7 +140,7 @@ class State:
                 decided = []
                 wishing = self.roster.worker(number)
                 if self.leases is not None and wishing is not None and wishing not in self.gone:
-                    self.leases.wish(number, wish, len(self.training))
+                    self.leases.wish(number, wish, self.trainers)
                     if wish.quits:
                         self.leases.lost(number, self.roster[wishing].sequence, self._settings.n_push)
             case Rest(number, pushes):
@@ -148,6 +148,11 @@ class State:
                 resting = self.roster.worker(number)
                 if resting is not None:
                     self.roster[resting].rested = max(pushes, self.roster[resting].rested)
+            case Return(number, next_one):
+                decided = []
+                returning = self.roster.worker(number)
+                if returning is not None:
+                    self._return(self.roster[returning], next_one)
             case Leave(number):
                 decided = []
                 leaving = self.roster.worker(number)
@@ -159,10 +164,6 @@ class State:
     # pushes
 
     def _take(self, worker: Worker, sequence: int, take: Take, now: float) -> list[Worker]:
-        member = self.roster[worker]
-        if member.is_resting:
-            # It begins anew from the values that it has now, as one that joins: what it missed is nothing to wait for.
-            member.clock = max(member.clock, take.based_clock)
         why = self.age(worker, take.based_on, take.based_clock)
         if why is None and take.refusal:
             why = Refusal[take.refusal]
@@ -218,6 +219,8 @@ class State:
     def _log(self, worker: Worker, sequence: int, why: Refusal | None, now: float) -> None:
         self.roster.log(worker, sequence, why, now)
         if why is not None:
+            if self.leases is not None:
+                self.leases.refused(self.roster.number(worker), sequence)
             self._refuse(worker, why)
 
     def _refuse(self, worker: Worker, why: Refusal) -> None:
@@ -225,6 +228,12 @@ class State:
         if self.guard.refuse(worker, why, others):
             self.round.pop(worker, None)
             self._drawn(self.marks.set_workers(self.training))
+
+    def _return(self, member: Member, sequence: int) -> None:
+        """It takes part again, as one that joins: what it missed is nothing to wait for. So the least clock never falls."""
+        if member.is_resting:
+            member.clock = max(member.clock, self.clock)
+        member.returned = max(sequence, member.returned)
 
     def _leave(self, worker: Worker) -> None:
         """It takes no part any more. Its numbers and slots stay its own, since the others' depend on them."""
@@ -247,6 +256,12 @@ class State:
     def training(self) -> list[Worker]:
         """Those that are neither gone nor set aside."""
         return [w for w in self.roster.workers if w not in self.gone and w not in self.guard.set_aside]
+
+    @property
+    def trainers(self) -> int:
+        """How many are leased batches; of the shard that deals them out."""
+        leases = self.leases
+        return sum(leases is None or not leases.has_quit(self.roster.number(worker)) for worker in self.training)
 
     @property
     def clock(self) -> int:

@@ -14,7 +14,7 @@ optimizer between pushes, and what is pushed is the difference that they made. B
     begin_step       True: compute a step from `parameters`; False: not yet (ask again after the next answer)
     gradient_ready   a parameter's gradient lies in `gradient`: it is accrued, and what it completes may leave
     end_step         all are there
-    rest             there is nothing to train: no bound waits for this worker until its next push
+    rest             there is nothing to train: no bound waits for this worker until its next step
     acknowledged     which steps are decided by all shards
     settle, mark     push what is left; draw a mark (`messages`), and ask for the values of that moment
     has_values       they are here; install: put them in place
@@ -26,7 +26,7 @@ optimizer between pushes, and what is pushed is the difference that they made. B
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Container
 from typing import Final
 
@@ -36,9 +36,11 @@ from p2pnn.errors import LocalProtocolError
 from p2pnn.job.spec import Optimizer
 from p2pnn.ps.compression import Buffer, Bytes, new
 from p2pnn.ps.consistency import Settings
+from p2pnn.ps.decided import Decided
 from p2pnn.ps.messages import Answer, Mark, Refusal, Worker
 from p2pnn.ps.optimizers import ShardOptimizer
-from p2pnn.ps.port import BACKOFF, RETRIES_BACKOFF_MAX, MarkNote, Port, PullRequest, PushPart
+from p2pnn.ps.outgoing import BACKOFF, RETRIES_BACKOFF_MAX, MarkNote, PullRequest, PushPart
+from p2pnn.ps.port import Port
 from p2pnn.ps.sharding import Piece, Sharding
 from p2pnn.ps.space import Flat
 from p2pnn.train.optimizers import Combine, combine
@@ -53,8 +55,6 @@ RETRY_S: Final = 30.0
 class Replica:
     """parameters, gradient: float32 of the whole space; the caller reads the one and writes the other, by `Space.views`. They may
     be given, so that an engine computes where they lie.
-
-    acknowledged: how many steps all shards have decided, by `step`, and in how many pushes.
 
     sharding: of this replica's own space (`Space.only` where a replica is cut into segments, each of which is one of these).
     optimizer: of the H local steps, unused otherwise; steps: how many of its own the run will take in all, step: how many were
@@ -108,11 +108,7 @@ class Replica:
         self._note_due, self._note_tries = False, 0
         self._note_retry_at: float | None = None
         self._rests = False
-        self._begun = 0  # pushes
-        self._unsure: deque[tuple[int, int]] = (
-            deque()
-        )  # (push, steps that it and those before it hold), not known as decided
-        self.acknowledged = step, 0
+        self.decided = Decided(step)
         self._missing: set[int] | None = None  # parameters without gradient in the step that is under way
         for port in self._ports:
             port.ask()
@@ -126,7 +122,7 @@ class Replica:
         if self._rests:
             self._rests = False
             for port in self._ports:
-                port.ask()
+                port.ask_back()
         settings, step = self._settings, self.step
         pushing = self._since + 1 == settings.consistency.local_steps if self._local else step % settings.n_push == 0
         if self.ended is not None or not self._may_begin() or (pushing and not self._has_room()):
@@ -140,8 +136,7 @@ class Replica:
             fetch = settings.consistency.waits or (step + 1) % settings.n_fetch == 0
             for port in self._ports:
                 port.begin_push(fetch, step if settings.consistency.kind == "sync" else None)
-            self._begun += 1
-            self._unsure.append((self._begun, step + 1))
+            self.decided.begins(step + 1)
         self._pushing, self._missing = pushing, set(range(len(self._pieces)))
         return True
 
@@ -218,7 +213,7 @@ class Replica:
 
     def rest(self) -> None:
         """There is nothing to train, and `settle` said True. Where workers wait for one another, say that nobody is to wait for
-        this one. The next step begins from fresh values."""
+        this one. The next step ends that first, on every shard, and begins from values of then: its push is behind no bound."""
         if self._settings.consistency.kind == "ssp" and not self._rests and not self._left:
             self._rests = self._note_due = True
             self._note_tries = 0
@@ -238,8 +233,7 @@ class Replica:
         return not (self._since or self.unacknowledged or self._fetching)
 
     def _push_rest(self) -> None:
-        self._begun += 1
-        self._unsure.append((self._begun, self.step))
+        self.decided.begins(self.step)
         for port in self._ports:
             port.begin_push(self._settings.consistency.waits)
         if self._local:
@@ -314,7 +308,7 @@ class Replica:
         if self._note_due:
             self._note_due = False
             self._note_retry_at = now + self._retry_s * BACKOFF ** min(self._note_tries, RETRIES_BACKOFF_MAX)
-            return MarkNote(Mark(self._worker, self._generation, self._mark, self._rests, self._begun))
+            return MarkNote(Mark(self._worker, self._generation, self._mark, self._rests, self.decided.begun))
         able = [port for port in self._ports if among is None or port.shard.index in among]
         urgent = [(urgency, port.shard.index) for port in able if (urgency := port.urgency()) is not None]
         return self._port[min(urgent)[1]].next_message(now) if urgent else None
@@ -331,10 +325,7 @@ class Replica:
     def answered(self, shard: int, answer: Answer, now: float, *, took_values: bool) -> None:
         """An answer is here. took_values: `place` gave a place, and the values are in it."""
         self._port[shard].answered(answer, took_values, now)
-        decided = self._begun - max(port.unacknowledged for port in self._ports)
-        while self._unsure and self._unsure[0][0] <= decided:
-            push, steps = self._unsure.popleft()
-            self.acknowledged = steps, push
+        self.decided.heard(self._ports)
         if self._fetching and self.has_values:
             self._passed(self._fetching)
 
@@ -392,6 +383,11 @@ class Replica:
     def memory_bytes(self) -> int:
         """What lies outside of `buffer`, without `parameters` and `gradient`."""
         return sum(array.nbytes for array in self.state.values()) + sum(port.memory_bytes for port in self._ports)
+
+    @property
+    def acknowledged(self) -> tuple[int, int]:
+        """How many steps all shards have decided, by `step`, and in how many pushes."""
+        return self.decided.steps, self.decided.pushes
 
     @property
     def unacknowledged(self) -> int:

@@ -191,7 +191,9 @@ class Following(Holding):
             return
         self._heard = now
         held_bytes = message.total_bytes
-        if message.number > self.committed and self.role is Role.LEARNER:
+        if message.number <= self._held:  # it came late: what is said to be held is never given up for it
+            self._tell_held()
+        elif self.role is Role.LEARNER:
             held_bytes = self._assembly.add(source, message, body)
             if held_bytes == message.total_bytes:
                 self._load(message.number)

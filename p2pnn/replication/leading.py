@@ -251,9 +251,15 @@ class Leading(Supplying):
             self._forward_staged(peer)
         if peer.transfer is not None and peer.held is not None and peer.held >= peer.transfer.number:
             peer.has_state()
+            peer.skipped = {key for key in peer.skipped if not self._is_behind_it(peer, key)}
             self._had_state(peer, now)
         self._tell(peer, now)
         self._advance(now)
+
+    def _is_behind_it(self, peer: Peer, key: Key) -> bool:
+        """Whether an update has its place among those that a peer is told of no more."""
+        number = self.log.number_of(*key)
+        return self.is_duplicate(*key) and (number is None or number < peer.next)
 
     @staticmethod
     def is_same_process(peer: Peer, incarnation: int) -> bool:

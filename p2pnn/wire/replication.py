@@ -44,7 +44,7 @@ class Pushed(Message, tag=96):
 
     error: the update of this sequence was refused and changes nothing; its number is used up. Of a push of gradients:
     refusal: the name of a `ps.messages.Refusal`, or empty; request: of the Fetch that is refused, 0 for none; log_number: of
-    the newest push.
+    the newest push; lately: as of Values.
     """
 
     job: JobText
@@ -58,6 +58,7 @@ class Pushed(Message, tag=96):
     request: Count = 0
     log_number: Count = 0
     by: Count = 0
+    lately: Count = 0
 
 
 class Forward(Message, tag=97):

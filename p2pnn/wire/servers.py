@@ -18,7 +18,8 @@ class Values(Message, tag=62):
 
     Answers the pushes up to `sequence`, or the Fetch numbered `request`. version, clock: how many updates the values hold,
     and how many pushes at least of each worker. refusal: the name of a `ps.messages.Refusal`, or empty. log_number: of the
-    newest push.
+    newest push. lately: what became of it and of the one before, two bits each from the lowest on: 0 taken, 1 refused, 2 refused
+    for what it held.
     """
 
     BODY: ClassVar[bool] = True
@@ -35,12 +36,14 @@ class Values(Message, tag=62):
     refusal: Name = ""
     log_number: Count = 0
     by: Count = 0
+    lately: Count = 0
 
 
 class Fetch(Message, tag=63):
     """Worker to shard: send values, answered by Values. have: the number of those that the worker has.
 
-    after: once all workers have done the commands of the script before this number; 0 for at once.
+    after: once all workers have done the commands of the script before this number; 0 for at once. returns: the number of the
+    worker's next push, where it has said Rest after the one before: that ends first.
     """
 
     job: JobText
@@ -51,6 +54,7 @@ class Fetch(Message, tag=63):
     have: Count = 0
     after: Count = 0
     by: Count = 0
+    returns: Count = 0
 
 
 class Mark(Message, tag=64):
@@ -95,7 +99,8 @@ class LeaseWish(Message, tag=110):
     when there are batches for it, or when all below `until` are trained. number: rises by one with each; the newest counts.
 
     done: ranges of batches; pushed: the last push that holds any of those, or of what was said before. batches: how many more it
-    wants, of those below `below`. heard: the newest Leased that it has. quits: it trains nothing any more.
+    wants, of those below `below`. heard: the newest Leased that it has. quits: it trains nothing any more. back, bad: ranges that
+    it trained in vain, since no shard took its pushes: they came too late, or were bad.
     """
 
     job: JobText
@@ -110,11 +115,14 @@ class LeaseWish(Message, tag=110):
     until: Count = 0
     heard: Count = 0
     quits: bool = False
+    back: LeaseRanges = ()
+    bad: LeaseRanges = ()
 
 
 class Leased(Message, tag=111):
     """Shard to worker: the ranges of batches that it is to train, in this order, all of them. trained_below: all batches below
-    are trained. again: how many of the epoch that `LeaseWish.below` ends or is in were trained more often than once."""
+    are trained. again: how many of the epoch that `LeaseWish.below` ends or is in were trained more often than once, never: and
+    were given up, since the pushes of two workers were refused for what they held."""
 
     job: JobText
     generation: Count
@@ -124,11 +132,12 @@ class Leased(Message, tag=111):
     ranges: LeaseRanges = ()
     trained_below: Count = 0
     again: Count = 0
+    never: Count = 0
 
 
 class Rest(Message, tag=112):
     """Worker to shard: it has nothing to train after `pushes` pushes, all of them acknowledged: no bound waits for it until its
-    next one."""
+    Fetch says that it `returns`."""
 
     job: JobText
     generation: Count

@@ -4,6 +4,7 @@
     ./run chaos --only 'coordinator/kill/*'     the cells whose names match; * stands for anything
     ./run chaos --only holder/kill/training --repeat 50
     ./run chaos --list                          the names of all cells: ROLE/FAULT/PHASE
+    ./run chaos --counting 300                  so many kills amid data-parallel runs that count their pushes: half an hour
 
 One line per cell; below it each promise that was not kept, and the one command that repeats the cell. Exit status 1 where one
 was not kept. A cell is skipped with the reason where this machine cannot have its fault (a full disk takes root, and so does a
@@ -24,6 +25,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import median
 
+from tests.chaos import counting
 from tests.chaos.cells import EPOCHS, Cell, Run, matrix, undisturbed
 from tests.chaos.faults import FAULTS
 from tests.chaos.findings import Outcome
@@ -40,6 +42,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--repeat", type=int, default=1, metavar="N", help="play each cell N times  [default: 1]")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the first play  [default: 0]")
     parser.add_argument("--secured", action="store_true", help="with keys and TLS, as on machines of a network")
+    parser.add_argument("--counting", type=int, metavar="N", help="no cells: N kills amid runs that count their pushes")
     parser.add_argument("--json", action="store_true", help="print one JSON object per cell, and nothing else")
     parser.add_argument("--list", action="store_true", help="print the names of the cells and end")
     arguments = parser.parse_args(words)
@@ -51,7 +54,13 @@ def main(words: Sequence[str] | None = None) -> int:
     if arguments.list:
         print("\n".join(str(cell) for cell in cells))
         return 0
+    if arguments.counting is not None and arguments.counting < 1:
+        parser.error("--counting must be at least 1")
+    if arguments.counting and (arguments.only or arguments.secured or arguments.json or arguments.repeat > 1):
+        parser.error("--counting plays no cells: it goes with --seed alone")
     try:
+        if arguments.counting:
+            return asyncio.run(count(arguments.counting, arguments.seed))
         return asyncio.run(play(cells, arguments.repeat, arguments.seed, arguments.json, arguments.secured))
     except KeyboardInterrupt:
         return 130
@@ -63,8 +72,8 @@ def matches(cell: Cell, patterns: list[str]) -> bool:
     return any(fnmatch.fnmatch(str(cell), pattern) for pattern in patterns)
 
 
-async def play(cells: list[Cell], repeat: int, seed: int, as_json: bool, secured: bool) -> int:
-    """Play the cells one after the other, tell of each, and sum up. The exit status."""
+def end_by_signals() -> None:
+    """From now on a signal that ends a program cancels the task that says so."""
     task, loop = asyncio.current_task(), asyncio.get_running_loop()
     assert task is not None
 
@@ -76,6 +85,22 @@ async def play(cells: list[Cell], repeat: int, seed: int, as_json: bool, secured
 
     for number in ENDING:
         loop.add_signal_handler(number, end)
+
+
+async def count(kills: int, seed: int) -> int:
+    """Kill so many amid runs that count. The exit status."""
+    end_by_signals()
+    with tempfile.TemporaryDirectory(prefix="p2pnn-chaos-") as folder:
+        try:
+            return await counting.play(folder, kills, seed, lambda line: print(line, flush=True))
+        except asyncio.CancelledError:
+            print("interrupted", file=sys.stderr)
+            return 130
+
+
+async def play(cells: list[Cell], repeat: int, seed: int, as_json: bool, secured: bool) -> int:
+    """Play the cells one after the other, tell of each, and sum up. The exit status."""
+    end_by_signals()
     for need in {FAULTS[cell.fault].needs for cell in cells}:
         need()  # before the first process is started
     outcomes: list[Outcome] = []

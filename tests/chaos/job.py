@@ -41,13 +41,20 @@ def training(
 
 
 class Job:
-    """`async with Job(mesh, spec, blobs) as job: await job.submit("b")`. told: (when, event), in the order of coming."""
+    """`async with Job(mesh, spec, blobs) as job: await job.submit("b")`. told: (when, event), in the order of coming; what a node
+    tells again that is asked after another one comes twice.
 
-    def __init__(self, mesh: Mesh, spec: JobSpec, blobs: dict[BlobId, bytes]) -> None:
+    stepped: whether steps are seen as they are done, which takes a job without parameter servers; else as they are told.
+    """
+
+    def __init__(self, mesh: Mesh, spec: JobSpec, blobs: dict[BlobId, bytes], *, stepped: bool = True) -> None:
         self.spec = spec
+        self.stepped = stepped
         self.job = ""
         self.told: list[tuple[float, dict[str, Any]]] = []
         self.states: list[tuple[float, str]] = []
+        self._told_step = -1
+        self._advances: list[tuple[float, int]] = []
         self.away: set[str] = set()
         """Nodes that are not asked: something happens to them."""
         self._mesh, self._blobs = mesh, blobs
@@ -72,12 +79,17 @@ class Job:
         answer = await self._mesh.post(at, "jobs", {"spec": blob_id(data)})
         assert answer is not None, f"{at} does not answer to a submission"
         self.job = str(answer["job"])
-        self.steps = await self._stack.enter_async_context(Steps(self._mesh, self.job, self.spec))
+        if self.stepped:
+            self.steps = await self._stack.enter_async_context(Steps(self._mesh, self.job, self.spec))
         self._follower = asyncio.ensure_future(self._follow())
 
     def step(self) -> int:
-        """The highest step that a node has done, as it is now; −1 before the first."""
-        return self.steps.last
+        """The highest step that a node has done, as it is now; −1 before the first. Where it is only told: that all have done."""
+        return self.steps.last if self.stepped else self._told_step
+
+    def advances(self, after: float) -> list[tuple[float, int]]:
+        """When it was told that all have done more steps, and how many."""
+        return [(when, step) for when, step in self._advances if when > after]
 
     @property
     def state(self) -> str:
@@ -120,6 +132,9 @@ class Job:
                 event = json.loads(line)
                 now = time.monotonic()
                 self.told.append((now, event))
+                if event["kind"] == "progress" and event["step"] > self._told_step:
+                    self._told_step = event["step"]
+                    self._advances.append((now, event["step"]))
                 if event["kind"] == "state":
                     self.states.append((now, event["state"]))
                 if name in self.away or not self._mesh.nodes[name].alive:

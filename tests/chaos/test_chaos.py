@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.chaos import counting
 from tests.chaos.__main__ import lines, main, summary
 from tests.chaos.agreement import disagreement
 from tests.chaos.cells import EPOCHS, PHASES, ROLES, Cell, Run, matrix, undisturbed
@@ -56,6 +57,56 @@ async def test_a_training_goes_on_without_a_holder_of_a_segment(tmp_path: Path) 
     # Times are promised by ./run chaos, on a machine that does nothing else.
     assert [str(one) for one in outcome.broken if one.limit is None] == []
     assert {"the job is done", "same bits"} <= {one.promise for one in outcome.found}
+
+
+@pytest.mark.long
+@pytest.mark.asyncio
+async def test_no_push_is_lost_or_doubled_whoever_is_killed(tmp_path: Path) -> None:
+    told: list[counting.Kill] = []
+    play = counting.Play(1, 4, told.append)
+    outcome = await play.play(tmp_path / "m")
+    assert [str(one) for one in outcome.broken] == []
+    assert {one.promise for one in outcome.found} == {counting.KEPT, counting.LIVE, counting.DONE, counting.CLEAN}
+    assert told == play.kills
+    assert {kill.role for kill in told} >= {"primary", "backup"}
+
+
+def test_who_may_be_killed_and_what_is_printed_of_it() -> None:
+    held = counting.Held(3, ["a", "b", "c"], [["d", "a"], ["a"]], "e")
+    assert {role: sorted(held.whoever(role)) for role in counting.ROLES} == {
+        "primary": ["a", "d"],
+        "backup": ["a"],
+        "worker": ["b", "c"],
+        "coordinator": ["e"],
+    }
+    assert [name for name in "abcde" if held.can_spare(name)] == ["b", "c", "d", "e"], "a alone has a shard"
+    assert held.roles("a") == ["primary", "backup", "worker"]
+    assert not counting.Held(3, ["a"], [["d", "e"]], "e").can_spare("a"), "nobody would train"
+    kept, lost = (counting.Play(seed, 2, print) for seed in (4, 5))
+    kept.kills = [counting.Kill("primary", "d", (), "amid an epoch", 1200, 0.25)]
+    kept.outcome.holds(counting.KEPT, True)
+    lost.kills = [counting.Kill("worker", "c", ("primary",), "as an epoch ends", 80, 0.75)]
+    lost.outcome.holds(counting.KEPT, False, "1 pushes are missing in left")
+    assert str(lost.kills[0]) == "node c (worker, primary) at step 80, as an epoch ends: 0.75 s without a step"
+    assert list(counting.lines(lost))[1:] == [
+        "    NOT KEPT: no push is lost or doubled (1 pushes are missing in left)",
+        "    again: ./run chaos --counting 1 --seed 5",
+    ]
+    assert [line.split() for line in counting.summary([kept, lost], 60.0)][2:4] == [
+        ["primary", "1", "2", "0.50", "0.75"],
+        ["worker", "1", "1", "0.75", "0.75"],
+    ]
+    assert list(counting.summary([kept, lost], 60.0))[-2:] == [
+        "2 kills in 2 runs, 60 s: 0 batches trained again and told, 1 promises not kept",
+        "    not kept 1 times: no push is lost or doubled",
+    ]
+
+
+@pytest.mark.parametrize("words", [["--counting", "0"], ["--counting", "3", "--only", "holder/*"]])
+def test_kills_that_are_counted_go_with_no_cells(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(words)
+    assert "--counting " in capsys.readouterr().err
 
 
 def test_the_matrix_has_every_role_fault_and_phase() -> None:

@@ -62,10 +62,15 @@ def test_the_same_for_programs() -> None:
 
 
 def test_epochs_whose_batches_were_not_all_trained_exactly_once() -> None:
-    epochs = [{"epoch": 1, "step": 9}, {"epoch": 2, "trained_again": 3.0}, {"epoch": 3, "trained_again": 1}]
+    epochs = [
+        {"epoch": 1, "step": 9},
+        {"epoch": 2, "trained_again": 3.0},
+        {"epoch": 3, "trained_again": 1, "never_trained": 1},
+    ]
     assert list(exchanged.coverage(epochs)) == [
         "coverage     epoch 2: 3 batches trained again, since their worker was lost",
         "coverage     epoch 3: 1 batch trained again, since their worker was lost",
+        "coverage     epoch 3: 1 batch given up, since the gradients of two workers were refused for what they held",
     ]
 
 

@@ -136,6 +136,7 @@ class Pump:
         self.progress: dict[Key, list[script.Progress]] = {key: [] for key in self.spawned}
         self.prepared: dict[Key, int] = {}
         self.failed: dict[Key, str] = {}
+        self.lost: dict[Key, bool] = {}  # of those that failed: whether only what they held is lost
         self.served: dict[int, script.ShardReport] = {}
         self.answers: Counter[str] = Counter()  # refusals as workers got them; "" for none
         self.dropped = 0  # values for which no place was lent
@@ -335,8 +336,9 @@ class Pump:
                 self.served.update({report.shard: report for report in message.served})
             case script.Done():
                 self.done[key][message.sequence] = message
-            case commands.Failed(error):
+            case commands.Failed(error, is_lost):
                 self.failed[key] = error
+                self.lost[key] = is_lost
             case _:
                 raise AssertionError(f"{key} sent {message}")
 

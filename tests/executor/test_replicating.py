@@ -115,6 +115,25 @@ def test_what_no_replica_sends_ends_it_with_a_sentence(blobs: BlobStore, capfd: 
             )
             if words:
                 assert words in failure(pump)
+                assert pump.lost == {("serve", 3): True}, "the others go on"
             else:
                 pump.results(training(pump, 4))
                 assert set(pump.finish()) == {0}
+
+
+def test_nonsense_of_who_is_not_the_primary_or_not_any_more_is_dropped(blobs: BlobStore) -> None:
+    spec = parallel(job(blobs), "async")
+    entries = [
+        (2, 3, GENERATION),  # a backup to its primary
+        (2, 3, 0),  # of an old generation
+        (3, 2, 0),  # the primary, of an old generation
+        (3, 0, GENERATION),  # a node that holds nothing
+    ]
+    with Pump(spec, data_plan(spec, 2, 1, copies=2), blobs) as pump:
+        pump.prepare()
+        for target, source, generation in entries:
+            for worker, nbytes, head in ((9, 16, b"x"), (0, 0, b"x"), (1, 0, b"\x94\x01\0\0\xa0")):
+                entry = Append("j", 0, generation, 0, 1, 0, 1, generation, worker, 9, nbytes, head)
+                pump.tell(("serve", target), commands.Replicated(source, encode(entry)))
+        pump.results(training(pump, 6))
+        assert set(pump.finish()) == {0}

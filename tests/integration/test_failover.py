@@ -1,8 +1,6 @@
 """Data-parallel runs on real daemons whose shards have replicas: what is lost with a node costs no update and no new start.
 
-That each push counts once is seen in the parameters. The counting model is a table with one row per row of data, which
-is that row's own target's distance to zero: batches are one row, and the rate is such that a push halves its row, exactly. So a
-row says how many pushes of its batch have been applied, on whichever process and after however many changes of the primary.
+That each push counts once is seen in the parameters: `tests.support.counting`.
 """
 
 from __future__ import annotations
@@ -17,18 +15,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from numpy.typing import NDArray
 
-from p2pnn import nn
 from p2pnn.cli.http import Daemon
-from p2pnn.job.spec import DataParallel, JobSpec, Optimizer
-from p2pnn.model.initial import initial
-from p2pnn.types import BlobId
+from p2pnn.job.spec import DataParallel
 from tests.integration.mesh import Mesh, make_job, mesh, wait_until
 from tests.integration.test_data_parallel import ADAM, blobs_of, pids, plain
-
-Job = tuple[JobSpec, dict[BlobId, bytes]]
-ROWS, FEATURES = 200, 8
+from tests.support.counting import Job, arrays_of, broken, counting, counts
 
 
 def replicated(how: str = "async", **settings: Any) -> Job:
@@ -39,45 +32,12 @@ def replicated(how: str = "async", **settings: Any) -> Job:
     return make_job(plain(), blobs_of(), parallel="data", data=DataParallel(how, replicas=2, **data), **fields)
 
 
-def counting(epochs: int, **data: Any) -> Job:
-    """Where each row of the table says how often it was pushed."""
-    chosen = nn.Input("row", (), dtype="int64")
-    target = nn.Input("target", (FEATURES,))
-    held = nn.Embedding(ROWS, FEATURES, name="table")(chosen)
-    model = nn.Model(outputs={"held": held}, loss=nn.mean_squared_error(held, target))
-    columns = {"row": np.arange(ROWS, dtype=np.int64), "target": np.zeros((ROWS, FEATURES), np.float32)}
-    return make_job(
-        model,
-        columns,
-        epochs=epochs,
-        batch_size=1,
-        micro_batches=1,
-        optimizer=Optimizer("sgd", rate=FEATURES / 4, schedule="constant"),
-        parallel="data",
-        data=DataParallel("async", replicas=2, **data),
-    )
-
-
-def pushes(m: Mesh, name: str, of: Job, number: str) -> list[int]:
-    """By row of the table: how many pushes of it its value tells of. Raises AssertionError for a value that none makes."""
-    [table] = of[0].graph.parameters
-    found = np.empty(0)
-    for part in m[name].get(f"jobs/{number}/results")["manifest"]["parts"]:
-        path = next((m.nodes[name].folder).rglob(part["blob"]), None)
-        arrays = load_file(path) if path is not None else {}
-        found = arrays.get(table.name, found)
-    first = initial(table, of[0].seed)
-    counts = []
-    for row in range(ROWS):
-        [count] = [n for n in range(60) if (found[row] == first[row] * np.float32(2.0**-n)).all()]
-        counts.append(count)
-    return counts
-
-
-def trained_rows(of: Job) -> int:
-    train = of[0].train
-    assert train is not None
-    return train.rows
+def ended(m: Mesh, of: Job, number: str, name: str) -> tuple[dict[str, NDArray[np.int64]], int]:
+    """How often each row was pushed, by table, and how many batches the run says were trained again; once it is done."""
+    record = m.await_state(name, number, "done", timeout_s=120)
+    manifest = m[name].get(f"jobs/{number}/results")["manifest"]
+    again = sum(entry.get("trained_again", 0) for entry in record["history"])
+    return counts(of, arrays_of(manifest, [m.nodes[name].folder])), int(again)
 
 
 def running(m: Mesh, name: str, number: str, steps: int = 20) -> dict[str, Any]:
@@ -171,9 +131,9 @@ def test_each_push_counts_once_though_servers_are_killed(tmp_path: Path) -> None
         seen = sorted(computing)[0]
         m.nodes[lost].kill()
         wait_until(lambda: in_sync(m, seen, number)[:1] not in ([], [lost]), "another one is the primary, amid the run")
-        m.await_state(seen, number, "done", timeout_s=120)
-        counts = pushes(m, seen, of, number)
-        assert sorted(counts) == [0] * (ROWS - trained_rows(of)) + [3] * trained_rows(of)
+        found, again = ended(m, of, number, seen)
+        assert broken(found, 3, 0) == []
+        assert again == 0
         assert is_clean(m)
 
 
@@ -187,11 +147,26 @@ def test_no_push_counts_twice_nor_is_lost_with_a_worker(tmp_path: Path) -> None:
         seen = others(m, lost)
         m.nodes[lost].kill()
         wait_until(lambda: in_sync(m, seen, number)[:1] not in ([], [lost]), "another one is the primary, amid the run")
-        done = m.await_state(seen, number, "done", timeout_s=120)
-        counts = pushes(m, seen, of, number)
-        assert min(sorted(counts)[ROWS - trained_rows(of) :]) >= 3, "every batch of each epoch was trained"
-        again = sum(counts) - 3 * trained_rows(of)
-        assert again == sum(entry.get("trained_again", 0) for entry in done["history"]), "as often as is told"
+        found, again = ended(m, of, number, seen)
+        assert broken(found, 3, again) == []
+        assert is_clean(m)
+
+
+@pytest.mark.parametrize("how", ["async", "ssp:2"])
+def test_without_replicas_training_goes_on_when_a_worker_is_killed_that_holds_no_shard(
+    tmp_path: Path, how: str
+) -> None:
+    """Nobody begins anew, and what it had trained and not told is trained again."""
+    with mesh(tmp_path, 3) as m:
+        of = counting(3, consistency=how, replicas=1, workers=3, shards=1)
+        number = m.submit("a", *of)
+        job = running(m, "a", number, 1)
+        [home] = holders(job, 0)
+        lost = others(m, home)
+        m.nodes[lost].kill()
+        found, again = ended(m, of, number, home)
+        assert m.job(home, number)["generation"] == job["generation"], "nobody began anew"
+        assert broken(found, 3, again) == []
         assert is_clean(m)
 
 

@@ -53,6 +53,7 @@ def test_the_processes_of_a_node_answer_as_one() -> None:
     assert answers.of_node([one]) == one
     assert answers.of_node([Done(7), one]) == one
     assert answers.of_node([Done(7), Done(7)]) == Done(7)
+    assert answers.of_node([Done(7), Done(7, uneven=(3, 0))]) == Done(7, uneven=(3, 0))
     both = answers.of_node([one, two])
     assert answers.parts([A], {A: both}) == ((part(1), part(2)), (0, 0))
     assert answers.of_node([one, Done(7, error="the disk is full")]) == Done(7, b"", "the disk is full")

@@ -13,7 +13,11 @@ from p2pnn.job.assignment import Assignment, committed, initial, without
 from p2pnn.job.plan import NodeShare, Plan, Replica, ShardHome
 from p2pnn.job.spec import DataParallel, JobSpec
 from p2pnn.replication.configuration import Configuration, Member, demoted, may_follow, promoted, removed
+from p2pnn.replication.holding import Shard
+from p2pnn.replication.outcomes import Propose, Received
+from p2pnn.replication.replica import Replica as ReplicaOf
 from p2pnn.types import NodeId
+from p2pnn.wire.messages import Appended
 from tests.job.test_supervisor import make_spec
 
 START = 7
@@ -46,11 +50,25 @@ def test_a_start_begins_as_the_plan_has_it_with_its_generation_as_everybodys_inc
     assignment.check(first, PLAN)
 
 
-def test_a_plan_without_replicas_of_its_shards_has_no_assignment_and_no_loss_is_survived() -> None:
-    alone = make_plan(((0,), (1,)), ((0,), (2,)))
-    assert initial(alone, START) == Assignment()
-    assert assignment.primary_of(Assignment(), alone, 1) == 2
-    assert [without(Assignment(), alone, ASYNC, node) for node in range(3)] == [None] * 3
+def test_a_plan_without_replicas_of_its_shards_survives_the_loss_of_who_holds_none() -> None:
+    alone = make_plan(((0,), (1,), (3,)), ((0,), (2,)))
+    first = initial(alone, START)
+    assert first == Assignment()
+    assert assignment.primary_of(first, alone, 1) == 2
+    assert [without(first, alone, ASYNC, node) for node in (0, 2)] == [None] * 2
+    assert [without(first, alone, spec_of("sync"), node) for node in range(4)] == [None] * 4
+    one = without(first, alone, ASYNC, 1)
+    assert one == Assignment((), (1,))
+    held = committed(first, one, 9)
+    two = without(held, alone, ASYNC, 3)
+    assert two == Assignment((), (1, 3))
+    assert first.version < held.version < two.version
+    assert without(held, alone, ASYNC, 1) == held
+    assignment.check(two, alone)
+    assert without(initial(make_plan(((1,),), ((0,),)), START), make_plan(((1,),), ((0,),)), ASYNC, 1) is None
+    assert [assignment.may_lose(alone, spec_of(how)) for how in ("ssp:1", "local:2")] == [True, False]
+    assert [assignment.is_spare(held, alone, node) for node in range(4)] == [False, True, False, True]
+    assert [assignment.is_spare(initial(PLAN, 1), PLAN, node) for node in range(4)] == [True] * 4
     model = make_plan((), ())
     assert initial(model, START) == Assignment()
     assert without(Assignment(), model, make_spec(), 0) is None
@@ -124,7 +142,6 @@ def test_no_wish_brings_in_a_stranger_or_changes_what_it_may_not() -> None:
     held = initial(PLAN, START)
     shard = held.shards[0]
     stranger = Member(PLAN.nodes[3].node, START)
-    assert assignment.wished(held, 0, shard) is None, "nothing would change"
     assert assignment.wished(held, 3, shard) is None
     assert assignment.wished(Assignment(), 0, shard) is None
     assert assignment.wished(held, 0, shard.replaced(shard.in_sync, (stranger,))) is None
@@ -133,6 +150,66 @@ def test_no_wish_brings_in_a_stranger_or_changes_what_it_may_not() -> None:
     assert after is not None
     late = committed(held, after, 9)
     assert assignment.wished(late, 0, demoted(shard, shard.in_sync[1])) is None, "the loss was committed first"
+
+
+def test_a_wish_for_what_holds_begins_a_generation_in_which_no_earlier_one_counts() -> None:
+    held = initial(PLAN, START)
+    shard = held.shards[0]
+    after = assignment.wished(held, 0, shard)
+    assert after is not None
+    again = committed(held, after, 9)
+    assert again.shards == (msgspec.structs.replace(shard, generation=9), *held.shards[1:])
+    assert again.version > held.version, "so that whoever is told takes it"
+    assert assignment.wished(again, 0, demoted(shard, shard.in_sync[1])) is None
+    assert assignment.wished(again, 0, shard) is None, "it counts once"
+
+
+def test_a_learner_that_is_to_be_removed_stays_one_while_its_node_is_there() -> None:
+    held = initial(PLAN, START)
+    shard = held.shards[0]
+    after = assignment.wished(held, 0, demoted(shard, shard.in_sync[1]))
+    assert after is not None
+    learning = committed(held, after, 9)
+    silent = learning.shards[0].learners[0]
+    after = assignment.wished(learning, 0, removed(learning.shards[0], silent))
+    assert after is not None
+    assert after.shards[0].learners == (silent,)
+    gone = without(committed(learning, after, 10), PLAN, ASYNC, 1)
+    assert gone is not None
+    assert gone.shards[0].learners == ()
+
+
+def test_a_learner_that_gets_slow_before_it_is_ready_holds_nobody_up_for_long() -> None:
+    """The primary waits for a learner that it has chosen; two updates behind, it is not ready; then it gets no further."""
+    primary, learner = Member("a" * 32, START), Member("b" * 32, START)
+    held = Assignment((Configuration(START, 2, (primary,), (learner,)),))
+    replica = ReplicaOf(Shard("j", 0), primary, 0.0)
+    replica.configured(held.shards[0], 0.0)
+    now, pushed, has, committed_at, longest = 0.0, 0, 0, 0.0, 0.0
+    for _ in range(400):
+        now += 0.02
+        generation = held.shards[0].generation
+        if replica.is_serving and pushed < replica.ordered(7) + 2:
+            pushed += 1
+            replica.arrived(7, pushed, 0, 4, b"abcd", now)
+        if not replica.is_waited_for(learner.id) and now < 2:
+            has = max(0, replica.log.last - 2)
+        before = replica.committed
+        told = Appended("j", 0, generation, START, has, min(has, replica.committed))
+        replica.receive(learner.id, told, now)
+        replica.handle_timer(now)
+        while (event := replica.next_event()) is not None:
+            if isinstance(event, Received):
+                replica.accept(event.worker, event.sequence, now)
+            elif isinstance(event, Propose):
+                after = assignment.wished(held, 0, event.configuration)
+                held = committed(held, after, generation + 1) if after is not None else held
+                replica.configured(held.shards[0], now)
+        replica.messages_to_send(now)
+        longest = max(longest, now - committed_at)
+        committed_at = now if replica.committed > before else committed_at
+    assert held.shards[0].generation > START, "it was waited for, and then no more"
+    assert longest < 2.0
 
 
 def test_any_order_of_losses_and_wishes_is_a_chain_of_configurations_that_may_follow() -> None:
@@ -153,7 +230,8 @@ def test_any_order_of_losses_and_wishes_is_a_chain_of_configurations_that_may_fo
                 after = assignment.wished(held, number, wish)
                 if after is None:
                     continue
-            assert all(old == new or may_follow(old, new) for old, new in zip(held.shards, after.shards, strict=True))
+            for old, new in zip(held.shards, after.shards, strict=True):
+                assert may_follow(old, msgspec.structs.replace(new, generation=old.generation))
             generation += 1
             newer = committed(held, after, generation)
             assert newer.version > held.version or newer == held

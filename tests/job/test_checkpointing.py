@@ -66,12 +66,18 @@ def test_it_counts_when_every_part_has_its_second_copy() -> None:
     bench = Bench()
     bench.checkpoints.begin(4, manifest(10), best=True)
     assert bench.checkpoints.writing == ((4, manifest(10), True),)
-    bench.checkpoints.written(4, {node: Done(4, part(node, 10)) for node in NODES[:2]})
+    bench.checkpoints.written(4, {node: Done(4, part(node, 10)) for node in NODES[:2]}, uneven=(3, 1))
     assert bench.checkpoints.writing == ()
     first, second = bench.take()
     assert {(first.source, first.node), (second.source, second.node)} == {(NODES[0], NODES[1]), (NODES[1], NODES[0])}
     [(copied, best)] = bench.checkpoints.copying
-    assert (copied.step, len(copied.parts), best, bench.checkpoints.is_copying) == (10, 2, True, True)
+    assert (copied.step, len(copied.parts), copied.uneven, best, bench.checkpoints.is_copying) == (
+        10,
+        2,
+        (3, 1),
+        True,
+        True,
+    )
     bench.checkpoints.kept(first.node, first.request, "")
     bench.take()
     assert bench.ledger.record.checkpoints == ()

@@ -103,7 +103,8 @@ class Node:
             result = msgspec.msgpack.encode(self.parts(command, worker))
         elif isinstance(command, Restore):
             self.restored = command.parts
-        self.say(Done(command.sequence, result))
+        again = self.mesh.again[(command.until_step - 1) // 10] if isinstance(command, Train) and worker >= 0 else 0
+        self.say(Done(command.sequence, result, uneven=(again, 0)))
 
     def evaluate(self, command: Evaluate, worker: int) -> bytes:
         workers = [number for number in range(3) if number not in command.gone]
@@ -142,6 +143,7 @@ class Mesh:
         self.now, self.term, self.trained, self.died = 0.0, 1, 0, 0
         self.generation, self.entry = 1, initial(self.plan, 1)
         self.lost: list[int] = []
+        self.again: Counter[int] = Counter()  # epoch → batches trained more often than once
         self.away: set[NodeId] = set()  # whose daemon is
         self.blobs: dict[str, tuple[str, NodeId]] = {}
         self.evaluated: dict[int, set[tuple[str, ...]]] = defaultdict(set)
@@ -296,6 +298,8 @@ class Mesh:
 
     def drop(self, index: int) -> None:
         self.lost.append(index)
+        if self.trained % 10 and self.plan.worker_of(index) >= 0:  # what it had not told is trained again
+            self.again[self.trained // 10] += self.dice.randint(0, 2)
         self.down[NODES[index]].clear()
         self.up[NODES[index]].clear()
 
@@ -352,6 +356,7 @@ def check(mesh: Mesh) -> None:
     assert {result.rows for result in record.results} == {ROWS}
     assert [entry["epoch"] for entry in record.history] == list(range(1, len(record.history) + 1))
     for epoch, entry in enumerate(record.history, 1):
+        assert entry.get("trained_again", 0) == mesh.again[epoch - 1], "whoever coordinates"
         assert entry["validation_accuracy"] == pytest.approx(ACCURACY.get(epoch, 1.0) / ROWS)
     for manifest in [*record.checkpoints, *([record.best] if record.best else [])]:
         names = sorted(mesh.blobs[part.blob][0] for part in manifest.parts)
@@ -442,6 +447,23 @@ def test_what_becomes_of_the_roles_of_a_lost_node_is_told_in_one_sentence_when_i
     assert [(held.gone, held.shards[1].primary.node) for held in mesh.told] == [((1,), NODES[2])]
     assert mesh.record.state == "running"
     assert mesh.run().state == "done"
+    check(mesh)
+
+
+@pytest.mark.parametrize("until", ["training", "evaluating"])
+def test_what_was_trained_again_is_told_though_the_coordinator_dies_before_the_epoch_is_over(until: str) -> None:
+    mesh = quiet()
+    lost(mesh, 1)
+    mesh.again[0] = 3
+    mesh.commit()
+    mesh.take()
+    run = mesh.supervisor._run
+    while run.step < 4 or (until == "evaluating" and not run._evaluating):
+        mesh.turn()
+    mesh.die()
+    assert mesh.record.history == ()
+    assert mesh.run().state == "done"
+    assert mesh.record.history[0]["trained_again"] == 3
     check(mesh)
 
 
@@ -739,7 +761,8 @@ def test_a_wish_of_a_primary_is_committed_and_then_told_to_all() -> None:
     wish = demoted(held, held.in_sync[1])
     failover.wish(NODES[0], 0, assignment.encode_configuration(wish))
     (action,) = wanted(ledger)
-    assert action.after.shards[0] == wish
+    assert action.after.shards[0].learners == wish.learners
+    assert action.after != action.before
     failover.reassigned(7, 0.0)
     (told,) = wanted(ledger)
     assert told.nodes == tuple(NODES)

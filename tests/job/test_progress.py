@@ -51,6 +51,17 @@ def test_an_epoch_adds_up_and_starts_over() -> None:
     assert "loss" not in meter.end_epoch(2, 20, 3.0)
 
 
+def test_what_was_trained_again_is_told_of_its_epoch_alone() -> None:
+    meter = ProgressMeter(spec(), 4, 0.0, uneven=(2, 1))
+    meter.start(0.0, ["a"])
+    entry = meter.end_epoch(1, 10, 2.0)
+    assert (entry["trained_again"], entry["never_trained"]) == (2, 1)
+    assert "trained_again" not in meter.end_epoch(2, 20, 3.0)
+    follower = ProgressMeter(spec(), 10, 4.0)
+    follower.follow(meter)
+    assert "trained_again" not in follower.end_epoch(1, 10, 5.0), "that was on parameters that are given up"
+
+
 def test_metrics_are_finished_by_kind() -> None:
     assert finished("mean", 3.0, 4.0) == 0.75
     assert finished("root", 8.0, 2.0) == 2.0

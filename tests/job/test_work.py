@@ -6,9 +6,11 @@ import msgspec
 import pytest
 
 from p2pnn.errors import CharterError, CheckpointError
-from p2pnn.job import records, work
+from p2pnn.job import assignment, records, work
+from p2pnn.job.assignment import Assignment
 from p2pnn.job.records import JobRecord
-from p2pnn.types import JobId
+from p2pnn.replication.configuration import Configuration, Member
+from p2pnn.types import JobId, NodeId
 from tests.job.test_supervisor import NODES, make_plan, make_record, make_spec
 
 
@@ -57,6 +59,27 @@ def test_a_large_record_leaves_its_plan_and_history_to_the_members() -> None:
 def test_what_is_no_table_or_a_newer_one_is_one_sentence(data: bytes, words: str) -> None:
     with pytest.raises(CharterError, match=words):
         work.decode(data)
+
+
+def large(shards: int, nodes: int) -> Assignment:
+    """As large as one of so many shards can be."""
+    members = [Member(NodeId(f"{n:032x}"), work.GENERATION_MAX) for n in range(2)]
+    shard = Configuration(work.GENERATION_MAX, 2, (members[0],), (members[1],))
+    return Assignment((shard,) * shards, tuple(range(assignment.NODES_MAX - nodes, assignment.NODES_MAX)))
+
+
+def test_the_largest_plan_with_replicas_has_room_whatever_becomes_of_its_start() -> None:
+    entry = work.entry(planned(), 7)
+    found = work.with_assignment(entry, large(assignment.REPLICATED_SHARDS_MAX, assignment.NODES_MAX))
+    assert work.decode(work.encode([found])) == {"toy-1": found}
+
+
+def test_no_assignment_gets_into_the_table_that_nobody_could_read() -> None:
+    entry, held = work.entry(planned(), 7), large(400, 1)
+    with pytest.raises(CharterError, match="cannot be read"):
+        work.decode(work.encode([msgspec.structs.replace(entry, assignment=assignment.encode(held))]))
+    with pytest.raises(CharterError, match=r"in job toy-1 takes 4\d,\d+ bytes, .* room for 32,768: .* fewer --shards"):
+        work.with_assignment(entry, held)
 
 
 def test_newer_fields_are_read_over() -> None:

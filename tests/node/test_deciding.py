@@ -33,7 +33,7 @@ class Bench(JobsBench):
         self.planning.plan = self.planned  # type: ignore[method-assign]
         self.plans = 0
 
-    async def planned(self, spec: JobSpec) -> Plan:
+    async def planned(self, spec: JobSpec, *, compared: bool = True) -> Plan:
         self.plans += 1
         plan = plan_of_data(spec, [A, B, C], workers=(0, 1), homes=(0, 1))
         return msgspec.structs.replace(plan, shards=(ShardHome((0, 2)), ShardHome((1, 0))))
@@ -142,6 +142,29 @@ async def test_what_cannot_be_decided_ends_the_start_with_the_reason(tmp_path: P
     await until(lambda: bench.state(job) != "running")
     texts = [event["text"] for event in bench.jobs.journal(job)._events if event["kind"] == "warning"]  # type: ignore[arg-type]
     assert "node b is lost (connection reset), and the charter would be too large" in texts
+    await bench.close()
+
+
+async def test_what_the_charter_has_no_room_for_is_not_decided_and_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(tmp_path)
+    job = await bench.started()
+    monkeypatch.setattr(work, "ASSIGNMENT_BYTES_MAX", 100)
+    held = initial(await bench.planned(bench.spec), 1)
+    wish = assignment.encode_configuration(demoted(held.shards[0], held.shards[0].in_sync[1]))
+    bench.hear(A, wire.ShardWish(job, 1, 0, wish))
+    failover = bench.jobs._supervision.led[job].failover  # type: ignore[index]
+    assert failover.changing
+    await until(lambda: not failover.changing)
+    assert not bench.told(A)
+    assert bench.entry(job).assignment == b""
+    assert bench.state(job) == "running"
+    bench.lose(B)
+    await until(lambda: bench.state(job) != "running")
+    texts = [event["text"] for event in bench.jobs.journal(job)._events if event["kind"] == "warning"]  # type: ignore[arg-type]
+    assert any(text.startswith("node b is lost (connection reset), and who has which role in job ") for text in texts)
+    assert await bench.jobs.work.decide(job, lambda _: None)  # type: ignore[arg-type]
     await bench.close()
 
 

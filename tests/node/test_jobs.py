@@ -41,7 +41,7 @@ class FakePlanning:
     def cannot_drain(self, node: NodeId) -> None:
         self.draining.discard(node)
 
-    async def plan(self, spec: JobSpec) -> Plan:
+    async def plan(self, spec: JobSpec, *, compared: bool = True) -> Plan:
         self.asked += 1
         return plan_of(spec, self.nodes)
 
@@ -361,7 +361,7 @@ async def test_a_job_that_was_planned_before_a_drain_is_planned_again(tmp_path: 
     bench.planning.draining.add(B)
     plan, before = bench.planning.plan, bench.planning.asked
 
-    async def stale(spec: JobSpec) -> Plan:
+    async def stale(spec: JobSpec, *, compared: bool = True) -> Plan:
         found = await plan(spec)  # over A and B: asked for before B said so
         bench.planning.nodes = [A, C]
         return found

@@ -198,6 +198,17 @@ async def test_what_ends_one_executor_ends_the_part_and_both(tmp_path: Path, rol
     assert (bench.compute.killed, bench.serve.killed) == (True, True)
 
 
+async def test_a_shard_that_only_this_node_lost_is_a_loss_of_this_node(tmp_path: Path) -> None:
+    bench = DataBench(tmp_path)
+    await bench.begin()
+    bench.both_ready()
+    bench.serve.say(commands.Failed("what b sent as the primary of shard 0 makes no sense", is_lost=True))
+    [failed] = bench.outside.of(wire.JobFailed)
+    assert failed.kind == Loss.UNREACHABLE
+    bench.release()
+    await until(lambda: bench.compute.ended and bench.serve.ended)
+
+
 async def test_after_finish_both_may_go(tmp_path: Path) -> None:
     bench = DataBench(tmp_path)
     await bench.begin()

@@ -31,7 +31,7 @@ class FakePlanning:
         self.asked: list[JobSpec] = []
         self.refuses: Any = lambda spec: False
 
-    async def plan(self, spec: JobSpec) -> Plan:
+    async def plan(self, spec: JobSpec, *, compared: bool = True) -> Plan:
         self.asked.append(spec)
         if self.refuses(spec):
             raise PlanError("needs 2.1 GiB more")

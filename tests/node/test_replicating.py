@@ -115,6 +115,20 @@ async def test_messages_without_bodies_and_pieces_of_states_go_to_the_executor(t
     assert bench.place.body_for(C, pieces[50], 9) is not None
 
 
+async def test_a_node_that_learns_several_shards_at_once_has_places_for_the_pieces_of_each(tmp_path: Path) -> None:
+    """One that stood still is demoted in all of them at once, and each primary sends a state."""
+    bench = Both(tmp_path)
+    count = 3
+    bench.plan = msgspec.structs.replace(bench.plan, shards=(ShardHome((2, 1)),) * count)
+    await bench.begin()
+    for n in range(2 * Limits().state_window):
+        for shard in range(count):
+            piece = wire.StatePiece(JOB, shard, START, 4, n, 1, 99, START)
+            assert bench.place.body_for(C, piece, 9) is not None, (shard, n)
+    for shard in range(count):
+        assert bench.place.body_for(C, wire.StatePiece(JOB, shard, START, 4, 98, 1, 99, START), 9) is None
+
+
 async def test_what_breaks_off_may_come_again(tmp_path: Path) -> None:
     bench = Both(tmp_path)
     await bench.begin()

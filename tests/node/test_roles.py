@@ -11,7 +11,7 @@ from p2pnn.errors import CheckpointError
 from p2pnn.job import assignment
 from p2pnn.job.assignment import Assignment, committed, initial, without
 from p2pnn.job.plan import Plan, ShardHome
-from p2pnn.job.spec import DataParallel
+from p2pnn.job.spec import DataParallel, JobSpec
 from p2pnn.node import roles as module
 from p2pnn.node.roles import ELECTION_S, FIRST_S, LINK_GRACE_S, SECOND_S, Roles
 from p2pnn.types import NodeId
@@ -24,9 +24,9 @@ def replicated() -> Plan:
     return msgspec.structs.replace(plan, shards=(ShardHome((0, 2)), ShardHome((1, 0))))
 
 
-def roles_of(node: int, plan: Plan | None = None) -> Roles:
+def roles_of(node: int, plan: Plan | None = None, spec: JobSpec | None = None) -> Roles:
     roles = Roles()
-    roles.begin(plan or replicated(), 1, node)
+    roles.begin(plan or replicated(), 1, node, spec or toy_of_data(data=DataParallel())[0])
     return roles
 
 
@@ -73,9 +73,20 @@ def test_one_end_of_a_link_gives_up_first_and_never_the_one_that_coordinates() -
     assert (roles_of(1).patience_s(A, C), roles_of(0).patience_s(B, C)) == (FIRST_S, SECOND_S)
     assert (roles_of(2).patience_s(A, C), roles_of(0).patience_s(C, C)) == (SECOND_S, ELECTION_S)
     spec, _ = toy()
-    alone = roles_of(0, plan_of(spec, [A, B]))
+    alone = roles_of(0, plan_of(spec, [A, B]), spec)
     assert alone.patience_s(B, A) == alone.patience_s(A, A) == LINK_GRACE_S
     assert Roles().patience_s(B, A) == LINK_GRACE_S
+
+
+def test_without_replicas_a_word_is_waited_for_of_a_node_that_holds_no_shard() -> None:
+    spec, _ = toy_of_data(data=DataParallel())
+    plan = plan_of_data(spec, [A, B, C], workers=(1, 2), homes=(0,))
+    assert (roles_of(1, plan, spec).patience_s(C, A), roles_of(1, plan, spec).patience_s(A, C)) == (
+        SECOND_S,
+        LINK_GRACE_S,
+    )
+    sync, _ = toy_of_data(data=DataParallel("sync"))
+    assert roles_of(1, plan, sync).patience_s(C, A) == LINK_GRACE_S
 
 
 @pytest.mark.asyncio

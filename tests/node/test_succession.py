@@ -232,7 +232,7 @@ async def test_a_job_that_cannot_be_begun_anew_now_is_parked(
     real = bench.planning.plan
     lost = {"memory": PlanError("the model needs 2.1 GiB more"), "checkpoint": CheckpointError("b is away")}[how]
 
-    async def plan(spec: JobSpec) -> Plan:
+    async def plan(spec: JobSpec, *, compared: bool = True) -> Plan:
         raise lost
 
     monkeypatch.setattr(bench.planning, "plan", plan)
@@ -270,7 +270,7 @@ async def test_a_job_that_is_cancelled_while_it_is_to_begin_anew_stays_so(
     bench.job = JobId(await bench.submitted())
     going, real = asyncio.Event(), bench.planning.plan
 
-    async def plan(spec: JobSpec) -> Plan:
+    async def plan(spec: JobSpec, *, compared: bool = True) -> Plan:
         await going.wait()
         return await real(spec)
 
@@ -495,7 +495,7 @@ class Replicated(Bench):
         self.spec_blob = stored(self.spec, blobs, self.exchange.blobs)
         self.planning.plan = self.planned  # type: ignore[method-assign]
 
-    async def planned(self, spec: JobSpec) -> Plan:
+    async def planned(self, spec: JobSpec, *, compared: bool = True) -> Plan:
         plan = plan_of_data(spec, [B, C], workers=(0, 1), homes=(0, 1))
         return msgspec.structs.replace(plan, shards=(ShardHome((0, 1)), ShardHome((1, 0))))
 

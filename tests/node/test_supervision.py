@@ -165,7 +165,7 @@ async def test_who_asks_to_move_its_jobs_is_not_planned_on_though_gossip_has_not
     await bench.running()
     usable: list[set[str]] = []
 
-    async def plan(spec: JobSpec) -> Plan:
+    async def plan(spec: JobSpec, *, compared: bool = True) -> Plan:
         usable.append(set(bench.planning.usable()))
         if not fits:
             raise PlanError("needs 2.1 GiB more")

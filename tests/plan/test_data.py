@@ -8,11 +8,12 @@ import pytest
 
 from p2pnn import plan as planner
 from p2pnn.errors import UsageError
+from p2pnn.job.assignment import REPLICATED_SHARDS_MAX
 from p2pnn.job.plan import Plan
 from p2pnn.job.spec import Pin
 from p2pnn.model.graph import Graph
 from p2pnn.plan.cost import Workload
-from p2pnn.plan.data import choose
+from p2pnn.plan.data import choose, record
 from p2pnn.plan.exchange import server_bytes, worker_bytes
 from p2pnn.plan.profile import Profile
 
@@ -144,6 +145,17 @@ def test_more_shards_than_tensors() -> None:
         f"--shards 4 is more than the 3 parameter tensors of the model {GRAPH.name}: no shard may be empty; take at most "
         "--shards 3"
     )
+
+
+def test_more_shards_than_can_have_backups_have_none_and_that_is_told() -> None:
+    graph = mlp(*[8] * REPLICATED_SHARDS_MAX)
+    for shards, copies in ((REPLICATED_SHARDS_MAX, 2), (REPLICATED_SHARDS_MAX + 1, 1)):
+        spec = dealt(graph, shards=shards, replicas=0)
+        work = Workload(spec)
+        plan = record(work, spec, choose(work, spec, ABC, mesh(*ABC)), 3)
+        assert {len(home.nodes) for home in plan.shards} == {copies}
+        told = "no shard has a backup, since those of at most 256 shards can have one" in plan.reasons
+        assert told is (copies == 1)
 
 
 def test_fewer_nodes_than_workers() -> None:

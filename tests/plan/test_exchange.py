@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from p2pnn.errors import UsageError
+from p2pnn.job.assignment import REPLICATED_SHARDS_MAX
 from p2pnn.job.spec import Optimizer
 from p2pnn.plan.cost import Workload, memory_bytes
-from p2pnn.plan.exchange import HANDLING_S, check_tensors, serve_s, server_bytes, worker_bytes, worker_s
+from p2pnn.plan.exchange import HANDLING_S, check_shards, serve_s, server_bytes, shard_counts, worker_bytes, worker_s
 from p2pnn.ps.consistency import Settings
 from p2pnn.ps.layout import WorkerLayout, part_sizes
 from tests.executor import models
@@ -58,9 +59,22 @@ def test_unknown_words_are_refused() -> None:
 
 
 def test_more_shards_than_tensors() -> None:
-    check_tensors(dealt(GRAPH, shards=3), 3)
+    check_shards(dealt(GRAPH, shards=3), 3)
     with pytest.raises(UsageError, match=r"--shards 4 is more than the 3 parameter tensors .* at most --shards 3"):
-        check_tensors(dealt(GRAPH, shards=4), 3)
+        check_shards(dealt(GRAPH, shards=4), 3)
+
+
+def test_more_shards_with_replicas_than_the_charter_has_room_for() -> None:
+    most = REPLICATED_SHARDS_MAX
+    for replicas, shards in ((2, most), (0, most + 1), (1, most + 1)):
+        check_shards(dealt(GRAPH, shards=shards, replicas=replicas), 999)
+    words = rf"--shards {most + 1} with --replicas 2: .* take at most --shards {most}, or --replicas 1"
+    with pytest.raises(UsageError, match=words):
+        check_shards(dealt(GRAPH, shards=most + 1, replicas=2), 999)
+    assert shard_counts(dealt(GRAPH), 2, 999, 1) == list(range(2, 1000))
+    assert shard_counts(dealt(GRAPH), 2, 999, 2) == list(range(2, most + 1))
+    asked = dealt(GRAPH, shards=most + 1)
+    assert (shard_counts(asked, 1, 9, 1), shard_counts(asked, 1, 9, 2)) == ([most + 1], [])
 
 
 def test_a_worker_holds_the_whole_model_and_the_shards_the_optimizers_state() -> None:

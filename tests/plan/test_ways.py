@@ -98,6 +98,18 @@ def test_where_it_loses_it_names_the_least_change_that_wins_and_that_does_win(
     assert plan.reasons[0].endswith(f" would win ({rate(better.samples_per_s)})")
 
 
+@pytest.mark.parametrize("parallel", ["data", "hybrid"])
+def test_a_plan_that_is_not_compared_is_the_same_and_says_nothing_of_what_was_not_tried(parallel: str) -> None:
+    """As it is made for a job that runs, which keeps its way."""
+    nodes, links = [*ABC, node("d")], mesh(*ABC, node("d"), bytes_per_s=3e7)
+    spec = msgspec.structs.replace(dealt(BIG, segments=0 if parallel == "hybrid" else 1), parallel=parallel)
+    full, plain = (planner.plan(spec, nodes, links, compared=compared) for compared in (True, False))
+    assert (plain.nodes, plain.replicas, plain.shards) == (full.nodes, full.replicas, full.shards)
+    assert [found.way for found in plain.predicted] == ["single", parallel]
+    assert {found.way for found in full.predicted} > {"single", "model", parallel}
+    assert not any("would" in reason for reason in plain.reasons[:1]), plain.reasons
+
+
 def test_where_nothing_wins_it_says_that() -> None:
     plan = made(mlp(8), bytes_per_s=1e3)
     assert plan.reasons[0].endswith("; no other setting of it would win here, --parallel model --nodes 1 does")

@@ -24,7 +24,7 @@ from p2pnn.ps.consistency import Settings
 from p2pnn.ps.gate import PushGate, ValuesGate
 from p2pnn.ps.layout import Bump, ServerLayout, WorkerLayout, slot_of
 from p2pnn.ps.messages import Answer, Mark, Push, Worker
-from p2pnn.ps.port import MarkNote, PullRequest, PushPart
+from p2pnn.ps.outgoing import MarkNote, PullRequest, PushPart
 from p2pnn.ps.shard import Shard
 from p2pnn.ps.sharding import Sharding
 from p2pnn.ps.space import Flat

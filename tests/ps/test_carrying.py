@@ -10,7 +10,7 @@ import pytest
 from p2pnn.errors import RemoteProtocolError
 from p2pnn.ps.carrying import pack, unpack
 from p2pnn.ps.decisions import Close, Draw, Grant, Leave, Rest, Serve, Take
-from p2pnn.ps.messages import Refusal
+from p2pnn.ps.messages import Refusal, Worker
 from p2pnn.ps.state import State
 from p2pnn.replication.leases import LeaseTable, Wish
 from tests.ps.test_state import A, B, C, Slotted, state_of, take
@@ -20,6 +20,10 @@ def busy() -> tuple[State, Slotted]:
     """Two rounds, the first with a refused push; then an open one, with marks that not all have drawn."""
     state, slots = state_of("sync", "adam")
     state.apply(B, 1, Take(0, 0, "NOT_FINITE"), 0.0)
+    for mark, passed in ((1, True), (2, False)):
+        for number in (1, 2, 3):
+            state.apply(None, 0, Draw(number, mark, passed), 0.0)
+        state.apply(None, 0, Serve(mark), 0.0)
     for sequence, workers in ((1, (A, C)), (2, (C, B, A))):
         for worker in workers:
             take(state, slots, worker, sequence, sequence - 1, -1.5)
@@ -44,6 +48,8 @@ def test_a_learner_becomes_what_was_packed_and_goes_on_alike(piece: int) -> None
     assert learner.roster[A].refusal is Refusal.RUNAWAY
     assert [learner.taken(w) for w in (A, B, C)] == [3, 2, 3]
     assert learner.marks.positions() == state.marks.positions()
+    assert len({state.marks.marked, state.marks.open, state.marks.server}) == 3, "so that none is taken for another"
+    assert b"".join(map(bytes, pack(learner))) == data
     assert (learner.guard.refused, learner.guard.in_a_row) == (state.guard.refused, state.guard.in_a_row)
     assert [learner.roster.number(w) for w in (A, B, C)] == [1, 2, 3]
     for one, its in ((state, slots), (learner, places)):
@@ -52,7 +58,7 @@ def test_a_learner_becomes_what_was_packed_and_goes_on_alike(piece: int) -> None
     assert learner.versions.number == state.versions.number == 3
     for name, array in state.arrays.items():
         assert array.tobytes() == learner.arrays[name].tobytes()
-    assert b"".join(bytes(one) for one in pack(learner))[:4] == b"".join(bytes(one) for one in pack(state))[:4]
+    assert b"".join(map(bytes, pack(learner))) == b"".join(map(bytes, pack(state)))
 
 
 def test_what_was_packed_stays_as_it_was() -> None:
@@ -76,6 +82,19 @@ def test_what_is_no_state_of_this_shard_is_refused_and_changes_nothing() -> None
             unpack(learner, [bytes_])
         assert learner.versions.number == 0
         assert not learner.arrays["parameters"].any()
+
+
+def test_a_state_of_other_workers_is_refused_and_changes_nothing() -> None:
+    state, _ = state_of("ssp:1")
+    state.leases = LeaseTable(10, 2)
+    state.apply(None, 0, Grant(1, Wish(1, (), 0, 2, 10)), 0.0)
+    state.roster.set((A, B, Worker(C.node, C.incarnation + 1)))
+    learner, _ = state_of("ssp:1")
+    learner.leases = LeaseTable(10, 2)
+    before = b"".join(map(bytes, pack(learner)))
+    with pytest.raises(RemoteProtocolError, match="of other workers"):
+        unpack(learner, pack(state))
+    assert b"".join(map(bytes, pack(learner))) == before
 
 
 def test_leases_and_who_is_gone_or_rests_travel_with_it() -> None:

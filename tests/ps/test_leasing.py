@@ -9,6 +9,7 @@ import pytest
 
 from p2pnn.ps.leasing import RANGE_S, RETRY_S, LeasedAllotment, Leasing
 from p2pnn.replication.leases import Wish
+from p2pnn.wire.fields import LEASES_MAX
 from tests.ps.test_granting import Dealer
 from tests.ps.test_state import WORKERS
 
@@ -196,3 +197,43 @@ def test_an_allotment_of_leases_evaluates_as_any_other_does() -> None:
     assert (allotment.local(50), allotment.reached(0), allotment.batch(1)) == (2, 4, 6)
     assert allotment.evaluated(5) == range(2, 5)
     assert allotment.evaluated(5, gone=(0,)) == range(5)
+
+
+def said(leasing: Leasing, now: float, done: int, pushed: int) -> Wish:
+    wish = leasing.next_wish(now, done, done, pushed, idle=True, able=True)
+    assert wish is not None
+    return wish
+
+
+def test_what_no_shard_took_is_said_apart_until_it_is_heard_and_may_come_again() -> None:
+    leasing = Leasing(0)
+    leasing.grant(20)
+    leasing.until = 20
+    said(leasing, 0.0, 0, 0)
+    leasing.leased(1, ((4, 10),), 0, 0)
+    leasing.refused(1, 2, False)
+    leasing.refused(3, 4, True)
+    for number in (2, 3):
+        wish = said(leasing, 9.0 * number, 5, 5)
+        assert (wish.done, wish.back, wish.bad) == (((4, 5), (6, 7), (8, 9)), ((5, 6),), ((7, 8),))
+    leasing.leased(3, ((9, 10), (5, 6)), 5, 0, 2)
+    assert [leasing.batch(local) for local in (5, 6)] == [9, 5], "the one that came back was granted again"
+    assert (leasing.granted, leasing.never) == (7, 2)
+    wish = said(leasing, 30.0, 7, 7)
+    assert (wish.done, wish.back, wish.bad) == (((9, 10), (5, 6)), (), ())
+
+
+def test_more_than_a_message_holds_is_said_with_the_next() -> None:
+    leasing = Leasing(0)
+    leasing.grant(99)
+    leasing.until = 99
+    said(leasing, 0.0, 0, 0)
+    leasing.leased(1, ((0, 60),), 0, 0)
+    for step in range(0, 60, 2):
+        leasing.refused(step, step + 1, False)
+    wish = said(leasing, 9.0, 60, 60)
+    assert len(wish.back) == LEASES_MAX
+    leasing.leased(2, (), 0, 0)
+    wish = said(leasing, 18.0, 60, 60)
+    assert wish.back[0] == (2 * LEASES_MAX, 2 * LEASES_MAX + 1)
+    assert wish.done[-1] == (59, 60)

@@ -7,7 +7,8 @@ import pytest
 
 from p2pnn.ps.consistency import Settings
 from p2pnn.ps.messages import Answer, Refusal, Values
-from p2pnn.ps.port import BACKOFF, RETRIES_BACKOFF_MAX, SOON_S, Port, PullRequest, PushPart
+from p2pnn.ps.outgoing import BACKOFF, RETRIES_BACKOFF_MAX, SOON_S, PullRequest, PushPart
+from p2pnn.ps.port import Port
 from p2pnn.ps.sharding import cut
 from p2pnn.ps.space import Flat, Space
 from tests.ps.models import mlp

@@ -503,7 +503,10 @@ def test_a_bound_waits_for_nobody_who_rests() -> None:
     shard.rest(B, 0, 0.0)
     assert [answer.worker for answer in answers(shard)] == [A]
     push(shard, header(A, 2, 1, clock=1))
+    assert [answer.worker for answer in answers(shard)] == [A]
+    shard.pull(Pull(B, 0, 1, returns=1), 0.0)
+    assert [(a.worker, a.values.clock) for a in answers(shard) if a.values] == [(B, 2)]
     push(shard, header(B, 1, 2, clock=2))
-    assert [answer.worker for answer in answers(shard)] == [A], "now A has to push for B to go on"
+    assert answers(shard) == [], "now A has to push for B to go on"
     push(shard, header(A, 3, 3, clock=2))
     assert {answer.worker: answer.refusal for answer in answers(shard)} == {A: None, B: None}

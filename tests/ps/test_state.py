@@ -10,7 +10,7 @@ import pytest
 from p2pnn.job.spec import Optimizer
 from p2pnn.ps.compression import Bytes
 from p2pnn.ps.consistency import Settings, consistency
-from p2pnn.ps.decisions import Close, Decision, Draw, Grant, Leave, Rest, Serve, Strike, Take
+from p2pnn.ps.decisions import Close, Decision, Draw, Grant, Leave, Rest, Return, Serve, Strike, Take
 from p2pnn.ps.guard import Guard
 from p2pnn.ps.layout import Slots, part_sizes
 from p2pnn.ps.messages import Refusal, Worker
@@ -188,7 +188,7 @@ def test_who_is_gone_is_waited_for_no_more_and_what_it_had_is_free() -> None:
     assert state.roster.number(C) == 3, "the others keep their numbers, and their slots"
 
 
-def test_who_rests_holds_nobody_back_until_its_next_push() -> None:
+def test_who_rests_holds_nobody_back_until_it_returns() -> None:
     state, slots = state_of("ssp:0")
 
     def pushes(worker: Worker, sequence: int, clock: int) -> Refusal | None:
@@ -200,11 +200,27 @@ def test_who_rests_holds_nobody_back_until_its_next_push() -> None:
     state.apply(None, 0, Rest(3, 1), 0.0)
     assert [pushes(worker, sequence, sequence - 1) for sequence in (2, 3) for worker in (A, B)] == [None] * 4
     assert state.clock == 3, "nobody waits for it"
-    assert pushes(C, 2, 2) is None
-    assert (state.roster[C].clock, state.clock) == (3, 3), "it begins anew from the values that it has"
+    state.apply(None, 0, Return(3, 2), 0.0)
+    assert (state.roster[C].clock, state.clock) == (3, 3), "it begins anew, and is waited for from then on"
     state.apply(None, 0, Rest(3, 1), 0.0)
     assert not state.roster[C].is_resting, "a late word of before"
-    assert pushes(C, 3, 2) is Refusal.TOO_STALE
+    assert pushes(C, 2, 3) is None
+    state.apply(None, 0, Return(3, 2), 0.0)
+    assert (state.roster[C].clock, state.clock) == (4, 3)
+    assert pushes(C, 3, 3) is Refusal.TOO_STALE
+
+
+def test_who_returns_first_begins_where_the_foremost_was() -> None:
+    state, slots = state_of("ssp:1")
+    for worker, sequence, clock in ((A, 1, 0), (B, 1, 0), (C, 1, 0), (A, 2, 1)):
+        slots.put(worker, sequence, -1.0)
+        state.apply(worker, sequence, Take(state.versions.number, clock), 0.0)
+    for number, pushes in ((1, 2), (2, 1), (3, 1)):
+        state.apply(None, 0, Rest(number, pushes), 0.0)
+    before = state.clock
+    state.apply(None, 0, Return(3, 2), 0.0)
+    state.apply(None, 0, Return(2, 2), 0.0)
+    assert (before, state.clock, state.roster[B].clock) == (2, 2, 2), "the least clock never falls"
 
 
 def test_who_quits_leaves_its_batches_to_others() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 
 from p2pnn.ps.answers import Answers, Due
 from p2pnn.ps.consistency import Settings, consistency
-from p2pnn.ps.decisions import Draw, Leave, Take
+from p2pnn.ps.decisions import Draw, Leave, Rest, Return, Take
 from p2pnn.ps.messages import Worker
 from p2pnn.ps.withheld import Withheld
 from tests.ps.test_state import A, B, C, state_of
@@ -43,6 +43,26 @@ def test_a_bound_holds_back_who_is_ahead() -> None:
     holder.push(C, 1)
     assert sorted(holder.released()) == [A, B, C]
     assert A not in holder.withheld
+
+
+def test_values_alone_are_held_back_from_who_is_ahead_as_well() -> None:
+    """It has its answer, without values, and would compute from values that are too old."""
+    holder = Holder("ssp:0")
+    holder.push(A, 1)
+    holder.withheld.pulled(Due(A, request=1, fetch=False), 0)
+    assert holder.released() == []
+    holder.push(B, 1)
+    holder.push(C, 1)
+    assert sorted(holder.released()) == [A, A, B, C]
+
+
+def test_who_returns_from_a_rest_waits_until_the_shard_knows() -> None:
+    holder = Holder("ssp:0")
+    holder.state.apply(None, 0, Rest(1, 0), 0.0)
+    holder.withheld.pulled(Due(A, request=1, fetch=False, returns=1), 0)
+    assert holder.released() == []
+    holder.state.apply(None, 0, Return(1, 1), 0.0)
+    assert holder.released() == [A]
 
 
 def test_a_mark_holds_back_what_was_asked_for_at_it() -> None:

@@ -10,7 +10,7 @@ from p2pnn.job.spec import Optimizer
 from p2pnn.ps.consistency import Settings, consistency
 from p2pnn.ps.messages import Answer, Refusal
 from p2pnn.ps.optimizers import ShardOptimizer
-from p2pnn.ps.port import MarkNote, PullRequest, PushPart
+from p2pnn.ps.outgoing import MarkNote, PullRequest, PushPart
 from p2pnn.ps.shard import Shard
 from p2pnn.ps.sharding import cut
 from p2pnn.ps.space import Flat, Space

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from p2pnn.replication.log import Sessions
 from p2pnn.replication.outcomes import Apply
 from p2pnn.wire.fields import Message
 from p2pnn.wire.messages import Append, Appended, Beat, Forward, StateHeld, StatePiece, UpdateWanted
@@ -98,6 +99,20 @@ def test_a_refused_update_has_a_number_and_no_bytes() -> None:
     feed(mesh, Beat(*SHARD, 1, 0, 1, 1, 1))
     assert mesh.events[B.id][-1] == Apply(1, 9, 1, ())
     assert mesh[B].sessions.last(9) == 1
+
+
+def test_a_state_that_comes_late_takes_back_nothing_that_is_held() -> None:
+    mesh = Mesh(B)
+    mesh.configure(Configuration(1, 2, (A,), (B,)))
+    for number in range(1, 6):
+        feed(mesh, forward(number), forward(number, 2), append(number))
+    head = Sessions().encode()
+    for start, body in ((0, head), (len(head), b"state")):
+        piece = StatePiece(*SHARD, 1, 3, start, len(head), len(head) + 5)
+        mesh[B].receive(A.id, piece, mesh.now, body)
+        mesh.settle()
+        assert mesh.messages(StateHeld)[-1].held_bytes == piece.total_bytes, "or it would come for ever"
+    assert held(mesh) == mesh[B].log.last == 5
 
 
 def test_a_backup_takes_no_state() -> None:

@@ -52,6 +52,20 @@ def test_ranges_are_granted_in_order_and_only_below_what_may_be_trained() -> Non
     assert (table.trained_below, table.coverage(0)) == (6, Coverage(0, 6, 0, 4))
 
 
+def test_what_was_trained_again_before_the_run_moved_is_told_of_the_epoch_too() -> None:
+    table = LeaseTable(10, 3, 14, 2)
+    assert (table.trained_below, table.coverage(1)) == (14, Coverage(1, 2, 2, 6))
+    a, b = Worker(table, 1), Worker(table, 2)
+    a.wish(6)
+    table.lost(1, 1)
+    while table.has_free(20):
+        b.wish(6, *b.held, below=20)
+    b.wish(0, *b.held)
+    assert table.coverage(1) == Coverage(1, 7, 3, 0)
+    assert LeaseTable(10, 3, 20, 2).coverage(1).more == 0, "of an epoch that is over nothing is known any more"
+    assert LeaseTable(10, 3, 12, 9).coverage(1) == Coverage(1, 0, 2, 8)
+
+
 def test_the_last_ranges_are_small_but_not_for_the_asking() -> None:
     table = LeaseTable(1000, 1)
     workers = [Worker(table, number, 3) for number in (1, 2, 3)]
@@ -112,6 +126,66 @@ def test_what_a_lost_worker_trained_and_did_not_say_is_trained_again_and_told() 
         b.wish(9, *b.held)
     assert table.coverage(0) == Coverage(0, 6, 4, 0)
     assert table.trained_below == 10
+
+
+def test_what_came_too_late_is_free_again_for_whoever_asks_first() -> None:
+    table = LeaseTable(6, 1)
+    a, b = Worker(table, 1), Worker(table, 2)
+    a.wish(3)
+    table.wish(1, Wish(2, ((0, 1), (2, 3)), back=((1, 2),)), 2)
+    assert (table.trained_below, table.coverage(0)) == (1, Coverage(0, 2, 0, 4))
+    b.wish(1)
+    assert b.held == ((1, 2),)
+    table.wish(2, Wish(2, back=((1, 2),), batches=1, below=6), 2)
+    assert b.held == ((1, 2),), "and again"
+    table.wish(2, Wish(3, ((1, 2),), back=((1, 2),), batches=9, below=6), 2)
+    assert table.coverage(0) == Coverage(0, 3, 0, 3)
+    assert table.given_up(0) == 0
+
+
+def test_what_is_refused_for_what_it_holds_is_tried_by_another_worker_and_then_given_up() -> None:
+    table = LeaseTable(4, 2)
+    a, b = Worker(table, 1, 2), Worker(table, 2, 2)
+    a.wish(1)
+    table.wish(1, Wish(2, bad=((0, 1),), batches=1, below=4), 2)
+    assert a.held == ((1, 2),), "it is for another one"
+    assert (table.has_free(1, 1, 2), table.has_free(1, 2, 2), table.has_free(1, 1, 1)) == (False, True, True)
+    b.wish(1)
+    assert b.held == ((0, 1),)
+    assert (table.trained_below, table.given_up(0)) == (0, 0)
+    table.wish(2, Wish(2, bad=((0, 1),)), 2)
+    assert (table.trained_below, table.given_up(0)) == (1, 1)
+    table.wish(1, Wish(3, ((1, 2),), batches=9, below=4), 2)
+    for number in range(4, 8):
+        table.wish(1, Wish(number, a.held, batches=9, below=4), 1)
+    assert table.trained_below == 4
+    assert (table.coverage(0), table.given_up(0), table.given_up(1)) == (Coverage(0, 3, 0, 1), 1, 0)
+    copy = LeaseTable(4, 2)
+    copy.load(msgspec.msgpack.decode(msgspec.msgpack.encode(table.table), type=Table))
+    assert copy.coverage(0) == table.coverage(0)
+
+
+def test_who_trains_alone_tries_again_itself() -> None:
+    table = LeaseTable(2, 1)
+    table.wish(1, Wish(1, batches=1, below=2), 1)
+    table.wish(1, Wish(2, bad=((0, 1),), batches=1, below=2), 1)
+    assert table.held(1) == ((0, 1),)
+    table.wish(1, Wish(3, bad=((0, 1),), batches=1, below=2), 1)
+    assert (table.held(1), table.given_up(0)) == (((1, 2),), 1)
+
+
+def test_pushes_of_a_lost_worker_that_were_refused_trained_nothing() -> None:
+    table = LeaseTable(10, 1)
+    a = Worker(table, 1)
+    a.wish(5)
+    for push in (2, 3):
+        table.refused(1, push)
+    table.lost(1, 4)
+    assert table.coverage(0) == Coverage(0, 2, 0, 8), "its first and its last"
+    table.refused(2, 1)
+    table.wish(2, Wish(1, (), 1, 3, 10), 1)
+    table.lost(2, 2)
+    assert table.coverage(0) == Coverage(0, 1, 1, 8), "what it told of is forgotten"
 
 
 def test_pushes_of_several_batches_count_as_many_at_most() -> None:

@@ -120,6 +120,19 @@ def test_a_learner_that_never_catches_up_gets_states_ever_later() -> None:
     assert mesh.proposals(A)[-1].in_sync == (A, B)
 
 
+def test_what_a_learner_was_given_with_a_state_is_not_remembered_as_left_out() -> None:
+    mesh = Mesh(A, B, limits=Limits(window=2, retained_entries=1, catching_up_entries=4))
+    mesh.configure(Configuration(1, 2, (A,), (B,)))
+    mesh.passes = lambda source, target, message: not isinstance(message, Forward)
+    left_out = []
+    for sequence in range(1, 601):
+        mesh.push(A, sequence, b"g%d" % sequence)
+        mesh.wait(0.01)
+        left_out.append(len(mesh[A]._peers[B.id].skipped))
+    assert sum(isinstance(event, LoadState) for event in mesh.events[B.id]) >= 3
+    assert 0 < max(left_out) <= 4, "as many as the log keeps for it"
+
+
 def test_what_is_known_to_be_committed_is_applied_when_its_bytes_come() -> None:
     mesh = Mesh(B)
     mesh.configure(Configuration(1, 2, (A,), (B,)))

@@ -15,7 +15,7 @@ from typing import Any, cast
 import numpy as np
 
 from p2pnn.ps.leasing import Leasing
-from p2pnn.ps.messages import Refusal
+from p2pnn.ps.messages import Answer, Refusal
 from p2pnn.ps.space import Flat
 from p2pnn.replication.leases import Coverage, LeaseTable
 from p2pnn.replication.replica import Replica
@@ -38,6 +38,7 @@ class Trainer(WorkerHost):
         self._begun = 0
         self._wishes: list[Any] = []
         super().__init__(training, host, now)
+        self.model.decided.on_refused = self.leasing.refused
 
     @property
     def _leased(self) -> Leased:
@@ -47,7 +48,7 @@ class Trainer(WorkerHost):
         before = self._configuration
         if isinstance(message, Granted):
             leased = message.leased
-            self.leasing.leased(leased.number, leased.ranges, leased.trained_below, leased.again)
+            self.leasing.leased(leased.number, leased.ranges, leased.trained_below, leased.again, leased.never)
         super().receive(source, message, now)
         if self._configuration is not before:
             self.leasing.say_again()
@@ -140,12 +141,19 @@ class Leased(Training):
     def uses(self, worker: int, step: int, parameters: Flat) -> None:
         """Its own pushes alone are known to be in there."""
 
+    def answers(self, host: ServerHost, worker: int, answer: Answer) -> None:
+        is_bound = not self.settings.staleness_max
+        assert answer.refusal is not Refusal.TOO_STALE or not is_bound, (
+            f"push {answer.sequence} of worker {worker} is behind the bound"
+        )
+        super().answers(host, worker, answer)
+
     def reads(self, mark: int, parameters: Flat) -> None:
         """All batches of the epochs before the mark, and none behind it."""
         trained = self.trained(parameters)
         end = mark * self.batches_per_epoch
         missing = [batch for batch in range(end) if not trained[batch]]
-        assert not missing or self.ledger.refused, f"at mark {mark} nobody has trained {missing}"
+        assert not missing, f"at mark {mark} nobody has trained {missing}"
         assert max(trained, default=0) < end, f"at mark {mark} there is batch {max(trained)} already"
         self.marked = max(self.marked, mark)
 
@@ -203,7 +211,11 @@ class Leased(Training):
             n: state.guard.refused[name, Refusal.UNKNOWN] for n, name in enumerate(self.names)
         }  # it was gone by then
         decided = {n: state.roster[name].sequence - late[n] for n, name in enumerate(self.names)}
-        found = Counter(b for (n, sequence), b in self.batches.items() if sequence <= decided[n])
+        found = Counter(
+            b
+            for (n, sequence), b in self.batches.items()
+            if sequence <= decided[n] and (self.names[n], sequence) not in self.in_vain
+        )
         for epoch in range(self.allowed + 1):
             first = epoch * self.batches_per_epoch
             counts = Counter(min(2, found[b]) for b in range(first, first + self.batches_per_epoch))
@@ -223,7 +235,8 @@ def play(seed: int, replica: type[Replica] = Replica, *, command: str = "") -> t
         copies + random.randint(1, 2),
         workers,
         replica,
-        how=random.choice(("async", "async", "ssp:0", "ssp:2")),
+        how=(how := random.choice(("async", "async", "ssp:0", "ssp:2"))),
+        staleness_max=random.choice((0, 0, 1, 4)) if how == "async" else 0,
         slow={0: random.choice((1.0, 4.0))},
         batches=random.choice((7, 40)),
         command=command or f"./run sim --training --seed {seed}",

@@ -19,11 +19,12 @@ import numpy as np
 
 from p2pnn.job.spec import Optimizer
 from p2pnn.ps.consistency import Settings, consistency
+from p2pnn.ps.decided import fate_of
 from p2pnn.ps.gate import PushGate
 from p2pnn.ps.granting import Leased
-from p2pnn.ps.layout import ServerLayout, slot_of
+from p2pnn.ps.layout import WINDOW, ServerLayout, slot_of
 from p2pnn.ps.messages import Answer, Mark, Pull, Push, Refusal, Worker
-from p2pnn.ps.port import MarkNote, PullRequest, PushPart
+from p2pnn.ps.outgoing import MarkNote, PullRequest, PushPart
 from p2pnn.ps.replicated import ReplicatedShard, limits_of
 from p2pnn.ps.sharding import Part, Piece, Sharding, ShardRange
 from p2pnn.ps.space import Entry, Flat, Space
@@ -94,9 +95,10 @@ class Granted(NamedTuple):
 
 
 class Watched(ReplicatedShard):
-    """entries: worker's push → the entry that decided it."""
+    """entries: worker's push → the entry that decided it. refusals: those that were refused."""
 
     entries: dict[tuple[Worker, int], int]
+    refusals: set[tuple[Worker, int]]
 
     loads = 0
 
@@ -115,6 +117,8 @@ class Watched(ReplicatedShard):
         for one in self.state.roster.members:
             for number in range(before[one.worker] + 1, one.sequence + 1):
                 self.entries[one.worker, number] = self._applied + 1
+                if one.refusal is not None and number == one.sequence:
+                    self.refusals.add((one.worker, number))
 
 
 class ServerHost:
@@ -143,7 +147,7 @@ class ServerHost:
             steps=0,
             leases=training.new_table(),
         )
-        self.shard.entries = {}
+        self.shard.entries, self.shard.refusals = {}, training.in_vain
         self.replica = self.shard.replica
         self._alive_due = now
         self._leaving: list[tuple[float, NodeId, Any]] = []
@@ -433,11 +437,13 @@ class Training(Shards):
         optimizer: Optimizer = SGD,
         slow: dict[int, float] | None = None,
         mark_every: int = 0,
+        staleness_max: int = 0,
         **more: Any,
     ) -> None:
         self.mark_every = mark_every
         self.sharding = tiny_parts()
-        self.settings = Settings(consistency(how))
+        self.settings = Settings(consistency(how), staleness_max=staleness_max)
+        self.in_vain: set[tuple[Worker, int]] = set()  # pushes that the log refuses
         self.names = workers_named(workers)
         self.plan = plan_of(workers, 1)
         self.layout = ServerLayout.of(self.sharding, [0], self.settings, workers, copies=2)
@@ -515,8 +521,9 @@ class Training(Shards):
 
     def answers(self, host: ServerHost, worker: int, answer: Answer) -> None:
         """A primary is about to say that pushes up to this number are decided."""
-        if answer.refusal is not None:
-            self.ledger.refused.add(self.cell(worker, answer.sequence - 1))
+        for before in range(min(WINDOW, answer.sequence)):
+            if fate_of(answer.lately, before):
+                self.ledger.refused.add(self.cell(worker, answer.sequence - 1 - before))
         self.ledger.acknowledges(self.world.now, host.member, host.shard.generation, worker + 1, answer.sequence, 0)
         self.ledger.certain(host.shard.entries.get((answer.worker, answer.sequence), 0))
 
