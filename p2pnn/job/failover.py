@@ -139,12 +139,12 @@ class Failover:
         self._losses = [loss for loss in self._losses if loss not in lost]
         self._tell(self.nodes)
         for loss in lost:
-            if not self._runs:  # doing without another of them has ended the start
+            if self._ledger.record.state not in life.RUNNING:  # doing without another of them has ended the start
                 return
             text = told(before, self.assignment, self._plan, self._spec, loss.index)
             self._ledger.publish("warning", text=f"{loss.text}: {text}")
             self._goes_on(loss.index, now)
-        if self._runs:
+        if self._ledger.record.state in life.RUNNING:
             self._propose()
 
     def not_reassigned(self, reason: str, now: float) -> None:
