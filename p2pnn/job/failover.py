@@ -148,10 +148,13 @@ class Failover:
         self._changed(now)
         self._tell(self.nodes)
         for loss in lost:
+            if self._ledger.record.state not in life.RUNNING:  # doing without another of them has ended the start
+                return
             text = told(before, self.assignment, self._plan, self._spec, loss.index)
             self._ledger.publish("warning", text=f"{loss.text}: {text}")
             self._goes_on(loss.index, now)
-        self._propose()
+        if self._ledger.record.state in life.RUNNING:
+            self._propose()
 
     def not_reassigned(self, reason: str, now: float) -> None:
         """It never will be. reason: one clause."""

@@ -100,17 +100,26 @@ class Learning:
         self._shards: dict[int, ShardReport] = {}
         self._contributed: dict[int, tuple[int, int, int, float]] = {}  # taken, taken of all, refused, and when
         self._gone: set[str] = set()
+        self._computing = {name for nodes in self._nodes for name in nodes}
         self._told: set[tuple[str, object]] = set()
 
     def without(self, node: str) -> None:
-        """A node takes part no more: nothing is expected of a worker that it computed for."""
+        """A node takes part no more: nothing is expected of a worker that it computed for, and what that saw speaks for the first
+        steps alone."""
         self._gone.add(node)
+        here = [nodes for nodes in self._nodes if self._gone.isdisjoint(nodes)]
+        self._copies = max(1, len(here))
+        self._computing = {name for nodes in here for name in nodes}
+        self._health = {name: self._of_now(name, health) for name, health in self._health.items()}
+
+    def _of_now(self, node: str, health: Health) -> Health:
+        return health if not self._gone or node in self._computing else Health(health.begun)
 
     def add(self, node: str, progress: Progress, step: int, now: float) -> list[str]:
         """A node has told its progress; step: how far the run is. What is to be said of that, in sentences."""
         self._step = max(self._step, step)
         if progress.health is not None:
-            self._health[node] = progress.health
+            self._health[node] = self._of_now(node, progress.health)
         self._add_losses(*progress.losses)
         for report in progress.served:
             self._shards[report.shard] = report

@@ -35,6 +35,7 @@ TABLE: Final[dict[str, dict[str, str]]] = {
         "cancel": "cancelled",
     },
     "pausing": {
+        "pause": "pausing",
         "saved": "paused",
         "unsaved": "running",
         "complete": "finishing",
@@ -79,8 +80,11 @@ ENDED: Final = frozenset({"done", "failed", "cancelled", "paused"})
 """States in which a job holds no node."""
 
 
-def is_after(state: str, verb: str) -> bool:
-    """Whether a job in this state is where `verb` leads, as far as whoever asks for it again is concerned."""
+def is_after(state: str, verb: str, *, moves: bool = False) -> bool:
+    """Whether a job in this state is where `verb` leads, as far as whoever asks for it again is concerned. moves: a job that is
+    pausing does so by itself, to go on elsewhere."""
+    if (state, verb) == ("pausing", "pause"):
+        return not moves
     if verb == "resume":
         return state != "pausing" and state not in ENDED
     return state in {"cancel": ("cancelled",), "pause": ("pausing", "paused")}[verb]

@@ -65,11 +65,11 @@ class Orders:
             issued.answers[node] = done
         return self._complete(done.sequence)
 
-    def without(self, node: NodeId) -> tuple[list[Issued], list[Evaluate | Checkpoint]]:
+    def without(self, node: NodeId, now: float) -> tuple[list[Issued], list[Evaluate | Checkpoint]]:
         """A node takes part no more. Returns what all others have answered already, and what is withdrawn: an evaluation or a
         checkpoint is one only with all shares, and its shares are dealt out anew."""
         self.nodes = [other for other in self.nodes if other != node]
-        self._watch.forget(node)
+        self._watch.forget(node, now)
         withdrawn = [i.command for i in self._open.values() if isinstance(i.command, Evaluate | Checkpoint)]
         for command in withdrawn:
             del self._open[command.sequence]

@@ -15,14 +15,25 @@ FIRST_PIECE_STEPS: Final = 4
 
 
 class Pace:
-    """Pure. steps_per_s: 0 until some are done."""
+    """Pure; `now` in seconds. steps_per_s: 0 until some are done.
+
+    What was done while a piece was granted and not done yet is more than that piece: those granted before it came first. All of
+    them are counted, so answers that come late and together make nobody look faster than so many pieces in the time of one.
+    """
 
     def __init__(self) -> None:
         self.steps_per_s = 0.0
+        self._granted: dict[int, tuple[int, float]] = {}
 
-    def trained(self, steps: int, elapsed_s: float) -> None:
-        """Some steps were done within this time of being granted."""
-        self.steps_per_s = max(self.steps_per_s * 0.5, steps / max(1e-6, elapsed_s))
+    def granted(self, number: int, step: int, now: float) -> None:
+        """The next piece, by its number. step: how far the run is."""
+        self._granted[number] = step, now
+
+    def trained(self, number: int, step: int, now: float) -> None:
+        """The piece is done, so the run is at this step. One that another coordinator granted says nothing: when it did is not
+        known here, nor what was done before this one came."""
+        if (granted := self._granted.pop(number, None)) is not None and now > granted[1]:
+            self.steps_per_s = max(self.steps_per_s * 0.5, (step - granted[0]) / (now - granted[1]))
 
     def piece(self) -> int:
         """Steps to grant at once."""

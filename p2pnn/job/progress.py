@@ -7,6 +7,8 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Any, Final
 
+import msgspec
+
 from p2pnn.job.learning import Learning
 from p2pnn.job.part_log import Totals
 from p2pnn.job.plan import Plan
@@ -76,6 +78,8 @@ class ProgressMeter:
 
     def add(self, node: str, progress: Progress, now: float) -> dict[str, Any] | None:
         """Count one message; returns the fields of a progress event when it is time for one."""
+        if progress.served:
+            progress = msgspec.structs.replace(progress, served=self._served.believed(node, progress.served))
         if self._computes(node) and not self._served.is_gone(node):
             self._steps[node] = progress.step
             self.interval.add(node, progress)

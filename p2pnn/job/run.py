@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from p2pnn.job import answers, results, run_state
+from p2pnn.job import answers, life, results, run_state
 from p2pnn.job.actions import Order
 from p2pnn.job.assignment import gone_workers
 from p2pnn.job.checkpoint import Manifest
@@ -141,11 +141,13 @@ class Run:
         self._at(now)
         for index in gone:
             self._does_without((*self._gone, index))
-            complete, withdrawn = self._orders.without(self._nodes[index])
+            complete, withdrawn = self._orders.without(self._nodes[index], now)
             for issued in complete:
                 self._answered(issued)
             self._order_again(withdrawn)
             self.checkpoints.member_failed(self._nodes[index])
+            if self._ledger.record.state not in life.RUNNING:
+                return
         self._go_on()
 
     def pause(self, now: float) -> None:
@@ -163,13 +165,12 @@ class Run:
     # --- the script
 
     def _go_on(self) -> None:
-        self._advance()
-        self._send()
+        if self._ledger.record.state in life.RUNNING:  # else what came last has ended the run
+            self._advance()
+            self._send()
 
     def _advance(self) -> None:
         """Issue every command whose time has come."""
-        if self._ledger.record.state not in ("running", "pausing", "finishing"):
-            return
         if self._stage in ("evaluate", "predict"):
             if self._stage == "evaluate":
                 self._evaluate("test")
@@ -178,9 +179,8 @@ class Run:
             self._stage = "answer"
         elif self._stage == "train":
             self._advance_training()
-        elif self._stage == "sample":
-            if self.sampler is not None and not self._orders.open:
-                self._order(Sample(self._orders.next(), self.sampler.window()))
+        elif self._stage == "sample" and self.sampler is not None and not self._orders.open:
+            self._order(Sample(self._orders.next(), self.sampler.window()))
         elif self._orders.open or self.checkpoints.is_copying:
             return
         elif self._stage == "close":
@@ -206,7 +206,8 @@ class Run:
             if every:
                 until = min(until, (self._step_granted // every + 1) * every)
             self._step_granted = until
-            self._order(Train(self._orders.next(), until, self.meter.interval.steps * (len(self._ledger.members) > 1)))
+            self._pace.granted(self._orders.next(), self._step_done, self.now)
+            self._order(Train(self._orders.last, until, self.meter.interval.steps * (len(self._ledger.members) > 1)))
             if every and until % every == 0 and until < self._epoch_end() and not self.checkpoints.is_copying:
                 self._checkpoint(best=False)  # none while one is being copied: slow links must not pile them up
         if not training and self._step_done >= self._epoch_end() and not self._evaluating:
@@ -245,8 +246,8 @@ class Run:
         """All nodes that take part have answered a command."""
         command, found = issued.command, issued.answers
         if isinstance(command, Train):
-            self._pace.trained(command.until_step - self._step_done, self.now - issued.since)
             self._step_done = max(self._step_done, command.until_step)  # a large answer may be overtaken
+            self._pace.trained(command.sequence, self._step_done, self.now)
             self.meter.uneven = max(done.uneven for done in found.values())
         elif isinstance(command, Evaluate):
             result = answers.evaluation(self._spec, command.split, self._nodes, found)
@@ -276,10 +277,9 @@ class Run:
     def _epoch_done(self, validation: SplitResult | None) -> None:
         self._epoch += 1
         entry = self.meter.end_epoch(self._epoch, self._step_done, self.now)
-        improved = False
         if validation is not None:
             entry = results.with_validation(entry, validation)
-            improved = self._monitor.improves(self._epoch, validation)
+        improved = validation is not None and self._monitor.improves(self._epoch, validation)
         self._history = (*self._history, entry)
         self._ledger.publish("epoch", **entry, epochs=self._spec.epochs)
         self._ledger.change(epoch=self._epoch, history=self._history)

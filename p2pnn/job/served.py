@@ -27,7 +27,7 @@ class Served:
         self.computing = frozenset(names[node] for replica in replicas for node in replica.nodes)
         self._gone: set[str] = set()
         self._names = names
-        self._shards = len(plan.shards) if plan is not None else 0
+        self._holders = [{names[node] for node in home.nodes} for home in plan.shards] if plan is not None else []
         self._before: Counter[str] = Counter()  # bytes that primaries had told of which are none any more
         self._reports: dict[int, ShardReport] = {}
         self._first: tuple[int, int, int] | None = None  # step, bytes in and out, where counting began
@@ -46,15 +46,19 @@ class Served:
         """Whether it computes no more; it may hold shards."""
         return node in self._gone
 
+    def believed(self, node: str, reports: Iterable[ShardReport]) -> tuple[ShardReport, ...]:
+        """Of what a node tells, that of shards which the plan has and places there."""
+        shards = range(len(self._holders))
+        return tuple(report for report in reports if report.shard in shards and node in self._holders[report.shard])
+
     def add(self, reports: Iterable[ShardReport], step: int) -> None:
-        """What a node tells of its shards; of a shard that the plan has not, nothing is kept. step: how far the run is."""
+        """What was `believed` of what a node told. step: how far the run is."""
         for report in reports:
-            if 0 <= report.shard < self._shards:
-                last = self._reports.get(report.shard)
-                if last is not None and last.in_sync[:1] != report.in_sync[:1]:
-                    self._before.update(_counted(last))
-                self._reports[report.shard] = report
-        if self._first is None and len(self._reports) == self._shards:
+            last = self._reports.get(report.shard)
+            if last is not None and last.in_sync[:1] != report.in_sync[:1]:
+                self._before.update(_counted(last))
+            self._reports[report.shard] = report
+        if self._first is None and len(self._reports) == len(self._holders):
             pushed, fetched, _ = self._bytes()
             self._first = (step, pushed, fetched)
 

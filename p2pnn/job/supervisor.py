@@ -62,11 +62,11 @@ class Supervisor(Placing):
         self._ledger.remember()
         self._run.assign(found.nodes, state.cut, can_lose=self.failover.can_lose)
         self._run.take_over(state, found.commands, found.totals, now)
+        self._ran = (record.generation, len(found.nodes), state.cut)
+        self.attempts = Attempts(self._run.step)
         self._run.without([index for index in found.assignment.gone if index not in state.gone], now)
         if self._ledger.members.keys() - set(self.nodes) or self.failover.is_weakened:
             self._healing.changed(now)
-        self._ran = (record.generation, len(found.nodes), state.cut)
-        self.attempts = Attempts(self._run.step)
         for node, report in found.answers:
             self.report(node, report, now)
         for node, why in found.lost.items():
@@ -197,6 +197,7 @@ class Supervisor(Placing):
             self._ledger.change(pausing=True)
             self._ledger.move("pause", "pausing where it will go on", self._run.step)
         else:
+            self._ledger.change(vacating="")  # where it was to move, it stays paused instead
             self._run.pause(now)
 
     def vacate(self, node: NodeId, now: float) -> None:
@@ -279,6 +280,7 @@ class Supervisor(Placing):
             return False
         self.nodes = self.failover.nodes
         self._reservation.lost(node)
+        self._watch.forget(node, now)
         self._healing.changed(now, killed=killed)
         return True
 

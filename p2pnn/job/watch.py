@@ -50,9 +50,10 @@ class Watch:
         """The answer of this number is not wanted any more; the node may still be at it."""
         self._owed.get(node, {}).pop(number, None)
 
-    def forget(self, node: NodeId) -> None:
-        """The node takes part no more."""
+    def forget(self, node: NodeId, now: float) -> None:
+        """The node takes part no more. The others may have waited for it: how long they were silent says nothing of them."""
         self._owed.pop(node, None)
+        self._since = dict.fromkeys(self._owed, now)
 
     @property
     def due(self) -> float | None:

@@ -278,7 +278,7 @@ class Jobs:
 
     async def _carry_out(self, job: JobId, verb: str) -> str:
         record = self.get(job)
-        if life.is_after(record.state, verb):
+        if life.is_after(record.state, verb, moves=bool(record.vacating)):
             return record.state  # asked again: the answer was lost with the last coordinator
         if verb == "resume":
             life.after(record.state, "resume")

@@ -16,13 +16,14 @@ from p2pnn.job import actions, assignment, life, records, takeover
 from p2pnn.job.assignment import Assignment, committed, initial, without
 from p2pnn.job.checkpoint import Part
 from p2pnn.job.failover import Failover, told
+from p2pnn.job.healing import HEAL_S
 from p2pnn.job.ledger import Ledger
 from p2pnn.job.part_log import PartLog, PartState
 from p2pnn.job.plan import NodeShare, Plan, Replica, ShardHome
 from p2pnn.job.records import JobRecord
 from p2pnn.job.recovery import Loss
 from p2pnn.job.script import Checkpoint, Command, Done, Evaluate, Evaluation, Finish, Progress, Restore, Train
-from p2pnn.job.spec import DataParallel, JobSpec
+from p2pnn.job.spec import DataParallel, Dataset, JobSpec, Split
 from p2pnn.job.supervisor import Supervisor
 from p2pnn.job.takeover import Takeover
 from p2pnn.replication.configuration import demoted, promoted, removed
@@ -523,6 +524,138 @@ def test_a_change_that_cannot_be_committed_ends_the_start_with_its_reason() -> N
     assert mesh.warnings() == ["node b is lost (connection reset), and the charter would be too large"]
 
 
+def test_a_coordinator_that_takes_over_takes_no_answer_of_before_for_speed() -> None:
+    spec = make_job()
+    rows = spec.batch_size * 100_000
+    mesh = quiet(msgspec.structs.replace(spec, train=Split(Dataset("toy", rows, ()), 0, rows)))
+    mesh.until(30)
+    for _ in range(3):
+        for node in mesh.living:
+            while mesh.down[node.node]:
+                node.hear(mesh.down[node.node].popleft())
+            while node.queue:
+                node.work()
+        before = mesh.supervisor._run.left_s
+        assert before is not None
+        mesh.die()  # none of those answers was heard
+        after = mesh.supervisor._run.left_s
+        assert after == pytest.approx(before, rel=0.01)
+
+
+def test_a_node_that_hangs_is_found_once_and_the_others_are_given_time_from_then_on() -> None:
+    mesh = quiet()
+    due = mesh.supervisor.get_timer()
+    assert due is not None
+    mesh.supervisor.handle_timer(due)
+    mesh.take()
+    assert len(mesh.proposed) == 1
+    timer = mesh.supervisor.get_timer()
+    assert timer is not None
+    assert timer > due, "nothing is to be done before it is committed"
+    mesh.now = due
+    mesh.commit()
+    mesh.take()
+    (text,) = mesh.warnings()
+    assert "its compute process has not moved for" in text
+
+
+def test_processes_that_are_killed_again_and_again_have_the_run_wait_longer_before_it_moves() -> None:
+    mesh = quiet()
+    for index, wait in ((1, HEAL_S), (3, 2 * HEAL_S)):
+        mesh.drop(index)
+        mesh.supervisor.node_failed(NODES[index], "its compute process was killed", mesh.now, Loss.KILLED)
+        mesh.take()
+        mesh.commit()
+        mesh.take()
+        assert mesh.supervisor.get_timer() == mesh.now + wait
+
+
+def test_a_node_that_a_change_under_way_makes_the_last_with_a_shard_cannot_be_lost() -> None:
+    mesh = quiet()
+    held = mesh.entry.shards[0]
+    mesh.supervisor.failover.wish(NODES[0], 0, assignment.encode_configuration(demoted(held, held.in_sync[1])))
+    mesh.take()
+    assert len(mesh.proposed) == 1
+    lost(mesh, 0)
+    assert mesh.record.state == "recovering", "its backup may be in sync no more"
+
+
+# --- a loss amid a checkpoint
+
+
+def without_copies(patience: int = 2) -> Mesh:
+    """A start in which nobody answers for copies."""
+    mesh = Mesh(make_job(patience), 1)
+    mesh.keep = lambda: None  # type: ignore[method-assign]
+    return mesh
+
+
+def writes_best(mesh: Mesh) -> bool:
+    return any(best and manifest.epoch == 2 for _, manifest, best in mesh.supervisor._run.checkpoints.writing)
+
+
+def test_while_nodes_write_a_best_epoch_that_the_job_may_end_with_none_trains_on() -> None:
+    mesh = Mesh(make_job(2), 1)
+    while not writes_best(mesh):
+        mesh.turn()
+    for node in mesh.living:
+        while mesh.down[node.node]:
+            node.hear(mesh.down[node.node].popleft())
+        assert not any(isinstance(command, Train) for command in node.queue)
+    assert mesh.run().state == "done"
+
+
+def test_a_best_epoch_whose_writing_a_loss_breaks_off_is_written_again_by_the_others() -> None:
+    mesh = Mesh(make_job(2), 1)
+    while not writes_best(mesh):
+        mesh.turn()
+    lost(mesh, 1)
+    mesh.commit()
+    mesh.take()
+    assert writes_best(mesh)
+    assert mesh.run().state == "done"
+    assert mesh.record.best is not None
+    assert (mesh.record.best.step, mesh.record.best.epoch) == (20, 2)
+    check(mesh)
+
+
+def test_a_copy_that_a_lost_node_was_to_keep_is_asked_of_another() -> None:
+    mesh = without_copies(patience=0)
+    while not any(keep.node == NODES[1] for keep in mesh.keeps):
+        mesh.turn()
+    asked = {keep.blobs for keep in mesh.keeps if keep.node == NODES[1]}
+    mesh.keeps.clear()
+    lost(mesh, 1)
+    mesh.commit()
+    mesh.take()
+    assert asked <= {keep.blobs for keep in mesh.keeps if keep.node != NODES[1]}
+
+
+def test_a_start_that_cannot_do_without_a_node_after_all_since_it_had_a_part_of_the_best_epoch_orders_nothing() -> None:
+    mesh = without_copies()
+    run = mesh.supervisor._run
+    while not run.checkpoints.copying:
+        mesh.turn()
+    for node in NODES[:2]:  # whom d's part is to be copied to
+        for keep in [keep for keep in mesh.keeps if keep.source == NODES[3] and keep.node == node]:
+            mesh.supervisor.kept(node, keep.request, "the disk is full", mesh.now)
+        mesh.take()
+    assert {keep.node for keep in mesh.keeps if keep.source == NODES[3]} == {NODES[0], NODES[1], NODES[2]}
+    lost(mesh, 3)
+    mesh.commit()
+    mesh.take()
+    while not run._evaluating:
+        mesh.turn()
+    lost(mesh, 2)
+    for queue in mesh.down.values():
+        queue.clear()
+    mesh.commit()
+    mesh.take()
+    assert mesh.record.state == "recovering"
+    assert "the checkpoint of the best epoch is lost" in mesh.warnings()[-1]
+    assert not [a for queue in mesh.down.values() for a in queue if isinstance(a, actions.Order)]
+
+
 def test_a_commit_that_comes_when_the_start_is_over_changes_nothing() -> None:
     mesh = quiet()
     lost(mesh, 1)
@@ -662,6 +795,41 @@ def test_a_wish_that_another_change_has_overtaken_is_answered_with_what_holds() 
         (actions.TellAssigned, (NODES[0],)),
     ]
     assert told[1].assignment == failover.assignment
+
+
+def test_of_losses_in_one_change_none_counts_any_more_once_one_of_them_has_ended_the_start() -> None:
+    spec, done_without = make_job(), list[int]()
+    ledger = Ledger(make_record(spec, state="running", plan=make_plan()), dict(NAMES))
+
+    def goes_on(index: int, now: float) -> None:
+        done_without.append(index)
+        ledger.move("lose", "the checkpoint of the best epoch is lost", 0)
+
+    failover = Failover(ledger, spec, goes_on, lambda text, now: None, lambda now: None)
+    failover.begin(make_plan(), 1)
+    held = failover.assignment.shards[0]
+    failover.wish(NODES[0], 0, assignment.encode_configuration(demoted(held, held.in_sync[1])))
+    assert all(failover.lose(node, "it is lost") for node in NODES[2:])
+    failover.reassigned(7, 0.0)
+    wanted(ledger)
+    held = failover.assignment.shards[1]
+    failover.wish(NODES[1], 1, assignment.encode_configuration(held.replaced(held.in_sync[:1], ())))
+    failover.reassigned(8, 0.0)
+    assert done_without == [2]
+    assert not [action for action in wanted(ledger) if isinstance(action, actions.Reassign)]
+
+
+def test_who_takes_over_has_nodes_that_are_gone_end_what_they_may_still_run() -> None:
+    spec = make_job()
+    ledger = Ledger(make_record(spec, state="running", plan=make_plan()), dict(NAMES))
+    failover = Failover(ledger, spec, lambda index, now: None, lambda text, now: None, lambda now: None)
+    held = without(initial(make_plan(), 1), make_plan(), spec, 1)
+    assert held is not None
+    failover.take_over(make_plan(), held)
+    assert wanted(ledger) == [
+        actions.ReleaseNode(NODES[1]),
+        actions.TellAssigned((NODES[0], NODES[2], NODES[3]), held),
+    ]
 
 
 def test_who_asks_what_holds_and_who_is_no_primary_is_told_and_nothing_changes() -> None:

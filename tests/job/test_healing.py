@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from p2pnn.job import assignment
+from p2pnn.job import assignment, life
 from p2pnn.job.assignment import Assignment, committed, initial, without
 from p2pnn.job.healing import AGAIN_S, HEAL_S, LEFT_S, Healing, not_rebuilt, stronger
 from p2pnn.job.plan import Plan, Replica, ShardHome
@@ -56,6 +56,22 @@ def test_a_run_that_lost_a_node_is_compared_once_things_are_quiet_and_moves_wher
     mesh.supervisor.decided(mesh.generation + 1, mesh.now)
     assert mesh.supervisor.nodes == NODES
     assert mesh.supervisor.failover.assignment == initial(make_plan(), mesh.generation + 1)
+
+
+def test_a_pause_that_a_person_asks_for_while_the_run_moves_is_one() -> None:
+    mesh = degraded()
+    mesh.supervisor.compared(make_plan(), mesh.now)
+    mesh.take()
+    assert mesh.record.state == "pausing"
+    assert mesh.record.vacating
+    assert not life.is_after("pausing", "pause", moves=True)
+    mesh.supervisor.pause(mesh.now)
+    mesh.take()
+    assert life.is_after("pausing", "pause")
+    assert mesh.run().state == "paused"
+    assert mesh.record.newest is not None
+    assert mesh.record.newest.step == mesh.trained
+    assert mesh.replans == 0
 
 
 def test_a_plan_that_is_no_stronger_changes_nothing_and_is_looked_for_again_later() -> None:

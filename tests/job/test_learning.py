@@ -147,6 +147,42 @@ def test_a_gradient_that_is_zero_on_one_worker_only_is_no_finding() -> None:
         assert len(learning.add(node, message, 50, 1.0)) == wanted
 
 
+def test_zero_gradients_on_all_workers_that_are_left_are_named_and_what_a_lost_one_saw_is_not() -> None:
+    learning = Learning(data(), make_plan(3))
+    for node in "abc":
+        message = losses(2.3, 5)
+        message.health = health(dead={0: 4} if node == "c" else {}, not_finite=3 if node == "c" else -1)
+        if node == "c":
+            learning.without("c")
+        assert learning.add(node, message, 50, 1.0) == []
+    still = losses(2.3, 5)
+    still.health = health(still={3: 1})
+    assert learning.add("a", still, 60, 2.0) == []
+    [text] = learning.add("b", still, 60, 2.0)
+    assert "zero gradients: those of two/bias" in text
+    late = Learning(data(), make_plan(3))
+    for node, moves in (("c", True), ("a", False), ("b", False)):
+        still.health = health(still={} if moves else {3: 1})
+        assert late.add(node, still, 60, 2.0) == [], "c's moves"
+    late.without("c")
+    still.health = health(still={3: 1})
+    assert "two/bias" in late.add("a", still, 70, 3.0)[0]
+
+
+def test_the_first_steps_of_a_lost_worker_still_say_what_the_loss_was_at_the_start() -> None:
+    learning, told = Learning(data(), make_plan(3)), []
+    for node in "abc":
+        message = losses(2.3, 0)
+        message.health = Health((2.3 * 7 * BATCH, 7 * BATCH))
+        learning.add(node, message, 20, 0.2)
+    for node in "bc":
+        learning.without(node)
+    for step in range(40, 400, 10):
+        told += learning.add("a", Progress(step, (2.3 * 10 * BATCH, 10 * BATCH), {}, 0.1, 0.2), step, step / 100)
+    [text] = told
+    assert text.startswith("not learning: the loss is 2.3")
+
+
 def test_dead_activations_name_the_rectifier_and_its_layer() -> None:
     relus = [number for number, op in enumerate(GRAPH.ops) if op.kind == "Relu"]
     assert [rectifier(GRAPH, op) for op in relus] == ["relu_1 behind one", "late behind one"]

@@ -59,7 +59,7 @@ def test_shards_add_up_and_the_newest_report_of_each_counts() -> None:
         ],
         13,
     )
-    served.add([report(2, received_bytes=1 << 40)], 13)  # there is no such shard
+    assert served.believed("c", [report(2, received_bytes=1 << 40)]) == ()  # there is no such shard
     found = served.fields(14, {"a": 14, "b": 14}, {"a": 0.5, "b": 0.9})
     assert found == {
         "staleness": {"0": 4, "2": 1, "10": 1},
@@ -91,6 +91,21 @@ def test_of_replicated_shards_it_is_told_who_holds_them_and_what_travels_to_back
     found = served.fields(10, {}, {})
     assert (found["pushed_bytes"], found["fetched_bytes"], found["copied_bytes"]) == (15.0, 7.0, 10.0)
     assert found["shards"][0]["primary"] == "a"
+
+
+def test_what_a_node_tells_of_a_shard_that_it_does_not_hold_is_believed_by_nobody() -> None:
+    meter = ProgressMeter(spec(), 0, 0.0)
+    meter.start(0.0, list("abc"), make_plan())  # shard 0 is c's, shard 1 is a's
+    odd = tuple(report(number, set_aside=(0,), received_bytes=9) for number in (-1, 0, 1, *range(1000, 1050)))
+    meter.add("b", Progress(0, (0.0, 0), {}, 0.0, 0.1, served=odd), 1.0)
+    assert meter.take_warnings() == []
+    assert not meter._served._reports
+    assert not meter._learning._shards
+    meter.add("c", Progress(0, (0.0, 0), {}, 0.0, 0.1, served=odd), 2.0)
+    assert meter.take_warnings() == [
+        "worker a is set aside, and the run goes on without it: its pushes were refused",
+    ]
+    assert set(meter._served._reports) == set(meter._learning._shards) == {0}
 
 
 def test_the_slowest_is_furthest_behind_and_alone_nobody_is() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from p2pnn.job.watch import FACTOR, LIMIT_S, TRAINING_LIMIT_S, Watch
 from p2pnn.types import NodeId
 
-A, B = NodeId("a"), NodeId("b")
+A, B, C = NodeId("a"), NodeId("b"), NodeId("c")
 
 
 def test_nobody_who_owes_nothing_is_late() -> None:
@@ -37,6 +37,23 @@ def test_slow_steps_have_more_time() -> None:
     watch.expect(A, 1, 0.0, training=True)
     watch.heard(A, 10.0)
     assert watch.due == 10.0 + FACTOR * 10.0
+
+
+def test_how_long_others_waited_for_one_that_is_given_up_says_nothing_of_them() -> None:
+    watch = Watch()
+    for node in (A, B, C):
+        watch.expect(node, 1, 0.0, training=True)
+        watch.heard(node, 0.5)
+    for node in (B, C):
+        watch.heard(node, 1.0)
+    due = watch.due
+    assert due == 0.5 + TRAINING_LIMIT_S
+    assert watch.silent(due) == (A, TRAINING_LIMIT_S)
+    watch.forget(A, due)
+    assert watch.due == due + TRAINING_LIMIT_S
+    for node in (B, C):
+        watch.heard(node, due + 0.3)
+    assert watch.due == due + 0.3 + TRAINING_LIMIT_S, "the next one that hangs is found as soon"
 
 
 def test_what_waits_behind_a_checkpoint_of_another_node_has_the_time_of_that() -> None:

@@ -255,6 +255,8 @@ async def test_a_run_that_could_be_stronger_is_planned_while_it_runs(tmp_path: P
     await until(lambda: bench.state(job) == "pausing")
     assert bench.plans == plans + 1
     assert supervisor.record.vacating.startswith("the job moves onto b as well: ")
+    assert await bench.jobs.ask(job, "pause") == "pausing"
+    assert not supervisor.record.vacating, "what a person asks for counts"
     await bench.close()
 
 

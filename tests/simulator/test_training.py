@@ -108,7 +108,7 @@ def test_a_quiet_shard_needs_no_more_slots_than_it_has() -> None:
 
 
 def _release_all(self: Withheld) -> None:
-    for worker in list(self._held):
+    for worker, _ in list(self._held):
         self.let_go(worker)
 
 
