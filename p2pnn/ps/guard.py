@@ -81,8 +81,3 @@ class Guard:
         self.refused, self._in_a_row = Counter(refused), Counter(in_a_row)
         self.set_aside.clear()
         self.set_aside.update(aside)
-
-    def forget(self, worker: Worker) -> None:
-        """The worker has left; its counts stay to be shown, at most those of a job's workers."""
-        self._in_a_row.pop(worker, None)
-        self.set_aside.discard(worker)

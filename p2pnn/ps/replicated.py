@@ -24,10 +24,9 @@ come or go.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Sequence
 from typing import Any
 
-from p2pnn.errors import LocalProtocolError, RemoteProtocolError
+from p2pnn.errors import RemoteProtocolError
 from p2pnn.ps.answers import Due
 from p2pnn.ps.carrying import pack, unpack
 from p2pnn.ps.copies import SLOTS, limits_of, on_their_way
@@ -163,10 +162,6 @@ class ReplicatedShard(Shard):
         if self.is_primary:
             super().served(sequence, now)
             self._pump(now)
-
-    def set_workers(self, generation: int, workers: Sequence[Worker], now: float) -> None:
-        """Not of a shard with several replicas: its generation is that of who they are."""
-        raise LocalProtocolError("the workers of a replicated shard stay the same; begin the job anew with others")
 
     # --- what the owner takes
 

@@ -1,7 +1,7 @@
 """A shard's workers, in their order, and what it has logged of each: that is what makes a push count exactly once.
 
 A push is *logged* when it has been decided, applied or refused; from then on its number is the worker's last one, and the same
-push that comes again is answered again. All of it is part of a checkpoint. A worker's clock is how many of its pushes are logged,
+push that comes again is answered again. It lasts as long as the start. A worker's clock is how many of its pushes are logged,
 for one that joined later plus the least clock at that moment, so that nobody waits for it to catch up. At each mark of the
 script that all have drawn, all clocks become those of the foremost.
 """

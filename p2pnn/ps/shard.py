@@ -6,7 +6,6 @@
     wish        a worker wants batches to train, where this shard deals them out; rest: it has none; leave: it is gone
     work        decide one push, or one round of them; False while there is nothing to decide
     next_answer what to send now; answer_sent: it has left; next_leased: to wishes
-    set_workers who takes part
 
 A push runs through these states, and touches the parameters in the last but one of them: coming (a slot in `inbox`), whole,
 judged (`guard`, age, generation), logged under a number (`roster`: a push that comes again is answered again, not applied again),
@@ -26,7 +25,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from p2pnn.errors import LocalProtocolError
+from p2pnn.errors import CheckpointError
 from p2pnn.job.spec import Optimizer
 from p2pnn.ps.answers import Answers, Due
 from p2pnn.ps.compression import Buffer, new
@@ -39,7 +38,6 @@ from p2pnn.ps.layout import WINDOW, part_sizes
 from p2pnn.ps.messages import BAD, Answer, Pull, Push, Refusal, Worker
 from p2pnn.ps.report import Did, Phase, Report
 from p2pnn.ps.roster import Member
-from p2pnn.ps.saving import Saved, check_fit
 from p2pnn.ps.sharding import ShardRange
 from p2pnn.ps.space import Flat
 from p2pnn.ps.staging import Slot, Staged
@@ -321,26 +319,6 @@ class Shard:
                 due = Due(push.worker, of.sequence, 0, why, of.log_number, fetch=False, lately=of.lately)
                 self._answers.add(due)
 
-    def set_workers(self, generation: int, workers: Sequence[Worker], now: float) -> None:
-        """From now on these take part, in this order; pushes that were not logged are dropped where the generation is new, and
-        are sent again by their workers. Raises LocalProtocolError for a generation that is older, or in rounds the same."""
-        if generation < self.generation or (self._how.in_rounds and generation == self.generation):
-            raise LocalProtocolError(f"generation {generation} of the workers does not come after {self.generation}")
-        refused = set(self.state.out)
-        anew = generation > self.generation
-        gone = self.state.set_workers(workers, anew=anew)
-        for worker in self._inbox.workers if anew else gone:
-            self._inbox.drop(worker)
-        for worker in gone:
-            self._answers.drop(worker)
-            self._zeros.pop(worker, None)
-            self._withheld.drop(worker)
-        self.generation = generation
-        for worker in refused:
-            self._withheld.let_go(worker)
-        if workers:
-            self._withheld.release()
-
     # answers, and what else goes out
 
     def next_answer(self, now: float) -> Answer | None:
@@ -380,20 +358,12 @@ class Shard:
         """Parameters and the optimizer's state, by slot, as they are now: to be copied before the next verb is called."""
         return self.state.arrays
 
-    def save(self) -> Saved:
-        """A checkpoint, cut between two updates: copies of everything that decides how the shard goes on."""
-        copies = {name: array.copy() for name, array in self.arrays.items()}
-        return Saved.of(copies, self.state.versions.number, self._roster)
-
-    def load(self, saved: Saved) -> None:
-        """Go on from a checkpoint, in a shard that has done nothing yet. Raises CheckpointError where it does not fit."""
-        self.resume(saved.arrays, saved.version)
-        self._roster.load(saved.members(), saved.log_number, dict(saved.left))
-
     def resume(self, arrays: Mapping[str, Flat], version: int) -> None:
         """Go on from these `arrays`, after so many updates, with workers that have pushed nothing yet; in a shard that has done
         nothing yet either. Raises CheckpointError where they do not fit."""
-        check_fit(arrays, self.arrays)
+        found, wanted = ({name: one.shape for name, one in these.items()} for these in (arrays, self.arrays))
+        if found != wanted:
+            raise CheckpointError(f"a checkpoint of the shard has {found}, but the job needs {wanted}")
         for slot, array in self.state.optimizer.state.items():
             np.copyto(array, arrays[slot])
         self.state.versions.load(arrays["parameters"], version)

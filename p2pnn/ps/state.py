@@ -267,21 +267,6 @@ class State:
     def clock(self) -> int:
         return self.roster.clock(self.left)
 
-    def set_workers(self, workers: Sequence[Worker], *, anew: bool) -> list[Worker]:
-        """From now on these take part, in this order; anew: no push is in a round any more. Returns those that have left."""
-        gone = self.roster.set(workers)
-        if anew:
-            self.round.clear()
-        for worker in gone:
-            self.guard.forget(worker)
-            self.round.pop(worker, None)
-        self.out.clear()
-        self.staging.set_workers(workers)
-        self._summing.grow(len(workers))
-        if workers:
-            self._drawn(self.marks.set_workers(self.training))
-        return gone
-
     def _drawn(self, by_all: bool) -> None:
         if by_all:
             self.roster.level()

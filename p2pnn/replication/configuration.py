@@ -2,17 +2,16 @@
 
 The configuration manager is the charter: it holds the newest configuration of each shard, replaces it only by one that was made
 from it, and gives each the version of its commit as *generation*. The primary proposes who is demoted, promoted or removed; the
-elected coordinator proposes a new primary where the old one is lost, and learners where replicas are missing. `may_follow` is
+elected coordinator proposes to go on without those that are lost, led by the next in sync (`job.assignment`). `may_follow` is
 what both sides check: in whatever state a proposal was made, everybody who is in sync afterwards was so before, or is a learner
 that the primary itself found ready. So every member of the last committed in-sync set holds every acknowledged update.
 
-A member is a process: a node with an incarnation. A process that is started again has lost its memory, is no member, and can
-only come back as a learner.
+A member is a process: a node with an incarnation. A process that is started again has lost its memory, and is no member.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Final
 
 import msgspec
@@ -75,33 +74,6 @@ def demoted(before: Configuration, member: Member) -> Configuration:
 def promoted(before: Configuration, member: Member) -> Configuration:
     """With a learner as a backup. Only the primary knows that it is ready."""
     return before.replaced((*before.in_sync, member), _without(before.learners, member))
-
-
-def admitted(before: Configuration, member: Member) -> Configuration:
-    """With a new learner; of its node no other process stays a learner."""
-    others = [learner for learner in before.learners if learner.node != member.node]
-    return before.replaced(before.in_sync, (*others, member))
-
-
-def led_by(before: Configuration, member: Member) -> Configuration:
-    """With another in-sync replica as the primary."""
-    return before.replaced((member, *_without(before.in_sync, member)), before.learners)
-
-
-def succession(before: Configuration, lost: Collection[Member]) -> Configuration | None:
-    """What the coordinator proposes when these processes are lost: a new primary if the primary is among them, and no lost
-    learners. None where nothing is to be done, or nothing can be: where no in-sync replica is left, the shard goes on only when
-    one returns, or from a checkpoint.
-
-    Lost backups are the primary's to remove: it knows whether it misses them.
-    """
-    living = [member for member in before.in_sync if member not in lost]
-    learners = [member for member in before.learners if member not in lost]
-    if not living:
-        return None
-    in_sync = living if before.primary in lost else list(before.in_sync)
-    after = before.replaced(in_sync, learners)
-    return after if after != before else None
 
 
 def may_follow(before: Configuration, after: Configuration) -> bool:

@@ -1,4 +1,4 @@
-"""What a replica and a pusher tell their owners. They come in order: a state is taken after all that was applied before it."""
+"""What a replica tells its owner. They come in order: a state is taken after all that was applied before it."""
 
 from __future__ import annotations
 
@@ -67,14 +67,6 @@ class Serving(NamedTuple):
     """This replica is the primary, the others are in step, and updates get numbers from now on."""
 
     generation: int
-
-
-class Finished(NamedTuple):
-    """To the pusher's owner: the update is held by all in-sync replicas, or was refused (`error`), and needs no more care."""
-
-    sequence: int
-    answer: bytes
-    error: str
 
 
 Outcome = Received | Apply | Acknowledge | TakeState | LoadState | Propose | FetchConfiguration | Serving

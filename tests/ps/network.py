@@ -195,19 +195,10 @@ class Network:
         """A worker is there no more; what it has sent still arrives."""
         self._stopped.add(number)
 
-    def change_workers(self, generation: int, names: Sequence[Worker]) -> None:
-        for index in range(len(self.shards)):
-            self._soon(partial(self._change_shard, index, generation, names))
-            self.at(0.1, partial(self._serve, index))
-        for n, name in enumerate(self.names):
-            if name in names:
-                self._soon(lambda n=n: (self.replicas[n].restart(generation, self.now), self._pump(n)))  # type: ignore[misc]
-
-    def _change_shard(self, index: int, generation: int, names: Sequence[Worker]) -> None:
-        self.shards[index].set_workers(generation, names, self.now)
-        gate = self._gates[index] = PushGate(self._plan, self._servers[index])
-        for name in names:
-            gate.acknowledged(index, self.names.index(name), self.shards[index].acknowledged(name))
+    def lose(self, number: int) -> None:
+        """Shards hear, each at its time, that a worker is gone."""
+        for index, shard in enumerate(self.shards):
+            self._soon(lambda shard=shard, index=index: (shard.leave(self.names[number], self.now), self._serve(index)))  # type: ignore[misc]
 
     def _soon(self, what: Callable[[], Any]) -> None:
         self.at(self.dice.random() * self.faults.delay_s, lambda: (what(), None)[1])

@@ -71,8 +71,6 @@ def test_set_aside_after_bad_pushes_in_a_row() -> None:
     assert guard.set_aside == {A}
     assert guard.refused[A, Refusal.NOT_FINITE] == 4
     assert not any(guard.refuse(B, Refusal.NOT_FINITE, others=0) for _ in range(9))  # the last that is left
-    guard.forget(A)
-    assert not guard.set_aside
 
 
 def test_the_histogram_of_staleness_is_bounded() -> None:

@@ -221,7 +221,7 @@ def test_workers_leave_and_come_while_it_runs(how: str) -> None:
     )
     network.run(lambda: network.replicas[3].step >= 4)
     network.stop(3)
-    network.change_workers(1, network.names[:3])
+    network.lose(3)
     network.run()
     found = network.values()[: workers * steps].reshape(steps, workers)
     if how == "sync":  # three gradients made with the scale of four, until workers hear of it
@@ -488,7 +488,7 @@ def test_many_seeds(seed: int) -> None:
     if dies:
         network.run(lambda: network.replicas[3].step >= 4)
         network.stop(3)
-        network.change_workers(1, network.names[:3])
+        network.lose(3)
     network.run()
     found = network.values()[: workers * steps].reshape(steps, workers)
     if how == "sync" and dies:  # one step may have been made with another scale

@@ -6,9 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import pytest
 
-from p2pnn.errors import LocalProtocolError
 from p2pnn.job.spec import Optimizer
 from p2pnn.ps.compression import Bytes
 from p2pnn.ps.consistency import Settings, consistency
@@ -19,7 +17,7 @@ from p2pnn.ps.replicated import ReplicatedShard
 from p2pnn.ps.shard import Shard
 from p2pnn.ps.sharding import cut
 from p2pnn.ps.space import Space
-from p2pnn.replication.configuration import Configuration, Member, led_by
+from p2pnn.replication.configuration import Configuration, Member
 from p2pnn.replication.holding import Parcel
 from p2pnn.replication.holding import Shard as Name
 from p2pnn.types import NodeId
@@ -188,7 +186,6 @@ def test_a_new_primary_answers_what_was_applied_again_and_decides_what_was_not()
     table.push(A, W, 1)
     assert table.answers(A) == [(V, 1, None)]
     after = Configuration(2, 3, (B, C))
-    assert led_by(first, B).primary == B
     table.passes = lambda source, target, message: A.id not in (source, target)
     table.configure(after, B)
     table.push(B, V, 1)
@@ -294,8 +291,6 @@ def test_only_the_primary_of_the_workers_generation_takes_what_they_say() -> Non
     table[A].arrived(Push(V, 2, 1, len(SIZES) - 1, SIZES[-1], 0), table.now)
     table.settle()
     assert table.answers(A)[1:] == [(V, 0, Refusal.STALE_GENERATION)]
-    with pytest.raises(LocalProtocolError, match="stay the same"):
-        table[A].set_workers(4, [V], table.now)
 
 
 def test_a_push_that_is_ahead_of_what_is_applied_is_looked_at_all_the_same() -> None:

@@ -26,13 +26,11 @@ from p2pnn.replication.outcomes import (
     Acknowledge,
     Apply,
     FetchConfiguration,
-    Finished,
     LoadState,
     Propose,
     Received,
     TakeState,
 )
-from p2pnn.replication.pusher import Pusher
 from p2pnn.replication.replica import Replica
 from p2pnn.types import NodeId
 from tests.job.test_supervisor import make_spec
@@ -41,6 +39,7 @@ from tests.simulator.disk import Disk
 from tests.simulator.faults import FAULTS, Fault, Storm, Undo
 from tests.simulator.host import Host
 from tests.simulator.network import Conditions
+from tests.simulator.pusher import Finished, Pusher
 from tests.simulator.shard_ledger import Ledger
 from tests.simulator.shard_manager import Alive, Decided, ManagerHost, Proposal, Wanted
 from tests.simulator.world import Violation, World

@@ -7,11 +7,10 @@ import pytest
 from p2pnn.errors import QueueFullError
 from p2pnn.replication.configuration import Configuration
 from p2pnn.replication.limits import Limits, Timing
-from p2pnn.replication.outcomes import FetchConfiguration, Finished
-from p2pnn.replication.pusher import Pusher
+from p2pnn.replication.outcomes import FetchConfiguration
 from p2pnn.wire.messages import Push, Pushed, Superseded
-
-from .mesh import SHARD, A, B, pair
+from tests.replication.mesh import SHARD, A, B, pair
+from tests.simulator.pusher import Finished, Pusher
 
 LIMITS = Limits(piece_bytes=4, window=2)
 TIMING = Timing(slow_bytes_per_s=1.0)

@@ -1,4 +1,4 @@
-"""A worker's side: number its updates, send them to the shard's primary until they are acknowledged, whoever is the primary.
+"""A worker of bare replicas, which `ps.port` is to a shard: number updates, send them to the primary until they are acknowledged.
 
 An update is kept until it is acknowledged, and sent again to a new primary at once; the shard counts it once. The owner hands in
 configurations as the charter commits them.
@@ -8,16 +8,25 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from p2pnn.errors import QueueFullError
 from p2pnn.replication.configuration import Configuration
 from p2pnn.replication.holding import Parcel, Shard
 from p2pnn.replication.limits import Limits, Timing
-from p2pnn.replication.outcomes import FetchConfiguration, Finished
+from p2pnn.replication.outcomes import FetchConfiguration
 from p2pnn.replication.staging import Body
 from p2pnn.types import NodeId
 from p2pnn.wire.fields import Message
 from p2pnn.wire.messages import Push, Pushed, Superseded
+
+
+class Finished(NamedTuple):
+    """To the pusher's owner: the update is held by all in-sync replicas, or was refused (`error`), and needs no more care."""
+
+    sequence: int
+    answer: bytes
+    error: str
 
 
 class _Pending:
