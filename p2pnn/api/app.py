@@ -215,9 +215,10 @@ async def _jobs(request: web.Request) -> web.Response:
 
 
 async def _job(request: web.Request) -> web.Response:
-    jobs = request.app[DAEMON].jobs
-    record = jobs.get(request.match_info["job"])
-    return web.json_response(views.details(record, jobs.work.entries.get(record.job)))
+    daemon = request.app[DAEMON]
+    record = daemon.jobs.get(request.match_info["job"])
+    entry = daemon.jobs.work.entries.get(record.job)
+    return web.json_response(views.details(record, entry, daemon.members.snapshot()))
 
 
 async def _change(request: web.Request) -> web.Response:

@@ -7,12 +7,14 @@ import hashlib
 import math
 import os
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 import numpy as np
 
 from p2pnn.cluster import Description
+from p2pnn.cluster.events import MemberSnapshot
 from p2pnn.data.chunks import DTYPES, HEADER_BYTES
 from p2pnn.errors import CheckpointError, NotFoundError, StorageError, UsageError
 from p2pnn.job import assignment
@@ -218,17 +220,20 @@ def summary(record: JobRecord) -> dict[str, Any]:
     }
 
 
-def details(record: JobRecord, entry: Entry | None = None) -> dict[str, Any]:
-    """Everything of `jobs show`. entry: of the job in the charter, while it has one: it says who holds its shards now."""
+def details(record: JobRecord, entry: Entry | None = None, members: Sequence[MemberSnapshot] = ()) -> dict[str, Any]:
+    """Everything of `jobs show`. entry: of the job in the charter, while it has one: it says who holds its shards now, and
+    without whom the start goes on. members: what is known of those."""
     result = {
         "bits": record.bits,
         "stopped_early": record.stopped_early,
         "evaluation": msgspec.to_builtins(record.results),
     }
+    held = _assigned(record, entry)
     return summary(record) | {
         "generation": record.generation,
         "plan": msgspec.to_builtins(record.plan) if record.plan else None,
-        "shards": _holders(record, entry),
+        "shards": assignment.holders(held, record.plan) if record.plan and held else [],
+        "gone": _gone(record, held, members),
         "checkpoints": [
             {"step": m.step, "epoch": m.epoch, "complete": True, "bytes": sum(p.size for p in m.parts)}
             for m in record.checkpoints
@@ -239,15 +244,30 @@ def details(record: JobRecord, entry: Entry | None = None) -> dict[str, Any]:
     }
 
 
-def _holders(record: JobRecord, entry: Entry | None) -> list[dict[str, Any]]:
-    """Who holds the shards of a start that runs, where several nodes do."""
-    if entry is None or record.plan is None or entry.generation != record.generation:
-        return []
+def _assigned(record: JobRecord, entry: Entry | None) -> assignment.Assignment | None:
+    """Who has which role in a start that runs; None where none does."""
+    if record.is_over or entry is None or record.plan is None or entry.generation != record.generation:
+        return None
     try:
-        held = entry.assigned() or assignment.initial(record.plan, entry.generation)
+        return entry.assigned() or assignment.initial(record.plan, entry.generation)
     except CheckpointError:
+        return None
+
+
+def _gone(
+    record: JobRecord, held: assignment.Assignment | None, members: Sequence[MemberSnapshot]
+) -> list[dict[str, Any]]:
+    """The nodes that a start has lost and goes on without, as they were; `state`, for `since_s` and with a `reason`, is what is
+    known of each as a member now: one that is back takes part from the next start on."""
+    if held is None or record.plan is None:
         return []
-    return assignment.holders(held, record.plan)
+    found = {member.node: member for member in members}
+    rows = []
+    for share in (record.plan.nodes[index] for index in held.gone if index < len(record.plan.nodes)):
+        member = found.get(NodeId(share.node))
+        state, since_s, reason = (str(member.state), member.since_s, member.reason) if member else ("unknown", None, "")
+        rows.append({"node": share.node, "name": share.name, "state": state, "since_s": since_s, "reason": reason})
+    return rows
 
 
 def results(record: JobRecord) -> dict[str, Any]:

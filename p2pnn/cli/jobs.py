@@ -72,7 +72,7 @@ def show(
         terminal.say(line)
     if found.get("plan"):
         terminal.say(render.label("plan", render.plan_headline(found["plan"])))
-        for line in render.plan_table(found["plan"]):
+        for line in render.plan_table(found["plan"], [one["name"] for one in found.get("gone") or ()]):
             terminal.say(line)
 
 
@@ -163,6 +163,17 @@ def fetch(
         terminal.say(line)
 
 
+def gone(one: dict[str, Any]) -> str:
+    """A node that a start goes on without, as the API tells of it."""
+    from p2pnn.cli import render
+
+    if one["state"] == "alive":
+        return f"{one['name']}: it was lost, and is back; it takes part from the next start on"
+    since = f" for {render.age(one['since_s'])}" if one["since_s"] is not None else ""
+    reason = f" ({one['reason']})" if one["reason"] else ""
+    return f"{one['name']}: {one['state']}{since}{reason}; the job goes on without it"
+
+
 def describe(job: dict[str, Any]) -> list[str]:
     """The lines of `jobs show` before the plan."""
     from p2pnn.cli import render
@@ -180,6 +191,7 @@ def describe(job: dict[str, Any]) -> list[str]:
             render.label("progress", f"epoch {job['epoch']}/{job['epochs']}, step {job['step']:,}/{job['steps']:,}")
         )
     lines += [render.label(f"shard {held['shard']}", holders(held)) for held in job.get("shards") or ()]
+    lines += [render.label("gone", gone(one)) for one in job.get("gone") or ()]
     if job.get("loss") is not None:
         lines.append(
             render.label("training", "  ".join([f"loss {job['loss']:.4f}", *render.metrics(job.get("metrics"))]))

@@ -5,7 +5,7 @@ Every number has its unit, and a number that nobody measured is not printed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from textwrap import wrap
 from typing import Any, Final
@@ -89,11 +89,12 @@ def plan_headline(plan: Mapping[str, Any], demonstration: bool = False) -> str:
     return f"{line}, to show it" if demonstration and line.endswith("cut anyway") else line
 
 
-def plan_table(plan: Mapping[str, Any]) -> list[str]:
+def plan_table(plan: Mapping[str, Any], gone: Collection[str] = ()) -> list[str]:
     """Which layers lie on which node, what it sends per training step, and by how many updates it runs behind, if any do.
-    Of a data-parallel run: who is a worker, who holds which shards, and what a worker exchanges."""
+    Of a data-parallel run: who is a worker, who holds which shards, and what a worker exchanges. gone: names of nodes that it has
+    lost and goes on without."""
     if plan.get("replicas"):
-        return _roles_table(plan)
+        return _roles_table(plan, gone)
     late = plan.get("delays") or ()
     rows = [["node", "layers", "parameters", "memory", *(["runs behind by"] if any(late) else []), "sends per step"]]
     for index, node in enumerate(plan["nodes"]):
@@ -107,7 +108,7 @@ def plan_table(plan: Mapping[str, Any]) -> list[str]:
     return ["  " + line for line in table(rows, right=(2, 3))]
 
 
-def _roles_table(plan: Mapping[str, Any]) -> list[str]:
+def _roles_table(plan: Mapping[str, Any], gone: Collection[str]) -> list[str]:
     cut = any(
         len(replica["nodes"]) > 1 for replica in plan["replicas"]
     )  # so values travel between the nodes of a worker, too
@@ -118,7 +119,8 @@ def _roles_table(plan: Mapping[str, Any]) -> list[str]:
         moves = f"{words[0]} {size(pushed)}, {words[1]} {size(fetched)}" if node.get("sends") else ""
         if node.get("copied_bytes"):
             moves += f"{', ' * bool(moves)}sends {size(node['copied_bytes'])} on to backups"
-        rows.append([node["name"], node["layers"], count(node["parameters"]), size(node["memory_bytes"]), moves])
+        was = f"gone (was {node['layers']})" if node["name"] in gone else node["layers"]
+        rows.append([node["name"], was, count(node["parameters"]), size(node["memory_bytes"]), moves])
     return ["  " + line for line in table(rows, right=(2, 3))]
 
 

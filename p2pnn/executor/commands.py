@@ -191,6 +191,23 @@ class LeasesWished(_Message, tag=41):
     wish: Wish
 
 
+class Dealt(_Message, tag=46):
+    """Among the nodes of a worker that is cut over several, both ways: the first has `wire.Dealt` sent to the others."""
+
+    first: int
+    ranges: tuple[tuple[int, int], ...]
+    trained_below: int
+
+
+class Decided(_Message, tag=47):
+    """The same: another has `wire.Decided` sent to the first. position: of the sender in the replica, to the first alone."""
+
+    steps: int
+    back: tuple[tuple[int, int], ...] = ()
+    bad: tuple[tuple[int, int], ...] = ()
+    position: int = 0
+
+
 class Rested(_Message, tag=42):
     """To a server: a worker's `wire.Rest`."""
 
@@ -313,6 +330,14 @@ class Replicate(_Message, tag=36):
     body: bytes = b""
 
 
+class Recall(_Message, tag=60):
+    """Of a server: nobody waits any more for what these Replicates carry to node `target` of the plan, and their places in the
+    arena are wanted: say ReplicaLeft of each at once."""
+
+    target: int
+    tokens: list[int]
+
+
 class Applied(_Message, tag=37):
     """Of a server that is not the primary: a worker's pushes up to this number are applied here, so their slots are free."""
 
@@ -364,10 +389,10 @@ class Failed(_Message, tag=26):
 ToExecutor = (
     Prepare | Train | Evaluate | Predict | Sample | Checkpoint | Restore | Finish | Arrived | Sent | PeerRetired | PeerSquares
     | Freed | Answered | Left | PushArrived | Fetched | Marked | AnswerLeft | Assigned | Replicated | ReplicaLeft
-    | Leased | LeasesWished | Rested
+    | Leased | LeasesWished | Rested | Dealt | Decided
 )  # fmt: skip
 FromExecutor = (
     Prepared | Send | Retired | Squares | Snapped | Progress | Done | Failed
-    | PushPart | FetchValues | Lend | SendMark | SendAnswer | Replicate | Applied | ProposeConfiguration
-    | WishLeases | SendRest | SendLeased
+    | PushPart | FetchValues | Lend | SendMark | SendAnswer | Replicate | Recall | Applied | ProposeConfiguration
+    | WishLeases | SendRest | SendLeased | Dealt | Decided
 )  # fmt: skip

@@ -1,8 +1,8 @@
 """What workers say to the shards of one server, whose bytes lie in the arena already.
 
-Where a shard lives in several processes, a worker may know of a new primary before that does: the word of who has which role goes
-to all nodes at once, and pushes travel on other links. What it says then is kept here, a little of it, until this process knows;
-dropped, it would come again only when the worker has heard nothing for long.
+Where a shard lives in several processes, a worker may know of a new primary, or of a new generation of the same one, before that
+does: the word of who has which role goes to all nodes at once, and pushes travel on other links. What it says then is kept here,
+a little of it, until this process knows; dropped, it would come again only when the worker has heard nothing for long.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Hearing:
         if not 0 <= message.worker < len(self._workers):
             raise JobFailedError(f"the run has no worker {message.worker}")
         shard, worker = self._shards[message.shard], self._workers[message.worker]
-        if isinstance(shard, ReplicatedShard) and not shard.is_primary:
+        if isinstance(shard, ReplicatedShard) and _is_early(shard, message):
             self._early[message.shard].append(message)
         match message:
             case commands.PushArrived():
@@ -63,8 +63,10 @@ class Hearing:
         for number, early in self._early.items():
             shard = self._shards[number]
             if isinstance(shard, ReplicatedShard) and shard.is_primary:
-                while early:
-                    self.take(early.popleft(), now)
+                kept = list(early)
+                early.clear()
+                for message in kept:
+                    self.take(message, now)
 
     def _push(self, message: commands.PushArrived, worker: Worker) -> Push:
         sizes = self._slots[message.shard].parts
@@ -83,3 +85,9 @@ class Hearing:
             message.have,
             message.mark,
         )
+
+
+def _is_early(shard: ReplicatedShard, message: Heard) -> bool:
+    """Whether this process will be the one that is spoken to. Parts of one push may come before and after it knows."""
+    by = message.by if isinstance(message, commands.PushArrived | commands.Fetched) else 0
+    return not shard.is_primary or by > shard.generation

@@ -14,6 +14,7 @@ from p2pnn.errors import JobFailedError, P2pnnError, RemoteProtocolError
 from p2pnn.executor import commands
 from p2pnn.executor.arena import Arena
 from p2pnn.executor.channel import Channel
+from p2pnn.executor.following import FollowingSession
 from p2pnn.executor.leasing import LeasingSession
 from p2pnn.executor.replica import ReplicaSession
 from p2pnn.executor.serving import Server
@@ -46,6 +47,8 @@ def _serve(channel: Channel, arena: Arena) -> None:
     spec, plan = read(prepare)
     if prepare.role == "serve":
         Server(channel, arena, prepare, spec, plan).run(early)
+    elif is_leased(plan, spec) and plan.position(prepare.node_index):
+        FollowingSession(channel, arena, prepare, spec, plan).run(early)
     elif is_leased(plan, spec):
         LeasingSession(channel, arena, prepare, spec, plan).run(early)
     elif spec.data is not None:

@@ -16,6 +16,7 @@ from p2pnn.errors import JobFailedError, P2pnnError
 from p2pnn.executor import commands
 from p2pnn.executor.arena import Arena
 from p2pnn.job import assignment
+from p2pnn.job.assignment import Assignment
 from p2pnn.job.plan import Plan
 from p2pnn.ps.layout import LANDINGS, WorkerLayout
 from p2pnn.ps.messages import Answer, Refusal, Values, Worker
@@ -28,6 +29,7 @@ class Pushing:
 
     def __init__(self, worker: Worker, replica: Replica, plan: Plan, layout: WorkerLayout, arena: Arena) -> None:
         self._worker, self._replica, self._plan = worker, replica, plan
+        self._held = assignment.initial(plan, 0)
         self._landings = {  # by shard; the first is where the next values land
             shard: deque(
                 arena.array(offset, (nbytes,), "uint8")
@@ -40,7 +42,7 @@ class Pushing:
         self._tokens = count(1)
         self._leaving: dict[int, PushPart] = {}
 
-    def assigned(self, packed: bytes) -> None:
+    def assigned(self, packed: bytes) -> Assignment:
         """Who has which role now. What a shard has not acknowledged is pushed again to whoever is its primary: it counts once.
         Raises JobFailedError for what cannot be read, or is of another plan."""
         try:
@@ -48,11 +50,13 @@ class Pushing:
             assignment.check(found, self._plan)
         except P2pnnError as error:
             raise JobFailedError(str(error)) from None
+        self._held = found
         now = time.perf_counter()
         for shard in self._landings if found.shards else ():
             generation = found.shards[shard].generation
             if generation > self._replica.generation_of(shard):
                 self._replica.restart(generation, now, shard)
+        return found
 
     def left(self, token: int) -> None:
         """A part of a push has left. Raises JobFailedError for one that is not under way."""
@@ -64,8 +68,14 @@ class Pushing:
     def answered(self, message: commands.Answered) -> None:
         """A shard's answer is here. Raises JobFailedError for one that no shard gives."""
         landings = self._landings.get(message.shard)
-        if landings is None or (message.refusal and message.refusal not in Refusal.__members__):
+        if landings is None:
             raise JobFailedError(f"shard {message.shard} answered {message.refusal!r}, which it cannot")
+        if message.refusal and message.refusal not in Refusal.__members__:
+            node = self._plan.nodes[assignment.primary_of(self._held, self._plan, message.shard)].name
+            raise JobFailedError(
+                f"node {node}, which holds shard {message.shard}, refused a push as {message.refusal!r}, which is not known here:"
+                " give all nodes the same version of p2pnn, and resume the job"
+            )
         landing = landings[0]
         values = None
         if message.has_values:

@@ -30,6 +30,7 @@ from p2pnn.executor.channel import Channel
 from p2pnn.executor.pushing import Pushing
 from p2pnn.executor.session import Session, manifest_of
 from p2pnn.job import script
+from p2pnn.job.assignment import Assignment
 from p2pnn.job.checkpoint import Manifest, Part
 from p2pnn.job.plan import Plan
 from p2pnn.job.spec import JobSpec
@@ -115,9 +116,9 @@ class ReplicaSession(Session):
             case _:
                 super()._take(message)
 
-    def _assigned(self, packed: bytes) -> None:
+    def _assigned(self, packed: bytes) -> Assignment:
         """Who has which role now."""
-        self._pushing.assigned(packed)
+        return self._pushing.assigned(packed)
 
     # what is done
 
@@ -273,13 +274,19 @@ class ReplicaSession(Session):
         is cut goes through them, since its nodes may be in different ones."""
         if why is not Refusal.SET_ASIDE:
             raise JobFailedError(f"the shards want nothing of worker {self._number}: {why.value}")
-        self._leave()
         if self._is_cut:
+            self._go_through(step)
+        else:
+            self._leave()
+            self._skip_to(self._allotment.local(self._until))
+
+    def _go_through(self, step: int) -> None:
+        """Compute a step with the other nodes of this worker and push nothing of it; −1 where there is none to do."""
+        self._leave()
+        if step >= 0:
             self._muted = True
             self._replica.skip_to(step + 1)
             self._machine.allow(step)
-        else:
-            self._skip_to(self._allotment.local(self._until))
 
     def _leave(self) -> None:
         """Push nothing any more, and neither shall other nodes of this worker."""

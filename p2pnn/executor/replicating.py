@@ -21,8 +21,9 @@ from p2pnn.executor import commands
 from p2pnn.job import assignment
 from p2pnn.job.plan import Plan
 from p2pnn.ps.carrying import HEAD_BYTES_MAX
+from p2pnn.ps.copies import limits_of
 from p2pnn.ps.layout import Slots, workers_of
-from p2pnn.ps.replicated import ReplicatedShard, limits_of
+from p2pnn.ps.replicated import ReplicatedShard
 from p2pnn.replication.configuration import Member
 from p2pnn.replication.holding import Parcel
 from p2pnn.replication.holding import Shard as Name
@@ -46,7 +47,7 @@ def maker(
     Nodes begin a start with new processes, so its generation tells them apart from those of before.
     """
     workers = len(plan.replicas)
-    limits = limits_of(workers, push_bytes)
+    limits = limits_of(workers, push_bytes, state_bytes)
     return partial(
         ReplicatedShard,
         Name(prepare.job, number),
@@ -77,6 +78,7 @@ class Replicas:
         self._workers = workers_of(plan)
         self._tokens = count(1)
         self._leaving: dict[int, tuple[int, Parcel]] = {}
+        self._recalled: dict[int, list[int]] = {}  # by node: what is to leave its slot at once
         self._told: dict[tuple[int, int], int] = {}  # (shard, worker) → the push up to which all are told to be applied
         self.copied_bytes = dict.fromkeys(shards, 0)
 
@@ -94,6 +96,7 @@ class Replicas:
             shard.configured(found.shards[number], now)
             if shard.is_primary and not was_primary and through > shard.served_to:
                 shard.served(through, now)
+        self._recall()
         return found
 
     def receive(self, command: commands.Replicated, now: float) -> None:
@@ -124,6 +127,13 @@ class Replicas:
         if parcel is not None:
             self._shards[number].sent(parcel)
 
+    def _recall(self) -> None:
+        """Bytes leave from their slots only to those who are waited for: a link that hangs, or is slow, keeps no other's slot."""
+        self._recalled.clear()
+        for token, (number, (target, _, body)) in self._leaving.items():
+            if isinstance(body, memoryview) and not self._shards[number].replica.is_waited_for(target):
+                self._recalled.setdefault(self._nodes[target], []).append(token)
+
     def handle_timer(self, now: float) -> None:
         for shard in self._shards.values():
             due = shard.get_timer()
@@ -138,6 +148,8 @@ class Replicas:
 
     def say(self, now: float) -> Iterator[commands.FromExecutor]:
         """All there is to say; that pushes are applied comes before what lets others send more into their slots."""
+        while self._recalled:
+            yield commands.Recall(*self._recalled.popitem())
         for number, shard in self._shards.items():
             if not shard.is_primary:
                 yield from self._applied(number, shard)

@@ -43,6 +43,7 @@ from p2pnn.job.spec import JobSpec
 from p2pnn.model import sums
 from p2pnn.ps.allotment import updates
 from p2pnn.ps.consistency import settings
+from p2pnn.ps.copies import copies_bytes
 from p2pnn.ps.granting import Leased
 from p2pnn.ps.layout import Bump, server_layout, slot_of, workers_of
 from p2pnn.ps.messages import BAD, Answer, Refusal
@@ -118,13 +119,19 @@ class Server:
         self._bad = dict.fromkeys(self._shards, 0)
 
     def _own_bytes(self) -> int:
-        """What lies outside the arena: the optimizer's arrays, and what shards sum or decode into."""
+        """What lies outside the arena: the optimizer's arrays, what shards sum or decode into, and copies for their replicas."""
         scratch = int(self._settings.push != "float32")
         if self._settings.consistency.in_rounds:
             scratch += sums.most(len(self._workers))
-        return sum(
+        own = sum(
             4 * self._ranges[number].size * (len(shard.arrays) - 1 + scratch) for number, shard in self._shards.items()
         )
+        in_round = len(self._workers) * self._settings.consistency.in_rounds
+        for shard in self._shards.values():
+            if isinstance(shard, ReplicatedShard):
+                state_bytes = sum(array.nbytes for array in shard.arrays.values())
+                own += copies_bytes(shard.state.staging.nbytes, state_bytes, in_round)
+        return own
 
     def _check_memory(self, plan: Plan, node_index: int) -> None:
         limits = (self._spec.memory_bytes_max, plan.nodes[node_index].memory_bytes_max)

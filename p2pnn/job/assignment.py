@@ -88,10 +88,8 @@ def gone_workers(gone: Collection[int], plan: Plan) -> tuple[int, ...]:
 
 def is_leased(plan: Plan, spec: JobSpec) -> bool:
     """Whether batches are dealt out while the job runs, so that others train those of a worker that is lost. In `sync` and
-    `local:H` each worker's share is part of what is computed, and a model replica of several nodes keeps its batches."""
-    if spec.data is None or any(len(replica.nodes) > 1 for replica in plan.replicas):
-        return False
-    return spec.data.consistency.partition(":")[0] in ("async", "ssp")
+    `local:H` each worker's share is part of what is computed."""
+    return bool(plan.replicas) and spec.data is not None and spec.data.consistency.partition(":")[0] in ("async", "ssp")
 
 
 def without(assignment: Assignment, plan: Plan, spec: JobSpec, lost: int) -> Assignment | None:

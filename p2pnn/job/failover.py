@@ -20,6 +20,7 @@ from p2pnn.job.assignment import (
     Assignment,
     committed,
     decode_configuration,
+    gone_workers,
     index_of,
     initial,
     is_leased,
@@ -45,7 +46,7 @@ class Failover:
     """Pure; `now` in seconds. Of one start; until `begin` there is none, and nothing can be lost.
 
     goes_on(index, now) is called when it is committed that the start does without a node of the plan; over(text, now) where that
-    cannot be had after all, though `lose` has said that it could.
+    cannot be had after all, though `lose` has said that it could; changed(now) when any change is committed.
     """
 
     def __init__(
@@ -54,12 +55,14 @@ class Failover:
         spec: JobSpec,
         goes_on: Callable[[int, float], None],
         over: Callable[[str, float], None],
+        changed: Callable[[float], None],
     ) -> None:
         self.assignment = Assignment()
         self._ledger = ledger
         self._spec = spec
         self._goes_on = goes_on
         self._over = over
+        self._changed = changed
         self._plan: Plan | None = None
         self._losses: list[_Loss] = []
         self._wishes: dict[int, tuple[NodeId, Configuration]] = {}
@@ -74,6 +77,11 @@ class Failover:
     def changing(self) -> bool:
         """Whether a change of the assignment is under way."""
         return self._proposed is not None
+
+    @property
+    def is_weakened(self) -> bool:
+        """Whether the start has lost nodes, or a shard has fewer replicas than it was to have, though all are there."""
+        return bool(self.gone) or any(len(shard.members) < shard.copies for shard in self.assignment.shards)
 
     @property
     def nodes(self) -> list[NodeId]:
@@ -137,6 +145,7 @@ class Failover:
         self._proposed = None
         lost = [loss for loss in self._losses if loss.index in self.assignment.gone]
         self._losses = [loss for loss in self._losses if loss not in lost]
+        self._changed(now)
         self._tell(self.nodes)
         for loss in lost:
             if self._ledger.record.state not in life.RUNNING:  # doing without another of them has ended the start
@@ -207,6 +216,9 @@ def told(before: Assignment, after: Assignment, plan: Plan, spec: JobSpec, lost:
         elif any(member.node == node for member in was.members) and len(after.shards[shard].in_sync) < 2:
             clauses.append(f"shard {shard} has no backup now")
     worker = plan.worker_of(lost)
-    if worker >= 0 and is_leased(plan, spec):
+    if worker >= 0 and is_leased(plan, spec) and worker not in gone_workers(before.gone, plan):
         clauses.append(f"worker {worker}'s batches go to the others")
+        left = [plan.nodes[index].name for index in plan.replicas[worker].nodes if index not in after.gone]
+        if left:
+            clauses.append(f"{' and '.join(left)}, of the same worker, comput{'e' if len(left) > 1 else 'es'} no more")
     return "; ".join(clauses) or "the others go on"

@@ -32,6 +32,7 @@ class Healing:
         self._quiet: float | None = None  # when nothing will have changed for long enough
         self._again: float | None = None
         self._kills = 0
+        self._told = ""
         self._moves = spec.data is not None and spec.kind == "train"
 
     @property
@@ -42,17 +43,23 @@ class Healing:
         """A node was lost, or a member that has no part came. killed: a compute process was; should that be for want of memory,
         it will be again where the run moves back, so that comes later and later."""
         self._kills += killed
+        self._told = ""
         wait = HEAL_S * 2 ** min(self._kills - 1, KILLS_COUNTED) if killed else HEAL_S
         if self._moves:
             self._quiet = max(self._quiet or 0.0, now + wait)
 
     def is_due(self, now: float, left_s: float | None, is_weakened: bool) -> bool:
         """Whether to compare the run with a new plan now. left_s: how long it will last, if that is known. is_weakened: it has
-        lost nodes."""
+        lost nodes, or replicas of shards."""
         if self.due is None or now < self.due:
             return False
         self._quiet, self._again = None, now + AGAIN_S if is_weakened else None
         return left_s is None or left_s > LEFT_S
+
+    def is_news(self, text: str) -> bool:
+        """Whether this was not told since something changed last."""
+        told, self._told = self._told, text
+        return text not in ("", told)
 
 
 def stronger(spec: JobSpec, held: Assignment, plan: Plan, new: Plan) -> str:
@@ -76,3 +83,24 @@ def stronger(spec: JobSpec, held: Assignment, plan: Plan, new: Plan) -> str:
     names = [share.name for share in new.nodes if share.node not in here]
     where = f"onto {', '.join(names)} as well" if names else f"over {', '.join(share.name for share in new.nodes)}"
     return f"the job moves {where}: {' and '.join(gains)}"
+
+
+def not_rebuilt(held: Assignment, plan: Plan, new: Plan | None, reason: str = "") -> str:
+    """Why a run with workers of several nodes that has lost some does not move, as a sentence without its full stop; empty where
+    it has lost none. new: the plan that it was compared with, which is not stronger; None where there is none, for `reason`."""
+    gone = gone_workers(held.gone, plan)
+    each = len(plan.replicas[0].nodes) if plan.replicas else 1
+    if not gone or each == 1:
+        return ""
+    left = len(plan.replicas) - len(gone)
+    names = f"worker{'s' * (len(gone) > 1)} {', '.join(map(str, gone))} {'are' if len(gone) > 1 else 'is'} not rebuilt"
+    if new is None:
+        return f"{names}: {reason}"
+    if len(new.replicas) <= left:
+        return (
+            f"{names}: the nodes that are here suffice for {left} of {len(plan.replicas)} workers of {each} nodes; start another "
+            "node, and the job moves by itself"
+        )
+    return (
+        f"{names}: {len(new.replicas)} workers over the nodes that are here are predicted to be no faster than {left}"
+    )

@@ -139,7 +139,7 @@ class Placing(ABC):
 
     def _no_start(self) -> Failover:
         goes_on = lambda index, now: self._run.without([index], now)  # noqa: E731
-        return Failover(self._ledger, self.spec, goes_on, self._over)
+        return Failover(self._ledger, self.spec, goes_on, self._over, self._reassigned)
 
     # --- the rest of a job's life
 
@@ -150,3 +150,7 @@ class Placing(ABC):
     @abstractmethod
     def _over(self, text: str, now: float) -> None:
         """The start is."""
+
+    @abstractmethod
+    def _reassigned(self, now: float) -> None:
+        """Roles in it have changed."""

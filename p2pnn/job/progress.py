@@ -122,11 +122,12 @@ class ProgressMeter:
         return found
 
     def without(self, node: str) -> None:
-        """A node takes part no more: nobody waits for it, and it is not busy. What it has reported counts."""
-        self._steps.pop(node, None)
-        self._busy.pop(node, None)
-        self._served.without(node)
+        """A node takes part no more: nobody waits for it, nor for the others of its worker, and they are not busy. What they have
+        reported counts."""
         self._learning.without(node)
+        for name in self._served.without(node):
+            self._steps.pop(name, None)
+            self._busy.pop(name, None)
 
     def tell(self, nodes: Iterable[str]) -> tuple[tuple[Totals, ...], Totals]:
         """What a coordinator that goes on needs: what was counted so far by node, and the sums of this epoch."""

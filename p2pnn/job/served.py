@@ -36,11 +36,14 @@ class Served:
         """The shards start here. Without this word, bytes are counted from the first reports on."""
         self._first = (step, 0, 0)
 
-    def without(self, node: str) -> None:
-        """A node takes part no more."""
-        self._gone.add(node)
+    def without(self, node: str) -> set[str]:
+        """A node takes part no more. Returns who computes no more with it: a worker needs all of its nodes."""
+        found = {node, *(name for names in self._nodes.values() if node in names for name in names)}
+        self._gone |= found
+        return found
 
     def is_gone(self, node: str) -> bool:
+        """Whether it computes no more; it may hold shards."""
         return node in self._gone
 
     def believed(self, node: str, reports: Iterable[ShardReport]) -> tuple[ShardReport, ...]:

@@ -16,7 +16,7 @@ from p2pnn.job import life
 from p2pnn.job.actions import Compare, ReleaseNode
 from p2pnn.job.checkpoint import Manifest, Part
 from p2pnn.job.checkpointing import Checkpointing, cut_of
-from p2pnn.job.healing import Healing, stronger
+from p2pnn.job.healing import Healing, not_rebuilt, stronger
 from p2pnn.job.placing import PREPARE, Placing
 from p2pnn.job.plan import Plan
 from p2pnn.job.records import JobRecord, without_start
@@ -65,7 +65,7 @@ class Supervisor(Placing):
         self._ran = (record.generation, len(found.nodes), state.cut)
         self.attempts = Attempts(self._run.step)
         self._run.without([index for index in found.assignment.gone if index not in state.gone], now)
-        if self._ledger.members.keys() - set(self.nodes):
+        if self._ledger.members.keys() - set(self.nodes) or self.failover.is_weakened:
             self._healing.changed(now)
         for node, report in found.answers:
             self.report(node, report, now)
@@ -211,13 +211,16 @@ class Supervisor(Placing):
         elif self.record.state in ("preparing", "running"):
             self._lose(text, {}, now)
 
-    def compared(self, plan: Plan, now: float) -> None:
-        """The plan by which the job would begin now: it moves where that is stronger."""
-        if self.record.state == "running" and self.record.plan is not None and not self.failover.changing:
-            text = stronger(self.spec, self.failover.assignment, self.record.plan, plan)
+    def compared(self, plan: Plan | None, now: float, reason: str = "") -> None:
+        """The plan by which the job would begin now: it moves where that is stronger. None: there is none; reason: a clause."""
+        held, before = self.failover.assignment, self.record.plan
+        if self.record.state == "running" and before is not None and not self.failover.changing:
+            text = stronger(self.spec, held, before, plan) if plan is not None else ""
             if text:
                 self._ledger.publish("note", text=f"{text}, when the steps that are granted are done")
                 self._move(text, now)
+            elif self._healing.is_news(why := not_rebuilt(held, before, plan, reason)):
+                self._ledger.publish("note", text=why)
 
     def fail(self, reason: str, now: float) -> None:
         """The coordinator itself cannot go on (no plan over who is left, …)."""
@@ -252,7 +255,7 @@ class Supervisor(Placing):
             return
         if self.record.state == "parked" and now >= self._parked_until:
             self._plan_again()
-        if self.record.state == "running" and self._healing.is_due(now, self._run.left_s, bool(self.failover.gone)):
+        if self.record.state == "running" and self._healing.is_due(now, self._run.left_s, self.failover.is_weakened):
             self._ledger.do(Compare())
         if (silent := self._watch.silent(now)) is None:
             self._run.copying(Checkpointing.handle_timer, now)
@@ -283,6 +286,10 @@ class Supervisor(Placing):
 
     def _over(self, text: str, now: float) -> None:
         self._lose(text, {}, now)
+
+    def _reassigned(self, now: float) -> None:
+        if self.failover.is_weakened and self._healing.due is None:
+            self._healing.changed(now)
 
     def _lose(
         self, text: str, away: dict[NodeId, str], now: float, limit: int | None = None, *, lacks: bool = False

@@ -302,6 +302,8 @@ class Daemon:
                 wire.LeaseWish,
                 wire.Leased,
                 wire.Rest,
+                wire.Dealt,
+                wire.Decided,
                 wire.Append,
                 wire.Appended,
                 wire.Beat,

@@ -67,7 +67,7 @@ class Exchange:
     def receive(self, node: NodeId, message: wire.Message) -> None:
         """A message without a body."""
         match message:
-            case wire.Retired() | wire.Squares() if self._tensors is not None:
+            case wire.Retired() | wire.Squares() | wire.Dealt() | wire.Decided() if self._tensors is not None:
                 self._tensors.receive(node, message)
             case wire.Pushed() | wire.Leased() if self._pushing is not None:
                 self._pushing.receive(node, message)

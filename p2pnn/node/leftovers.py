@@ -29,8 +29,8 @@ _PART: Final = b'{"__metadata__":{"p2pnn":'
 _PARCELS: Final = (b"\xa3job", b"\xa5nodes")
 """A record, a manifest and a plan are MessagePack maps whose first key is one of these; that of a specification is another."""
 
-_REPORT: Final = b"\x94\x19"
-"""The report `Done` of a job's script: an array of four whose first item is its tag."""
+_REPORTS: Final = b"\x94\x19", b"\x95\x19"
+"""The report `Done` of a job's script: an array of four items, or of five, whose first is its tag."""
 
 _HEAD_BYTES: Final = 40
 
@@ -75,7 +75,7 @@ def _initial(blobs: BlobStore, spec: BlobId) -> tuple[BlobId, ...]:
 
 
 def _is_ours(head: bytes) -> bool:
-    return head[8:].startswith(_PART) or head.startswith(_REPORT) or _behind_map(head).startswith(_PARCELS)
+    return head[8:].startswith(_PART) or head.startswith(_REPORTS) or _behind_map(head).startswith(_PARCELS)
 
 
 def _behind_map(head: bytes) -> bytes:

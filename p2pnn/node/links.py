@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Generator
 from enum import IntEnum
 from typing import Any, Protocol
 
@@ -39,6 +39,17 @@ class Priority(IntEnum):
         return Priority.BLOB - (count - 1 - rank) * (Priority.BLOB - Priority.PUSH + 1) // count
 
 
+class Leaving(Protocol):
+    """A body that has not left whole: await it, and it may be overwritten; that raises PeerGone.
+
+    recall: it may be overwritten at once. Where nothing of it has left it never will, and what has begun goes on from a copy.
+    """
+
+    def __await__(self) -> Generator[Any, None, None]: ...
+
+    def recall(self) -> None: ...
+
+
 class Outside(Protocol):
     """The part of the transport that the parts of a node use."""
 
@@ -46,9 +57,7 @@ class Outside(Protocol):
 
     async def send_body(self, node: NodeId, message: Message, body: memoryview, priority: int = 0) -> None: ...
 
-    def start_body(
-        self, node: NodeId, message: Message, body: memoryview, priority: int = 0
-    ) -> Coroutine[Any, Any, None] | None: ...
+    def start_body(self, node: NodeId, message: Message, body: memoryview, priority: int = 0) -> Leaving | None: ...
 
     def connected(self, node: NodeId) -> bool: ...
 
@@ -78,9 +87,7 @@ class Post:
         """Returns when `body` may be overwritten. Raises PeerGone."""
         await self._outside.send_body(node, message, body, priority)
 
-    def start_body(
-        self, node: NodeId, message: Message, body: memoryview, priority: int = 0
-    ) -> Coroutine[Any, Any, None] | None:
+    def start_body(self, node: NodeId, message: Message, body: memoryview, priority: int = 0) -> Leaving | None:
         """None where `body` has left already, else what to await until it may be overwritten. Either raises PeerGone."""
         return self._outside.start_body(node, message, body, priority)
 

@@ -87,7 +87,7 @@ class Part:
         self._served: ServerLayout
         self._held: deque[commands.ToExecutor] | None = None
         self._log = PartLog()
-        self._running = False
+        self._running = self._asks = False
         self._failure = ""
         self._over = False
         self._tasks = Tasks(lambda error: self._fail(f"a fault in this program: {error!r}"))
@@ -272,6 +272,7 @@ class Part:
         elif isinstance(message, commands.ProposeConfiguration):
             wish = wire.ShardWish(*self._about, message.shard, message.configuration)
             self._post.send(self._coordinator, wish)
+            self._asks = True
         elif isinstance(message, commands.Prepared):
             self._prepared[role] = message.memory_bytes
             if self._prepared.keys() == self._executors.keys():
@@ -316,9 +317,14 @@ class Part:
             self._tasks.spawn(self._answer_parcel(message.sequence, data))
 
     def _assigned(self, data: bytes) -> None:
-        """The coordinator says who has which role now: the executors are told what is newer than what they know."""
+        """The coordinator says who has which role now: executors are told what is newer, a server that asked any word."""
         try:
-            if not self._running or self._over or not self._roles.take(data):
+            if not self._running or self._over:
+                return
+            if not self._roles.take(data):
+                if self._asks and self._roles.holds(data):
+                    self._asks = False
+                    self._executors[SERVE].send(commands.Assigned(data))
                 return
         except CheckpointError as error:
             log.warning("not taken job=%s reason=%s", self._message.job, error)

@@ -40,6 +40,8 @@ OfScript = (
     | wire.LeaseWish
     | wire.Leased
     | wire.Rest
+    | wire.Dealt
+    | wire.Decided
 )
 """Messages without one, for a part."""
 
@@ -118,6 +120,8 @@ class Place:
                 | wire.LeaseWish()
                 | wire.Leased()
                 | wire.Rest()
+                | wire.Dealt()
+                | wire.Decided()
                 | wire.Append()
                 | wire.Appended()
                 | wire.Beat()

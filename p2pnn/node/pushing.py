@@ -228,5 +228,4 @@ class Pushing:
         )
 
     def _refuse(self, node: NodeId, what: str) -> None:
-        job, _ = self._company.about
-        log.warning("values refused job=%s node=%s reason=%s", job, self._company.name(node), what)
+        self._company.refused("values refused", node, what)

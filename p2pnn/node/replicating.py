@@ -27,7 +27,7 @@ from p2pnn.wire.codec import decode, encode
 
 log = logging.getLogger("p2pnn.place")
 
-SAID: Final = (commands.Replicate, commands.Applied)
+SAID: Final = (commands.Replicate, commands.Recall, commands.Applied)
 """What an executor says to the other replicas, and to the gate."""
 
 Told = wire.Append | wire.Appended | wire.Beat | wire.UpdateWanted | wire.StateHeld | wire.Superseded
@@ -52,6 +52,7 @@ class Replicating:
         self._gate = gate
         self._holders = [frozenset(home.nodes) for home in plan.shards]
         self._primaries = [home.nodes[0] for home in plan.shards]
+        self._generations = [company.about[1] for _ in plan.shards]
         shards = layout.sharding.shards
         self._parts = [
             [start for start, _ in layout.slots[n].parts] if n in layout.slots else [] for n in range(len(shards))
@@ -66,6 +67,12 @@ class Replicating:
     def assigned(self, held: Assignment) -> None:
         """Who holds the shards now."""
         self._primaries = [assignment.primary_of(held, self._plan, shard) for shard in range(len(self._holders))]
+        self._generations = [shard.generation for shard in held.shards] or self._generations
+
+    def may_push(self, shard: int, by: int) -> bool:
+        """Whether a worker that goes by the configuration of this generation may push here: to the primary, or to one that may be
+        the primary by what the worker has heard and this node has not."""
+        return self._company.index == self._primaries[shard] or by > self._generations[shard]
 
     def receive(self, node: NodeId, message: Told) -> None:
         if self._is_from_holder(node, message):
@@ -88,7 +95,7 @@ class Replicating:
         if refusal := self._gate.refusal(part[1], None, part[0], part[2], part[3], nbytes):
             log.debug("copy refused job=%s node=%s reason=%s", message.job, self._company.name(node), refusal)
             return None
-        if self._gate.is_known(*part):
+        if self._gate.is_known(*part, forwarded=True):
             self._pass_on(node, message)
             return None
         self._coming.setdefault(node, set()).add(part)
@@ -104,7 +111,7 @@ class Replicating:
         part = self._part(message)
         assert part is not None, "it had a place"
         self._coming.get(node, set()).discard(part)
-        self._gate.received(*part)
+        self._gate.received(*part, forwarded=True)
         self._pass_on(node, message)
 
     def lost(self, node: NodeId) -> None:
@@ -114,10 +121,13 @@ class Replicating:
         for key in [key for key in self._pieces if key[0] == node]:
             del self._pieces[key]
 
-    def says(self, message: commands.Replicate | commands.Applied) -> None:
-        """The executor has something for another replica, or has applied pushes."""
+    def says(self, message: commands.Replicate | commands.Recall | commands.Applied) -> None:
+        """The executor has something for another replica, wants it back, or has applied pushes."""
         if isinstance(message, commands.Applied):
             self._gate.acknowledged(message.shard, message.worker, message.sequence)
+            return
+        if isinstance(message, commands.Recall):
+            self._company.recall(message.target, message.tokens)
             return
         try:
             found = decode(message.message)
@@ -131,7 +141,7 @@ class Replicating:
             self._company.send(message.target, found)
             return
         left = partial(self._left, message.token)
-        self._company.send_body(message.target, found, body, self._priority(found), left)
+        self._company.send_body(message.target, found, body, self._priority(found), left, message.token)
 
     def _left(self, token: int) -> None:
         if token:
@@ -155,7 +165,7 @@ class Replicating:
         held = message.shard in self._layout.slots and self._company.index_of(node) in self._holders[message.shard]
         if not held:
             what = f"{type(message).__name__} about shard {message.shard}"
-            log.warning("refused job=%s node=%s reason=%s", message.job, self._company.name(node), what)
+            self._company.refused("refused", node, what)
         return held
 
     def _pass_on(self, node: NodeId, message: Told | Carried, body: bytes = b"") -> None:

@@ -70,6 +70,10 @@ class Roles:
         self.assignment = told
         return True
 
+    def holds(self, data: bytes) -> bool:
+        """Whether this is what is known here."""
+        return assignment.decode(data) == self.assignment
+
     def doubts(self, node: NodeId) -> bool:
         """The link to a node of the start broke; False where that is known, or the start goes on without it."""
         if node in self._doubted or self.is_gone(node):

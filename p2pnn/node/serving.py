@@ -5,7 +5,6 @@ A push is received straight into its slot once `ps.gate` has allowed it; whether
 
 from __future__ import annotations
 
-import logging
 from functools import partial
 from typing import Final
 
@@ -22,8 +21,6 @@ from p2pnn.ps.layout import ServerLayout
 from p2pnn.replication.leases import Wish
 from p2pnn.types import NodeId
 from p2pnn.wire import messages as wire
-
-log = logging.getLogger("p2pnn.place")
 
 SAID: Final = (commands.SendAnswer, commands.SendLeased)
 """What an executor says to workers."""
@@ -48,7 +45,7 @@ class Serving:
         speaker = self._gate.speaker(message.shard, message.worker)
         if speaker is None or speaker != self._company.index_of(node):
             what = f"{type(message).__name__} of worker {message.worker} to shard {message.shard}"
-            log.warning("refused job=%s node=%s reason=%s", message.job, self._company.name(node), what)
+            self._company.refused("refused", node, what)
         elif isinstance(message, wire.Mark):
             self._executor.send(commands.Marked(message.shard, message.worker, message.sequence))
         elif isinstance(message, wire.Rest):
@@ -76,9 +73,12 @@ class Serving:
         index = self._company.index_of(node)
         refusal = self._gate.refusal(message.worker, index, message.shard, message.sequence, message.part, nbytes)
         if refusal:
-            log.warning("push refused job=%s node=%s reason=%s", message.job, self._company.name(node), refusal)
+            self._company.refused("push refused", node, refusal)
             if self._gate.is_misfit(message.worker, index, message.shard, message.part, nbytes):
                 self._arrived(message, nbytes)
+            return None
+        if not self.copies.may_push(message.shard, message.by):
+            self._company.refused("push to a backup", node, f"worker {message.worker}, shard {message.shard}")
             return None
         about = (message.shard, message.worker, message.sequence, message.part)
         if self._gate.is_known(*about):

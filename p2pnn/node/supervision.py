@@ -337,14 +337,16 @@ class Supervision:
 
     async def _compare(self, job: JobId, supervisor: Supervisor, start: int) -> None:
         """Plan a job that runs as if it began now. Where that is not possible it stays as it is."""
+        plan: Plan | None = None
+        reason = ""
         try:
             wanted, _ = recovering.wanted(supervisor, self._planning.usable(), anew=False)
             plan = await self._planning.plan(wanted, compared=False)
         except P2pnnError as error:
-            log.info("job=%s stays as it is reason=%s", job, error)
-            return
+            reason = str(error)
+            log.info("job=%s stays as it is reason=%s", job, reason)
         if self.led.get(job) is supervisor and supervisor.record.generation == start and not self._alarm():
-            supervisor.compared(plan, self._now())
+            supervisor.compared(plan, self._now(), reason)
             self._carry_out(job)
 
     def _receive_of_part(self, node: NodeId, message: Any, now: float) -> None:

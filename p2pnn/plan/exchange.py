@@ -23,6 +23,7 @@ from p2pnn.plan.cost import UPDATE_CALLS, Workload, memory_bytes
 from p2pnn.plan.profile import Profile
 from p2pnn.ps.compression import codec
 from p2pnn.ps.consistency import Consistency, consistency, settings
+from p2pnn.ps.copies import copies_bytes
 from p2pnn.ps.layout import ServerLayout, WorkerLayout
 from p2pnn.ps.optimizers import OUTER
 from p2pnn.ps.sharding import Sharding
@@ -165,14 +166,20 @@ def segment_bytes(
 
 def server_bytes(spec: JobSpec, there: Exchange, shards: Sequence[int], workers: int, copies: int = 1) -> int:
     """Upper bound of what the server that holds these shards takes, for so many workers; 0 for none. copies: nodes that hold
-    each; a backup takes as much as a primary."""
+    each; a backup takes as much as a primary, and each of several has room for what a learner needs."""
     data, how = settings_of(spec), there.how
     slots = len(SLOTS[OUTER.kind if how.kind == "local" else spec.optimizer.kind])
     scratch = (sums.most(workers) if how.in_rounds else 0) + (data.push != "float32")
     differences = workers * (data.pull != "float32")
     size = sum(there.sharding.shards[shard].byte_count for shard in shards)
     layout = ServerLayout.of(there.sharding, shards, settings(data), workers, copies)
-    return layout.arena_bytes + size * (slots + scratch + differences)
+    copied = sum(
+        copies_bytes(
+            layout.slots[shard].nbytes, (1 + slots) * there.sharding.shards[shard].byte_count, workers * how.in_rounds
+        )
+        for shard in shards
+    )
+    return layout.arena_bytes + size * (slots + scratch + differences) + copied * (copies > 1)
 
 
 def shard_counts(spec: JobSpec, least: int, most: int, copies: int) -> list[int]:

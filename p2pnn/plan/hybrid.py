@@ -158,17 +158,19 @@ def _placed(
 ) -> Found | None:
     """The best cut of so many replicas, and homes for the shards; None where memory does not suffice.
 
-    A start goes on without a node that only serves, and no other. So unless it is asked for, shards have backups where nodes that
-    compute nothing hold them.
+    Where batches are leased a start goes on without any node, if another worker is left; else without one that only serves, and
+    no other. So unless it is asked for, shards have backups in the first case, and where nodes that compute nothing hold them.
     """
     replicas = _cut(spec, candidates, fast, count, segments, links)
     if replicas is None:
         return None
     data = settings_of(spec)
     passes = _passes(spec, replicas, candidates, links)
+    can_lose = count > 1 and data.consistency.partition(":")[0] in ("async", "ssp")
     for copies in [data.replicas] if data.replicas else range(REPLICAS_MAX, 0, -1):
         found = _best_shards(work, spec, candidates, replicas, passes, links, copies)
-        if found is not None and (data.replicas or copies == 1 or max(found.roles.homes) >= found.roles.computing):
+        is_worth_it = can_lose or (found is not None and max(found.roles.homes) >= found.roles.computing)
+        if found is not None and (data.replicas or copies == 1 or is_worth_it):
             return found
     return None
 

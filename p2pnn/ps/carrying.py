@@ -105,7 +105,7 @@ def unpack(state: State, pieces: Iterable[Body]) -> None:
         raise _wrong("it has leases of the data, or none, unlike this shard")
     if head.leases is not None and state.leases is not None:
         state.leases.load(head.leases)
-    parameters = np.empty_like(places["parameters"])
+    parameters = state.versions.spare
     stream.read(parameters.view(np.uint8))
     for array in state.optimizer.state.values():
         stream.read(array.view(np.uint8))

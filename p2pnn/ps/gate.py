@@ -18,7 +18,8 @@ _Key = tuple[int, int]
 
 
 class PushGate:
-    """Of a server: which parts of pushes come in.
+    """Of a server: which parts of pushes come in, from a worker or `forwarded` by the shard's primary. What that sent stays in
+    its slot; what a worker sent to a node that is no primary yields to it, since other replicas may hold other bytes.
 
     Of each part that is announced: ask `refusal`; where it is empty, `is_known`. A known one's body is read and dropped, and
     the executor told its header; of any other the body goes to `take`'s place, and then `received` or `broken` is called.
@@ -30,6 +31,7 @@ class PushGate:
         self._decided: dict[_Key, int] = {}  # (shard, worker) → the newest push that is acknowledged
         self._coming: dict[_Key, list[set[int]]] = {}  # by slot: the parts that bytes go into now
         self._here: dict[_Key, list[set[int]]] = {}  # by slot: those that lie there whole
+        self._forwarded: dict[_Key, list[set[int]]] = {}  # by slot: of those, what the primary has sent
 
     def speaker(self, shard: int, worker: int) -> int | None:
         """The plan's node that speaks to a shard for a worker: of its replica, that with the segment whose parameters the shard
@@ -67,21 +69,22 @@ class PushGate:
         own = node == self.speaker(shard, worker)
         return own and slots is not None and 0 <= part < len(slots.parts) and nbytes != slots.parts[part][1]
 
-    def is_known(self, shard: int, worker: int, sequence: int, part: int) -> bool:
+    def is_known(self, shard: int, worker: int, sequence: int, part: int, *, forwarded: bool = False) -> bool:
         """Whether the part is here already, or its push is decided: drop its body, and tell the executor the header."""
         decided = sequence <= self._decided.get((shard, worker), 0)
-        return decided or part in self._parts(self._here, shard, worker, sequence)
+        return decided or part in self._parts(self._forwarded if forwarded else self._here, shard, worker, sequence)
 
     def take(self, shard: int, worker: int, sequence: int, part: int) -> Run:
         """Let a part in that was not refused and is not known; its (offset, bytes) in the arena."""
         self._parts(self._coming, shard, worker, sequence).add(part)
         return self._layout.slot(shard, worker, sequence, part)
 
-    def received(self, shard: int, worker: int, sequence: int, part: int) -> None:
+    def received(self, shard: int, worker: int, sequence: int, part: int, *, forwarded: bool = False) -> None:
         """All its bytes are there: tell the executor."""
         self._parts(self._coming, shard, worker, sequence).discard(part)
         if sequence > self._decided.get((shard, worker), 0):
-            self._parts(self._here, shard, worker, sequence).add(part)
+            for where in (self._here, self._forwarded) if forwarded else (self._here,):
+                self._parts(where, shard, worker, sequence).add(part)
 
     def broken(self, shard: int, worker: int, sequence: int, part: int) -> None:
         """The rest of it will not come; the worker sends it again."""
@@ -91,7 +94,8 @@ class PushGate:
         """The shard has decided this worker's pushes up to this number: their slots are free (`SendAnswer.acknowledged`)."""
         decided = self._decided.get((shard, worker), 0)
         for number in range(decided + 1, min(sequence, decided + self._layout.slots[shard].window) + 1):
-            self._parts(self._here, shard, worker, number).clear()
+            for where in (self._here, self._forwarded):
+                self._parts(where, shard, worker, number).clear()
         self._decided[shard, worker] = max(decided, sequence)
 
     def _parts(self, where: dict[_Key, list[set[int]]], shard: int, worker: int, sequence: int) -> set[int]:

@@ -15,7 +15,7 @@ import math
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 from p2pnn.ps.allotment import Allotment
 from p2pnn.replication.leases import Range, Wish
@@ -216,11 +216,20 @@ class Leasing:
             yield first, last, 0
 
 
+class Steps(Protocol):
+    """Which batches a worker's steps train, as far as that is known: `granted` of them."""
+
+    granted: int
+    trained_below: int
+
+    def batch(self, local: int, /) -> int: ...
+
+
 @dataclass(frozen=True, slots=True)
 class LeasedAllotment(Allotment):
     """A worker's share of the steps that is dealt out while they are done. Local steps are those of this start alone."""
 
-    leasing: Leasing | None = None
+    leasing: Steps | None = None
 
     def local(self, until: int) -> int:
         """How many steps were granted, whichever they are."""

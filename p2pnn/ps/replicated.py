@@ -25,14 +25,15 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any
 
 from p2pnn.errors import LocalProtocolError, RemoteProtocolError
 from p2pnn.ps.answers import Due
 from p2pnn.ps.carrying import pack, unpack
+from p2pnn.ps.copies import SLOTS, limits_of, on_their_way
 from p2pnn.ps.decisions import Close, Decision, Key, Own, Repeated, Strike, Take, decode, encode, rank_of
 from p2pnn.ps.granting import Leased
-from p2pnn.ps.layout import WINDOW, window
+from p2pnn.ps.layout import WINDOW
 from p2pnn.ps.messages import Answer, Pull, Push, Worker
 from p2pnn.ps.shard import Shard
 from p2pnn.ps.staging import Staged
@@ -56,8 +57,6 @@ from p2pnn.replication.staging import Body
 from p2pnn.types import NodeId
 from p2pnn.wire.fields import Message
 from p2pnn.wire.messages import CloseReason, Forward
-
-SLOTS: Final = window(2)
 
 Event = Propose | FetchConfiguration | Serving
 """For the owner: the first two as of `replication`; from Serving on workers are answered."""
@@ -83,9 +82,10 @@ class ReplicatedShard(Shard):
         super().__init__(*arguments, window=SLOTS, **more)
         self.name = name
         if limits is None:
-            limits = limits_of(len(self.state.roster.workers), self.state.staging.nbytes)
+            state_bytes = sum(array.nbytes for array in self.arrays.values())
+            limits = limits_of(len(self.state.roster.workers), self.state.staging.nbytes, state_bytes)
         self.replica = replica(name, me, now, limits, timing, sessions=Taken(self.state))
-        self._copied_max = limits.state_window * limits.piece_bytes + 2 * self.state.staging.nbytes
+        self._copied_max = on_their_way(limits, self.state.staging.nbytes)
         self._committed: deque[Apply | TakeState] = deque()
         self._events: deque[Event] = deque()
         self._applied = 0
@@ -172,7 +172,7 @@ class ReplicatedShard(Shard):
 
     @property
     def is_primary(self) -> bool:
-        """Whether workers may be let in: a daemon refuses pushes and pulls elsewhere."""
+        """Whether workers are heard. Elsewhere a daemon lets in only pushes of those who know of a newer configuration."""
         return self.replica.role is Role.PRIMARY
 
     @property
@@ -379,10 +379,3 @@ class Taken:
 
     def load(self, data: bytes) -> None:
         """It comes with the state."""
-
-
-def limits_of(workers: int, push_bytes: int) -> Limits:
-    """Of a shard with so many workers, whose pushes lie in slots and take no memory here."""
-    slots = workers * SLOTS
-    room = max(Limits().log_bytes_max, slots * push_bytes)
-    return Limits(staged_max=max(Limits().staged_max, slots), staged_bytes_max=room, log_bytes_max=room, window=SLOTS)

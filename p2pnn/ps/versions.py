@@ -56,8 +56,14 @@ class Versions:
         """Count an update that changed nothing."""
         self.number += 1
 
+    @property
+    def spare(self) -> Flat:
+        """Where `load` puts values: if possible in a buffer that nobody reads. They may lie there before."""
+        index = self.next()
+        return self._buffers[self._newest if index is None else index]
+
     def load(self, values: Flat, number: int) -> None:
-        """Start from these, if possible in a buffer that nobody reads."""
+        """Start from these."""
         index = self.next()
         self._newest = self._newest if index is None else index
         np.copyto(self.newest, values)

@@ -107,6 +107,7 @@ class Replica:
         self._left = False
         self._note_due, self._note_tries = False, 0
         self._note_retry_at: float | None = None
+        self._note_push = 0  # the newest that does not bear what the note says
         self._rests = False
         self.decided = Decided(step)
         self._missing: set[int] | None = None  # parameters without gradient in the step that is under way
@@ -280,6 +281,7 @@ class Replica:
         if self._left:
             mark = LEFT
         self._mark, self._fetching, self._note_due, self._note_tries = mark, 0, True, 0
+        self._note_push = self.decided.begun
         for port in self._ports:
             port.mark = mark
 
@@ -353,7 +355,8 @@ class Replica:
 
     def handle_timer(self, now: float) -> None:
         if self._note_retry_at is not None and self._note_retry_at <= now:
-            self._note_retry_at, self._note_due = None, True
+            # A push behind a mark says so itself; what all shards have decided of it, they know.
+            self._note_retry_at, self._note_due = None, self._rests or self.decided.pushes <= self._note_push
             self._note_tries += 1
         for port in self._ports:
             port.handle_timer(now)

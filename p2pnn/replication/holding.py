@@ -124,10 +124,8 @@ class Holding:
         return entries
 
     def _hear_of(self, generation: int, now: float) -> None:
-        """Somebody acts by a configuration of this generation."""
-        if generation > self._known:
-            self._known = generation
-            self._fetch_due = now
+        """Somebody acts by a configuration of this generation, or says so: it is asked for until an answer tells what holds."""
+        self._known = max(self._known, generation)
         if self._known > self.generation:
             self._fetch(now)
 

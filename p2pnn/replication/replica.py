@@ -111,7 +111,9 @@ class Replica(Leading):
                 self._hear_of(message.generation, now)
 
     def configured(self, configuration: Configuration, now: float) -> None:
-        """The charter has committed this configuration; an older one than known is ignored."""
+        """The charter has committed this configuration, or holds it still; an older one than known is ignored."""
+        if configuration.generation == self.generation:
+            self._known = self.generation  # who claimed to know of a newer one says it again, if it was true
         if configuration.generation <= self.generation:
             return
         before = self.role

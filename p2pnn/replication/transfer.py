@@ -29,9 +29,9 @@ class Outgoing:
         self._window = limits.state_window
         self._sent = 0
         at = 0
-        for part in (head, *state):
+        for part in (memoryview(head), *(memoryview(body) for body in state)):
             for start in range(0, len(part), limits.piece_bytes):
-                piece = part[start : start + limits.piece_bytes]
+                piece = part[start : start + limits.piece_bytes]  # a view: a state is large
                 self._pieces[at] = piece
                 self._starts.append(at)
                 at += len(piece)

@@ -144,6 +144,14 @@ class Link:
         del self._sendings[sending.ticket]
         return True
 
+    def copy(self, sending: Sending) -> None:
+        """Let go of the memory of a body that has begun: what has not left of it leaves from a copy."""
+        self.connection.copy(sending.ticket)
+        if self._transport is not None:
+            self._transport.copy()
+        self._sendings.pop(sending.ticket, None)
+        self._draining = [other for other in self._draining if other is not sending]
+
     def close(self, reason: int, text: str) -> None:
         """Say why, then close. link_closed is called before this returns, or right after the event being dealt with."""
         self.connection.close(reason, text)
@@ -343,10 +351,6 @@ class Link:
             for sending in drained:
                 sending.finish()
 
-    @property
-    def _paused(self) -> bool:
-        return self._transport is not None and self._transport.waiting > 0
-
     def _watch(self) -> None:
         """The peer must take something of what waits within stall_deadline_s; one timer for many waits in a row."""
         if self._stall is None:
@@ -355,7 +359,7 @@ class Link:
 
     def _check_progress(self) -> None:
         self._stall = None
-        if not self._paused or self._transport is None:
+        if self._transport is None or not self._transport.waiting:
             return
         if self.left_bytes > self._left_before:
             self._watch()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Generator
 from typing import Any
 
 from p2pnn.errors import LocalProtocolError, PeerGone
@@ -47,11 +47,8 @@ class Peer:
     def node(self) -> NodeId:
         return self.identity.node
 
-    def start_body(self, message: Message, body: memoryview, priority: int) -> Coroutine[Any, Any, None] | None:
-        """None when the body has left; otherwise await what is returned. Raises PeerGone, LocalProtocolError.
-
-        A task that awaits it must not be cancelled before its first step: then nobody would see to the body.
-        """
+    def start_body(self, message: Message, body: memoryview, priority: int) -> Leaving | None:
+        """None when the body has left; otherwise await what is returned. Raises PeerGone, LocalProtocolError."""
         if self.gone:
             raise PeerGone(self.gone)
         link = self.data
@@ -61,16 +58,23 @@ class Peer:
                 f"{waiting} bodies wait for node {self.identity.name!r}; the limit is {self._limits.bodies_max}"
             )
         if link is None or not link.is_open:
-            return self._wait(self._wait_for_link(message, body, priority))
+            return Leaving(self, self._wait_for_link(message, body, priority))
         sending = link.send_body(message, body, priority)
-        return None if sending is None else self._wait(sending)
+        return None if sending is None else Leaving(self, sending)
 
-    async def _wait(self, sending: Sending) -> None:
+    async def wait(self, sending: Sending) -> None:
         try:
             await asyncio.shield(sending.done)
         except asyncio.CancelledError:
             await self._give_up(sending)
             raise
+
+    def recall(self, sending: Sending) -> None:
+        if sending in self._waiting:
+            self._waiting.remove(sending)
+        elif not sending.done.done() and sending.link is not None and not sending.link.withdraw(sending):
+            sending.link.copy(sending)
+        sending.finish()
 
     def data_opened(self, link: Link) -> None:
         """A data link is there: feed it what waits."""
@@ -148,6 +152,25 @@ class Peer:
                 link.abort("a body was given up in the middle")
                 await asyncio.wait([sending.done])
             _forget_outcome(sending.done)
+
+
+class Leaving:
+    """A body that has not left whole: await it, and its memory is free. That raises PeerGone.
+
+    A task that awaits it must not be cancelled before its first step: then nobody would see to the body.
+    """
+
+    def __init__(self, peer: Peer, sending: Sending) -> None:
+        self._peer, self._sending = peer, sending
+
+    def __await__(self) -> Generator[Any, None, None]:
+        return self._peer.wait(self._sending).__await__()
+
+    def recall(self) -> None:
+        """The body's memory is free when this returns: nobody wants it any more, or not soon enough.
+
+        Where nothing of it has left it never will; what has begun cannot be cut short, so the rest leaves from a copy."""
+        self._peer.recall(self._sending)
 
 
 def _forget_outcome(done: asyncio.Future[None]) -> None:

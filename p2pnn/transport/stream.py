@@ -127,6 +127,10 @@ class Stream:
             sent = 0
         return not self._pending
 
+    def copy(self) -> None:
+        """What waits may change from now on: it leaves from a copy."""
+        self._pending = deque(memoryview(bytes(view)) for view in self._pending)
+
     def write_eof(self) -> None:
         """Tell the peer that nothing more comes, once everything has left."""
         self._ending = True

@@ -11,12 +11,11 @@ import asyncio
 import logging
 import secrets
 import socket
-from collections.abc import Coroutine
 from dataclasses import replace
 from functools import partial
 from random import Random
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from p2pnn.errors import LocalProtocolError, PeerGone, QueueFullError
 from p2pnn.transport.admission import Accept, Introduce, Linked, Refuse, admit, outranks
@@ -26,7 +25,7 @@ from p2pnn.transport.events import Events, LinkSnapshot, LocalIdentity, PeerIden
 from p2pnn.transport.limits import Limits
 from p2pnn.transport.link import Link
 from p2pnn.transport.listener import Listener
-from p2pnn.transport.peer import Peer
+from p2pnn.transport.peer import Leaving, Peer
 from p2pnn.transport.sockets import bind_error, bindable, listening
 from p2pnn.transport.strangers import Strangers
 from p2pnn.transport.telling import log_closed
@@ -143,10 +142,8 @@ class Transport:
         if rest is not None:
             await rest
 
-    def start_body(
-        self, node: NodeId, message: Message, body: memoryview, priority: int = 0
-    ) -> Coroutine[Any, Any, None] | None:
-        """The same for who sends many: None where the body has left at once, which is the rule; else await the rest."""
+    def start_body(self, node: NodeId, message: Message, body: memoryview, priority: int = 0) -> Leaving | None:
+        """The same for who sends many: None where the body has left at once, which is the rule; else await or recall it."""
         return self._peer(node).start_body(message, body, priority)
 
     def snapshot(self) -> tuple[LinkSnapshot, ...]:

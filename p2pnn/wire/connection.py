@@ -268,6 +268,10 @@ class Connection:
         """Withdraw a body of which nothing was handed out yet. False: it has begun (or ended), and must go on."""
         return self._outbound.cancel(ticket)
 
+    def copy(self, ticket: int) -> None:
+        """A body that has begun goes on from a copy, so that its memory may change; what `data_to_send` gave is not copied."""
+        self._outbound.copy(ticket)
+
     def data_to_send(self) -> Outgoing | None:
         """The next thing to write, or None. One piece at a time, so that the caller can wait for its socket in between.
 

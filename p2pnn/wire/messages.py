@@ -101,6 +101,8 @@ from p2pnn.wire.replication import StatePiece as StatePiece
 from p2pnn.wire.replication import Superseded as Superseded
 from p2pnn.wire.replication import UpdateWanted as UpdateWanted
 from p2pnn.wire.servers import Assigned as Assigned
+from p2pnn.wire.servers import Dealt as Dealt
+from p2pnn.wire.servers import Decided as Decided
 from p2pnn.wire.servers import Fetch as Fetch
 from p2pnn.wire.servers import Leased as Leased
 from p2pnn.wire.servers import LeaseWish as LeaseWish
@@ -263,5 +265,5 @@ AnyMessage = (
     | Lead | Held | PreVote | PreVoted | Vote | Voted | CharterPiece | CharterWanted | Handover
     | Petition | Ruling | AuthorityWanted | AuthorityKey | AuthorityHeld
     | Push | Pushed | Forward | Append | Appended | Beat | UpdateWanted | StatePiece | StateHeld | Superseded
-    | Assigned | ShardWish | LeaseWish | Leased | Rest
+    | Assigned | ShardWish | LeaseWish | Leased | Rest | Dealt | Decided
 )  # fmt: skip

@@ -23,13 +23,15 @@ _STREAMS: int = 2**32 - 1  # stream numbers run from 1 to this, and again from 1
 
 @dataclass(slots=True, eq=False)
 class _Body:
-    """A body on its way out. frame: prefix and header of its first piece, until that leaves."""
+    """A body on its way out. frame: prefix and header of its first piece, until that leaves. body: its bytes from `base` on."""
 
     ticket: int
     stream: int
     frame: bytes
     body: memoryview
+    total: int
     sent: int = 0
+    base: int = 0
 
 
 @dataclass(slots=True)
@@ -91,7 +93,7 @@ class Outbound:
         frame = encode_frame(header, FLAG_MORE if piece < len(body) else 0, piece, stream, len(body))
         self._count(frame)
         lane = self._lanes[max(0, min(priority, PRIORITIES - 1))]
-        lane.waiting.append(_Body(self._tickets, stream, frame, body))
+        lane.waiting.append(_Body(self._tickets, stream, frame, body, len(body)))
         return self._tickets
 
     def cancel(self, ticket: int) -> bool:
@@ -104,6 +106,13 @@ class Outbound:
                         self._left(body.frame)
                         return True
         return False
+
+    def copy(self, ticket: int) -> None:
+        """Let go of the memory of a body that has begun: what has not left of it leaves from a copy. A stream cannot be cut."""
+        for lane in self._lanes:
+            for body in lane.turns:
+                if body.ticket == ticket:
+                    body.body, body.base = memoryview(bytes(body.body[body.sent - body.base :])), body.sent
 
     def close(self, message: Message, flush: bool) -> None:
         """Drop all bodies, and without `flush` all messages; what is left and then this Close are all that leaves."""
@@ -173,9 +182,9 @@ class Outbound:
 
     def _piece(self, lane: _Lane) -> Outgoing:
         body = lane.turns.popleft()
-        total = len(body.body)
+        total = body.total
         end = min(body.sent + self._limits.piece_bytes, total)
-        piece = body.body[body.sent : end]
+        piece = body.body[body.sent - body.base : end - body.base]
         if body.sent == 0:
             header, body.frame = body.frame, b""
             self._queued_bytes -= len(header)

@@ -148,9 +148,9 @@ class StatePiece(Message, tag=103):
     shard: Count
     generation: Count
     number: Count
-    start: Length
+    start: Count
     head_bytes: Length
-    total_bytes: Length
+    total_bytes: Count
     started: Count = 0
 
 
@@ -161,7 +161,7 @@ class StateHeld(Message, tag=104):
     shard: Count
     generation: Count
     number: Count
-    held_bytes: Length
+    held_bytes: Count
     started: Count = 0
 
 

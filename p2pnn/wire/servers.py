@@ -144,3 +144,27 @@ class Rest(Message, tag=112):
     shard: Count
     worker: Count
     pushes: Count
+
+
+class Dealt(Message, tag=115):
+    """First node of a worker that is cut over several to the others: the worker's steps from `first` on train the batches
+    `ranges`, in this order. trained_below: of Leased."""
+
+    job: JobText
+    generation: Count
+    index: Count
+    first: Count
+    ranges: LeaseRanges = ()
+    trained_below: Count = 0
+
+
+class Decided(Message, tag=116):
+    """Node of such a worker to its first: the shards of its layers have decided the first `steps` steps of it. back, bad: steps
+    of those, from and up to, that none of them took: they came too late, or were bad."""
+
+    job: JobText
+    generation: Count
+    index: Count
+    steps: Count
+    back: LeaseRanges = ()
+    bad: LeaseRanges = ()

@@ -9,11 +9,14 @@ import msgspec
 import pytest
 
 from p2pnn.api import views
+from p2pnn.cluster.events import MemberSnapshot, MemberState
 from p2pnn.errors import NotFoundError
+from p2pnn.job import work
+from p2pnn.job.assignment import Assignment, encode
 from p2pnn.job.checkpoint import Manifest, Part
 from p2pnn.job.records import JobRecord, SplitResult
-from p2pnn.types import BlobId, JobId
-from tests.node.nodes import JOB, A, daemons, plan_of, stored, toy, until
+from p2pnn.types import Address, BlobId, JobId
+from tests.node.nodes import JOB, A, B, C, daemons, plan_of, plan_of_data, stored, toy, toy_of_data, until
 
 
 def record(**changes: Any) -> JobRecord:
@@ -33,6 +36,22 @@ def test_a_young_job_has_empty_places() -> None:
         views.results(record())
     with pytest.raises(NotFoundError, match="wrote a text for who asked for it; nothing of that is kept"):
         views.results(record(kind="sample", state="done"))
+
+
+def test_a_job_says_which_nodes_it_goes_on_without() -> None:
+    spec, _ = toy_of_data()
+    plan = plan_of_data(spec, [A, B, C], workers=(0, 1, 2), homes=(0,))
+    running = record(state="running", plan=plan, generation=7)
+    held = Assignment((), (2, 1))
+    entry = msgspec.structs.replace(work.entry(running, 7), assignment=encode(held))
+    member = MemberSnapshot(C, "c", Address("127.0.0.1", 1), MemberState.DEAD, "its port refuses", 5.0)
+    found = views.details(running, entry, [member])["gone"]
+    assert [(one["name"], one["state"], one["since_s"], one["reason"]) for one in found] == [
+        ("c", "dead", 5.0, "its port refuses"),
+        ("b", "unknown", None, ""),
+    ]
+    assert views.details(running, work.entry(running, 7))["gone"] == []
+    assert views.details(msgspec.structs.replace(running, generation=8), entry)["gone"] == [], "of another start"
 
 
 def test_a_done_job_shows_its_last_epoch_and_its_result() -> None:

@@ -66,6 +66,17 @@ def test_a_job_that_waits_and_one_that_failed() -> None:
     assert "checkpoint   step 8, 0 B, not complete" in lines
 
 
+def test_nodes_that_a_job_goes_on_without() -> None:
+    dead = {"node": "n", "name": "b", "state": "dead", "since_s": 75.0, "reason": "its port refuses"}
+    back = dead | {"name": "c", "state": "alive", "reason": ""}
+    unknown = dead | {"name": "d", "state": "unknown", "since_s": None, "reason": ""}
+    assert [line for line in describe(SUMMARY | {"gone": [dead, back, unknown]}) if line.startswith("gone")] == [
+        "gone         b: dead for 1 min (its port refuses); the job goes on without it",
+        "gone         c: it was lost, and is back; it takes part from the next start on",
+        "gone         d: unknown; the job goes on without it",
+    ]
+
+
 @pytest.mark.parametrize("verb", ["show", "logs", "cancel", "pause", "resume", "fetch"])
 def test_a_name_that_is_none_or_several(daemon: FakeDaemon, capsys: Capture, verb: str) -> None:
     daemon["GET jobs"] = {"jobs": [SUMMARY, SUMMARY | {"job": "flowers-77aa"}]}

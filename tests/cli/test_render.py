@@ -138,6 +138,7 @@ def test_the_roles_of_a_data_parallel_plan() -> None:
         "  attic   worker 0; shard 0      26,122  1.2 MiB  pushes 102 KiB, fetches 102 KiB",
         "  cellar  shard 1                13,066  204 KiB",
     ]
+    assert render.plan_table(dealt, ["attic"])[1].startswith("  attic   gone (was worker 0; shard 0)  ")
     assert render.plan_reasons(dealt) == ["  attic: 1.12 ms of computing per step", "  async: …"]
 
 

@@ -139,6 +139,7 @@ class Pump:
         self.lost: dict[Key, bool] = {}  # of those that failed: whether only what they held is lost
         self.served: dict[int, script.ShardReport] = {}
         self.answers: Counter[str] = Counter()  # refusals as workers got them; "" for none
+        self.hanging: set[int] = set()  # nodes whose servers hear nothing of other servers, nor are heard by them
         self.dropped = 0  # values for which no place was lent
         self.spoil: Callable[[int, commands.PushPart, memoryview], None] | None = None
         self.finishing = False
@@ -288,8 +289,9 @@ class Pump:
         match message:
             case commands.PushPart():
                 self.push(node, message)
-            case commands.FetchValues(shard, request, have, after, by):
-                self.tell_server(shard, commands.Fetched(shard, self.plan.worker_of(node), request, have, after, by))
+            case commands.FetchValues(shard, request, have, after, by, returns):
+                about = request, have, after, by, returns
+                self.tell_server(shard, commands.Fetched(shard, self.plan.worker_of(node), *about))
             case commands.Lend(shard):
                 self.values_gates[node].lend(shard)
             case commands.SendMark(sequence):
@@ -310,6 +312,9 @@ class Pump:
                         self.tell(("compute", peer), commands.PeerSquares(self.plan.position(node), step, squares))
             case commands.Replicate():
                 self.replicate(node, message)
+            case commands.Recall(_, tokens):
+                for token in tokens:
+                    self.tell(key, commands.ReplicaLeft(token))
             case commands.Applied(shard, worker, sequence):
                 self.push_gates[node].acknowledged(shard, worker, sequence)
             case commands.ProposeConfiguration(shard, packed):
@@ -323,12 +328,18 @@ class Pump:
             case commands.SendRest(pushes):
                 for shard in self.landing[node].landings:
                     self.tell_server(shard, commands.Rested(shard, self.plan.worker_of(node), pushes))
+            case commands.Dealt():
+                for peer in self.company(node)[1:]:
+                    self.tell(("compute", peer), message)
+            case commands.Decided(steps, back, bad):
+                decided = commands.Decided(steps, back, bad, self.plan.position(node))
+                self.tell(("compute", self.company(node)[0]), decided)
             case commands.WishLeases(wish):
                 self.wishes += 1
                 self.tell_server(0, commands.LeasesWished(0, self.plan.worker_of(node), wish))
-            case commands.SendLeased(shard, worker, number, ranges, trained_below, again):
+            case commands.SendLeased(shard, worker, number, ranges, trained_below, again, never):
                 speaker = self.push_gates[node].speaker(shard, worker)
-                self.tell(("compute", speaker), commands.Leased(number, ranges, trained_below, again))
+                self.tell(("compute", speaker), commands.Leased(number, ranges, trained_below, again, never))
             case commands.Prepared(memory):
                 self.prepared[key] = memory
             case script.Progress():
@@ -401,12 +412,18 @@ class Pump:
         answered = commands.Answered(
             message.shard, message.sequence, message.request, message.by, message.refusal, message.log_number, message.nbytes > 0,
             message.version, message.clock, message.whole, message.number, place is not None, message.nbytes,
+            message.lately,
         )  # fmt: skip
         self.tell(("compute", node), answered)
 
     def replicate(self, source: int, message: commands.Replicate) -> None:
-        """Between two servers: bytes of a push from slot to slot."""
+        """Between two servers: bytes of a push from slot to slot. Where one of them hangs, bytes stay on their way, the rest is
+        lost."""
         target, body = message.target, message.body
+        if not {source, target}.isdisjoint(self.hanging):
+            if message.token and not message.nbytes:
+                self.tell(("serve", source), commands.ReplicaLeft(message.token))
+            return
         if ("serve", target) in self.spawned:
             found: Any = decode(message.message)
             is_told = True
@@ -418,10 +435,10 @@ class Pump:
                 part = [start for start, _ in self.slots[target].slots[found.shard].parts].index(found.start)
                 header = (found.shard, found.worker - 1, found.sequence, part)
                 is_told = not gate.refusal(header[1], None, found.shard, found.sequence, part, len(data))
-                if is_told and not gate.is_known(*header):
+                if is_told and not gate.is_known(*header, forwarded=True):
                     offset, nbytes = gate.take(*header)
                     self.spawned["serve", target].arena.view[offset : offset + nbytes] = data
-                    gate.received(*header)
+                    gate.received(*header, forwarded=True)
             if is_told:
                 self.tell(("serve", target), commands.Replicated(source, message.message, body))
         if message.token:

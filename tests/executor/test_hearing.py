@@ -12,8 +12,10 @@ from p2pnn.executor.hearing import KEPT_MAX, Hearing
 from p2pnn.ps.layout import Slots
 from p2pnn.ps.messages import Pull, Push, Worker
 from p2pnn.ps.replicated import ReplicatedShard
+from p2pnn.replication.configuration import Configuration
 from p2pnn.replication.leases import Wish
 from p2pnn.types import NodeId
+from tests.ps.test_replicated import SIZES, WORKERS, A, B, Table, V
 
 WORKER = Worker(NodeId("ab" * 32), 0)
 WISH = Wish(1, (), 0, 4, 10, 0, 0, False)
@@ -23,6 +25,7 @@ class Replica(ReplicatedShard):
     """Writes down what it is told while it is the primary."""
 
     is_primary = False  # type: ignore[assignment]
+    generation = 7
 
     def __init__(self) -> None:
         self.heard: list[Any] = []
@@ -74,6 +77,29 @@ def test_what_is_said_before_this_process_knows_that_it_is_the_primary_counts_on
     assert shard.heard == wanted
     made.again(0.0)
     assert shard.heard == wanted, "once"
+
+
+def test_parts_that_come_before_and_after_the_word_of_a_new_generation_are_one_push() -> None:
+    """The primary stays the same, and hears later than the worker that a backup is one no more."""
+    table = Table(A, B)
+    table.configure(Configuration(1, 2, (A, B)))
+    made = Hearing({0: table[A]}, {0: Slots.of(SIZES, 2)}, WORKERS)
+
+    def come(part: int, by: int) -> None:
+        made.take(commands.PushArrived(0, WORKERS.index(V), 1, part, 0, 0, True, 0, by=by), table.now)
+        table.settle()
+
+    last = len(SIZES) - 1
+    assert last > 0
+    for part in range(last):
+        come(part, 3)
+    table.configure(Configuration(2, 2, (A,), (B,)))
+    made.again(table.now)
+    assert table.answers(A) == [], "it is not what the worker goes by either"
+    table.configure(Configuration(3, 2, (A,), (B,)))
+    made.again(table.now)
+    come(last, 3)
+    assert table.answers(A) == [(V, 1, None)]
 
 
 def test_little_is_kept_and_the_newest() -> None:

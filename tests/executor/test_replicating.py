@@ -94,6 +94,25 @@ def test_each_push_counts_once_though_a_primary_is_lost(consistency: str, blobs:
         assert set(pump.finish()) == {0}
 
 
+def test_a_backup_to_which_bytes_hang_keeps_no_slots_once_it_is_waited_for_no_more(blobs: BlobStore) -> None:
+    """It is a learner while its link hangs, and comes back."""
+    spec = parallel(job(blobs, epochs=8), "async")
+    with Pump(spec, data_plan(spec, 2, 1, copies=2), blobs) as pump:
+        pump.prepare()
+        number = training(pump, 40)
+        pump.route(lambda: pushed(pump, 4))
+        pump.hanging = {3}
+        pump.route(lambda: pushed(pump, 40))
+        [shard] = pump.assignment.shards
+        assert [member.node for member in shard.learners] == [pump.plan.nodes[3].node]
+        pump.hanging = set()
+        pump.results(number)
+        pump.route(lambda: not pump.assignment.shards[0].learners)
+        pump.checkpoint()
+        assert sum(pump.served[0].taken.values()) == 40
+        assert set(pump.finish()) == {0}
+
+
 def test_what_no_replica_sends_ends_it_with_a_sentence(blobs: BlobStore, capfd: pytest.CaptureFixture[str]) -> None:
     spec = parallel(job(blobs), "async")
     plan = data_plan(spec, 2, 1, copies=2)

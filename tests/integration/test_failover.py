@@ -137,6 +137,32 @@ def test_each_push_counts_once_though_servers_are_killed(tmp_path: Path) -> None
         assert is_clean(m)
 
 
+def test_a_backup_that_hangs_with_its_daemon_keeps_no_write_waiting(tmp_path: Path) -> None:
+    """Amid pushes that no socket holds: what is on its way to it lies in slots that workers need. It hangs until the end."""
+    with mesh(tmp_path, 4) as m:
+        of = counting(3, classes=2048, workers=2, shards=1)
+        number = m.submit("a", *of)
+        watch = Watch(m, "a", number)
+        job = running(m, "a", number, 1)
+        primary, backup = holders(job, 0)
+        names = {node["node"]: node["name"] for node in job["plan"]["nodes"]}
+        assert backup != names[m["a"].get("cluster")["coordinator"]], "whoever decides lives"
+        hanging = [pids(m, backup)[backup]["serve"], m.nodes[backup].process.pid]
+        at = time.time()
+        for pid in hanging:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            wait_until(lambda: in_sync(m, "a", number) == [primary], "it is waited for no more", 20)
+            m.await_state("a", number, "done", timeout_s=90)
+        finally:
+            for pid in hanging:
+                os.kill(pid, signal.SIGCONT)
+        print(f"backup {backup} hangs: a step further after {watch.resumed_s(at):.2f} s")
+        found, again = ended(m, of, number, "a")
+        assert (again, broken(found, 3, again)) == (0, [])
+        assert is_clean(m)
+
+
 def test_no_push_counts_twice_nor_is_lost_with_a_worker(tmp_path: Path) -> None:
     """A worker dies that holds shards as well: what it had trained and not told is trained again, and that is told."""
     with mesh(tmp_path, 3) as m:
@@ -163,7 +189,13 @@ def test_without_replicas_training_goes_on_when_a_worker_is_killed_that_holds_no
         job = running(m, "a", number, 1)
         [home] = holders(job, 0)
         lost = others(m, home)
+        assert job["gone"] == []
         m.nodes[lost].kill()
+        wait_until(lambda: bool(m.job(home, number)["gone"]), "the job goes on without it, and says so")
+        [gone] = m.job(home, number)["gone"]
+        assert gone["name"] == lost
+        assert gone["state"] in ("suspect", "dead")
+        assert gone["reason"]
         found, again = ended(m, of, number, home)
         assert m.job(home, number)["generation"] == job["generation"], "nobody began anew"
         assert broken(found, 3, again) == []

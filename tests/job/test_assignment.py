@@ -110,15 +110,25 @@ def test_a_worker_can_be_lost_where_batches_are_leased_and_one_that_only_serves_
     assert (without(before, PLAN, spec, 3) is not None) is server
 
 
-def test_the_last_worker_cannot_be_lost_nor_one_node_of_a_model_that_is_cut() -> None:
+def test_the_last_worker_cannot_be_lost() -> None:
     two = make_plan(((0,), (1,)), ((2, 3),))
     after = without(initial(two, START), two, ASYNC, 0)
     assert after is not None
     assert without(after, two, ASYNC, 1) is None
     assert without(after, two, ASYNC, 3) is not None
-    cut = make_plan(((0, 1), (2,)), ((2, 3),))
-    assert without(initial(cut, START), cut, ASYNC, 1) is None
-    assert assignment.gone_workers((1,), cut) == (0,), "a replica needs all of its nodes"
+
+
+def test_a_worker_that_is_cut_is_lost_with_any_of_its_nodes() -> None:
+    cut = make_plan(((0, 1), (2,)), ((1, 2), (2, 3)))
+    after = without(initial(cut, START), cut, ASYNC, 1)
+    assert after is not None
+    assert assignment.gone_workers(after.gone, cut) == (0,), "a replica needs all of its nodes"
+    assert without(initial(cut, START), cut, spec_of("sync"), 1) is None
+    assert without(initial(cut, START), cut, spec_of("sync"), 3) is not None
+    rest = without(after, cut, ASYNC, 0)
+    assert rest is not None, "what is left of it holds no shard alone"
+    assert assignment.gone_workers(rest.gone, cut) == (0,)
+    assert without(rest, cut, ASYNC, 2) is None, "the last worker"
 
 
 def test_a_primary_has_a_backup_demoted_promoted_and_removed() -> None:

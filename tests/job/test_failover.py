@@ -15,7 +15,7 @@ from p2pnn.errors import CheckpointError
 from p2pnn.job import actions, assignment, life, records, takeover
 from p2pnn.job.assignment import Assignment, committed, initial, without
 from p2pnn.job.checkpoint import Part
-from p2pnn.job.failover import Failover
+from p2pnn.job.failover import Failover, told
 from p2pnn.job.healing import HEAL_S
 from p2pnn.job.ledger import Ledger
 from p2pnn.job.part_log import PartLog, PartState
@@ -450,6 +450,18 @@ def test_what_becomes_of_the_roles_of_a_lost_node_is_told_in_one_sentence_when_i
     check(mesh)
 
 
+def test_of_a_worker_of_several_nodes_it_is_told_once_who_computes_no_more() -> None:
+    plan = msgspec.structs.replace(make_plan(), replicas=(Replica((0, 1)), Replica((2, 3))))
+    before = initial(plan, 1)
+    after = without(before, plan, make_job(), 3)
+    assert after is not None
+    batches = "worker 1's batches go to the others; c, of the same worker, computes no more"
+    assert told(before, after, plan, make_job(), 3) == f"shard 2 goes on at a; {batches}"
+    later = without(after, plan, make_job(), 2)
+    assert later is not None
+    assert told(after, later, plan, make_job(), 2) == "shard 1 has no backup now"
+
+
 @pytest.mark.parametrize("until", ["training", "evaluating"])
 def test_what_was_trained_again_is_told_though_the_coordinator_dies_before_the_epoch_is_over(until: str) -> None:
     mesh = quiet()
@@ -746,7 +758,7 @@ def test_a_node_that_is_lost_while_a_pause_is_written_only_has_that_written_agai
 def begun() -> tuple[Failover, Ledger]:
     spec = make_job()
     ledger = Ledger(make_record(spec, state="running", plan=make_plan()), dict(NAMES))
-    failover = Failover(ledger, spec, lambda index, now: None, lambda text, now: None)
+    failover = Failover(ledger, spec, lambda index, now: None, lambda text, now: None, lambda now: None)
     failover.begin(make_plan(), 1)
     return failover, ledger
 
@@ -794,7 +806,7 @@ def test_of_losses_in_one_change_none_counts_any_more_once_one_of_them_has_ended
         done_without.append(index)
         ledger.move("lose", "the checkpoint of the best epoch is lost", 0)
 
-    failover = Failover(ledger, spec, goes_on, lambda text, now: None)
+    failover = Failover(ledger, spec, goes_on, lambda text, now: None, lambda now: None)
     failover.begin(make_plan(), 1)
     held = failover.assignment.shards[0]
     failover.wish(NODES[0], 0, assignment.encode_configuration(demoted(held, held.in_sync[1])))
@@ -811,7 +823,7 @@ def test_of_losses_in_one_change_none_counts_any_more_once_one_of_them_has_ended
 def test_who_takes_over_has_nodes_that_are_gone_end_what_they_may_still_run() -> None:
     spec = make_job()
     ledger = Ledger(make_record(spec, state="running", plan=make_plan()), dict(NAMES))
-    failover = Failover(ledger, spec, lambda index, now: None, lambda text, now: None)
+    failover = Failover(ledger, spec, lambda index, now: None, lambda text, now: None, lambda now: None)
     held = without(initial(make_plan(), 1), make_plan(), spec, 1)
     assert held is not None
     failover.take_over(make_plan(), held)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from p2pnn.job import life
+from p2pnn.job import assignment, life
 from p2pnn.job.assignment import Assignment, committed, initial, without
-from p2pnn.job.healing import AGAIN_S, HEAL_S, LEFT_S, Healing, stronger
+from p2pnn.job.healing import AGAIN_S, HEAL_S, LEFT_S, Healing, not_rebuilt, stronger
 from p2pnn.job.plan import Plan, Replica, ShardHome
 from p2pnn.job.spec import DataParallel
+from p2pnn.replication.configuration import demoted, removed
 from p2pnn.types import NodeId
 from tests.job.test_assignment import make_plan as plan_over
 from tests.job.test_failover import NODES, Mesh, lost, make_job, make_plan
@@ -88,6 +89,57 @@ def test_a_plan_that_is_no_stronger_changes_nothing_and_is_looked_for_again_late
     mesh.take()
     assert mesh.record.state == "running"
     assert mesh.run().state == "done"
+
+
+def without_a_backup() -> Mesh:
+    """A run of which shard 0 has lost its backup, though the backup's node is there."""
+    mesh = Mesh(make_job(), 1)
+    mesh.until(4)
+    failover = mesh.supervisor.failover
+    shard, *others = failover.assignment.shards
+    alone = msgspec.structs.replace(failover.assignment, shards=(removed(shard, shard.in_sync[1]), *others))
+    mesh.entry = committed(mesh.entry, alone, 9)
+    failover._proposed = alone
+    failover.reassigned(9, mesh.now)
+    mesh.take()
+    assert failover.assignment == mesh.entry
+    assert not failover.gone
+    return mesh
+
+
+def test_a_run_that_lost_a_replica_and_no_node_is_compared_too_and_gets_it_back() -> None:
+    mesh = without_a_backup()
+    due = mesh.supervisor.get_timer()
+    assert due == mesh.now + HEAL_S
+    mesh.supervisor._run._pace.steps_per_s = 1.0
+    mesh.supervisor.handle_timer(due)
+    mesh.take()
+    assert mesh.compares == 1
+    assert mesh.supervisor._healing.due == due + AGAIN_S, "it is weaker than it was to be until it moves"
+    mesh.supervisor.compared(make_plan(), due)
+    mesh.take()
+    assert mesh.record.vacating == "the job moves over a, b, c, d: 2 replicas of each shard instead of 1"
+    assert mesh.run().state == "recovering"
+
+
+def test_so_is_one_that_another_coordinator_takes_over() -> None:
+    mesh = without_a_backup()
+    mesh.die()
+    assert not mesh.supervisor.failover.gone
+    assert mesh.supervisor._healing.due == mesh.now + HEAL_S
+
+
+def test_a_change_that_takes_no_replica_away_has_nothing_compared() -> None:
+    mesh = Mesh(make_job(), 1)
+    mesh.until(4)
+    shard = mesh.supervisor.failover.assignment.shards[0]
+    wish = assignment.encode_configuration(demoted(shard, shard.in_sync[1]))
+    mesh.supervisor.failover.wish(NODES[0], 0, wish)
+    mesh.take()
+    mesh.commit()
+    mesh.take()
+    assert mesh.entry.shards[0].learners
+    assert mesh.supervisor._healing.due is None, "the learner catches up, or its node is lost"
 
 
 def test_a_run_that_is_nearly_over_pausing_or_changing_does_not_move() -> None:
@@ -202,6 +254,31 @@ def test_what_a_run_has_left_is_compared_not_what_it_was_planned_with() -> None:
     assert stronger(make_job(), held, before, plan(2, 1, 2)) == ""
     other = msgspec.structs.replace(plan(3, 2, 3), replicas=tuple(Replica((n,)) for n in (0, 1, 2)))
     assert stronger(make_job(), held, before, other).startswith("the job moves onto n2 as well: 3 workers instead of 2")
+
+
+def test_of_workers_of_several_nodes_that_do_not_come_back_it_is_said_why() -> None:
+    two, one = ((0, 1), (2, 3)), ((0, 1),)
+    before = plan_over(two, ((1, 2), (2, 0)), 4)
+    assert not_rebuilt(initial(before, 1), before, before) == "", "none is lost"
+    after = without(initial(before, 1), before, make_job(), 3)
+    assert after is not None
+    few = "worker 1 is not rebuilt: the nodes that are here suffice for 1 of 2 workers of 2 nodes; start another node, and the "
+    assert not_rebuilt(after, before, plan_over(one, ((1, 2), (2, 0)), 3)) == f"{few}job moves by itself"
+    assert not_rebuilt(after, before, None, "there is no room") == "worker 1 is not rebuilt: there is no room"
+    slow = "worker 1 is not rebuilt: 2 workers over the nodes that are here are predicted to be no faster than 1"
+    assert not_rebuilt(after, before, before) == slow
+    one_each = without(initial(plan(3, 2, 3), 1), plan(3, 2, 3), make_job(), 2)
+    assert one_each is not None
+    assert not_rebuilt(one_each, plan(3, 2, 3), None) == "", "a worker of one node is not built of others"
+
+
+def test_what_is_in_the_way_is_told_once_until_something_changes() -> None:
+    healing = Healing(make_job())
+    assert not healing.is_news("")
+    assert [healing.is_news("few") for _ in range(3)] == [True, False, False]
+    assert healing.is_news("slow")
+    healing.changed(1.0)
+    assert healing.is_news("slow")
 
 
 def test_a_member_without_a_part_that_comes_has_the_run_compared() -> None:

@@ -169,3 +169,20 @@ def test_only_nodes_that_compute_count_for_the_step_and_takeovers_keep_it_so() -
     event = again.add("a", Progress(4, (4.0, 8), {}, 0.1, 0.2), 2.5)
     assert event is not None
     assert event["step"] == 4
+
+
+def test_a_worker_is_gone_with_any_of_its_nodes_and_nobody_waits_for_the_others_of_it() -> None:
+    plan = make_plan(homes=(2,))
+    nodes = (*plan.nodes, msgspec.structs.replace(plan.nodes[0], name="d"))
+    plan = msgspec.structs.replace(plan, nodes=nodes, replicas=(Replica((0, 1)), Replica((2, 3))))
+    meter = ProgressMeter(spec(), 0, 0.0)
+    meter.start(0.0, list("abcd"), plan)
+    for name in "abcd":
+        meter.add(name, Progress(1, (1.0, 1), {}, 0.1, 0.2), 0.1)
+    meter.without("c")
+    meter.add("a", Progress(3, (1.0, 1), {}, 0.1, 0.2), 1.0)
+    meter.add("d", Progress(1, (0.0, 0), {}, 0.0, 0.0, served=(report(0),)), 1.1)
+    event = meter.add("b", Progress(3, (1.0, 1), {}, 0.1, 0.2), 2.0)
+    assert event is not None
+    assert event["step"] == 3, "though d was at 1, and tells of its shards on"
+    assert sorted(event["busy"]) == ["a", "b"]

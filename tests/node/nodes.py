@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,32 @@ JOB = JobId("toy-1")
 DEADLINE_S = 20.0
 
 
+class OnItsWay:
+    """A body that has not left; see `node.links.Leaving`."""
+
+    def __init__(self, recorder: Recorder, message: Message, rest: Coroutine[Any, Any, None]) -> None:
+        self._recorder, self._message, self._rest = recorder, message, rest
+        self._recalled = asyncio.Event()
+
+    def __await__(self) -> Generator[Any, None, None]:
+        return self._wait().__await__()
+
+    async def _wait(self) -> None:
+        both = [asyncio.ensure_future(work) for work in (self._rest, self._recalled.wait())]
+        try:
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+            if not self._recalled.is_set():
+                await both[0]
+        finally:
+            for task in both:
+                task.cancel()
+            await asyncio.gather(*both, return_exceptions=True)
+
+    def recall(self) -> None:
+        self._recorder.recalled.append(self._message)
+        self._recalled.set()
+
+
 class Recorder:
     """The outside of a node: keeps what is sent. peers: who is connected; queued: what waits on each control link."""
 
@@ -42,6 +68,7 @@ class Recorder:
         self.peers: set[NodeId] = {A, B, C}
         self.waiting = 0
         self.hold: asyncio.Event | None = None
+        self.recalled: list[Message] = []
         self.on_body: Callable[[NodeId, Message], None] = lambda node, message: None
 
     def send(self, node: NodeId, message: Message) -> None:
@@ -57,12 +84,10 @@ class Recorder:
         if self.hold is not None:
             await self.hold.wait()
 
-    def start_body(
-        self, node: NodeId, message: Message, body: memoryview, priority: int = 0
-    ) -> Coroutine[Any, Any, None] | None:
+    def start_body(self, node: NodeId, message: Message, body: memoryview, priority: int = 0) -> OnItsWay | None:
         """As the transport does: a body that leaves at once needs no waiting."""
         if self.hold is not None or node not in self.peers:
-            return self.send_body(node, message, body, priority)
+            return OnItsWay(self, message, self.send_body(node, message, body, priority))
         self.bodies.append((node, message, bytes(body)))
         self.on_body(node, message)
         return None

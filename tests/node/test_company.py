@@ -88,7 +88,24 @@ async def test_the_transport_has_few_bodies_at_once_and_then_those_that_are_need
     here.outside.hold.set()
     await until(lambda: len(here.outside.bodies) == AT_ONCE + 4)
     assert here.outside.bodies[AT_ONCE][2] == b"urgent"
-    assert here.left == 1
+    await until(lambda: here.left == 1)
+
+
+async def test_what_is_recalled_has_left_whether_the_transport_has_it_or_not() -> None:
+    here = Here()
+    here.outside.hold = asyncio.Event()
+    left: list[int] = []
+    for token in range(1, AT_ONCE + 3):
+        here.company.send_body(1, MESSAGE, memoryview(b"abcd"), 1, lambda token=token: left.append(token), token)
+    await until(lambda: len(here.outside.bodies) == AT_ONCE)
+    here.company.recall(1, {3, AT_ONCE + 1, 999})
+    await until(lambda: len(left) == 2)
+    assert sorted(left) == [3, AT_ONCE + 1]
+    assert len(here.outside.recalled) == 1
+    here.outside.hold.set()
+    await until(lambda: len(left) == AT_ONCE + 2)
+    assert len(here.outside.bodies) == AT_ONCE + 1, "what had not begun never left"
+    assert here.lost == []
 
 
 async def test_nodes_are_known_by_their_place_and_messages_go_to_any() -> None:
@@ -99,3 +116,14 @@ async def test_nodes_are_known_by_their_place_and_messages_go_to_any() -> None:
         here.company.send(index, wire.Mark(JOB, 1, 0, 0, 1))
     await until(lambda: len(here.outside.sent) == 2)
     assert {node for node, _ in here.outside.sent} == {A, B}
+
+
+async def test_of_many_refused_messages_of_a_kind_only_some_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    company = Here().company
+    for number in range(1000):
+        company.refused("push refused", B, f"no worker sends {number}")
+    company.refused("values refused", B, "nor that")
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == 16 + 5 + 1
+    assert lines[0] == f"push refused job={JOB} node={NAMES[B]} reason=no worker sends 0"
+    assert lines[-2].endswith("no worker sends 511; 512 of these so far, not all of which are told")

@@ -182,6 +182,64 @@ async def test_a_change_of_a_start_that_is_over_when_it_is_committed_changes_not
     await bench.close()
 
 
+async def test_no_change_of_a_start_gets_into_the_entry_of_another(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    job = await bench.started()
+    other = msgspec.structs.replace(bench.entry(job), generation=7)
+    await bench.jobs.work.decide(job, lambda _: other)  # type: ignore[arg-type]
+    revision = bench.cluster.charter.revision
+    bench.lose(B)
+    await until(lambda: bench.cluster.charter.revision > revision)
+    assert bench.entry(job) == other
+    await bench.close()
+
+
+async def test_a_commit_that_is_heard_of_when_another_start_has_begun_is_none_of_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(tmp_path)
+    job = await bench.started()
+    heard: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    waits: list[object] = []
+
+    async def decide(*about: object) -> int:
+        waits.append(about)
+        return await heard
+
+    monkeypatch.setattr(bench.jobs.work, "decide", decide)
+    bench.lose(B)
+    await until(lambda: waits)
+    supervisor = bench.jobs._supervision.led[job]  # type: ignore[index]
+    assert supervisor.failover.changing
+    supervisor._ledger.change(generation=2)
+    heard.set_result(9)
+    await bench.jobs._supervision._deciding._tasks.drain()
+    assert supervisor.failover.changing
+    assert not bench.told()
+    await bench.close()
+
+
+async def test_nothing_moves_while_an_alarm_says_that_it_may_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The plan that a run is compared with takes a while to make: what holds behind it counts."""
+    bench = Bench(tmp_path)
+    job = await bench.started()
+    bench.lose(B)
+    await until(bench.told)
+    bench.members[B] = "b"
+    bench.jobs.member_usable(B, "b")
+    plans, supervisor = bench.plans, bench.jobs._supervision.led[job]  # type: ignore[index]
+    due = supervisor._healing.due
+    assert due is not None
+    monkeypatch.setattr(bench.jobs._supervision, "_alarm", lambda: "most members are away")
+    bench.jobs._supervision.act(job, lambda supervisor, now: supervisor.handle_timer(due))  # type: ignore[arg-type]
+    await bench.jobs._supervision._tasks.drain()
+    assert bench.plans > plans
+    assert (bench.state(job), supervisor.record.vacating) == ("running", "")
+    await bench.close()
+
+
 async def test_a_run_that_could_be_stronger_is_planned_while_it_runs(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
     job = await bench.started()

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from p2pnn.executor import commands
-from p2pnn.job import script
+from p2pnn.job import assignment, script
+from p2pnn.job.plan import ShardHome
 from p2pnn.replication.leases import Wish
 from p2pnn.types import NodeId
 from p2pnn.wire import messages as wire
@@ -118,6 +120,33 @@ async def test_values_that_no_honest_shard_sends_are_dropped_and_their_sender_na
     assert bench.place.body_for(C, bench.values(whole=False), bench.value_bytes(whole=False)) is not None
     # Of another start nothing is even looked at.
     assert bench.place.body_for(B, wire.Values(JOB, 2, 0, 1, 3, 0, 8, 7, True, 4), bench.value_bytes(0)) is None
+
+
+async def test_values_of_a_new_primary_are_received_when_those_of_the_last_come_no_more(tmp_path: Path) -> None:
+    bench = DataBench(tmp_path)
+    bench.plan = msgspec.structs.replace(bench.plan, shards=(ShardHome((1, 0)), ShardHome((2, 0))))
+    await bench.begin()
+    bench.both_ready()
+    bench.command(script.Train(1, 4))
+    values, nbytes = bench.values(), bench.value_bytes()
+    for _ in range(2):
+        bench.compute.say(commands.Lend(1))
+    assert bench.place.body_for(C, values, nbytes) is not None
+    held = assignment.initial(bench.plan, 1)
+    after = assignment.without(held, bench.plan, bench.spec, 2)
+    assert after is not None
+    told = assignment.encode(assignment.committed(held, after, 9))
+    bench.place.receive(A, wire.Assigned(JOB, 1, told, 1))
+    bench.compute.sent.clear()
+    assert bench.place.body_for(C, values, nbytes) is None, "it has no say any more"
+    assert bench.compute.sent == []
+    # The last one's may still be coming in, so there is no place yet, but the answer counts.
+    assert bench.place.body_for(A, values, nbytes) is None
+    assert bench.compute.sent == [commands.Answered(1, 3, 0, 0, "LATE", 9, True, 8, 7, True, 4, False, 0)]
+    bench.place.link_lost(C)
+    assert bench.place.body_for(A, values, nbytes) is not None
+    bench.place.body(A, values)
+    assert bench.compute.sent[1:] == [commands.Answered(1, 3, 0, 0, "LATE", 9, True, 8, 7, True, 4, True, nbytes)]
 
 
 async def test_an_answer_without_values_is_taken_from_its_shard_alone(

@@ -173,6 +173,46 @@ async def test_a_push_leaves_from_its_slot_in_turn_with_others_and_is_told_when_
     await until(lambda: bench.serve.sent[1:] == [commands.ReplicaLeft(6)])
 
 
+async def test_a_push_that_nobody_waits_for_any_more_gives_its_slot_back_at_once(tmp_path: Path) -> None:
+    bench = Both(tmp_path)
+    await bench.begin()
+    offset, size = bench.served.slot(0, 0, 1, 0)
+    message = bench.forward(shard=0)
+    bench.outside.hold = asyncio.Event()
+    for token in (5, 6):
+        bench.serve.say(commands.Replicate(token, 2, encode(message), offset, size))
+    bench.serve.say(commands.Recall(2, [5]))
+    await until(lambda: bench.serve.sent)
+    assert bench.serve.sent == [commands.ReplicaLeft(5)]
+    assert bench.outside.recalled == [message]
+
+
+async def test_a_backup_takes_the_primarys_bytes_whatever_a_worker_sent_before(tmp_path: Path) -> None:
+    """C has shard 1. A worker may have heard that B has it now before B did."""
+    bench = Both(tmp_path)
+    await bench.begin()
+    early = bench.push(shard=1)
+    early = msgspec.structs.replace(early, by=START, shard=1)
+    assert bench.place.body_for(A, early, bench.size()) is None, "it goes by what holds, and is wrong here"
+    assert bench.serve.sent == []
+    early = msgspec.structs.replace(early, by=START + 1)
+    place = bench.place.body_for(A, early, bench.size())
+    assert place is not None
+    place[:4] = b"evil"
+    bench.place.body(A, early)
+    [told] = bench.serve.sent
+    assert isinstance(told, commands.PushArrived)
+    message = bench.forward()
+    place = bench.place.body_for(C, message, bench.size())
+    assert place is not None
+    place[:4] = b"good"
+    bench.place.body(C, message)
+    assert bench.serve.sent[1:] == [commands.Replicated(2, encode(message))]
+    assert bench.place.body_for(A, early, bench.size()) is None
+    offset, _ = bench.served.slot(1, 0, 1, 0)
+    assert bench.serve.memory[offset : offset + 4] == b"good"
+
+
 async def test_a_wish_for_another_configuration_goes_to_the_coordinator(tmp_path: Path) -> None:
     bench = Both(tmp_path)
     await bench.begin()
@@ -200,6 +240,24 @@ async def test_who_is_the_primary_changes_by_the_coordinators_word(tmp_path: Pat
     # Nothing that C says of it is taken any more; who would forward shard 0 to itself is no replica either.
     assert bench.place.body_for(C, bench.forward(sequence=2), bench.size()) is None
     assert bench.place.body_for(B, bench.forward(sequence=2), bench.size()) is not None, "B's own"
+
+
+async def test_a_server_that_asks_is_told_that_nothing_is_newer(tmp_path: Path) -> None:
+    bench = Both(tmp_path)
+    await bench.begin()
+    bench.both_ready()
+    bench.command(script.Train(1, 4))
+    packed = assignment.encode(assignment.initial(bench.plan, START))
+    bench.serve.sent.clear()
+    bench.compute.sent.clear()
+    for _ in range(2):
+        bench.place.receive(A, wire.Assigned(JOB, START, packed, 1))
+    assert bench.serve.sent == []
+    bench.serve.say(commands.ProposeConfiguration(1))
+    for _ in range(2):
+        bench.place.receive(A, wire.Assigned(JOB, START, packed, 1))
+    assert bench.serve.sent == [commands.Assigned(packed)]
+    assert bench.compute.sent == [], "workers have nothing to say again"
 
 
 async def test_replication_takes_turns_with_pushes() -> None:

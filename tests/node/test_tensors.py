@@ -25,15 +25,17 @@ pytestmark = pytest.mark.asyncio
 
 
 class Bench:
-    """C computes the first half of replica 1, of nodes C and B; A and D are of replica 0."""
+    """C computes the first half of replica 1, of nodes C and B, or as `nodes` has it; A and D are of replica 0."""
 
-    def __init__(self) -> None:
+    def __init__(self, nodes: tuple[int, int] = (2, 1)) -> None:
         self.spec, _ = toy()
         half = plan_of(self.spec, [A, B])
         shares = tuple(msgspec.structs.replace(half.nodes[0], node=n, name=NAMES.get(n, "d")) for n in (A, B, C, D))
-        replicas = (Replica((0, 3)), Replica((2, 1)))
+        replicas = (Replica((0, 3)), Replica(nodes))
         self.plan: Plan = msgspec.structs.replace(half, nodes=shares, replicas=replicas, shards=(ShardHome((0,)),))
-        self.layout: Layout = layout(self.spec.graph, self.plan.replica(1), 0, self.spec.rows_per_micro_batch)
+        self.layout: Layout = layout(
+            self.spec.graph, self.plan.replica(1), nodes.index(2), self.spec.rows_per_micro_batch
+        )
         self.post, self.outside = post(C)
         self.executor = FakeExecutor(self.layout.arena_bytes, lambda message: None, lambda reason: None)
         recording = Recording(JOB, 1, A, 2, self.spec, self.plan)  # type: ignore[arg-type]
@@ -69,6 +71,35 @@ async def test_executors_count_their_replicas_nodes_and_hear_no_others() -> None
     for node, message in told:
         bench.tensors.receive(node, message)
     assert bench.executor.sent == [commands.PeerRetired(1, 3), commands.PeerSquares(1, 4, [1.0])]
+
+
+async def test_which_batches_are_trained_is_told_by_the_first_node_and_what_is_decided_to_it() -> None:
+    bench = Bench()  # C is the first node of its replica
+    bench.tensors.says(commands.Dealt(3, ((5, 9),), 4))
+    assert bench.outside.sent == [(B, wire.Dealt(JOB, 1, 2, 3, ((5, 9),), 4))]
+    for node, message in (
+        (B, wire.Decided(JOB, 1, 1, 6, ((2, 3),), ((4, 5),))),
+        (A, wire.Decided(JOB, 1, 0, 7)),
+        (B, wire.Dealt(JOB, 1, 1, 0, ((0, 4),))),
+    ):
+        bench.tensors.receive(node, message)
+    assert bench.executor.sent == [commands.Decided(6, ((2, 3),), ((4, 5),), 1)]
+
+
+async def test_another_node_than_the_first_trains_what_it_is_told_to() -> None:
+    bench = Bench((1, 2))
+    bench.tensors.says(commands.Decided(6, ((2, 3),), ((4, 5),)))
+    assert bench.outside.sent == [(B, wire.Decided(JOB, 1, 2, 6, ((2, 3),), ((4, 5),)))]
+    steps = bench.spec.steps
+    for node, message in (
+        (B, wire.Dealt(JOB, 1, 1, 3, ((0, steps),), 2)),
+        (B, wire.Dealt(JOB, 1, 1, 3, ((4, steps + 1),))),
+        (B, wire.Dealt(JOB, 1, 1, 3, ((4, 4),))),
+        (A, wire.Dealt(JOB, 1, 0, 3, ((4, 5),))),
+        (B, wire.Decided(JOB, 1, 1, 6)),
+    ):
+        bench.tensors.receive(node, message)
+    assert bench.executor.sent == [commands.Dealt(3, ((0, steps),), 2)]
 
 
 async def test_tensors_come_from_the_replicas_nodes_alone() -> None:

@@ -110,6 +110,20 @@ def test_a_server_holds_versions_state_and_a_place_for_each_push() -> None:
     assert server_bytes(spec, both, [], 2) == 0
 
 
+def test_what_a_learner_needs_is_counted_where_a_shard_has_several_replicas() -> None:
+    def bytes_of(copies: int, **data: Any) -> int:
+        spec = dealt(GRAPH, spec={"optimizer": Optimizer("adam")}, **data)
+        return server_bytes(spec, exchanged(spec), [0], 2, copies)
+
+    whole, slack = 4 * SIZE, 4 * 2**20 + 64 * 20  # pieces of a state, and alignment
+    state, copied, slots = 3 * whole, (3 + 2 + 2) * whole, 2 * 2 * whole
+    assert bytes_of(2) - bytes_of(1) == pytest.approx(state + copied + slots, abs=slack)
+    in_round = 2 * whole
+    assert bytes_of(2, consistency="sync") - bytes_of(1, consistency="sync") == pytest.approx(
+        state + copied + slots + in_round, abs=slack
+    )
+
+
 def test_compressing_costs_passes_and_local_steps_cost_updates() -> None:
     at = node("a")
     plain, halves, local = dealt(GRAPH), dealt(GRAPH, push="bf16", pull="bf16"), dealt(GRAPH, consistency="local:8")
@@ -123,6 +137,7 @@ def test_compressing_costs_passes_and_local_steps_cost_updates() -> None:
     assert fast[1] == pytest.approx(update / 4)
 
 
+@pytest.mark.parametrize("copies", [1, 2])
 @pytest.mark.parametrize(
     ("kind", "pieces", "data"),
     [
@@ -134,17 +149,17 @@ def test_compressing_costs_passes_and_local_steps_cost_updates() -> None:
     ],
 )
 def test_no_executor_takes_more_than_the_planner_counts(
-    kind: str, pieces: int, data: dict[str, Any], tmp_path: Path
+    kind: str, pieces: int, data: dict[str, Any], copies: int, tmp_path: Path
 ) -> None:
     """And not much less: what executors say when they are prepared."""
     spec = spec_for(models.dense(), store(tmp_path), optimizer=Optimizer(kind), micro_batches=pieces)
     spec = parallel(spec, **data)
     there, work = exchanged(spec, 2), Workload(spec)
-    with Pump(spec, data_plan(spec, 2, 2, servers=1, frames=1), store(tmp_path)) as pump:
+    with Pump(spec, data_plan(spec, 2, 2, servers=copies, frames=1, copies=copies), store(tmp_path)) as pump:
         pump.prepare()
         taken = pump.prepared
-        assert len(taken) == 3
+        assert len(taken) == 2 + copies
         for (role, _), nbytes in taken.items():
             serves = role == "serve"
-            counted = server_bytes(spec, there, [0, 1], 2) if serves else worker_bytes(work, spec, there)
+            counted = server_bytes(spec, there, [0, 1], 2, copies) if serves else worker_bytes(work, spec, there)
             assert counted / 3 < nbytes <= counted, (role, nbytes, counted)

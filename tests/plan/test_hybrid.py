@@ -174,10 +174,12 @@ def test_each_shard_has_a_backup_where_that_is_asked_for() -> None:
     assert plan.samples_per_s <= alone.samples_per_s
 
 
-def test_without_a_wish_shards_have_backups_where_nodes_that_only_serve_hold_them() -> None:
-    """The start goes on without those, and without no other."""
-    assert made(segments=2, workers=2, replicas=0).copies == 1
-    plan = made(nodes=ABCDEF, segments=2, workers=2, shards=2, replicas=0)
+def test_without_a_wish_shards_have_backups_where_a_loss_is_made_good_with_them() -> None:
+    """Where batches are leased and another worker is left, and of nodes that only serve."""
+    assert made(segments=2, workers=2, replicas=0).copies == 2
+    assert made(segments=2, workers=1, replicas=0, nodes=ABCD[:2]).copies == 1
+    assert made(segments=2, workers=2, replicas=0, consistency="sync").copies == 1
+    plan = made(nodes=ABCDEF, segments=2, workers=2, shards=2, replicas=0, consistency="sync")
     assert plan.copies == 2
     assert {plan.worker_of(home.nodes[0]) for home in plan.shards} == {-1}
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from p2pnn.job.spec import JobSpec
 from p2pnn.plan.cost import Links, Workload
-from p2pnn.plan.pace import Pace, pace
-from p2pnn.plan.profile import Profile
+from p2pnn.plan.hybrid import choose
+from p2pnn.plan.pace import CutPasses, Pace, pace
+from p2pnn.plan.profile import Link, Profile
 from p2pnn.plan.roles import pass_s
 
 from .builder import mesh, mlp, node
@@ -130,6 +132,37 @@ def test_local_steps_share_a_round_among_them() -> None:
     few, many = (paced(dealt(BIG, consistency=f"local:{h}"), links=over(1e6)) for h in (2, 16))
     assert many.samples_per_s > 3 * few.samples_per_s
     assert few.bound.kind == "link"
+
+
+def test_a_push_is_answered_when_its_backup_has_it() -> None:
+    """In every kind that waits: what is between a primary and its backup, there and back, is in each round."""
+
+    def round_s(consistency: str, latency_s: float) -> float:
+        spec, links = dealt(BIG, consistency=consistency, micro_batches=2), dict(over(1e9, ABCD))
+        roles = placed(spec, ABCD, (0, 1), 1, links, 2)
+        home, backup = (roles.nodes[at[0]].node for at in (roles.homes, roles.backups))
+        assert min(roles.homes[0], roles.backups[0]) >= roles.workers, "no worker is on their links"
+        for pair in ((home, backup), (backup, home)):
+            links[pair] = Link(links[pair].bytes_per_s, latency_s)
+        return pace(Workload(spec), spec, exchanged(spec, 1), roles, links).step_s
+
+    for consistency, steps in (("ssp:1", 1), ("sync", 1), ("local:2", 2)):
+        near, far = (round_s(consistency, latency_s) for latency_s in (0.0, 0.5))
+        assert far - near == pytest.approx(2 * 0.5 / steps), consistency
+
+
+def test_values_between_the_nodes_of_a_worker_are_on_the_links_that_pushes_take() -> None:
+    spec = msgspec.structs.replace(dealt(BIG, segments=2, workers=2), parallel="hybrid")
+    links, work = over(1e6, ABCD), Workload(spec)
+    found = choose(work, spec, ABCD, links)
+
+    def with_sent(sent_s: float) -> Pace:
+        passes = CutPasses((1e-3,) * 2, (1e-3,) * 4, (0.0,) * 4, (sent_s,) * 4)
+        return pace(work, spec, found.there, found.roles, links, passes)
+
+    alone, together = with_sent(0.0), with_sent(7.0)
+    assert alone.bound.kind == together.bound.kind == "link"
+    assert together.step_s == pytest.approx(alone.step_s + 7.0)
 
 
 def test_workers_of_one_machine_share_its_cores() -> None:

@@ -63,6 +63,12 @@ def test_nor_where_updates_take_much_longer() -> None:
     assert placed(SPEC, nodes, (0, 2), 1, mesh(*nodes, bytes_per_s=1e12)).homes == (2,)
 
 
+def test_a_backup_lies_where_nobody_computes_but_not_over_much_slower_links_either() -> None:
+    for factor, name in ((1.5, "d"), (5.0, "a")):
+        roles = placed(SPEC, ABCD, (0, 1), 1, slowed(mesh(*ABCD, bytes_per_s=1e8), "d", factor), 2)
+        assert [roles.nodes[at[0]].name for at in (roles.homes, roles.backups)] == ["c", name]
+
+
 def test_memory_decides_where_a_shard_can_lie() -> None:
     there, work = exchanged(SPEC, 2), Workload(SPEC)
     worker, server = worker_bytes(work, SPEC, there), server_bytes(SPEC, there, [0], 2)

@@ -211,3 +211,19 @@ def test_values_come_from_another_primary_when_there_is_one() -> None:
     gate.assigned([4, 4])
     assert "instead of 4" in gate.refusal(0, 3, nbytes, True)
     assert gate.refusal(0, 4, nbytes, True) == ""
+
+
+def test_what_a_worker_sent_yields_to_what_the_primary_forwards_and_never_the_other_way_round() -> None:
+    gate, layout = push_gate()
+    about = (0, 1, 1, 0)
+    gate.take(*about)
+    gate.received(*about)
+    assert gate.refusal(1, None, 0, 1, 0, SIZE) == ""
+    assert not gate.is_known(*about, forwarded=True), "its bytes come in"
+    assert gate.take(*about) == layout.slot(*about)
+    assert "coming in already" in gate.refusal(1, 1, 0, 1, 0, SIZE)
+    gate.received(*about, forwarded=True)
+    assert gate.is_known(*about)
+    assert gate.is_known(*about, forwarded=True)
+    gate.acknowledged(0, 1, 1)
+    assert not gate.is_known(0, 1, 3, 0, forwarded=True), "its slot was that of the first"

@@ -12,9 +12,10 @@ from p2pnn.errors import LocalProtocolError
 from p2pnn.job.spec import Optimizer
 from p2pnn.ps.compression import Bytes
 from p2pnn.ps.consistency import Settings, consistency
+from p2pnn.ps.copies import SLOTS
 from p2pnn.ps.layout import Slots, part_sizes
 from p2pnn.ps.messages import Answer, Pull, Push, Refusal, Worker
-from p2pnn.ps.replicated import SLOTS, ReplicatedShard, limits_of
+from p2pnn.ps.replicated import ReplicatedShard
 from p2pnn.ps.shard import Shard
 from p2pnn.ps.sharding import cut
 from p2pnn.ps.space import Space
@@ -320,10 +321,3 @@ def test_marks_are_known_to_a_new_primary() -> None:
     assert table[A].is_marked(4)
     assert table[B].is_marked(4)
     assert (table[B].state.marks.open, table[B].served_to) == (4, 4)
-
-
-def test_every_push_of_every_worker_has_room() -> None:
-    limits = limits_of(100, 40_000_000)
-    assert limits.staged_max == 100 * SLOTS
-    assert limits.staged_bytes_max >= 100 * SLOTS * 40_000_000
-    assert limits_of(1, 8).staged_max >= SLOTS

@@ -37,6 +37,9 @@ def test_a_version_that_is_read_is_not_written() -> None:
     assert np.array_equal(versions.newest, [1, 1, 1])
     versions.load(np.full(3, 5, np.float32), 7)
     assert (versions.number, versions.newest[0]) == (7, 5)
+    versions.spare[:] = 6  # a state is large: it is received where it will lie
+    versions.load(versions.spare, 8)
+    assert (versions.number, versions.newest[0]) == (8, 6)
 
 
 def test_what_is_loaded_leaves_what_is_read_alone() -> None:

@@ -310,6 +310,17 @@ def test_a_mark_is_told_again_when_a_link_breaks_and_from_time_to_time() -> None
     again = pair.replica.next_message(at)
     assert isinstance(again, MarkNote)
     assert again.mark == first.mark
+    for shard in pair.shards:
+        shard.served(3)
+    pair.deliver()
+    assert pair.replica.begin_step(at)
+    pair.finish_step()
+    pair.deliver()
+    at = pair.replica.get_timer()
+    assert at is not None
+    pair.replica.handle_timer(at)
+    assert pair.replica.next_message(at) is None, "a push behind it has told"
+    assert pair.replica.get_timer() is None
 
 
 @pytest.mark.parametrize("how", ["ssp:1", "local:2"])

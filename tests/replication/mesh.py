@@ -33,8 +33,14 @@ class Mesh:
     arrives; all by default. checks: whether updates are accepted at once."""
 
     def __init__(
-        self, *members: Member, limits: Limits | None = None, timing: Timing | None = None, checks: bool = True
+        self,
+        *members: Member,
+        limits: Limits | None = None,
+        timing: Timing | None = None,
+        checks: bool = True,
+        kind: type[Replica] = Replica,
     ) -> None:
+        self.kind = kind
         self.now = 100.0
         self.limits = limits or Limits(piece_bytes=4)
         self.replicas: dict[NodeId, Replica] = {}
@@ -48,7 +54,7 @@ class Mesh:
             self.start(one)
 
     def start(self, one: Member) -> Replica:
-        self.replicas[one.id] = Replica(SHARD, one, self.now, self.limits, self.timing)
+        self.replicas[one.id] = self.kind(SHARD, one, self.now, self.limits, self.timing)
         self.states[one.id] = []
         self.events[one.id] = []
         return self.replicas[one.id]

@@ -33,6 +33,23 @@ def test_a_higher_generation_is_fetched_not_believed() -> None:
     assert mesh[B].role is Role.BACKUP
 
 
+def test_a_claim_is_asked_about_until_it_is_told_what_holds() -> None:
+    """Nobody can have a shard ask for ever by a number that it made up, nor more often than it asks anyway."""
+    mesh = Mesh(A, B)
+    mesh.configure(pair(5))
+    for number in range(10):
+        mesh[A].hear_of(2**62 + number, mesh.now)
+    mesh.wait(0.5)
+    asked = mesh.events[A.id].count(FetchConfiguration())
+    assert asked <= 3
+    mesh.configure(pair(5))
+    mesh.wait(2.0)
+    assert mesh.events[A.id].count(FetchConfiguration()) == asked
+    mesh[A].hear_of(6, mesh.now)
+    mesh.wait(0.1)
+    assert mesh.events[A.id].count(FetchConfiguration()) == asked + 1, "another claim is another question"
+
+
 def test_a_deposed_primary_hears_of_it_from_whoever_knows() -> None:
     mesh = Mesh(A, B)
     mesh.configure(pair(5))

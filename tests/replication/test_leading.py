@@ -8,7 +8,11 @@ from p2pnn.replication.configuration import Configuration
 from p2pnn.replication.holding import Role
 from p2pnn.replication.limits import Limits, Timing
 from p2pnn.replication.outcomes import LoadState, Serving, TakeState
+from p2pnn.replication.replica import Replica
+from p2pnn.types import NodeId
+from p2pnn.wire.fields import Message
 from p2pnn.wire.messages import Append, Appended, Forward, Push, Pushed, StatePiece
+from tests.simulator.shard_ablations import PromotesBeforeItServes
 
 from .mesh import SHARD, A, B, C, Mesh, W, cut, member, pair
 
@@ -141,6 +145,32 @@ def test_a_new_primary_has_the_others_hold_its_log_before_it_serves() -> None:
     mesh.push(B, 1, b"g1", generation=2)
     assert mesh.states[B.id] == [b"g1", b"g2"], "the worker pushes again what A never acknowledged"
     assert mesh.acknowledged()[-1] == 2
+
+
+@pytest.mark.parametrize("kind", [Replica, PromotesBeforeItServes])
+def test_a_new_primary_promotes_nobody_before_it_serves(kind: type[Replica]) -> None:
+    """The answers to the last primary may be on their way still, to what the learner was never told of."""
+    learner = member("e")
+    mesh = Mesh(A, B, C, learner, kind=kind)
+    mesh.configure(Configuration(1, 3, (A, B, C), (learner,)))
+
+    def passes(source: NodeId, target: NodeId, message: Message) -> bool:
+        if isinstance(message, Appended):
+            return target != A.id and source != C.id
+        return target != learner.id or not isinstance(message, Forward | Append)
+
+    mesh.passes = passes
+    mesh.push(A, 1, b"g1")
+    mesh.configure(Configuration(2, 3, (B, C), (learner,)), B, C, learner)
+    mesh.wait(0.5)
+    assert not mesh[B].is_serving
+    promoted = [proposal for proposal in mesh.proposals(B) if learner in proposal.in_sync]
+    for one in (B, C):
+        mesh[A].receive(one.id, Appended(*SHARD, 1, one.incarnation, 1, 0), mesh.now)
+    mesh.settle()
+    assert mesh.acknowledged() == [1], "and whoever is in sync has to hold it"
+    assert bool(promoted) is (kind is PromotesBeforeItServes)
+    assert mesh[learner].log.last == 0
 
 
 def test_a_new_primary_drops_what_it_lacks_bytes_of() -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from p2pnn.replication.limits import Limits
 from p2pnn.replication.transfer import Assembly, Outgoing
-from p2pnn.wire.messages import StatePiece
+from p2pnn.wire.codec import decode, encode
+from p2pnn.wire.limits import BODY_BYTES_MAX
+from p2pnn.wire.messages import StateHeld, StatePiece
 
 from .mesh import SHARD, A, B
 
@@ -40,3 +42,18 @@ def test_another_state_takes_its_place_only_from_its_beginning() -> None:
     assert assembly.add(A.id, StatePiece(*SHARD, 1, 5, 4, 2, 8), b"cdefg") == 4, "beyond its end"
     assert assembly.add(B.id, StatePiece(*SHARD, 1, 6, 0, 4, 8), b"hhhhs") == 0, "bytes of head and state in one"
     assert assembly.add(B.id, StatePiece(*SHARD, 1, 6, 0, 4, 21), b"hhhh") == 0, "larger than allowed"
+
+
+def test_a_state_is_cut_and_not_copied_and_may_be_larger_than_a_body() -> None:
+    state = bytearray(b"state of the shard")
+    outgoing = Outgoing(5, b"", [memoryview(state)], LIMITS, 0.0)
+    [(_, first), (_, second)] = outgoing.next_pieces(SHARD, 1)
+    assert all(isinstance(body, memoryview) and body.obj is state for body in (first, second))
+    size = 5 * BODY_BYTES_MAX
+    assembly = Assembly(size)
+    for start in (0, 4):
+        piece = StatePiece(*SHARD, 1, 5, start, 0, size)
+        assert decode(encode(piece)) == piece
+        assert assembly.add(A.id, piece, b"1234") == start + 4
+    for said in (StatePiece(*SHARD, 1, 5, size - 4, 0, size), StateHeld(*SHARD, 1, 5, size)):
+        assert decode(encode(said)) == said

@@ -156,6 +156,7 @@ def _report_shards(results: Sequence[ShardResult], began: float) -> bool:
     print(f"lost        {lost:,} in which the whole in-sync set died: safety was checked until then")
     print(f"updates     {sum(result.acknowledged for result in results):,} acknowledged")
     print(f"changes     {sum(result.configurations for result in results):,} of the configuration")
+    print(f"promotions  {sum(result.promotions for result in results):,} of learners that were in sync before")
     print(f"states      {sum(result.transfers for result in results):,} sent to learners")
     whole = [result for result in results if not result.violation and not result.is_lost]
     if whole:

@@ -166,11 +166,9 @@ class Leased(Training):
 
     def lose(self, worker: int, *, dies: bool) -> None:
         """A worker dies, or is cut off from those who would hear of it; they are told a little later."""
-        if len(self.gone) + 1 >= len(self.workers) or worker in self.gone:
-            return
         if dies:
             self.world.crash(self.workers[worker])
-        self.world.after(self.world.random.uniform(0.02, 0.8), self.gone.add, worker)
+        self.world.after(self.world.random.uniform(0.02, 0.8), self.missed.add, self.workers[worker])
         self.world.fired["lost worker"] += 1
 
     def _trainers(self) -> list[Trainer | None]:
@@ -228,11 +226,10 @@ class Leased(Training):
 def play(seed: int, replica: type[Replica] = Replica, *, command: str = "") -> tuple[Leased, Result]:
     """What `./run sim --training` does with a seed of leases."""
     random = Random(seed)
-    copies, workers = random.choice((2, 2, 3)), random.randint(1, 4)
+    copies, workers = random.choice((2, 2, 3, 4)), random.randint(1, 4)
     leased = Leased(
         seed,
         copies,
-        copies + random.randint(1, 2),
         workers,
         replica,
         how=(how := random.choice(("async", "async", "ssp:0", "ssp:2"))),
@@ -243,6 +240,7 @@ def play(seed: int, replica: type[Replica] = Replica, *, command: str = "") -> t
     )
     leased.leaves_within_s = random.choice((0.001, 0.01))
     leased.whims = random.choice((0.0, 0.05, 0.2))
+    leased.lost_after_s, leased.sees_deaths = random.choice(((0.5, False), (2.0, True), (2.0, True)))
     leased.fault_every_s, leased.fault_lasts_s = random.choice(((0.3, 0.4), (0.6, 0.6), (1.0, 1.5)))
     for worker in random.sample(range(workers), random.randint(min(1, workers - 1), workers - 1)):
         leased.world.at(random.uniform(0.5, 3.5), partial(leased.lose, worker, dies=random.random() < 0.6))

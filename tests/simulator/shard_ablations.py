@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
-from p2pnn.replication.configuration import Configuration, Member
+import msgspec
+
+from p2pnn.job.assignment import Assignment, without
+from p2pnn.job.failover import Failover
+from p2pnn.replication.configuration import Member
 from p2pnn.replication.holding import Role
 from p2pnn.replication.log import Entry, Sessions
 from p2pnn.replication.peers import Peer
 from p2pnn.replication.replica import Replica
 from p2pnn.types import NodeId
 from p2pnn.wire.messages import Append, Appended
-from tests.simulator.shards import ManagerHost
+from tests.simulator.shard_manager import ManagerHost
 
 
 class ObeysDeposedPrimaries(Replica):
@@ -50,13 +55,13 @@ class PromotesWithoutWaiting(Replica):
 
 
 class PromotesAtOnce(Replica):
-    """Add the replica, then copy."""
+    """Whoever has said something is in sync, and gets what it lacks then."""
 
     def is_ready(self, peer: Peer) -> bool:
         return True
 
     def keeps_up(self, peer: Peer, now: float) -> bool:
-        return True
+        return peer.held is not None
 
 
 class PromotesBeforeItServes(Replica):
@@ -135,27 +140,47 @@ class SurvivesRestarts(Replica):
         return True
 
 
+class _GivesToAnybody(Failover):
+    def _after_losses(self, held: Assignment, losses: Sequence[Any]) -> Assignment | None:
+        assert self._plan is not None
+        for loss in losses:
+            node, shard = self._plan.nodes[loss.index].node, held.shards[0]
+            living = [member for member in shard.members if member.node != node]
+            if shard.primary.node != node:
+                after = without(held, self._plan, self._spec, loss.index)
+                if after is None:
+                    return None
+                held = after
+            elif living:
+                last = shard.replaced(living[-1:] + living[:-1], ())
+                held = Assignment((last, *held.shards[1:]), (*held.gone, loss.index))
+            else:
+                return None
+        return held
+
+
 class AnybodyLeads(ManagerHost):
     """The coordinator gives a lost primary's place to any member, a learner too."""
 
-    @staticmethod
-    def may_follow(before: Configuration, after: Configuration) -> bool:
-        return after.generation == before.generation
+    failover_of = _GivesToAnybody
 
-    @staticmethod
-    def failover(before: Configuration, lost: set[Member]) -> Configuration | None:
-        living = [member for member in before.members if member not in lost]
-        if before.primary not in lost or not living:
-            return None
-        return before.replaced(living[-1:] + living[:-1], [])
+
+class _IsLate(Failover):
+    """Every proposal passes for one that was made from what is committed now."""
+
+    def _propose(self) -> None:
+        if self._proposed is None:
+            self._wishes = {
+                shard: (node, msgspec.structs.replace(wish, generation=self.assignment.shards[shard].generation))
+                for shard, (node, wish) in self._wishes.items()
+            }
+        super()._propose()
 
 
 class TakesStaleProposals(ManagerHost):
     """A proposal counts though the configuration that it was made from has been replaced."""
 
-    @staticmethod
-    def may_follow(before: Configuration, after: Configuration) -> bool:
-        return True
+    failover_of = _IsLate
 
 
 class Ablation(NamedTuple):

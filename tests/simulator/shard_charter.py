@@ -1,8 +1,7 @@
-"""The real charter as the configuration manager of a simulated shard: three voters, whose leader looks after the shard.
+"""The real charter below the coordinator of a simulated shard: three voters, of whom the leader is the coordinator.
 
-Each host runs the charter's core as `cluster.Cluster` has it, and beside it what the elected coordinator would do: it takes
-proposals, gives a lost primary's place to an in-sync replica, and admits learners. The configuration is the charter's work; its
-generation is the version of the commit that wrote it. Everybody acts on what is committed only.
+Each host runs the charter's core as `cluster.Cluster` has it. The assignment is the charter's work; its generation is the version
+of the commit that wrote it. A new leader takes the start up as it is committed. Everybody acts on what is committed only.
 """
 
 from __future__ import annotations
@@ -18,31 +17,28 @@ from p2pnn.cluster.durable import Durable
 from p2pnn.cluster.election import Role
 from p2pnn.cluster.outcomes import Committed, Persist
 from p2pnn.errors import ProposalRefused
-from p2pnn.replication.configuration import Configuration, may_follow
+from p2pnn.job.actions import Reassign
+from p2pnn.job.assignment import Assignment, committed, decode, encode
 from p2pnn.types import NodeId
 from tests.simulator.host import Host
-from tests.simulator.shards import ManagerHost, Proposal, Shards, Wanted
+from tests.simulator.shard_manager import ManagerHost, Proposal, Wanted
+from tests.simulator.shards import Shards
 from tests.simulator.world import World
 
 VOTERS = tuple(NodeId(f"f{number}" + "0" * 30) for number in range(1, 4))
-_decode = msgspec.msgpack.Decoder(Configuration).decode
 
 
 class VoterHost(ManagerHost):
-    """A voter of the charter. What it has committed is what it knows of the shard; only the leader changes it."""
+    """A voter of the charter. The leader is the coordinator: it takes the start up when its charter is committed."""
 
     def __init__(self, shards: Shards, host: Host, now: float) -> None:
-        super().__init__(shards, host, now)
         self.host = host
         durable = host.disk.content or Durable(charter=founded(shards.first))
         host.disk.content = durable
         self.consensus = Consensus(host.node, durable, now, Random(shards.world.random.random()))
-        self.acted: Configuration | None = None
-
-    @property
-    def configuration(self) -> Configuration:
-        """The committed one, as far as this voter knows; the first, before it knows of any."""
-        return self.acted or self._shards.first
+        self._term = 0
+        self._proposed: tuple[bytes, int] | None = None
+        super().__init__(shards, host, now)
 
     def receive(self, source: NodeId, message: Any, now: float) -> None:
         if isinstance(message, Wanted | Proposal) or not isinstance(message, msgspec.Struct):
@@ -69,38 +65,63 @@ class VoterHost(ManagerHost):
 
     # --- as the coordinator
 
-    def _look(self, now: float) -> None:
-        if self.consensus.role is Role.LEADER and self.acted is not None:
-            super()._look(now)
+    @property
+    def leads(self) -> bool:
+        return self.failover is not None and self._is_leader()
 
-    def _decide(self, configuration: Configuration) -> None:
-        """Propose it to the charter: by the compare-and-set that a charter is. What is under way already goes first."""
+    def _is_leader(self) -> bool:
+        return self.consensus.role is Role.LEADER and (self.failover is None or self.consensus.term == self._term)
+
+    def _begin(self, now: float) -> None:
+        """Not before it is elected."""
+
+    def _look(self, now: float) -> None:
+        consensus = self.consensus
+        if not self._is_leader():
+            self.failover, self._proposed = None, None
+            self._pending.clear()
+        charter = consensus.charter
+        if (
+            self.failover is None
+            and self._is_leader()
+            and charter is not None
+            and charter is consensus.snapshot().charter
+        ):
+            self._term = consensus.term
+            self._seen.clear()  # what it heard as a voter may be long ago
+            self._since = now
+            self._take_over(decode(charter.work), now)
+        super()._look(now)
+
+    def _commit(self, action: Reassign, now: float) -> None:
+        """Propose it to the charter. What is under way there already goes first."""
         charter = self.consensus.charter
-        if self.consensus.role is not Role.LEADER or charter is None or self.acted is None:
-            return
-        if not may_follow(_decode(charter.work), configuration):
+        if not self.leads or charter is None:
             return
         now = self.host.time(self._shards.world.now)
-        decided = msgspec.structs.replace(configuration, generation=charter.successor().version.generation)
+        generation = charter.successor().version.generation
+        data = encode(committed(action.before, action.after, generation))
         try:
-            self.consensus.propose(now, work=msgspec.msgpack.encode(decided))
+            self.consensus.propose(now, work=data)
         except ProposalRefused:
+            self._pending.append((now + 0.02, action))
             return
+        self._proposed = data, generation
 
-    def committed(self, charter: Charter) -> None:
-        """This voter learns of a commit, and tells all."""
-        configuration = _decode(charter.work)
-        if self.acted is None or configuration.generation > self.acted.generation:
-            self.acted = configuration
-            assert isinstance(self._shards, CharteredShards)
-            self._shards.commits(configuration)
-            self._tell_all()
+    def committed(self, charter: Charter, now: float) -> None:
+        """This voter learns of a commit."""
+        self._shards.commits(decode(charter.work))
+        if self.leads and self._proposed is not None and self._proposed[0] == charter.work:
+            generation, self._proposed = self._proposed[1], None
+            assert self.failover is not None
+            self.failover.reassigned(generation, now)
+            self._carry_out(now)
 
 
-def founded(first: Configuration) -> Charter:
+def founded(first: Assignment) -> Charter:
     """What all voters begin with."""
     members = tuple(CharterMember(node, "", node[:2]) for node in VOTERS)
-    return Charter(FORMAT, "cluster", 0, 1, VOTERS, members, msgspec.msgpack.encode(first))
+    return Charter(FORMAT, "cluster", 0, 1, VOTERS, members, encode(first))
 
 
 class CharteredShards(Shards):
@@ -109,18 +130,11 @@ class CharteredShards(Shards):
     managers = VOTERS
 
     def is_managed(self) -> bool:
-        """Whether a leader's charter is committed in its term."""
+        """Whether a leader has taken the start up, as its charter is committed in its term."""
         voters = [self.world.hosts[node].core for node in self.managers]
-        leaders = [one.consensus for one in voters if isinstance(one, VoterHost) and one.consensus.role is Role.LEADER]
-        newest = max(leaders, key=lambda one: one.term, default=None)
-        return newest is not None and newest.charter is newest.snapshot().charter
-
-    def commits(self, configuration: Configuration) -> None:
-        """The ledger sees a commit when the first voter learns of it; others learn later."""
-        newest = self.ledger.configuration
-        assert newest is not None
-        if configuration.generation > newest.generation:
-            self.ledger.commits(configuration)
+        leaders = [one for one in voters if isinstance(one, VoterHost) and one.consensus.role is Role.LEADER]
+        newest = max(leaders, key=lambda one: one.consensus.term, default=None)
+        return newest is not None and newest.leads
 
     def _on_event(self, world: World, host: Host, event: Any) -> None:
         core: Any = host.core
@@ -136,7 +150,7 @@ class CharteredShards(Shards):
 
                 host.disk.write(world, host, durable, done)
             case Committed(charter):
-                core.committed(charter)
+                core.committed(charter, host.time(world.now))
             case _ if isinstance(core, ManagerHost):
                 pass
             case _:

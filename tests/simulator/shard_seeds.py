@@ -10,7 +10,8 @@ from p2pnn.replication.replica import Replica
 from tests.simulator.faults import FAULTS
 from tests.simulator.network import Conditions
 from tests.simulator.shard_charter import CharteredShards, VoterHost
-from tests.simulator.shards import ManagerHost, Result, Shards
+from tests.simulator.shard_manager import ManagerHost
+from tests.simulator.shards import Result, Shards
 
 STRIKES = tuple(sorted(set(FAULTS) - {"slow disk", "disk failure", "power cut"} | {"slow host"}))
 """Disks do not matter here: a shard lives in memory."""
@@ -27,7 +28,7 @@ def one_seed(
     """What `./run sim --shards` does with a seed: it draws R, the hosts, the faults, the tempers, and the storm's length. In
     every eighth the real charter decides."""
     random = Random(seed)
-    copies = random.choice((1, 2, 2, 2, 2, 3))
+    copies = random.choice((2, 2, 3, 3, 4))
     chosen = {random.choice(("partition", "one-way partition", "cut")), "crash"}
     faults = tuple(sorted({*chosen, *random.sample(STRIKES, random.randint(0, 4))}))
     nervous = random.random() < 0.5
@@ -47,7 +48,6 @@ def one_seed(
     shards = (CharteredShards if is_chartered else Shards)(
         seed,
         copies,
-        copies + random.randint(1, 2),
         random.randint(1, 3),
         replica,
         VoterHost if is_chartered else manager,
@@ -57,7 +57,7 @@ def one_seed(
         names_processes=names_processes,
     )
     shards.push_every_s = random.choice((0.03, 0.06, 0.1))
-    shards.whims = random.choice((0.0, 0.0, 0.05, 0.2))
-    shards.spare_learners = random.choice((0, 1))
+    shards.whims = random.choice((0.02, 0.05, 0.05, 0.2))
+    shards.lost_after_s, shards.sees_deaths = random.choice(((0.5, False), (2.0, True), (2.0, True)))
     shards.fault_every_s, shards.fault_lasts_s = random.choice(((0.3, 0.4), (0.6, 0.6), (1.0, 1.5)))
     return shards.run(faults, random.uniform(3.0, 7.0))

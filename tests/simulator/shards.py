@@ -1,30 +1,25 @@
 """A replicated shard in a simulated world: workers push integer one-hot updates, replicas die, a manager decides who is in sync.
 
-The configuration manager is a host of its own: linearizable, with delays, and durable over crashes; it sees who lives by what it
-hears, so partitions and freezes make it wrong. (`shard_charter` puts the real charter in its place.) `Shards.run` is one seed:
-a storm, in which only safety is asked for, then the calm, in which writes must resume within 3 s (of 99 in 100 storms within 2)
-where a process of the in-sync set lives, and at last every acknowledged update reads exactly 1.
+Who decides is a host of its own (`shard_manager`): a job's coordinator, with what the product does of a start that loses nodes
+(`shard_charter` puts the real charter below it). So nobody comes into the start: a process that is lost stays so. `Shards.run` is
+one seed: a storm, in which only safety is asked for, then the calm, in which writes must resume within 3 s (of 99 in 100 storms
+within 2) where a process of the in-sync set lives, and at last every acknowledged update reads exactly 1.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import msgspec
 
-from p2pnn.replication.configuration import (
-    Configuration,
-    Member,
-    admitted,
-    demoted,
-    led_by,
-    may_follow,
-    removed,
-    succession,
-)
+from p2pnn.job.assignment import Assignment, initial
+from p2pnn.job.plan import NodeShare, Plan, ShardHome
+from p2pnn.job.plan import Replica as Place
+from p2pnn.job.spec import DataParallel
+from p2pnn.replication.configuration import Configuration, Member, demoted, removed
 from p2pnn.replication.holding import Shard
 from p2pnn.replication.limits import Limits, Timing
 from p2pnn.replication.outcomes import (
@@ -40,12 +35,14 @@ from p2pnn.replication.outcomes import (
 from p2pnn.replication.pusher import Pusher
 from p2pnn.replication.replica import Replica
 from p2pnn.types import NodeId
+from tests.job.test_supervisor import make_spec
 from tests.simulator.clock import Clock
 from tests.simulator.disk import Disk
 from tests.simulator.faults import FAULTS, Fault, Storm, Undo
 from tests.simulator.host import Host
 from tests.simulator.network import Conditions
 from tests.simulator.shard_ledger import Ledger
+from tests.simulator.shard_manager import Alive, Decided, ManagerHost, Proposal, Wanted
 from tests.simulator.world import Violation, World
 
 MANAGED_WITHIN_S = 10.0
@@ -54,7 +51,8 @@ RESUMES_WITHIN_S = 3.0
 SETTLES_WITHIN_S = 10.0
 SHARD = Shard("digits-1", 0)
 MANAGER = NodeId("f" * 32)
-LOST_AFTER_S = 0.5
+START = 1
+"""Of the start: its generation, and the incarnation of the processes that it began with."""
 LIMITS = Limits(
     entries_max=8,
     retained_entries=4,
@@ -80,22 +78,6 @@ class Parcel(NamedTuple):
         return repr(self.message) + (f" + {len(self.body)} bytes" if self.body else "")
 
 
-class Alive(NamedTuple):
-    member: Member
-
-
-class Proposal(NamedTuple):
-    configuration: Configuration
-
-
-class Wanted(NamedTuple):
-    """The newest configuration."""
-
-
-class Decided(NamedTuple):
-    configuration: Configuration
-
-
 class Standstill(Violation):
     """Nothing was lost, but nothing moves."""
 
@@ -113,6 +95,7 @@ class Result:
     acknowledged: int = 0
     configurations: int = 0
     transfers: int = 0
+    promotions: int = 0
     is_lost: bool = False
     resumed_after_s: float = 0.0
 
@@ -135,8 +118,8 @@ class ReplicaHost:
         match message:
             case Parcel(inner, body):
                 self.replica.receive(source, inner, now, body)
-            case Decided(configuration):
-                self.replica.configured(configuration, now)
+            case Decided():
+                self.replica.configured(message.configuration, now)
 
     def get_timer(self) -> float:
         timer = self.replica.get_timer()
@@ -173,8 +156,8 @@ class WorkerHost:
         match message:
             case Parcel(inner, _):
                 self.pusher.receive(source, inner, now)
-            case Decided(configuration):
-                self.pusher.configured(configuration, now)
+            case Decided():
+                self.pusher.configured(message.configuration, now)
 
     def get_timer(self) -> float | None:
         timer = self.pusher.get_timer()
@@ -197,112 +180,27 @@ class WorkerHost:
         return self.pusher.next_event()
 
 
-class ManagerHost:
-    """The configuration manager: one committed configuration, replaced only by one that was made from it."""
-
-    may_follow = staticmethod(may_follow)
-
-    def __init__(self, shards: Shards, host: Host, now: float) -> None:
-        self._shards = shards
-        self._notes = host.notes  # durable
-        self._notes.setdefault("configuration", shards.first)
-        self._seen: dict[NodeId, tuple[Member, float]] = {}
-        self._since = now
-        self._tick_due = self._tell_due = now
-        self._pending: list[tuple[float, Configuration]] = []
-        self._outbox: list[tuple[NodeId, Any]] = []
-
-    @property
-    def configuration(self) -> Configuration:
-        configuration: Configuration = self._notes["configuration"]
-        return configuration
-
-    def receive(self, source: NodeId, message: Any, now: float) -> None:
-        match message:
-            case Alive(member):
-                self._seen[source] = (member, now)
-            case Wanted():
-                self._outbox.append((source, Decided(self.configuration)))
-            case Proposal(configuration):
-                self._consider(configuration, now)
-
-    def get_timer(self) -> float:
-        return min([self._tick_due, *(due for due, _ in self._pending)])
-
-    def handle_timer(self, now: float) -> None:
-        due = [configuration for at, configuration in self._pending if at <= now]
-        self._pending = [(at, configuration) for at, configuration in self._pending if at > now]
-        for configuration in due:
-            if self.may_follow(self.configuration, configuration):
-                self._decide(configuration)
-        if now >= self._tick_due:
-            self._tick_due = now + 0.05
-            self._look(now)
-
-    def messages_to_send(self, now: float) -> list[tuple[NodeId, Any]]:
-        out, self._outbox = self._outbox, []
-        return out
-
-    def next_event(self) -> Any:
-        return None
-
-    # --- inside
-
-    def _consider(self, configuration: Configuration, now: float) -> None:
-        if len(self._pending) < 16:
-            self._pending.append((now + self._shards.world.random.expovariate(1 / 0.02), configuration))
-
-    def _decide(self, configuration: Configuration) -> None:
-        generation = self.configuration.generation + self._shards.world.random.randint(1, 3)
-        decided = msgspec.structs.replace(configuration, generation=generation)
-        self._notes["configuration"] = decided
-        self._shards.ledger.commits(decided)
-        self._tell_all()
-
-    def _tell_all(self) -> None:
-        for node in self._shards.replicas + self._shards.workers:
-            self._outbox.append((node, Decided(self.configuration)))
-
-    def _look(self, now: float) -> None:
-        """Whom has it not heard; who could help; and, now and then, a change for no reason."""
-        before, shards = self.configuration, self._shards
-        if now >= self._tell_due:  # a lost message is repeated, as the charter's leader does
-            self._tell_due = now + 0.5
-            self._tell_all()
-        proposal = self.failover(before, {member for member in before.members if self._is_lost(member, now)})
-        if proposal is None:
-            proposal = self._with_a_learner(before, now)
-        if proposal is None and shards.whims and shards.world.random.random() < shards.whims:
-            proposal = shards.whim(before)
-        if proposal is not None and not self._pending:
-            self._consider(proposal, now)
-
-    @staticmethod
-    def failover(before: Configuration, lost: set[Member]) -> Configuration | None:
-        return succession(before, lost)
-
-    def _is_lost(self, member: Member, now: float) -> bool:
-        seen, at = self._seen.get(member.id, (member, self._since))
-        return seen != member or now - at > LOST_AFTER_S
-
-    def _with_a_learner(self, before: Configuration, now: float) -> Configuration | None:
-        if len(before.members) >= before.copies + self._shards.spare_learners:
-            return None
-        nodes = {member.id for member in before.members}
-        spare = [seen for node, (seen, at) in self._seen.items() if node not in nodes and now - at < LOST_AFTER_S]
-        return admitted(before, self._shards.world.random.choice(spare)) if spare else None
+def start_of(workers: Sequence[NodeId], holders: Sequence[NodeId]) -> Plan:
+    """A plan: each worker on a node of its own, then those that hold the one shard, the primary first."""
+    nodes = tuple(NodeShare(node, node[:2], "", 1, 1, 2, 0.1) for node in (*workers, *holders))
+    replicas = tuple(Place((number,)) for number in range(len(workers)))
+    home = ShardHome(tuple(range(len(workers), len(nodes))))
+    return Plan(nodes, (), 1, 1.0, 1.0, replicas=replicas, shards=(home,))
 
 
 class Shards:
-    """copies: R. replica: the class under test, or an ablation."""
+    """copies: how many processes hold the shard when the start begins. replica: the class under test, or an ablation.
+
+    assignment: the newest that is committed. missed: workers' nodes that the coordinator takes for lost. lost_after_s: of a
+    holder's silence; sees_deaths: whether a process that died is seen at once.
+    """
 
     managers: tuple[NodeId, ...] = (MANAGER,)
 
     def __init__(
         self,
         seed: int,
-        copies: int = 2,
-        replicas: int = 4,
+        copies: int = 3,
         workers: int = 2,
         replica: type[Replica] = Replica,
         manager: type[ManagerHost] = ManagerHost,
@@ -314,6 +212,7 @@ class Shards:
         names_processes: bool = True,
         replica_host: type[ReplicaHost] = ReplicaHost,
         worker_host: type[Any] = WorkerHost,
+        how: str = "async",
     ) -> None:
         self.ledger = Ledger()
         self.replica = replica
@@ -322,12 +221,14 @@ class Shards:
         self.push_every_s = 0.03
         self.refusals = 0.02
         self.whims = 0.0
-        self.spare_learners = 0
+        self.lost_after_s, self.sees_deaths = 0.5, False
+        self.missed: set[NodeId] = set()
         self.fault_every_s, self.fault_lasts_s = 0.6, 0.6
         self.names_processes = names_processes
         self._manager = manager
         self._cell = 0
         self._incarnations = 0
+        self.promotions = 0
         self._roles: dict[NodeId, type[Any]] = {}
         self.world = World(
             seed,
@@ -338,25 +239,27 @@ class Shards:
             through=through,
             conditions=conditions,
         )
-        self.replicas = [NodeId(f"a{number:x}" + "0" * 30) for number in range(1, replicas + 1)]
+        self.replicas = [NodeId(f"a{number:x}" + "0" * 30) for number in range(1, copies + 1)]
         self.workers = [NodeId(f"b{number:x}" + "0" * 30) for number in range(1, workers + 1)]
+        self.spec = make_spec(data=DataParallel(consistency=how))
+        self.plan = start_of(self.workers, self.replicas)
+        self.first = self.assignment = initial(self.plan, START)
+        self.founders = {member.id: member for member in self.first.shards[0].in_sync}
         for node in self.replicas + self.workers:
             self._roles[node] = replica_host if node in self.replicas else worker_host
             self._add(node)
-        founders = [self.world.hosts[node].core.member for node in self.replicas[:copies]]  # type: ignore[union-attr]
-        self.first = Configuration(1, copies, tuple(founders))
-        self.ledger.commits(self.first)
+        self.ledger.commits(self.first.shards[0])
         for node in self.managers:
             self._add(node)
 
     # --- what hosts ask for
 
     def incarnation(self, host: Host) -> int:
-        """Of the process that starts now at a host: a number of its own."""
+        """Of the process that starts now at a host: a number of its own; those that hold the shard first have the start's."""
+        if host.node in self.replicas and (host.boot == 1 or not self.names_processes):
+            return START
         self._incarnations += 1
-        if not self.names_processes and host.node in self.replicas:
-            return 1000 + int(host.node[:2], 16)
-        return self._incarnations
+        return START + self._incarnations
 
     def update(self) -> tuple[int, bytes]:
         """A one-hot update: its cell, and its bytes."""
@@ -364,16 +267,26 @@ class Shards:
         return self._cell, self._cell.to_bytes(8) + bytes(self.world.random.randrange(600))
 
     def whim(self, before: Configuration) -> Configuration:
-        """A change that is allowed and not needed."""
+        """What a primary might wish, and has no reason to."""
         random = self.world.random
         backups = before.in_sync[1:]
         changes = [before]
         if backups:
             chosen = random.choice(backups)
-            changes += [led_by(before, chosen), demoted(before, chosen), removed(before, chosen)]
+            changes += [demoted(before, chosen), removed(before, chosen)]
         if before.learners:
             changes.append(removed(before, random.choice(before.learners)))
         return random.choice(changes)
+
+    def commits(self, held: Assignment) -> None:
+        """Somebody learns of a commit, maybe not as the first."""
+        if held.version <= self.assignment.version:
+            return
+        before, after = self.assignment.shards[0], held.shards[0]
+        self.assignment = held
+        self.promotions += len(set(after.in_sync) - set(before.in_sync))
+        if after != before:
+            self.ledger.commits(after)
 
     # --- one seed
 
@@ -402,6 +315,7 @@ class Shards:
         result.void = tuple(fault for fault in faults if not world.fired[fault])
         result.steps, result.acknowledged = world.steps, self.ledger.acknowledged
         result.configurations, result.transfers = self.ledger.configurations, self.ledger.transfers
+        result.promotions = self.promotions
         return result
 
     def is_lost(self) -> bool:
@@ -427,8 +341,8 @@ class Shards:
         if not world.run_until(lambda: ledger.acknowledged_at > start, RESUMES_WITHIN_S):
             raise self._standstill(f"no write within {RESUMES_WITHIN_S} s of the last fault")
         result.resumed_after_s = world.now - start
-        if not world.run_until(self.has_copies, SETTLES_WITHIN_S):
-            raise self._standstill(f"no {self.first.copies} in-sync replicas within {SETTLES_WITHIN_S} s")
+        if not world.run_until(self.is_whole, SETTLES_WITHIN_S):
+            raise self._standstill(f"not all who are left are in sync within {SETTLES_WITHIN_S} s")
         self.pushing = False
         if not world.run_until(self._is_quiet, SETTLES_WITHIN_S):
             raise self._standstill(f"updates are still under way after {SETTLES_WITHIN_S} s")
@@ -448,10 +362,11 @@ class Shards:
         """Whether the configuration manager can decide; this one always can."""
         return True
 
-    def has_copies(self) -> bool:
+    def is_whole(self) -> bool:
+        """Whether all who are left are in sync, and live."""
         configuration = self.ledger.configuration
         assert configuration is not None
-        return len(configuration.in_sync) >= configuration.copies
+        return not configuration.learners and all(member in self.ledger.living for member in configuration.in_sync)
 
     def _is_quiet(self) -> bool:
         """Nothing is under way, and all in-sync replicas have applied the same."""

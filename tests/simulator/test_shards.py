@@ -6,19 +6,19 @@ from typing import Any
 
 import pytest
 
+from p2pnn.job.assignment import decode as decode_assignment
 from p2pnn.wire.codec import decode, encode
 from tests.simulator.__main__ import main, play_shards, run_shard_seeds
 from tests.simulator.shard_ablations import SHARD_RULES
 from tests.simulator.shard_charter import VOTERS, CharteredShards, VoterHost
 from tests.simulator.shard_seeds import STRIKES
 from tests.simulator.shards import Parcel, Shards
-from tests.support.marks import long
 
 SEEDS = 24
 ABLATION_SEEDS = 200
 
-FIRST = {"apply what is committed": 33, "promotion when serving": 407}
-"""Rule → the first seed that shows its absence, today, where that is not among the first few; only to save time."""
+SCRIPTED = "promotion when serving"
+"""That it is needed shows no seed among thousands, where nobody comes into a start; `tests/replication/test_leading.py` does."""
 
 
 def test_no_promise_is_broken() -> None:
@@ -28,14 +28,14 @@ def test_no_promise_is_broken() -> None:
     assert set(STRIKES) <= fired, "every fault fired somewhere"
     assert sum(result.acknowledged for result in results) > 50 * SEEDS
     assert sum(result.configurations for result in results) > 5 * SEEDS
-    assert sum(result.transfers for result in results) > SEEDS
+    assert sum(result.transfers for result in results) > SEEDS / 2
+    assert sum(result.promotions for result in results) > SEEDS / 3
     assert sum(result.is_lost for result in results) < SEEDS / 3
 
 
-@pytest.mark.parametrize("without", [long(r) if r == "promotion when serving" else r for r in SHARD_RULES])
+@pytest.mark.parametrize("without", [rule for rule in SHARD_RULES if rule != SCRIPTED])
 def test_every_rule_is_needed(without: str) -> None:
-    first = FIRST.get(without, 1)
-    for result in play_shards(range(first, first + ABLATION_SEEDS), without):
+    for result in play_shards(range(1, 1 + ABLATION_SEEDS), without):
         report = result.violation
         is_standstill = "within" in report.splitlines()[0] or "under way" in report.splitlines()[0] if report else True
         if not is_standstill:
@@ -56,13 +56,15 @@ def test_every_message_passes_the_wire() -> None:
 def test_the_charter_itself_decides() -> None:
     shards = CharteredShards(4, manager=VoterHost)
     shards.whims = 0.05
+    shards.lost_after_s, shards.sees_deaths = 2.0, True
     result = shards.run(("crash", "partition", "freeze"), 5.0)
     assert result.violation == ""
     assert not result.is_lost
     assert result.configurations > 2
     assert result.acknowledged > 50
-    charters = {shards.world.hosts[node].core.configuration for node in VOTERS}  # type: ignore[union-attr]
-    assert shards.ledger.configuration in charters
+    voters = [shards.world.hosts[node].core for node in VOTERS]
+    charters = [voter.consensus.charter for voter in voters if isinstance(voter, VoterHost)]
+    assert shards.assignment in [decode_assignment(charter.work) for charter in charters if charter is not None]
 
 
 def test_a_quiet_shard_keeps_its_configuration() -> None:
@@ -81,7 +83,8 @@ def test_a_killed_primary_costs_less_than_two_seconds(seed: int) -> None:
     world.crash(shards.replicas[0])
     before = ledger.acknowledged
     assert world.run_until(lambda: ledger.acknowledged > before + 6, 2.0), "more than were under way"
-    assert world.run_until(shards.has_copies, 5.0), "a learner takes the free place"
+    assert world.run_until(shards.is_whole, 5.0)
+    assert shards.plan.nodes[shards.assignment.gone[0]].node == shards.replicas[0]
 
 
 def test_the_command_tells_what_it_did(capsys: pytest.CaptureFixture[str]) -> None:
@@ -89,8 +92,8 @@ def test_the_command_tells_what_it_did(capsys: pytest.CaptureFixture[str]) -> No
     told = capsys.readouterr().out
     for word in ("seeds", "fired", "lost", "updates", "resumed", "violations  0"):
         assert word in told
-    assert main(["--shards", "--seed", "1", "--without", "all in sync hold it"]) == 0
-    assert './run sim --shards --seed 1 --without "all in sync hold it"' in capsys.readouterr().out
+    assert main(["--shards", "--seed", "2", "--without", "all in sync hold it"]) == 0
+    assert './run sim --shards --seed 2 --without "all in sync hold it"' in capsys.readouterr().out
     with pytest.raises(SystemExit):
         main(["--shards", "--without", "rule 4"])
     assert "is no rule" in capsys.readouterr().err

@@ -33,6 +33,7 @@ def test_no_promise_is_broken() -> None:
     assert sum(result.acknowledged for _, result in played) > 50 * SEEDS
     assert sum(result.configurations for _, result in played) > 4 * SEEDS
     assert sum(result.transfers for _, result in played) > SEEDS / 4
+    assert sum(result.promotions for _, result in played) > SEEDS / 4
     assert sum(training.marked for training, _ in played) > SEEDS
     assert sum(result.is_lost for _, result in played) < SEEDS / 2
     assert {training.settings.consistency.kind for training, _ in played} == {"async", "ssp", "sync"}
@@ -61,18 +62,18 @@ def test_sync_has_the_bits_of_one_process_though_primaries_die(kind: str, seed: 
     optimizer = Optimizer(kind, 0.05, schedule="constant")
     initial = np.random.default_rng(seed).standard_normal(SIZE, np.float32)
     training = Training(
-        seed, replicas=5, workers=3, how="sync", compute=pull_towards, initial=initial, optimizer=optimizer
+        seed, copies=4, workers=3, how="sync", compute=pull_towards, initial=initial, optimizer=optimizer
     )
     world, ledger = training.world, training.ledger
     for _ in range(3):
         before = ledger.acknowledged
         assert world.run_until(lambda before=before: ledger.acknowledged > before + 15, 5.0)  # type: ignore[misc]
-        assert world.run_until(training.has_copies, 10.0)
+        assert world.run_until(training.is_whole, 10.0)
         assert ledger.configuration is not None
         world.crash(ledger.configuration.primary.id)
     before = ledger.acknowledged
     assert world.run_until(lambda: ledger.acknowledged > before + 15, 5.0)
-    assert world.run_until(training.has_copies, 10.0)
+    assert world.run_until(training.is_whole, 10.0)
     training.pushing = False
     assert world.run_until(training._is_quiet, 5.0)
     assert ledger.configuration is not None
@@ -92,7 +93,7 @@ def test_a_killed_primary_costs_less_than_two_seconds(how: str, seed: int) -> No
     world.crash(training.replicas[0])
     before = ledger.acknowledged
     assert world.run_until(lambda: ledger.acknowledged > before + 12, 2.0), "more than were under way"
-    assert world.run_until(training.has_copies, 8.0), "a learner takes the free place"
+    assert world.run_until(training.is_whole, 8.0)
     if how == "ssp:2":
         assert training.spread == 2, "the bound was reached, so it was tested"
     assert world.run_until(lambda: training.marked >= 2, 10.0)

@@ -17,15 +17,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from p2pnn.job.assignment import gone_workers
 from p2pnn.job.spec import Optimizer
 from p2pnn.ps.consistency import Settings, consistency
+from p2pnn.ps.copies import limits_of
 from p2pnn.ps.decided import fate_of
 from p2pnn.ps.gate import PushGate
 from p2pnn.ps.granting import Leased
 from p2pnn.ps.layout import WINDOW, ServerLayout, slot_of
 from p2pnn.ps.messages import Answer, Mark, Pull, Push, Refusal, Worker
 from p2pnn.ps.outgoing import MarkNote, PullRequest, PushPart
-from p2pnn.ps.replicated import ReplicatedShard, limits_of
+from p2pnn.ps.replicated import ReplicatedShard
 from p2pnn.ps.sharding import Part, Piece, Sharding, ShardRange
 from p2pnn.ps.space import Entry, Flat, Space
 from p2pnn.ps.worker import Replica as Model
@@ -35,10 +37,11 @@ from p2pnn.replication.outcomes import FetchConfiguration, Propose
 from p2pnn.replication.replica import Replica
 from p2pnn.types import NodeId
 from p2pnn.wire.messages import Forward, StatePiece, Superseded
-from tests.ps.network import plan_of, workers_named
+from tests.ps.network import workers_named
 from tests.simulator.host import Host
+from tests.simulator.shard_manager import Alive, Decided, Proposal, Wanted
 from tests.simulator.shard_seeds import STRIKES
-from tests.simulator.shards import SHARD, Alive, Decided, Parcel, Proposal, Result, Shards, Wanted
+from tests.simulator.shards import SHARD, Parcel, Result, Shards
 from tests.simulator.world import World
 
 SIZE = 6144
@@ -165,8 +168,10 @@ class ServerHost:
                 before = self.shard.loads
                 self.shard.receive(source, inner, now, body)
                 self._training.ledger.transfers += self.shard.loads - before
-            case Decided(configuration):
-                self.shard.configured(configuration, now)
+            case Decided(held):
+                self.shard.configured(message.configuration, now)
+                for gone in gone_workers(held.gone, self._training.plan):
+                    self.shard.leave(self._training.names[gone], now)
             case Pushed(push, data):
                 self._pushed(source, push, data, now)
             case Pulled(pull):
@@ -216,14 +221,14 @@ class ServerHost:
         elif self._gate.refusal(about[1], None, 0, *about[2:], len(data)):
             self._training.full += self.replica.role == 2
         else:
-            if not self._gate.is_known(*about):
-                self._write(about, data)
+            if not self._gate.is_known(*about, forwarded=True):
+                self._write(about, data, forwarded=True)
             self.shard.receive(source, message, now, view)
 
-    def _write(self, about: tuple[int, int, int, int], data: bytes) -> None:
+    def _write(self, about: tuple[int, int, int, int], data: bytes, *, forwarded: bool = False) -> None:
         offset, size = self._gate.take(*about)
         self._arena[offset : offset + size] = data
-        self._gate.received(*about)
+        self._gate.received(*about, forwarded=forwarded)
 
     def _free(self) -> None:
         for number, worker in enumerate(self._training.names):
@@ -233,8 +238,6 @@ class ServerHost:
 
     def _serve(self, now: float) -> None:
         shard, training = self.shard, self._training
-        for gone in training.gone:
-            shard.leave(training.names[gone], now)
         while shard.work(now) or self._writes(now):
             pass
         while (answer := shard.next_answer(now)) is not None:
@@ -331,7 +334,8 @@ class WorkerHost:
 
     def receive(self, source: NodeId, message: Any, now: float) -> None:
         match message:
-            case Decided(configuration):
+            case Decided():
+                configuration = message.configuration
                 if self._configuration is None or configuration.generation > self._configuration.generation:
                     self._configuration = configuration
                     self.model.restart(configuration.generation, now, 0)
@@ -426,8 +430,7 @@ class Training(Shards):
     def __init__(
         self,
         seed: int,
-        copies: int = 2,
-        replicas: int = 4,
+        copies: int = 3,
         workers: int = 3,
         replica: type[Replica] = Replica,
         *,
@@ -445,7 +448,6 @@ class Training(Shards):
         self.settings = Settings(consistency(how), staleness_max=staleness_max)
         self.in_vain: set[tuple[Worker, int]] = set()  # pushes that the log refuses
         self.names = workers_named(workers)
-        self.plan = plan_of(workers, 1)
         self.layout = ServerLayout.of(self.sharding, [0], self.settings, workers, copies=2)
         self.initial = np.zeros(SIZE, np.float32) if initial is None else initial
         self.optimizer = optimizer
@@ -457,11 +459,13 @@ class Training(Shards):
         self.spread = 0
         self.marked = 0
         self.full = 0
-        self.gone: set[int] = set()
+        limits = limits_of(workers, 4 * SIZE, 4 * SIZE)
         self.limits = replace(
-            limits_of(workers, 4 * SIZE),
-            retained_entries=4,
+            limits,
+            retained_entries=2,
             retained_bytes=8 * SIZE,
+            catching_up_entries=8 if seed % 2 else 4096,  # so that learners get whole states, or entry by entry
+            catching_up_bytes=limits.catching_up_bytes if seed % 4 == 0 else 1 << 30,  # else they seldom lack places
             piece_bytes=16384,
             state_window=16,
             entries_max=16,
@@ -469,16 +473,21 @@ class Training(Shards):
         super().__init__(
             seed,
             copies,
-            replicas,
             workers,
             replica,
             replica_host=self.server_host,
             worker_host=self.worker_host,
+            how=how,
             **more,
         )
         for node in self.replicas:
             core: Any = self.world.hosts[node].core
             self.ledger.living[core.member] = core.replica
+
+    @property
+    def gone(self) -> tuple[int, ...]:
+        """Workers whom the start goes on without."""
+        return gone_workers(self.assignment.gone, self.plan)
 
     def new_table(self) -> LeaseTable | None:
         """Of the data, where it is leased."""
@@ -565,12 +574,11 @@ def draw(seed: int, replica: type[Replica], command: str) -> Training:
     """The kind, R, workers, how slow they are, how nervous the rest is."""
     random = Random(seed)
     how = random.choice(("async", "async", "ssp:0", "ssp:2", "sync"))
-    copies = random.choice((2, 2, 2, 3))
+    copies = random.choice((2, 2, 3, 4))
     workers = random.randint(1, 4)
     training = Training(
         seed,
         copies,
-        copies + random.randint(1, 2),
         workers,
         replica,
         how=how,
@@ -579,7 +587,7 @@ def draw(seed: int, replica: type[Replica], command: str) -> Training:
         command=command,
     )
     training.leaves_within_s = random.choice((0.001, 0.001, 0.01))
-    training.whims = random.choice((0.0, 0.0, 0.05, 0.2))
-    training.spare_learners = random.choice((0, 1))
+    training.whims = random.choice((0.02, 0.05, 0.05, 0.2))
+    training.lost_after_s, training.sees_deaths = random.choice(((0.5, False), (2.0, True), (2.0, True)))
     training.fault_every_s, training.fault_lasts_s = random.choice(((0.3, 0.4), (0.6, 0.6), (1.0, 1.5)))
     return training

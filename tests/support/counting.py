@@ -32,17 +32,18 @@ FAR = 1000.0
 """By so much the wrong one of two classes leads: e to its negative is 0, so softmax is exactly (1, 0) for far more counts."""
 
 
-def counting(epochs: int, rows: int = ROWS, *, train: float = 0.8, **data: Any) -> Job:
-    """rows: of the data, of which that part trains. data: of `DataParallel`; `async`, two replicas unless it says otherwise."""
+def counting(epochs: int, rows: int = ROWS, *, train: float = 0.8, classes: int = 2, **data: Any) -> Job:
+    """rows: of the data, of which that part trains. classes: of each row; its push has rows · classes
+    float32 per table. data: of `DataParallel`; `async`, two replicas unless it says otherwise."""
     chosen = nn.Input("row", (), dtype="int64")
-    ahead = nn.Input("ahead", (2,))
+    ahead = nn.Input("ahead", (classes,))
     label = nn.Input("label", (), dtype="int64")
-    left, right = (nn.Embedding(rows, 2, scale=0.0, name=name)(chosen) for name in TABLES)
+    left, right = (nn.Embedding(rows, classes, scale=0.0, name=name)(chosen) for name in TABLES)
     scores = left + right + ahead
     model = nn.Model(outputs={"scores": scores}, loss=nn.cross_entropy(scores, label))
     columns = {
         "row": np.arange(rows, dtype=np.int64),
-        "ahead": np.tile(np.array([FAR, 0.0], np.float32), (rows, 1)),
+        "ahead": np.tile(np.array([FAR] + [0.0] * (classes - 1), np.float32), (rows, 1)),
         "label": np.ones(rows, np.int64),
     }
     return make_job(

@@ -102,7 +102,7 @@ async def test_control_messages_pass_a_data_link_that_is_stuck() -> None:
         b.events.on_body_for = lambda: data_link(b, a)._transport.pause_reading()
         sending = asyncio.ensure_future(a.transport.send_body(b.id, LinkProbe(1), memoryview(bytes(64 * MIB))))
         await b.events.until(lambda: b.events.asked)
-        await condition(lambda: data_link(a, b)._paused)
+        await condition(lambda: data_link(a, b)._transport.waiting)
         for number in range(100):
             a.transport.send(b.id, Granted("job", number))
         await b.events.until(lambda: len(b.events.messages) == 100)

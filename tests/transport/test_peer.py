@@ -97,7 +97,7 @@ async def test_a_cancelled_send_that_is_stuck_gives_up_the_links() -> None:
         view = memoryview(buffer)
         sending = asyncio.ensure_future(a.transport.send_body(b.id, LinkProbe(1), view))
         await b.events.until(lambda: b.events.asked)
-        await condition(lambda: data_link(a, b)._paused)
+        await condition(lambda: data_link(a, b)._transport.waiting)
         sending.cancel()
         with pytest.raises(asyncio.CancelledError):
             await sending
@@ -108,6 +108,50 @@ async def test_a_cancelled_send_that_is_stuck_gives_up_the_links() -> None:
         await b.events.until(lambda: b.events.lost)
         assert b.events.bodies == []
         await a.events.until(lambda: len(a.events.connected) == 2)
+
+
+@on_both_loops
+async def test_a_recalled_body_is_free_at_once_and_what_has_begun_arrives_whole() -> None:
+    async with pair() as (a, b):
+        b.events.on_body_for = lambda: data_link(b, a)._transport.pause_reading()
+        memories = [bytearray(bytes([number]) * size) for number, size in ((1, 16 * MIB), (2, 1000))]
+        views = [memoryview(memory) for memory in memories]
+        begun = a.transport.start_body(b.id, LinkProbe(1), views[0], 0)
+        await b.events.until(lambda: b.events.asked)
+        await condition(lambda: data_link(a, b)._transport.waiting)
+        other = a.transport.start_body(b.id, LinkProbe(2), views[1], 9)
+        for leaving, view, memory in zip((begun, other), views, memories, strict=True):
+            assert leaving is not None
+            leaving.recall()
+            leaving.recall()
+            await leaving
+            view.release()
+            memory[:] = bytes(len(memory))
+            memory.append(1)  # BufferError if anybody still looked at it
+        b.events.on_body_for = lambda: None
+        data_link(b, a)._transport.resume_reading()
+        await a.transport.send_body(b.id, LinkProbe(3), memoryview(b"behind"), 9)
+        await b.events.until(lambda: len(b.events.bodies) == 2)
+        assert [(message, bytes(body)) for _, message, body in b.events.bodies] == [
+            (LinkProbe(1), b"\1" * 16 * MIB),
+            (LinkProbe(3), b"behind"),
+        ]
+        assert a.events.lost == []
+
+
+@on_both_loops
+async def test_a_body_that_is_recalled_before_there_is_a_link_never_leaves() -> None:
+    async with pair() as (a, b):
+        first, second = (
+            a.transport.start_body(b.id, LinkProbe(number), memoryview(bytes([number]))) for number in (1, 2)
+        )
+        assert first is not None
+        assert second is not None
+        first.recall()
+        await first
+        await second
+        await b.events.until(lambda: b.events.bodies)
+        assert [message for _, message, _ in b.events.bodies] == [LinkProbe(2)]
 
 
 @on_both_loops

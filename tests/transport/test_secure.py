@@ -154,6 +154,26 @@ async def test_a_buffer_overwritten_after_send_body_returned_arrives_unchanged()
 
 
 @on_both_loops
+async def test_a_recalled_body_that_has_begun_arrives_whole() -> None:
+    a, b = make("a"), make("b")
+    async with running(a, b):
+        await connect(a, b)
+        b.events.on_body_for = lambda: data_link(b, a)._transport.pause_reading()
+        buffer = bytearray(b"z" * 16 * MIB)
+        leaving = a.transport.start_body(b.id, Tensor("j", 1, 0, 1), memoryview(buffer))
+        await b.events.until(lambda: b.events.asked)
+        await condition(lambda: data_link(a, b)._transport.waiting)
+        assert leaving is not None
+        leaving.recall()
+        buffer[:] = bytes(len(buffer))
+        b.events.on_body_for = lambda: None
+        data_link(b, a)._transport.resume_reading()
+        await b.events.until(lambda: b.events.bodies)
+        assert bytes(b.events.bodies[0][2]) == b"z" * 16 * MIB
+        assert a.events.lost == []
+
+
+@on_both_loops
 async def test_both_ways_at_once_and_many_small_messages() -> None:
     a, b = make("a"), make("b")
     async with running(a, b):

@@ -180,6 +180,8 @@ def evolution_cases() -> list[dict[str, Any]]:
         ("older LeaseWish, of which all was taken", [110, "j", 4, 0, 1, 5, [[3, 9]], 7, 8, 9, 9, 4, False],
          messages.LeaseWish("j", 4, 0, 1, 5, ((3, 9),), 7, 8, 9, 9, 4)),
         ("newer Rest, with a text more", [112, "j", 4, 0, 1, 5, "x"], messages.Rest("j", 4, 0, 1, 5)),
+        ("shortest Dealt", [115, "j", 4, 2, 7], messages.Dealt("j", 4, 2, 7)),
+        ("shortest Decided", [116, "j", 4, 2, 7], messages.Decided("j", 4, 2, 7)),
         ("newer Lead, with a text more", [70, 8, 7, 3, 7, 2, "home", "x"], messages.Lead(8, 7, 3, 7, 2, "home")),
     ]  # fmt: skip
     return [

@@ -157,6 +157,22 @@ def test_a_body_that_has_not_begun_can_be_cancelled() -> None:
     assert leaves(outbound) == [1, 1]
 
 
+def test_what_is_left_of_a_body_leaves_from_a_copy() -> None:
+    outbound = make(piece_bytes=4)
+    memory = bytearray(b"abcdefghijkl")
+    ticket = outbound.put_body(encode(tensor()), memoryview(memory), 0)
+    items = [outbound.next()]
+    for left in (b"efghijkl", b"ijkl"):
+        outbound.copy(ticket)
+        memory[:] = b"x" * 12
+        items.append(outbound.next())
+        assert items[-1] is not None
+        assert items[-1].body == left[:4]
+    assert [item.finished for item in items if item is not None] == [None, None, ticket]
+    assert (outbound.next(), outbound.queued) == (None, 0)
+    outbound.copy(ticket)  # it has left: nothing to copy
+
+
 def test_close_goes_last_after_messages_or_at_once() -> None:
     for flush, expected in ((True, [retired(1), Close(2, "")]), (False, [Close(2, "")])):
         outbound = make(piece_bytes=1)
