@@ -797,7 +797,8 @@ def test_a_wish_that_another_change_has_overtaken_is_answered_with_what_holds() 
     assert told[1].assignment == failover.assignment
 
 
-def test_of_losses_in_one_change_none_counts_any_more_once_one_of_them_has_ended_the_start() -> None:
+@pytest.mark.parametrize("losses", [[2, 3], [2]])
+def test_of_losses_in_one_change_none_counts_any_more_once_one_of_them_has_ended_the_start(losses: list[int]) -> None:
     spec, done_without = make_job(), list[int]()
     ledger = Ledger(make_record(spec, state="running", plan=make_plan()), dict(NAMES))
 
@@ -809,11 +810,11 @@ def test_of_losses_in_one_change_none_counts_any_more_once_one_of_them_has_ended
     failover.begin(make_plan(), 1)
     held = failover.assignment.shards[0]
     failover.wish(NODES[0], 0, assignment.encode_configuration(demoted(held, held.in_sync[1])))
-    assert all(failover.lose(node, "it is lost") for node in NODES[2:])
+    assert all(failover.lose(node, "it is lost") for node in map(NODES.__getitem__, losses))
     failover.reassigned(7, 0.0)
     wanted(ledger)
-    held = failover.assignment.shards[1]
-    failover.wish(NODES[1], 1, assignment.encode_configuration(held.replaced(held.in_sync[:1], ())))
+    held = failover.assignment.shards[2]
+    failover.wish(NODES[3], 2, assignment.encode_configuration(held.replaced(held.in_sync[:1], ())))
     failover.reassigned(8, 0.0)
     assert done_without == [2]
     assert not [action for action in wanted(ledger) if isinstance(action, actions.Reassign)]
