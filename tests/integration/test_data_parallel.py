@@ -239,7 +239,7 @@ def test_each_node_gives_a_trace_also_one_that_only_serves(three: Mesh) -> None:
 
 @pytest.mark.parametrize(
     ("victim", "how"),
-    [("a", "sync"), long("b", "sync"), long("c", "sync"), ("b", "async")],
+    [("a", "sync"), long("b", "sync"), long("c", "sync"), ("c", "async")],
 )
 def test_a_run_that_loses_a_node_goes_on_by_itself_from_the_newest_checkpoint(
     tmp_path: Path, undisturbed: str, victim: str, how: str
