@@ -63,12 +63,15 @@ class Looks:
             self._step, self._micro_batch, self._spent, self._due = step, micro_batch, 0.0, now + INTERVAL_S
         return self._rectified
 
-    def trained(self, step: int, loss: float, rows: int, *, finite: bool = True) -> None:
-        """That pass is over: the sum over rows of the loss that it made, and the rows that count for it."""
+    def trained(self, step: int, loss: float, rows: int, *, finite: bool = True) -> bool:
+        """That pass is over: the sum over rows of the loss that it made, and the rows that count for it. Returns whether that is to
+        be told at once: it is the first loss that is no number, and the run may end for the next ones."""
         if step < self._first_stop:
             self._begun = self._begun[0] + loss, self._begun[1] + rows
-        if not finite and self._not_finite < 0:
-            self._not_finite = self._allotment.batch(step)
+        if finite or self._not_finite >= 0:
+            return False
+        self._not_finite = self._allotment.batch(step)
+        return True
 
     def wants(self, step: int) -> bool:
         """Whether to show what the step ends with: `gradient` and `weight`, then `done`."""

@@ -209,7 +209,8 @@ class Session:
         step = stage.at(action.micro_batch)[0]
         loss, rows = sums.loss, sums.rows
         self._runner.forward(action, stage, sums, self._looks.forward(step, action.micro_batch))
-        self._looks.trained(step, sums.loss - loss, sums.rows - rows, finite=sums.finite)
+        if self._looks.trained(step, sums.loss - loss, sums.rows - rows, finite=sums.finite):
+            self._progress(time.perf_counter(), always=True)
 
     def _update(self, action: m.Update) -> None:
         machine = self._machine
@@ -249,8 +250,8 @@ class Session:
     def _save(self) -> Part:
         return self._runner.weights.save(self._blobs)
 
-    def _progress(self, now: float) -> None:
-        report = self._pace.report(self._reached(), now)
+    def _progress(self, now: float, *, always: bool = False) -> None:
+        report = self._pace.report(self._reached(), now, always=always)
         if report is not None:
             report.snapshots, report.snapshot_s = self._snapshots.taken()
             report.health = self._looks.health()

@@ -49,9 +49,9 @@ class Pace:
         """Seconds until a Progress may be sent."""
         return max(0.0, self._since + PROGRESS_INTERVAL_S - now)
 
-    def report(self, step: int, now: float) -> Progress | None:
-        """The sums since the last one; None where nothing happened."""
-        if step == self._step and not self.sums.rows and not self.sums.metrics:
+    def report(self, step: int, now: float, *, always: bool = False) -> Progress | None:
+        """The sums since the last one; None where nothing happened, unless it is wanted always."""
+        if not always and step == self._step and not self.sums.rows and not self.sums.metrics:
             return None
         found = Progress(
             step, (self.sums.loss, self.sums.rows), self.sums.metrics, self.compute_s, max(now - self._since, 0.0)

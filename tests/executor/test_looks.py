@@ -119,8 +119,8 @@ def test_the_first_steps_are_summed_apart(allotment: Allotment | None, steps: in
 
 def test_a_loss_that_is_no_number_has_the_jobs_step() -> None:
     found = looks(Clock(), Allotment(3, 1, shared=False))
-    found.trained(4, 0.0, 0, finite=False)
-    found.trained(5, 0.0, 0, finite=False)
+    assert found.trained(4, 0.0, 0, finite=False), "at once"
+    assert not found.trained(5, 0.0, 0, finite=False)
     assert found.health().not_finite == 13
 
 
