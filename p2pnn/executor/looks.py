@@ -64,8 +64,8 @@ class Looks:
         return self._rectified
 
     def trained(self, step: int, loss: float, rows: int, *, finite: bool = True) -> bool:
-        """That pass is over: the sum over rows of the loss that it made, and the rows that count for it. Returns whether that is to
-        be told at once: it is the first loss that is no number, and the run may end for the next ones."""
+        """That pass is over: the sum over rows of the loss that it made, and the rows that count for it. Returns whether that is
+        to be told at once: it is the first loss that is no number, and the run may end for the next ones."""
         if step < self._first_stop:
             self._begun = self._begun[0] + loss, self._begun[1] + rows
         if finite or self._not_finite >= 0:
