@@ -1,5 +1,9 @@
 """Another node than the first of a data-parallel run's worker that is cut over nodes: it trains the batches that the first is
-granted (`ps.dealing`), and tells it how many steps its own shards have decided."""
+granted (`ps.dealing`), and tells it how many steps its own shards have decided.
+
+The first is dealt batches only as far as its script lets it train. This node may hear of them before it has come as far in its
+own: what stands before that, as a checkpoint at the end of an epoch, comes first.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +26,7 @@ class FollowingSession(LeasedSession):
 
     def __init__(self, channel: Channel, arena: Arena, prepare: commands.Prepare, spec: JobSpec, plan: Plan) -> None:
         super().__init__(channel, arena, prepare, spec, plan)
+        self._let = 0  # steps that the machine is to do
         self._refused: list[tuple[int, int, bool]] = []  # steps that were not told yet
         self._replica.decided.on_refused = lambda *about: self._refused.append(about)
 
@@ -37,11 +42,24 @@ class FollowingSession(LeasedSession):
         if not isinstance(message, commands.Dealt):
             super()._take(message)
             return
-        before = self._book.granted
         self._book.take(Deal(message.first, message.ranges, message.trained_below))
-        if self._book.granted > before:
-            self._dealt()
+        self._begin()
         self._answer_trained()
+
+    def _train(self, until: int) -> None:
+        self._begin()
+
+    @property
+    def _begun_steps(self) -> int:
+        return self._let
+
+    def _begin(self) -> None:
+        """Begin the steps that are dealt, as far as the script has come."""
+        before, book = self._let, self._book
+        while self._let < book.granted and book.batch(self._let) < self._until:
+            self._let += 1
+        if self._let > before:
+            self._dealt()
 
     def _say(self, *, idle: bool) -> None:
         steps, _ = self._replica.acknowledged

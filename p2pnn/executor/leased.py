@@ -104,9 +104,14 @@ class LeasedSession(ReplicaSession):
 
     def _dealt(self) -> None:
         """There are more steps to do."""
-        own = script.Train(OWN, self._steps.granted)
+        own = script.Train(OWN, self._begun_steps)
         self._given.append(own)
         self._machine.command(own)
+
+    @property
+    def _begun_steps(self) -> int:
+        """How many steps of this worker the machine is to do."""
+        return self._steps.granted
 
     def _next_action(self) -> m.Action | None:
         if self._is_gone:
@@ -128,7 +133,7 @@ class LeasedSession(ReplicaSession):
     def _is_idle(self) -> bool:
         """Whether there is nothing to train, and all that was is decided."""
         replica = self._replica
-        if not self._trains or self._machine.step < self._steps.granted:
+        if not self._trains or self._machine.step < self._begun_steps:
             return False
         if replica.ended is not None or self._aside:
             self._give_up_steps(replica.ended or Refusal.SET_ASIDE, self._machine.next_step)
