@@ -89,6 +89,10 @@ class JobFailedError(P2pnnError):
     """A job was started and failed; the message names the node and the reason."""
 
 
+class StartLostError(JobFailedError):
+    """A start of a job cannot go on since nodes were lost; another one may."""
+
+
 class StorageError(P2pnnError):
     """A disk that is full, read-only or failing; what was there before is unchanged."""
 

@@ -47,7 +47,7 @@ def lines(last: Mapping[str, Any]) -> Iterator[str]:
 
 COVERAGE: Final = {
     "trained_again": "trained again, since their worker was lost",
-    "never_trained": "given up, since the gradients of two workers were refused for what they held",
+    "never_trained": "given up, since their gradients were refused twice for what they held",
 }
 """What an epoch's entry says of batches that were not trained exactly once."""
 

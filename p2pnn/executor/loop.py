@@ -10,7 +10,7 @@ import contextlib
 import sys
 import traceback
 
-from p2pnn.errors import JobFailedError, P2pnnError, RemoteProtocolError
+from p2pnn.errors import JobFailedError, P2pnnError, RemoteProtocolError, StartLostError
 from p2pnn.executor import commands
 from p2pnn.executor.arena import Arena
 from p2pnn.executor.channel import Channel
@@ -32,7 +32,8 @@ def run(channel: Channel, arena: Arena) -> int:
     except Exception as error:
         traceback.print_exc(file=sys.stderr)
         with contextlib.suppress(EOFError):
-            channel.send(commands.Failed(sentence(error), isinstance(error, RemoteProtocolError)))
+            lost = isinstance(error, RemoteProtocolError | StartLostError)
+            channel.send(commands.Failed(sentence(error), lost))
         return 1
     finally:
         channel.leave()

@@ -26,7 +26,7 @@ import threadpoolctl
 
 from p2pnn.data.blobs import BlobStore
 from p2pnn.engine.numpy.engine import NumpyEngine
-from p2pnn.errors import JobFailedError, PlanError, StorageError
+from p2pnn.errors import JobFailedError, PlanError, StartLostError, StorageError
 from p2pnn.executor import commands
 from p2pnn.executor.arena import Arena
 from p2pnn.executor.channel import Channel
@@ -235,9 +235,10 @@ class Server:
             while (leased := shard.next_leased()) is not None:
                 out.append(self._leased(number, leased))
             if shard.is_deserted:
-                raise JobFailedError(
-                    "every worker was set aside by a shard for its bad pushes, so nobody is left to train"
-                )
+                why = "was set aside by a shard for its bad pushes, so nobody is left to train"
+                if shard.state.gone:  # who is lost was not: with all nodes there are others
+                    raise StartLostError(f"every worker that is left {why}")
+                raise JobFailedError(f"every worker {why}")
         out += self._replicas.say(time.perf_counter())
         if out:
             self._channel.send(*out)

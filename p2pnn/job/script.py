@@ -136,7 +136,7 @@ class Done(_Message, tag=25):
 
     result: MessagePack of Evaluation, `job.checkpoint.Part` or Predictions, the scores of a Sample, or empty. error: a
     checkpoint that failed. uneven: to a Train, where batches are leased: how many of its epoch were trained more often than once
-    by then, by whomever, and how many were given up, since the pushes of two workers were refused for what they held.
+    by then, by whomever, and how many were given up, since their pushes were refused twice for what they held.
     """
 
     sequence: int

@@ -122,7 +122,7 @@ class LeaseWish(Message, tag=110):
 class Leased(Message, tag=111):
     """Shard to worker: the ranges of batches that it is to train, in this order, all of them. trained_below: all batches below
     are trained. again: how many of the epoch that `LeaseWish.below` ends or is in were trained more often than once, never: and
-    were given up, since the pushes of two workers were refused for what they held."""
+    were given up, since their pushes were refused twice for what they held."""
 
     job: JobText
     generation: Count

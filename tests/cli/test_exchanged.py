@@ -70,7 +70,7 @@ def test_epochs_whose_batches_were_not_all_trained_exactly_once() -> None:
     assert list(exchanged.coverage(epochs)) == [
         "coverage     epoch 2: 3 batches trained again, since their worker was lost",
         "coverage     epoch 3: 1 batch trained again, since their worker was lost",
-        "coverage     epoch 3: 1 batch given up, since the gradients of two workers were refused for what they held",
+        "coverage     epoch 3: 1 batch given up, since their gradients were refused twice for what they held",
     ]
 
 
