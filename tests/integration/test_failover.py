@@ -5,6 +5,7 @@ That each push counts once is seen in the parameters: `tests.support.counting`.
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import threading
@@ -79,10 +80,10 @@ class Watch:
         return [event for event in self.told if event["kind"] == kind]
 
     def resumed_s(self, at: float) -> float:
-        """Seconds from a moment until the run was a step further."""
+        """Seconds from a moment until the run was a step further; not a number where it ended before it told of one."""
         told = [(event["time"], event["step"]) for event in self.kinds("progress")]
         before = max((step for when, step in told if when <= at), default=0)
-        return float(min(when for when, step in told if when > at and step > before) - at)
+        return float(min((when for when, step in told if when > at and step > before), default=math.nan) - at)
 
 
 @pytest.fixture
