@@ -7,7 +7,6 @@ own: what stands before that, as a checkpoint at the end of an epoch, comes firs
 
 from __future__ import annotations
 
-from p2pnn.errors import JobFailedError
 from p2pnn.executor import commands
 from p2pnn.executor.arena import Arena
 from p2pnn.executor.channel import Channel
@@ -15,7 +14,6 @@ from p2pnn.executor.leased import LeasedSession
 from p2pnn.job.plan import Plan
 from p2pnn.job.spec import JobSpec
 from p2pnn.ps.dealing import Deal, Dealt
-from p2pnn.ps.messages import Refusal
 from p2pnn.train import machine as m
 
 
@@ -74,8 +72,3 @@ class FollowingSession(LeasedSession):
     def _update(self, action: m.Update) -> None:
         super()._update(action)
         self._book.passed(self._machine.step)
-
-    def _give_up_steps(self, why: Refusal, step: int) -> None:
-        if why is not Refusal.SET_ASIDE:
-            raise JobFailedError(f"the shards want nothing of worker {self._number}: {why.value}")
-        self._go_through(step)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 
-from p2pnn.errors import JobFailedError
 from p2pnn.executor import commands
 from p2pnn.executor.arena import Arena
 from p2pnn.executor.channel import Channel
@@ -93,21 +92,16 @@ class LeasingSession(LeasedSession):
         self._leasing.ended(time.perf_counter())
 
     def _give_up_steps(self, why: Refusal, step: int) -> None:
-        """The shards take nothing more from this worker: others train what it has, and it evaluates on. One that is cut goes
-        through what was dealt to its nodes, and pushes nothing."""
-        if why is not Refusal.SET_ASIDE:
-            raise JobFailedError(f"the shards want nothing of worker {self._number}: {why.value}")
-        leasing = self._leasing
+        """Others train what this worker has, and it evaluates on. One that is cut goes through what was dealt to its nodes."""
+        super()._give_up_steps(why, step)
         if self._is_cut:
-            granted = leasing.granted
-            leasing.quit()
-            leasing.granted = granted
-            self._go_through(step)
-            return
-        if leasing.has_quit:
+            self._leasing.quit(through=True)
+
+    def _give_up_rest(self) -> None:
+        if self._leasing.has_quit:
             return
         self._replica.leave()
-        leasing.quit()
+        self._leasing.quit()
         self._machine = self._new_machine(self._machine.step)
         self._begun = self._machine.step
         self._given.clear()

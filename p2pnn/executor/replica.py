@@ -274,19 +274,19 @@ class ReplicaSession(Session):
         is cut goes through them, since its nodes may be in different ones."""
         if why is not Refusal.SET_ASIDE:
             raise JobFailedError(f"the shards want nothing of worker {self._number}: {why.value}")
-        if self._is_cut:
-            self._go_through(step)
-        else:
-            self._leave()
-            self._skip_to(self._allotment.local(self._until))
-
-    def _go_through(self, step: int) -> None:
-        """Compute a step with the other nodes of this worker and push nothing of it; −1 where there is none to do."""
+        if not self._is_cut:
+            self._give_up_rest()
+            return
         self._leave()
-        if step >= 0:
+        if step >= 0:  # else there is none to do
             self._muted = True
             self._replica.skip_to(step + 1)
             self._machine.allow(step)
+
+    def _give_up_rest(self) -> None:
+        """None of the steps that are granted is done any more."""
+        self._leave()
+        self._skip_to(self._allotment.local(self._until))
 
     def _leave(self) -> None:
         """Push nothing any more, and neither shall other nodes of this worker."""

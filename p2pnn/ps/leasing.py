@@ -84,10 +84,11 @@ class Leasing:
         """The script lets batches below `until` be trained."""
         self.below = max(self.below, until)
 
-    def quit(self) -> None:
-        """Nothing is trained here any more; what it holds is somebody else's. What was said before counts."""
+    def quit(self, *, through: bool = False) -> None:
+        """Nothing is trained here any more; what it holds is somebody else's. What was said before counts. through: the steps
+        that are granted are done all the same."""
         self._quits, self._again = True, True
-        self.granted = 0
+        self.granted *= through
 
     @property
     def has_quit(self) -> bool:

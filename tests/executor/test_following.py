@@ -17,7 +17,7 @@ from p2pnn.job import script
 from p2pnn.ps.dealing import Dealt
 from tests.executor.mesh import contiguous
 from tests.executor.pump import hybrid_plan, store
-from tests.executor.test_leased import Losing, job
+from tests.executor.test_leased import Cut, job
 
 
 @pytest.mark.parametrize(("bad", "taken"), [((0, 1), (40, 40)), ((1,), (40, 39)), ((0,), (39, 40))])
@@ -32,7 +32,7 @@ def test_a_step_is_trained_again_that_no_shard_of_any_node_has_taken(
         if worker == 0 and message.shard in bad and message.sequence == 2:
             place[:4] = np.array([np.nan], np.float32).tobytes()
 
-    with Losing(spec, hybrid_plan(spec, contiguous(spec.graph, 2), 2, 2), blobs) as pump:
+    with Cut(spec, hybrid_plan(spec, contiguous(spec.graph, 2), 2, 2), blobs) as pump:
         pump.spoil = spoil
         for until in (5, 40):
             pump.train(until)

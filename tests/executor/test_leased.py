@@ -12,13 +12,13 @@ import pytest
 
 from p2pnn.data.blobs import BlobStore
 from p2pnn.executor import commands
-from p2pnn.job import assignment, script
+from p2pnn.job import script
 from p2pnn.job.spec import JobSpec
 from tests.executor import models
 from tests.executor.mesh import contiguous, manifest, spec_for
-from tests.executor.pump import Pump, hybrid, hybrid_plan
+from tests.executor.pump import hybrid, hybrid_plan
 from tests.executor.test_executor import by_layers
-from tests.executor.test_leasing import ADAM, again, rows
+from tests.executor.test_leasing import ADAM, Losing, again, rows
 from tests.executor.test_replica import not_a_number
 
 
@@ -32,48 +32,28 @@ def job(blobs: BlobStore, how: str = "async", epochs: int = 24, **settings: Any)
     return hybrid(spec_for(models.scaled(models.dense()), blobs, epochs=epochs, optimizer=ADAM), how, **settings)
 
 
-class Losing(Pump):
-    """A pump one of whose nodes may be lost. granted: by worker, batches that it was granted, in order; dealt: by node, those
-    that it was told of."""
+class Cut(Losing):
+    """Of workers that are cut, whose links are lost with a node. dealt: by node, batches that it was told of."""
 
     def __init__(self, *arguments: Any, **more: Any) -> None:
         super().__init__(*arguments, **more)
-        self.granted: list[list[int]] = [[] for _ in self.plan.replicas]
         self.dealt: dict[int, list[int]] = {node: [] for node in self.computing}
-        self.lost: set[int] = set()
 
     def receive(self, key: tuple[str, int], message: Any) -> None:
-        if key[0] == "compute" and key[1] in self.lost:
-            return
-        if isinstance(message, commands.SendLeased):
-            known = self.granted[message.worker]
-            known += [b for start, stop in message.ranges for b in range(start, stop) if b not in known]
         if not isinstance(message, commands.Send) or self.lost.isdisjoint(self.company(key[1])):
             super().receive(key, message)
-
-    def lose(self, node: int) -> None:
-        """Kill a node that computes, and tell everybody that it is gone."""
-        self.lost.add(node)
-        self.spawned["compute", node].kill()
-        for found in (self.done, self.spawned):
-            found.pop(("compute", node))  # type: ignore[attr-defined]
-        self._waiting = [(key, message) for key, message in self._waiting if key != ("compute", node)]
-        told = commands.Assigned(assignment.encode(assignment.Assignment(gone=(node,))))
-        for key in self.spawned:
-            self.tell(key, told)
 
     def tell(self, key: tuple[str, int], message: Any) -> None:
         if isinstance(message, commands.Dealt):
             self.dealt[key[1]] += [b for start, stop in message.ranges for b in range(start, stop)]
-        if key in self.spawned:
-            super().tell(key, message)
+        super().tell(key, message)
 
 
 @pytest.mark.parametrize("how", ["async", "ssp:0", "ssp:1"])
 def test_all_nodes_of_a_worker_train_what_its_first_is_granted(how: str, blobs: BlobStore) -> None:
     spec = job(blobs, how)
     plan = hybrid_plan(spec, by_layers(spec.graph, 3), 2, 4)
-    with Losing(spec, plan, blobs, dice=random.Random(5)) as pump:
+    with Cut(spec, plan, blobs, dice=random.Random(5)) as pump:
         for until in (5, 10, 40):
             number = pump.command(lambda number, until=until: script.Train(number, until))  # type: ignore[misc]
             assert again(pump, number) == 0
@@ -95,7 +75,7 @@ def test_the_others_train_what_a_worker_had_that_loses_a_node(how: str, position
     """The node that is left of it answers at once, and neither evaluates nor writes."""
     spec = job(blobs, how, epochs=8)
     plan = hybrid_plan(spec, contiguous(spec.graph, 2), 2, 2)
-    with Losing(spec, plan, blobs) as pump:
+    with Cut(spec, plan, blobs) as pump:
         pump.train(5)
         first = pump.command(lambda number: script.Train(number, 35))
         pump.route(lambda: len(set(pump.granted[1]) - set(range(5))) > 1)
@@ -123,7 +103,7 @@ def test_the_others_train_what_a_worker_had_that_loses_a_node(how: str, position
 
 def test_the_first_worker_may_lose_a_node_and_the_next_one_writes(blobs: BlobStore) -> None:
     spec = job(blobs, "ssp:1", epochs=8)
-    with Losing(spec, hybrid_plan(spec, contiguous(spec.graph, 2), 3, 2), blobs) as pump:
+    with Cut(spec, hybrid_plan(spec, contiguous(spec.graph, 2), 3, 2), blobs) as pump:
         pump.train(5)
         number = pump.command(lambda number: script.Train(number, 30))
         pump.lose(0)
@@ -139,7 +119,7 @@ def test_a_node_is_lost_amid_an_evaluation(blobs: BlobStore) -> None:
     """Of the worker that evaluates, too; who is left answers for what was under way, and evaluates it all then."""
     spec = job(blobs, epochs=8)
     plan = hybrid_plan(spec, contiguous(spec.graph, 2), 2, 2)
-    with Losing(spec, plan, blobs) as pump:
+    with Cut(spec, plan, blobs) as pump:
         pump.train(5)
         number = pump.command(lambda number: script.Evaluate(number, "test"))
         pump.lose(3)
@@ -154,11 +134,11 @@ def test_a_node_is_lost_amid_an_evaluation(blobs: BlobStore) -> None:
 
 def test_a_run_goes_on_where_the_checkpoint_was_cut(blobs: BlobStore) -> None:
     spec = job(blobs)
-    with Losing(spec, hybrid_plan(spec, contiguous(spec.graph, 2), 2, 2), blobs) as pump:
+    with Cut(spec, hybrid_plan(spec, contiguous(spec.graph, 2), 2, 2), blobs) as pump:
         pump.train(13)
         parts = pump.checkpoint()
     plan = hybrid_plan(spec, by_layers(spec.graph, 3), 1, 3, together=True)
-    with Losing(spec, plan, blobs, checkpoint=manifest(13, parts)) as pump:
+    with Cut(spec, plan, blobs, checkpoint=manifest(13, parts)) as pump:
         pump.train(20)
         assert pump.granted == [list(range(13, 20))]
         assert set(pump.finish()) == {0}
@@ -170,7 +150,7 @@ def test_who_is_set_aside_leaves_its_batches_to_the_others(shard: int, blobs: Bl
     """By one of its shards, whichever of its nodes speaks to that; its nodes go on together to evaluate."""
     spec = job(blobs)
     spoil = not_a_number(1, first=1)
-    with Losing(spec, hybrid_plan(spec, contiguous(spec.graph, 2), 3, 2), blobs) as pump:
+    with Cut(spec, hybrid_plan(spec, contiguous(spec.graph, 2), 3, 2), blobs) as pump:
         pump.spoil = lambda worker, message, place: spoil(worker, message, place) if message.shard == shard else None
         pump.train(60)
         assert pump.evaluate("test").rows == 10
@@ -184,7 +164,7 @@ def test_who_is_set_aside_leaves_its_batches_to_the_others(shard: int, blobs: Bl
 
 def test_batches_that_are_pushed_together_are_all_trained(blobs: BlobStore) -> None:
     spec = job(blobs, n_push=4, n_fetch=3)
-    with Losing(spec, hybrid_plan(spec, contiguous(spec.graph, 2), 2, 2), blobs) as pump:
+    with Cut(spec, hybrid_plan(spec, contiguous(spec.graph, 2), 2, 2), blobs) as pump:
         for until in (7, 40):
             pump.train(until)
             pump.evaluate("test")
@@ -195,7 +175,7 @@ def test_batches_that_are_pushed_together_are_all_trained(blobs: BlobStore) -> N
 
 def test_workers_wait_for_the_first_ones_updates(blobs: BlobStore) -> None:
     spec = job(blobs, warm_start=8)
-    with Losing(spec, hybrid_plan(spec, contiguous(spec.graph, 2), 2, 2), blobs) as pump:
+    with Cut(spec, hybrid_plan(spec, contiguous(spec.graph, 2), 2, 2), blobs) as pump:
         pump.train(5)
         pump.train(40)
         assert set(pump.finish()) == {0}

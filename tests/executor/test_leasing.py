@@ -34,24 +34,23 @@ def job(blobs: BlobStore, how: str = "async", epochs: int = 24, **settings: Any)
 
 
 class Losing(Pump):
-    """A pump whose workers may be lost. granted: worker's node → batches that it was granted, in order."""
+    """A pump one of whose nodes may be lost. granted: by worker, batches that it was granted, in order."""
 
     def __init__(self, *arguments: Any, **more: Any) -> None:
         super().__init__(*arguments, **more)
-        self.granted: dict[int, list[int]] = {node: [] for node in self.computing}
+        self.granted: list[list[int]] = [[] for _ in self.plan.replicas]
         self.lost: set[int] = set()
 
     def receive(self, key: tuple[str, int], message: Any) -> None:
         if key[0] == "compute" and key[1] in self.lost:
             return
         if isinstance(message, commands.SendLeased):
-            known = self.granted[self.computing[message.worker]]
+            known = self.granted[message.worker]
             known += [b for start, stop in message.ranges for b in range(start, stop) if b not in known]
         super().receive(key, message)
 
-    def lose(self, worker: int) -> None:
-        """Kill a worker, and tell everybody that it is gone."""
-        node = self.computing[worker]
+    def lose(self, node: int) -> None:
+        """Kill a node that computes, and tell everybody that it is gone."""
         self.lost.add(node)
         self.spawned["compute", node].kill()
         for found in (self.done, self.spawned):
@@ -112,7 +111,7 @@ def test_every_batch_is_trained_once_by_whoever_has_time(how: str, blobs: BlobSt
         for until in (5, 10, 40):
             number = pump.command(lambda number, until=until: script.Train(number, until))  # type: ignore[misc]
             assert again(pump, number) == 0
-            assert sorted(b for found in pump.granted.values() for b in found) == list(range(until))
+            assert sorted(b for found in pump.granted for b in found) == list(range(until))
             pump.evaluate("validation")
         assert pump.checkpoint()
         assert set(pump.finish()) == {0}
@@ -127,13 +126,13 @@ def test_a_slow_worker_trains_less(blobs: BlobStore) -> None:
     spec = job(blobs, epochs=60)
     with Slowing(spec, data_plan(spec, 2, 1), blobs) as pump:
         pump.train(20)
-        before = {node: len(found) for node, found in pump.granted.items()}
+        before = [len(found) for found in pump.granted]
         pump.begin(1)
         pump.train(300)
         pump.end()
-        trained = {node: len(found) - before[node] for node, found in pump.granted.items()}
+        trained = [len(found) - then for found, then in zip(pump.granted, before, strict=True)]
         assert set(pump.finish()) == {0}
-    assert sum(trained.values()) == 280
+    assert sum(trained) == 280
     assert trained[0] > 1.5 * trained[1] > 0
 
 
@@ -184,7 +183,7 @@ def test_a_run_goes_on_where_the_checkpoint_was_cut(blobs: BlobStore) -> None:
     with Losing(spec, data_plan(spec, 3, 1), blobs, checkpoint=cut) as pump:
         for until, told in ((14, 2), (15, 2), (20, 0)):
             assert again(pump, pump.command(lambda number, until=until: script.Train(number, until))) == told  # type: ignore[misc]
-        assert sorted(b for found in pump.granted.values() for b in found) == list(range(13, 20))
+        assert sorted(b for found in pump.granted for b in found) == list(range(13, 20))
         assert set(pump.finish()) == {0}
     assert rows(pump) == 7 * 16
 
@@ -208,4 +207,4 @@ def test_batches_that_are_pushed_together_are_all_trained(blobs: BlobStore) -> N
             pump.evaluate("test")
         assert set(pump.finish()) == {0}
     assert rows(pump) == 40 * 16
-    assert sorted(b for found in pump.granted.values() for b in found) == list(range(40))
+    assert sorted(b for found in pump.granted for b in found) == list(range(40))

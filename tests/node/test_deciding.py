@@ -51,6 +51,10 @@ class Bench(JobsBench):
     def entry(self, job: str) -> work.Entry:
         return self.jobs.work.entries[job]  # type: ignore[index]
 
+    def warnings(self, job: str | None) -> list[str]:
+        assert job is not None
+        return [event["text"] for event in self.jobs.journal(job)._events if event["kind"] == "warning"]
+
     def told(self, node: str = A) -> list[tuple[int, Assignment]]:
         """(term, what it was told) of each Assigned."""
         return [
@@ -89,7 +93,7 @@ async def test_a_lost_node_is_told_of_when_the_cluster_has_decided_that_the_star
     assert work.generations(bench.jobs.work.entries, B) == {}
     assert work.generations(bench.jobs.work.entries, C) == {job: 1}
     assert bench.outside.of(wire.Release) == [wire.Release(job, 1, 1)]
-    texts = [event["text"] for event in bench.jobs.journal(job)._events if event["kind"] == "warning"]  # type: ignore[arg-type]
+    texts = bench.warnings(job)
     assert texts[-1] == ("node b is lost (connection reset): shard 1 goes on at a; worker 1's batches go to the others")
     await bench.close()
 
@@ -140,7 +144,7 @@ async def test_what_cannot_be_decided_ends_the_start_with_the_reason(tmp_path: P
         await bench.jobs.work.decide(job, lambda _: bench.entry(job))  # type: ignore[arg-type]
     bench.lose(B)
     await until(lambda: bench.state(job) != "running")
-    texts = [event["text"] for event in bench.jobs.journal(job)._events if event["kind"] == "warning"]  # type: ignore[arg-type]
+    texts = bench.warnings(job)
     assert "node b is lost (connection reset), and the charter would be too large" in texts
     await bench.close()
 
@@ -162,7 +166,7 @@ async def test_what_the_charter_has_no_room_for_is_not_decided_and_others_go_on(
     assert bench.state(job) == "running"
     bench.lose(B)
     await until(lambda: bench.state(job) != "running")
-    texts = [event["text"] for event in bench.jobs.journal(job)._events if event["kind"] == "warning"]  # type: ignore[arg-type]
+    texts = bench.warnings(job)
     assert any(text.startswith("node b is lost (connection reset), and who has which role in job ") for text in texts)
     assert await bench.jobs.work.decide(job, lambda _: None)  # type: ignore[arg-type]
     await bench.close()
