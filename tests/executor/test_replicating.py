@@ -100,7 +100,7 @@ def test_a_backup_to_which_bytes_hang_keeps_no_slots_once_it_is_waited_for_no_mo
     with Pump(spec, data_plan(spec, 2, 1, copies=2), blobs) as pump:
         pump.prepare()
         number = training(pump, 40)
-        pump.route(lambda: pushed(pump, 4))
+        pump.route(lambda: pump.answers.total() > 4)  # reports come seldomer than a starved machine trains all
         pump.hanging = {3}
         pump.route(lambda: pushed(pump, 40))
         [shard] = pump.assignment.shards
